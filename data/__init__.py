@@ -1,0 +1,115 @@
+"""Image data sets by name: found or downloaded, verified, split, and binarized where that is done once.
+
+Nothing here imports Keras, and importing this package opens no file: a --help that reads it is instant.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.dataset import SPLITS, Dataset, Split
+from data.files import DataError, as_folder, cache_folder, candidates, places
+from data.sources import Source, digits, fashionmnist, mnist
+
+__all__ = [
+    "BINARIZE",
+    "DATA_SETS",
+    "SPLITS",
+    "DataError",
+    "Dataset",
+    "Fetched",
+    "Source",
+    "Split",
+    "binarization",
+    "fetch",
+    "found",
+    "held_out",
+    "load",
+]
+
+DATA_SETS = {source.name: source for source in (mnist, fashionmnist, digits)}
+
+_BINARIZERS = {
+    "dynamic": lambda grey, rng: (rng.random(grey.shape, np.float32) < grey).astype(np.float32),
+    "threshold": lambda grey, rng: (grey >= 0.5).astype(np.float32),
+    "none": lambda grey, rng: grey,
+}
+BINARIZE = ("auto", *_BINARIZERS)
+HELD_OUT_SEED = 20_180_409  # part of every published number: never change it
+
+
+class Fetched(NamedTuple):
+    """One file of a data set as it lies on this machine, verified."""
+
+    file: str
+    path: Path
+    bytes: int
+
+
+def load(name, data_dir=None) -> Dataset:
+    """The data set `name`, with no file opened yet: each split is found, or downloaded, when it is asked for.
+
+    Files are looked for in data_dir, data_dir/name, $VAMPVAE_DATA, $VAMPVAE_DATA/name and the user's cache,
+    and downloaded into the cache. Raises DataError for an unknown name or a data_dir that is not a folder.
+    """
+    source = _source(name)
+    if data_dir and not os.path.isdir(as_folder(data_dir)):
+        raise DataError(f"data_dir {data_dir} is not a folder: name the one that holds {name}.")
+    return Dataset(source, lambda file: _obtain(file, data_dir, cache_folder(name))[1])
+
+
+def fetch(name, data_dir=None) -> list[Fetched]:
+    """Every file of `name`, found, or else downloaded into data_dir/name or the user's cache, and verified.
+
+    Empty for a data set that comes with a package. Raises DataError as `load` and `Dataset.split` do.
+    """
+    files = _source(name).files
+    folder = as_folder(data_dir) / name if data_dir else cache_folder(name)
+    paths = [_obtain(file, data_dir, folder)[0] for file in files]
+    return [Fetched(path.name, path, os.path.getsize(path)) for path in paths]
+
+
+def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
+    """For each file of `name`, where it was found, or None; nothing is opened, verified or downloaded.
+
+    Empty for a data set that comes with a package. Raises DataError for an unknown name or a closed folder.
+    """
+    files, folders = _source(name).files, places(name, data_dir)
+    return [(file.name, next(candidates(file, folders), None)) for file in files]
+
+
+def binarization(dataset, mode) -> str:
+    """`mode`, one of BINARIZE, with "auto" replaced by what it means for `dataset`, a Dataset or a Source.
+
+    Raises DataError for any other mode.
+    """
+    if mode not in BINARIZE:
+        raise DataError(f"unknown binarization {mode!r}: choose one of {', '.join(BINARIZE)}.")
+    return dataset.binarize if mode == "auto" else mode
+
+
+def held_out(dataset, split_name, mode) -> np.ndarray:
+    """The images of a split as every run sees them, float32 (N, H, W, C) in [0, 1].
+
+    "dynamic" is one Bernoulli draw, p(x = 1) = grey, from a seed that depends on the split alone: the same on
+    every machine and in every run, so that numbers can be compared. "threshold" is grey >= 0.5, and "none" is
+    grey itself. Raises DataError for an unknown mode, and as `Dataset.split` does.
+    """
+    binarize = _BINARIZERS[binarization(dataset, mode)]
+    grey = dataset.split(split_name).grey()
+    return binarize(grey, np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)]))
+
+
+def _source(name):
+    if name not in DATA_SETS:
+        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}.")
+    return DATA_SETS[name]
+
+
+def _obtain(file, data_dir, folder):
+    from data.download import obtain  # here, because urllib is slow to import
+
+    known = [one for source in DATA_SETS.values() for one in source.files]
+    return obtain(file, data_dir, folder, known)

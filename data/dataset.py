@@ -1,0 +1,75 @@
+"""A data set as the rest of the project sees it: three splits of images, each opened when it is asked for."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from data.files import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+class Split(NamedTuple):
+    """Images as published: images uint8 (N, H, W, C) from 0 to max_value, labels int64 (N,) or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    max_value: int
+
+    def grey(self, index=slice(None)) -> np.ndarray:
+        """Images by slice or by n indices, divided by max_value: float32 in [0, 1], (n, H, W, C)."""
+        return np.divide(self.images[index], self.max_value, dtype=np.float32)
+
+    def first(self, n) -> "Split":
+        """The first n images and labels; all of them if n is None."""
+        return self._replace(images=self.images[:n], labels=None if self.labels is None else self.labels[:n])
+
+    def thresholded(self) -> "Split":
+        """The same split with pixels cut at 0.5: images of 0 and 1, max_value 1."""
+        return self._replace(images=(self.grey() >= 0.5).astype(np.uint8), max_value=1)
+
+
+class Dataset:
+    """The splits of one source, lazy and cached: no file is looked for before a split that needs it.
+
+    `sha256` maps the name of each file opened so far to the sha256 of its unpacked content.
+    """
+
+    def __init__(self, source, read_file):
+        """`read_file` takes one of the source's files and returns its verified content."""
+        self.source = source
+        self.name = source.name
+        self.image_shape = source.image_shape
+        self.class_names = source.class_names
+        self.binarize = source.binarize
+        self.sha256 = {}
+        self._read_file = read_file
+        self._contents = {}
+        self._splits = {}
+
+    def split(self, name) -> Split:
+        """The split "train", "val" or "test".
+
+        Raises DataError if it cannot be had, or is not what the source states.
+        """
+        if name not in SPLITS:
+            raise DataError(f"{self.name} has no split {name!r}: choose one of {', '.join(SPLITS)}.")
+        if name not in self._splits:
+            images, labels = self.source.read(self, name)
+            shape = (self.source.num_images[name], *self.image_shape)
+            self._check(f"{name} images", images, shape)
+            if labels is not None:
+                self._check(f"{name} labels", labels, shape[:1])
+            self._splits[name] = Split(images, labels, self.source.max_value)
+        return self._splits[name]
+
+    def content(self, file) -> bytes:
+        """The unpacked content of one of the source's files, read once. For the source's own `read`."""
+        if file not in self._contents:
+            self._contents[file] = self._read_file(file)
+            self.sha256[file.unpacked_name] = file.unpacked_sha256
+        return self._contents[file]
+
+    def _check(self, what, array, shape):
+        if array.shape != shape:
+            raise DataError(f"{self.name}'s {what} have shape {array.shape}, expected {shape}.")

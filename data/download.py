@@ -1,0 +1,123 @@
+"""Downloads of public files: https only, several mirrors, checked, whole or not at all."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+from data.files import DataError, places, read_first
+
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 1 << 16
+
+
+def obtain(file, data_dir, folder, known) -> tuple[Path, bytes]:
+    """Path and unpacked content of `file`: found in its places, else downloaded into `folder`; verified.
+
+    Raises DataError for a wrong copy (see `files.read_first`), or if there is none and no download succeeds.
+    """
+    if found := read_first(file, places(file.data_set, data_dir), known):
+        return found
+    try:
+        download(file, folder)
+    except DataError as error:
+        names = ", ".join(one.name for one in known if one.data_set == file.data_set)
+        raise DataError(
+            f"{file} was not found and could not be downloaded ({error}): put {names} into {folder}, "
+            "or into a folder that --data_dir or $VAMPVAE_DATA names."
+        ) from error
+    return read_first(file, [folder], known)
+
+
+def download(file, folder) -> Path:
+    """Downloads `file` into `folder` from the first of its mirrors that sends it whole; returns its path.
+
+    Processes that fetch the same file at once each write their own copy, and the last rename wins.
+    Raises DataError with every mirror's reason, or if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / file.name) as out:
+            _receive_from_any(file, out)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+    return folder / file.name
+
+
+@contextmanager
+def _replacing(target):
+    """A new file that takes the place of `target` if the block ends well, and is removed if it does not."""
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, target)
+    except BaseException:  # an interrupt, too, must leave nothing behind
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _receive_from_any(file, out):
+    reasons = []
+    for url in file.urls:
+        try:
+            return _receive(url, file, out)
+        except DataError as error:
+            reasons.append(f"{urlsplit(url).netloc}: {error}")
+    raise DataError("; ".join(reasons))
+
+
+def _receive(url, file, out):
+    from tqdm import tqdm
+
+    out.seek(0)
+    out.truncate()  # what an earlier mirror sent
+    digest = hashlib.sha256()
+    # disable=None shows the bar on a terminal only
+    with tqdm(total=file.bytes, desc=str(file), unit="B", unit_scale=True, disable=None) as bar:
+        for chunk in _chunks(url):
+            out.write(chunk)
+            digest.update(chunk)
+            bar.update(len(chunk))
+            if out.tell() > file.bytes:
+                break
+    if digest.hexdigest() != file.sha256:
+        raise DataError(f"sent other content, {out.tell():,} bytes of an expected {file.bytes:,}")
+
+
+def _chunks(url):
+    """The bytes at `url`, piece by piece; a network failure is a DataError, so an OSError means the disk."""
+    try:
+        with _https_only().open(url, timeout=TIMEOUT) as response:
+            while chunk := response.read(CHUNK):
+                yield chunk
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(str(getattr(error, "reason", error))) from error
+
+
+def _https_only():
+    """An opener that knows no other scheme, so that neither a mirror nor a redirect can leave https."""
+    proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(proxies),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _RefuseOthers(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _RefuseOthers(urllib.request.BaseHandler):
+    def unknown_open(self, request):
+        raise URLError(f"{request.type} is refused, only https is used")

@@ -1,0 +1,186 @@
+"""The sources of the data sets: what each one is, its public files, and how a split is read from them."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.dataset import Dataset
+from data.files import DataError, PublicFile
+from data.idx import parse_idx
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a data set before any file is opened, and `read(dataset, split)`, which opens files.
+
+    `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
+    `binarize` is the meaning of `--binarize auto` for this data set.
+    """
+
+    name: str
+    title: str
+    image_shape: tuple[int, int, int]
+    num_images: dict[str, int]
+    max_value: int
+    class_names: tuple[str, ...]
+    binarize: str
+    read: Callable[[Dataset, str], tuple[np.ndarray, np.ndarray | None]]
+    files: tuple[PublicFile, ...]
+    licence: str
+    origin: str
+
+
+DIGIT_NAMES = tuple("0123456789")
+
+IDX_FILES = (  # the public names, and the unpacked sizes: a header and one byte per pixel or label
+    ("train-images-idx3-ubyte.gz", 16 + 60_000 * 28 * 28),
+    ("train-labels-idx1-ubyte.gz", 8 + 60_000),
+    ("t10k-images-idx3-ubyte.gz", 16 + 10_000 * 28 * 28),
+    ("t10k-labels-idx1-ubyte.gz", 8 + 10_000),
+)
+IDX_SPLITS = {  # which files, and which of their images: validation is the end of the training files
+    "train": (slice(0, 2), slice(None, -10_000)),
+    "val": (slice(0, 2), slice(-10_000, None)),
+    "test": (slice(2, 4), slice(None)),
+}
+
+
+def read_idx(dataset, split):
+    """Images uint8 (N, H, W, 1) and labels int64 (N,) of a split of a data set that is four idx files."""
+    files, rows = IDX_SPLITS[split]
+    images, labels = (parse_idx(dataset.content(file)) for file in dataset.source.files[files])
+    return images[rows][..., None], labels[rows].astype(np.int64)
+
+
+def idx_source(name, mirrors, published, **about):
+    """A Source that is four idx files; `published`: size, sha256 and unpacked sha256 of each of IDX_FILES."""
+    files = tuple(
+        PublicFile(
+            name, file, size, sha256, unpacked_bytes, unpacked_sha256, tuple(m + file for m in mirrors)
+        )
+        for (file, unpacked_bytes), (size, sha256, unpacked_sha256) in zip(IDX_FILES, published, strict=True)
+    )
+    return Source(
+        name=name,
+        image_shape=(28, 28, 1),
+        num_images={"train": 50_000, "val": 10_000, "test": 10_000},
+        max_value=255,
+        binarize="dynamic",
+        read=read_idx,
+        files=files,
+        **about,
+    )
+
+
+mnist = idx_source(
+    "mnist",
+    title="MNIST: handwritten digits",
+    class_names=DIGIT_NAMES,
+    licence="CC BY-SA 3.0 according to the Keras documentation; the files themselves state none",
+    origin="The MNIST database of Y. LeCun, C. Cortes and C. J. C. Burges, http://yann.lecun.com/exdb/mnist/",
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    published=(
+        (
+            9_912_422,
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        (
+            28_881,
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        (
+            1_648_877,
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        (
+            4_542,
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+)
+
+fashionmnist = idx_source(
+    "fashionmnist",
+    title="Fashion-MNIST: Zalando's articles of clothing",
+    class_names=(
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    licence="MIT",
+    origin="Fashion-MNIST (Xiao, Rasul, Vollgraf), https://github.com/zalandoresearch/fashion-mnist",
+    mirrors=(
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
+    published=(
+        (
+            26_421_880,
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        (
+            29_515,
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+        (
+            4_422_102,
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        (
+            5_148,
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+)
+
+
+def read_digits(dataset, split):
+    """Images uint8 (N, 8, 8, 1) and labels int64 (N,) of a stratified split of the 1,797 digits."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError("digits comes with scikit-learn: pip install scikit-learn.") from error
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
+    dataset.sha256["sklearn.digits"] = hashlib.sha256(images.tobytes()).hexdigest()
+    rest, test = train_test_split(np.arange(len(labels)), test_size=300, stratify=labels, random_state=0)
+    train, val = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=0)
+    rows = {"train": train, "val": val, "test": test}[split]
+    return images[rows][..., None], labels[rows]
+
+
+digits = Source(
+    name="digits",
+    title="Digits: small handwritten digits that come with scikit-learn",
+    image_shape=(8, 8, 1),
+    num_images={"train": 1_197, "val": 300, "test": 300},
+    max_value=16,
+    class_names=DIGIT_NAMES,
+    binarize="dynamic",
+    read=read_digits,
+    files=(),
+    licence="CC BY 4.0 in the UCI repository; scikit-learn distributes its copy under the BSD licence",
+    origin="Optical Recognition of Handwritten Digits of E. Alpaydin and C. Kaynak (UCI Machine Learning "
+    "Repository), its test set as scikit-learn's load_digits returns it",
+)

@@ -1,0 +1,31 @@
+"""Settles the backend before any test imports Keras, and offers one small trained run to all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import experiment
+
+ROOT = Path(__file__).parent.parent
+TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
+
+experiment.settle_backend(os.environ.get("KERAS_BACKEND"))
+
+
+@pytest.fixture
+def script():
+    """Runs a script as a user does: `script("train.py", "--epochs", 3)` returns the finished process with its text."""
+
+    def run(*words, **environment):
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+
+    return run
+
+
+def flags(**settings):
+    """A list of command-line words: the tiny settings of the tests, changed and extended by `settings`."""
+    return [word for name, value in (TINY | settings).items() for word in (f"--{name}", str(value))]
