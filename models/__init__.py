@@ -1,0 +1,69 @@
+"""Models by name. The registries import no Keras, so that a script can offer the names before the backend is settled."""
+
+import importlib
+from typing import NamedTuple
+
+
+class ModelEntry(NamedTuple):
+    """Where a model's class is, and the fewest latent dimensions that it can have."""
+
+    path: str
+    smallest_latent: int
+
+
+class PriorEntry(NamedTuple):
+    """Where a prior's class is, and whether it is made of pseudo-inputs."""
+
+    path: str
+    has_pseudo_inputs: bool
+
+
+MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
+PRIORS = {
+    "standard": PriorEntry("priors.StandardPrior", False),
+    "vamp": PriorEntry("priors.VampPrior", True),
+}
+
+
+def build(config, image_shape, dynamic=False, pseudo_inputs=None):
+    """The LatentModel that `config` describes, with fresh weights drawn from `config.seed`.
+
+    `config` has the fields of `experiment.Config`. `image_shape` is (H, W, C). `dynamic`: training batches are grey and
+    to be binarized in each step. `pseudo_inputs` (K, H, W, C) in [0, 1] are the initial values of a VampPrior; zeros
+    where weights will be loaded. Raises ValueError for an unknown activation or an image shape that does not fit.
+    """
+    import keras
+    import numpy as np
+
+    from .networks import ConvNetworks
+
+    networks = ConvNetworks(image_shape, config.network_size, find_activation(config.activation))
+    if pseudo_inputs is None:
+        pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
+    prior_class = _import(PRIORS[config.prior].path)
+
+    def make_prior(latent_dim, encode):
+        return prior_class(latent_dim, encode, pseudo_inputs)
+
+    keras.utils.set_random_seed(config.seed)
+    model_class = _import(MODELS[config.model].path)
+    return model_class(config.latent_dim, networks, make_prior, dynamic, config.seed)
+
+
+def find_activation(name):
+    """The Keras activation of that name. Raises ValueError if there is none, or if it changes the shape, as glu does."""
+    import keras
+
+    names = sorted(n for n in dir(keras.activations) if n.islower() and n not in ("get", "serialize", "deserialize"))
+    names = [n for n in names if not n.startswith("_")]
+    if name not in names:
+        raise ValueError(f"unknown activation {name!r}; Keras knows {', '.join(names)}")
+    activation = keras.activations.get(name)
+    if activation(keras.ops.zeros((1, 4))).shape != (1, 4):
+        raise ValueError(f"activation {name!r} changes the number of features and cannot be used here")
+    return activation
+
+
+def _import(path):
+    module, name = path.split(".")
+    return getattr(importlib.import_module(f".{module}", __package__), name)

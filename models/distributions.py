@@ -1,0 +1,120 @@
+"""Distributions as values: NamedTuples of tensors, without weights.
+
+Each has two primitives, `sample(n, seed)` and a normalised `log_prob(value)`; axes are always sample, batch, event.
+`log_prob` removes the event axes. `seed` is a `keras.random.SeedGenerator` or an integer.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras import ops, random
+
+LOG_2PI = math.log(2 * math.pi)
+IMAGE_AXES = (-3, -2, -1)  # H, W, C
+
+
+def _sample_and_log_prob(distribution, n, seed):
+    """`n` draws and their log-densities: (n, ..., D) and (n, ...). Stochastic."""
+    z = distribution.sample(n, seed)
+    return z, distribution.log_prob(z)
+
+
+class Normal(NamedTuple):
+    """N(mean, diag exp(logvar)); the event is the last axis. Shapes: mean and logvar (..., D)."""
+
+    mean: object
+    logvar: object
+    sample_and_log_prob = _sample_and_log_prob
+
+    def sample(self, n, seed):
+        """`n` reparameterised draws, mean + exp(logvar / 2) * eps: (n, ..., D). Stochastic."""
+        noise = random.normal((n, *ops.shape(self.mean)), dtype=self.mean.dtype, seed=seed)
+        return self.mean + ops.exp(0.5 * self.logvar) * noise
+
+    def log_prob(self, z):
+        """log N(z; mean, diag exp(logvar)) in nats: (..., D) -> (...)."""
+        squared = ops.square(z - self.mean) * ops.exp(-self.logvar)
+        return -0.5 * ops.sum(LOG_2PI + self.logvar + squared, axis=-1)
+
+    def at_mean(self):
+        """This Normal itself; see `Chain.at_mean`."""
+        return self
+
+
+class Mixture(NamedTuple):
+    """sum_k exp(log_weights[k]) N(mean[k], diag exp(logvar[k])). Shapes: log_weights (K,), mean and logvar (K, D)."""
+
+    log_weights: object
+    mean: object
+    logvar: object
+    sample_and_log_prob = _sample_and_log_prob
+
+    def sample(self, n, seed):
+        """`n` draws: a component by its weight, then a point of that component: (n, D). Stochastic."""
+        k = random.categorical(ops.expand_dims(self.log_weights, 0), n, seed=seed)[0]  # (n,)
+        chosen = Normal(ops.take(self.mean, k, axis=0), ops.take(self.logvar, k, axis=0))
+        return chosen.sample(1, seed)[0]
+
+    def log_prob(self, z):
+        """log-sum-exp over the K components in nats: (..., D) -> (...)."""
+        per_component = Normal(self.mean, self.logvar).log_prob(ops.expand_dims(z, -2))  # (..., K)
+        return ops.logsumexp(self.log_weights + per_component, axis=-1)
+
+
+class Chain(NamedTuple):
+    """p(top) p(bottom | top) over the concatenation [top, bottom] along the last axis.
+
+    `conditional` maps top (..., D2) to a Normal over bottom (..., D1); `split` is D2.
+    """
+
+    top: object
+    conditional: Callable
+    split: int
+
+    def sample(self, n, seed):
+        """`n` ancestral draws, top first: (n, ..., D2 + D1). Stochastic."""
+        top = self.top.sample(n, seed)
+        return ops.concatenate([top, self.conditional(top).sample(1, seed)[0]], axis=-1)
+
+    def log_prob(self, z):
+        """log p(top) + log p(bottom | top) in nats: (..., D2 + D1) -> (...)."""
+        top, bottom = z[..., : self.split], z[..., self.split :]
+        return self.top.log_prob(top) + self.conditional(top).log_prob(bottom)
+
+    def sample_and_log_prob(self, n, seed):
+        """As `sample` and `log_prob`, with one pass through `conditional`: (n, ..., D2 + D1) and (n, ...)."""
+        top, log_top = self.top.sample_and_log_prob(n, seed)
+        bottom, log_bottom = self.conditional(top).sample_and_log_prob(1, seed)
+        return ops.concatenate([top, bottom[0]], axis=-1), log_top + log_bottom[0]
+
+    def at_mean(self):
+        """The Normal over [top, bottom] whose lower part is p(bottom | mean of top); for embeddings, not densities."""
+        bottom = self.conditional(self.top.mean)
+        mean = ops.concatenate([self.top.mean, bottom.mean], axis=-1)
+        return Normal(mean, ops.concatenate([self.top.logvar, bottom.logvar], axis=-1))
+
+
+class Bernoulli(NamedTuple):
+    """Independent pixels with p(x = 1) = sigmoid(logits); the event is an image. Shape: logits (..., H, W, C)."""
+
+    logits: object
+
+    @property
+    def mean(self):
+        """sigmoid(logits): (..., H, W, C) in [0, 1]."""
+        return ops.sigmoid(self.logits)
+
+    def sample(self, n, seed):
+        """`n` binary images: (n, ..., H, W, C). Stochastic."""
+        return binarize(ops.broadcast_to(self.mean, (n, *ops.shape(self.logits))), seed)
+
+    def log_prob(self, x):
+        """sum of x * logits - softplus(logits) in nats: (..., H, W, C) -> (...); normalised for x in {0, 1} only."""
+        return ops.sum(x * self.logits - ops.softplus(self.logits), axis=IMAGE_AXES)
+
+
+def binarize(mean, seed):
+    """One Bernoulli draw for each pixel mean in [0, 1]: the same shape, values 0 and 1. Stochastic."""
+    noise = random.uniform(ops.shape(mean), dtype=mean.dtype, seed=seed)
+    return ops.cast(noise < mean, mean.dtype)

@@ -1,0 +1,28 @@
+"""The variational auto-encoder with one latent layer."""
+
+from .base import LatentModel
+from .distributions import Bernoulli
+
+
+class VAE(LatentModel):
+    """q(z|x), p(z), p(x|z) with one layer of latents (Kingma & Welling 2014)."""
+
+    def __init__(self, latent_dim, networks, make_prior, dynamic, seed):
+        super().__init__(dynamic, seed)
+        self.encoder = networks.image_encoder()
+        self.q_z = networks.head(latent_dim)
+        self.decoder = networks.decoder(latent_dim)
+        self.top_prior = make_prior(latent_dim, self.posterior)
+        self.built = True
+
+    def posterior(self, x):
+        """Normal q(z|x): mean and logvar (B, D)."""
+        return self.q_z(self.encoder(x))
+
+    def prior(self, top=None):
+        """p(z), the top prior itself: event (D,)."""
+        return self.top_prior.distribution() if top is None else top
+
+    def likelihood(self, z):
+        """Bernoulli p(x|z): (..., D) -> logits (..., H, W, C)."""
+        return Bernoulli(self.decoder(z))

@@ -1,0 +1,119 @@
+"""Densities against SciPy, samplers against densities."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from keras import ops
+from keras.random import SeedGenerator
+
+from models.distributions import Bernoulli, Chain, Mixture, Normal, binarize
+
+pytestmark = pytest.mark.keras
+N, B, K, D = 5, 3, 4, 2
+rng = np.random.default_rng(0)
+TOP = Mixture(*(np.float32(v) for v in (np.log([0.1, 0.2, 0.3, 0.4]), rng.normal(size=(K, D)), rng.normal(size=(K, D)))))
+
+
+def conditional(top):
+    """p(bottom | top), three dimensions that depend on both of top's."""
+    mean = ops.concatenate([top, top[..., :1] * top[..., 1:]], axis=-1)
+    return Normal(mean, 0.5 * mean - 1.0)
+
+
+CHAIN = Chain(TOP, conditional, D)
+
+
+def scipy_normal(z, mean, logvar):
+    return scipy.stats.norm(mean, np.exp(0.5 * np.asarray(logvar))).logpdf(z).sum(-1)
+
+
+def scipy_mixture(z):
+    parts = [w + scipy_normal(z, m, v) for w, m, v in zip(*TOP, strict=True)]
+    return scipy.special.logsumexp(parts, axis=0)
+
+
+def test_normal_log_prob_is_scipys():
+    mean, logvar, z = (rng.normal(size=s).astype("float32") for s in ((B, D), (B, D), (N, B, D)))
+    found = ops.convert_to_numpy(Normal(mean, logvar).log_prob(z))
+    assert found.shape == (N, B)
+    np.testing.assert_allclose(found, scipy_normal(z, mean, logvar), rtol=1e-5, atol=1e-5)
+
+
+def test_mixture_log_prob_is_scipys_near_and_far():
+    z = rng.normal(size=(N, B, D)).astype("float32") * np.float32([[[1]], [[3]], [[10]], [[30]], [[100]]])
+    found = ops.convert_to_numpy(TOP.log_prob(z))
+    assert found.shape == (N, B)
+    np.testing.assert_allclose(found, scipy_mixture(z), rtol=2e-5, atol=1e-4)
+
+
+def test_chain_log_prob_is_the_sum_of_its_factors():
+    z = rng.normal(size=(N, B, D + 3)).astype("float32")
+    top, bottom = z[..., :D], z[..., D:]
+    mean = np.concatenate([top, top[..., :1] * top[..., 1:]], axis=-1)
+    expected = scipy_mixture(top) + scipy_normal(bottom, mean, 0.5 * mean - 1)
+    np.testing.assert_allclose(ops.convert_to_numpy(CHAIN.log_prob(z)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bernoulli_sums_to_one_over_all_images():
+    images = np.array(list(itertools.product([0, 1], repeat=6)), "float32").reshape(64, 1, 3, 2, 1)
+    logits = rng.normal(size=(1, B, 3, 2, 1)).astype("float32") * 3
+    total = np.exp(ops.convert_to_numpy(Bernoulli(logits).log_prob(images))).sum(axis=0)  # (B,)
+    np.testing.assert_allclose(total, np.ones(B), rtol=1e-5)
+
+
+def test_bernoulli_is_finite_at_extreme_logits():
+    logits = np.float32([-1e4, 1e4]).reshape(1, 2, 1)
+    assert float(Bernoulli(logits).log_prob(np.float32([0, 1]).reshape(1, 2, 1))) == 0.0
+    assert float(Bernoulli(logits).log_prob(np.float32([1, 1]).reshape(1, 2, 1))) == -1e4
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_samples_have_sample_axis_first(n):
+    normal = Normal(np.zeros((B, D), "float32"), np.zeros((B, D), "float32"))
+    assert normal.sample(n, 0).shape == (n, B, D)
+    assert TOP.sample(n, 0).shape == (n, D)
+    assert CHAIN.sample(n, 0).shape == (n, D + 3)
+    assert Bernoulli(np.zeros((B, 4, 5, 1), "float32")).sample(n, 0).shape == (n, B, 4, 5, 1)
+
+
+def test_sample_and_log_prob_agree_with_log_prob():
+    z, log_prob = CHAIN.sample_and_log_prob(N, SeedGenerator(3))
+    np.testing.assert_allclose(log_prob, CHAIN.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("distribution", "d"), [(TOP, D), (CHAIN, D + 3)], ids=["mixture", "chain"])
+def test_sampler_draws_from_the_density(distribution, d):
+    """E_p[g / p] = 1 for any normalised g inside p's support: a sampler of another law, or a density that does not
+    integrate to one, misses it."""
+    n = 40_000
+    z, log_p = distribution.sample_and_log_prob(n, SeedGenerator(1))
+    z, log_p = np.asarray(z, "float64"), np.asarray(log_p, "float64")
+    for shift in (-0.3, 0.0, 0.4):
+        ratio = np.exp(scipy_normal(z, np.full(d, shift), np.full(d, -1.5)) - log_p)
+        assert abs(ratio.mean() - 1) < 5 * ratio.std() / np.sqrt(n)
+        assert ratio.std() / np.sqrt(n) < 0.1
+
+
+def test_mixture_samples_have_its_mean_and_use_its_weights():
+    n = 40_000
+    z = np.asarray(TOP.sample(n, SeedGenerator(2)), "float64")
+    weights = np.exp(np.asarray(TOP.log_weights, "float64"))
+    assert np.all(np.abs(z.mean(0) - weights @ TOP.mean) < 5 * z.std(0) / np.sqrt(n))
+
+
+def test_at_mean_of_a_chain_conditions_on_the_mean_of_top():
+    top = Normal(np.float32([[1.0, 2.0]]), np.float32([[0.1, 0.2]]))
+    at_mean = Chain(top, conditional, D).at_mean()
+    np.testing.assert_allclose(at_mean.mean, [[1, 2, 1, 2, 2]])
+    np.testing.assert_allclose(at_mean.logvar, [[0.1, 0.2, -0.5, 0.0, 0.0]], atol=1e-6)
+
+
+def test_binarize_is_bernoulli_with_the_grey_value_as_mean():
+    grey = np.broadcast_to(np.float32([0, 0.2, 0.7, 1]).reshape(1, 2, 2, 1), (20_000, 2, 2, 1))
+    drawn = np.asarray(binarize(ops.convert_to_tensor(grey), SeedGenerator(0)))
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    error = np.sqrt(grey[0] * (1 - grey[0]) / len(grey))
+    assert np.all(np.abs(drawn.mean(0) - grey[0]) <= 5 * error)

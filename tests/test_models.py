@@ -1,0 +1,203 @@
+"""Models, priors and networks: shapes, gradients, limits, and what a saved model gives back."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import models
+from experiment import Config
+from models.networks import ConvDecoder, GaussianHead
+from models.priors import UnitInterval
+
+pytestmark = pytest.mark.keras
+N, B, K = 4, 6, 5
+ALL = [(model, prior) for model in models.MODELS for prior in models.PRIORS]
+rng = np.random.default_rng(0)
+
+
+def build(model="vae", prior="vamp", shape=(8, 8, 1), dynamic=False, **settings):
+    """A small model whose K pseudo-inputs are random images."""
+    small = {"latent_dim": 3, "network_size": 0.5, "num_pseudo_inputs": K} | settings
+    config = Config(model=model, prior=prior, **small)
+    return models.build(config, shape, dynamic, rng.random((config.num_pseudo_inputs, *shape), np.float32))
+
+
+def images(n=B, shape=(8, 8, 1)):
+    return (rng.random((n, *shape)) < 0.4).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 20, 1), (32, 32, 3)], ids=str)
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_shapes(model, prior, shape):
+    built, x = build(model, prior, shape), images(shape=shape)
+    terms = built.terms(x, N, keras.random.SeedGenerator(0))
+    assert {tuple(term.shape) for term in terms} == {(N, B)}
+    assert built.reconstruct(x).shape == x.shape
+    assert built.sample(N).shape == (N, *shape)
+    assert built.embed(x).shape == (B, 3)
+    assert built.log_joint(x, np.zeros((N, B, 3), "float32")).shape == (N, B)
+
+
+def test_the_parameter_count_is_that_of_the_documented_layers():
+    f = 4
+    convs = [(1, 8 * f, 7), (8 * f, 16 * f, 3), (16 * f, 16 * f, 5), (16 * f, 32 * f, 3)]
+    encoder = sum(i * o * k * k + o for i, o, k in convs) + 7 * 7 * 32 * f * 256 + 256 + 2 * (256 * 2 + 2)
+    ups = [(32, 32 * f, 3), (32 * f, 16 * f, 3), (16 * f, 16 * f, 3), (16 * f, 8 * f, 3), (8 * f, 1, 3)]
+    decoder = 2 * 7 * 7 * 32 + 7 * 7 * 32 + sum(i * o * k * k + o for i, o, k in ups)
+    model = models.build(Config(prior="standard"), (28, 28, 1))
+    assert sum(np.prod(w.shape) for w in model.trainable_variables) == encoder + decoder
+
+
+def test_images_that_cannot_be_halved_twice_are_refused():
+    with pytest.raises(ValueError, match="30x28 pixels do not fit"):
+        build(shape=(30, 28, 1))
+
+
+@pytest.mark.parametrize(("latent_dim", "top"), [(2, 1), (3, 2), (5, 3)])
+def test_hvae_splits_odd_latents_with_the_larger_part_on_top(latent_dim, top):
+    model = build("hvae", latent_dim=latent_dim)
+    assert (model.dim_z2, model.dim_z1) == (top, latent_dim - top)
+    assert model.top_prior.distribution().mean.shape == (K, top)
+
+
+def test_logvar_is_bounded_smoothly_and_is_the_identity_at_the_centre():
+    head = GaussianHead(1, 1)
+    head.raw_logvar.kernel.assign([[1.0]])
+    logvar = np.asarray(head(np.float32([[-1e3], [-2.01], [-2.0], [-1.99], [1e3]])).logvar)[:, 0]
+    np.testing.assert_allclose(logvar, [-6, -2.01, -2, -1.99, 2], atol=1e-5)
+
+
+def test_one_pseudo_input_gives_its_own_posterior():
+    model = build(prior="vamp", num_pseudo_inputs=1)
+    u = model.top_prior.pseudo_inputs
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    np.testing.assert_allclose(model.prior().log_prob(z), model.posterior(u).log_prob(z), rtol=1e-5, atol=1e-5)
+
+
+def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
+    model, z = build(prior="vamp"), rng.normal(size=(N, 1, 3)).astype("float32")
+    each = np.asarray(model.posterior(model.top_prior.pseudo_inputs).log_prob(z), "float64")  # (N, K)
+    np.testing.assert_allclose(model.prior().log_prob(z)[:, 0], np.log(np.exp(each).mean(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_samples_come_from_all_pseudo_inputs(model):
+    """With components far apart and narrow, the draws of the top latent hit each of the K with frequency 1/K."""
+    built, n = build(model, "vamp"), 4000
+    top = built.top_prior.distribution()
+    far = top._replace(mean=ops.arange(K, dtype="float32")[:, None] * ops.ones_like(top.mean) * 100)
+    z = np.asarray(built.prior(far).sample(n, keras.random.SeedGenerator(0)))
+    counts = np.bincount(np.round(z[:, 0] / 100).astype(int), minlength=K)
+    assert np.all(np.abs(counts - n / K) < 5 * np.sqrt(n / K))
+
+
+def test_hvae_samples_z1_from_its_conditional_prior():
+    model, n = build("hvae", "vamp", latent_dim=2), 20_000
+    z, log_p = model.prior().sample_and_log_prob(n, keras.random.SeedGenerator(0))
+    z = np.asarray(z, "float64")
+    given = model.p_z1(np.float32(z[:, :1]))
+    standardised = (z[:, 1:] - np.asarray(given.mean)) / np.exp(0.5 * np.asarray(given.logvar))
+    assert abs(standardised.mean()) < 5 / np.sqrt(n)
+    assert abs(standardised.std() - 1) < 5 / np.sqrt(2 * n)
+    np.testing.assert_allclose(log_p, model.prior().log_prob(np.float32(z)), rtol=1e-4, atol=1e-4)
+
+
+def test_projection_keeps_pseudo_inputs_in_the_unit_interval():
+    np.testing.assert_allclose(UnitInterval()(np.float32([-0.2, 0.0, 0.3, 1.0, 1.7])), [0, 0, 0.3, 1, 1])
+    model = build(prior="vamp")
+    model.compile(keras.optimizers.Adam(5.0))
+    model.train_on_batch(images())
+    u = np.asarray(model.top_prior.pseudo_inputs)
+    assert u.min() == 0.0 and u.max() == 1.0
+
+
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
+    """One step of plain gradient descent; pseudo-input pixels start at 0 and 1, where a clip would have no gradient."""
+    built = build(model, prior, activation="elu")
+    if prior == "vamp":
+        built.top_prior.pseudo_inputs.assign(images(K))
+        built.top_prior.pseudo_inputs.constraint = None
+    before = [np.array(w) for w in built.trainable_variables]
+    built.compile(keras.optimizers.SGD(1.0))
+    built.train_on_batch(images())
+    moved = {w.path: np.abs(np.array(w) - b) for w, b in zip(built.trainable_variables, before, strict=True)}
+    assert all(change.max() > 0 for change in moved.values()), [path for path, c in moved.items() if not c.max()]
+    if prior == "vamp":
+        change = next(change for path, change in moved.items() if "pseudo_inputs" in path)
+        assert np.mean(change > 0) == 1.0
+
+
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_saved_weights_give_the_same_numbers(model, prior, tmp_path):
+    built, x = build(model, prior), images()
+    built.save_weights(tmp_path / "a.weights.h5")
+    again = build(model, prior, seed=7)
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    assert np.abs(np.asarray(again.log_joint(x, z)) - np.asarray(built.log_joint(x, z))).max() > 1e-3
+    again.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(again.log_joint(x, z), built.log_joint(x, z))
+    np.testing.assert_array_equal(again.embed(x), built.embed(x))
+
+
+def test_the_seed_decides_the_weights():
+    first, same, other = (build(seed=s).encoder.get_weights()[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 0
+
+
+def test_loss_weighs_the_rate_by_beta_in_training_only():
+    model, x = build(), images()
+    model.beta.assign(0.25)
+    terms = model(x)
+    distortion, rate = -np.mean(terms.log_px_z), np.mean(terms.log_qz_x - terms.log_pz)
+    assert abs(rate) > 1e-3
+    np.testing.assert_allclose(model.compute_loss(y_pred=terms, training=True), distortion + 0.25 * rate, rtol=1e-5)
+    np.testing.assert_allclose(model.compute_loss(y_pred=terms, training=False), distortion + rate, rtol=1e-5)
+
+
+def test_metrics_weigh_a_short_last_batch_by_its_images():
+    model, x = build("vae", "standard"), images(10)
+    last = model.decoder.net.layers[-1]
+    last.kernel.assign(np.zeros(last.kernel.shape))
+    last.bias.assign([1.0])  # the distortion is now a function of x alone
+    model.compile()
+    found = model.evaluate(x, batch_size=8, verbose=0, return_dict=True)["distortion"]
+    np.testing.assert_allclose(found, -np.mean(model.likelihood(np.zeros((10, 3), "float32")).log_prob(x)), rtol=1e-5)
+
+
+def test_training_binarizes_grey_images_afresh_and_validation_never():
+    model = build(dynamic=True)
+    grey = np.full((B, 8, 8, 1), 0.5, "float32")
+    first, second = (model(grey, training=True).log_px_z for _ in range(2))
+    assert np.abs(np.asarray(first) - np.asarray(second)).min() > 0
+    probabilities = np.asarray(model(grey).log_px_z)
+    z_free = build(dynamic=False)
+    z_free.set_weights(model.get_weights())
+    np.testing.assert_allclose(probabilities, z_free(grey).log_px_z, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "word"), [("nonsense", "unknown activation"), ("get", "unknown"), ("glu", "features")])
+def test_unusable_activations_are_refused(name, word):
+    with pytest.raises(ValueError, match=word):
+        models.find_activation(name)
+
+
+@pytest.mark.parametrize("name", ["relu", "elu", "gelu", "silu", "tanh", "leaky_relu", "softplus"])
+def test_activations_of_keras_work(name):
+    assert np.isfinite(np.asarray(build(activation=name).reconstruct(images()))).all()
+
+
+def test_decoder_takes_any_leading_axes():
+    decoder, z = ConvDecoder(3, (8, 12, 1), 0.5, "relu"), rng.normal(size=(N, B, 3)).astype("float32")
+    together = np.asarray(decoder(z))
+    assert together.shape == (N, B, 8, 12, 1)
+    np.testing.assert_allclose(together[2], decoder(z[2]), rtol=1e-4, atol=1e-5)
+
+
+def test_config_fields_that_models_read_exist():
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert {"model", "prior", "latent_dim", "network_size", "activation", "num_pseudo_inputs", "seed"} <= fields
