@@ -1,0 +1,105 @@
+"""Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
+
+import math
+import sys
+
+import experiment
+from experiment import RunError, UserError
+
+STOPPED = 130  # the shell's exit code for Ctrl-C
+
+
+def add_arguments(parser):
+    """Adds the flags of train.py."""
+    place = experiment.add_settings(parser)
+    text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
+    place.add_argument("--overwrite", action="store_true", help=text)
+    experiment.add_backend(place)
+
+
+def run(args):
+    """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
+    configs = experiment.grid(args)
+    return run_one(configs[0], args.overwrite) if len(configs) == 1 else run_grid(configs, args.overwrite)
+
+
+def run_one(config, overwrite):
+    """Trains one run, unless its folder is there already; returns the exit code."""
+    if not overwrite and config.path.exists():
+        state = experiment.load(config.path).state
+        if state == "finished":
+            print(f"{config.path} is finished already; --overwrite trains it again")
+            return 0
+        raise UserError(f"{config.path} exists and is {state}, not finished; --overwrite starts it again from nothing")
+    try:
+        print(fit(config, overwrite))
+        return 0
+    except KeyboardInterrupt:
+        print(f"stopped; the finished epochs are kept in {config.path}: evaluate.py and plot.py take it as it is,", end=" ")
+        print("and the same command with --overwrite trains it again from the start")
+        return STOPPED
+    except RunError as error:
+        print(f"error: {error}; what was finished is kept in {config.path}", file=sys.stderr)
+        return 1
+
+
+def run_grid(configs, overwrite):
+    """Trains the runs of a grid that are not finished, one by one, and prints their table; returns the exit code."""
+    notes, stopped = {}, False
+    for number, config in enumerate(configs, 1):
+        print(f"[{number}/{len(configs)}] {config.path}", flush=True)
+        try:
+            notes[config] = train_in_grid(config, overwrite)
+        except KeyboardInterrupt:
+            notes[config], stopped = "stopped; the same command goes on with the next run", True
+            break
+    rows = [row_of(config, notes.get(config, "not started")) for config in configs]
+    print(experiment.table(sorted(rows, key=lambda row: row["val_elbo"], reverse=True)))
+    all_finished = all(row["state"] == "finished" for row in rows)
+    return STOPPED if stopped else 0 if all_finished else 1
+
+
+def train_in_grid(config, overwrite):
+    """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
+    try:
+        if config.path.exists():
+            state = experiment.load(config.path).state
+            if state == "finished" or not overwrite:
+                return "already trained" if state == "finished" else "in the way; --overwrite starts it again"
+        fit(config, overwrite)
+        return ""
+    except Exception as error:  # whatever it was, the other runs of the grid are worth having
+        print(f"error: {config.path}: {type(error).__name__}: {error}", file=sys.stderr)
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def row_of(config, note):
+    """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
+    status = experiment.load(config.path).status if config.path.exists() else {"state": "none"}
+    best = status.get("best_val_elbo")
+    return {
+        "run": config.training_id,
+        "state": status["state"],
+        "val_elbo": -math.inf if best is None else best,
+        "best_epoch": status.get("best_epoch") or "",
+        "note": note,
+    }
+
+
+def fit(config, overwrite):
+    """Trains one run and returns its folder. Keras is imported here, after the backend is settled."""
+    experiment.start_keras()
+    import training
+
+    return training.train(config, overwrite)
+
+
+def main(argv=None):
+    """The command line of train.py; returns the exit code."""
+    parser = experiment.Parser(prog="train.py", description=__doc__)
+    add_arguments(parser)
+    return experiment.command(run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

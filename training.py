@@ -1,0 +1,252 @@
+"""How one run is trained: batches in an order fixed by the seed, Keras' `fit`, and the callbacks that write the run."""
+
+import contextlib
+import math
+import sys
+import time
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+import data
+import experiment
+import models
+from experiment import RunError, UserError
+
+TERMS = ("loss", "elbo", "rate", "distortion")
+STEPS_TIMED = 10
+VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
+VALIDATION_BATCH = 500
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of grey images (B, H, W, C) whose order is a pure function of (seed, epoch), on every backend."""
+
+    def __init__(self, split, batch_size, seed):
+        super().__init__()
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch):
+        """Draws the order of this epoch."""
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split.images))
+
+    def __len__(self):
+        return math.ceil(len(self.order) / self.batch_size)
+
+    def __getitem__(self, index):
+        return (self.split.grey(self.order[index * self.batch_size :][: self.batch_size]),)
+
+
+class EpochState(keras.callbacks.Callback):
+    """Makes all that changes with the epoch a pure function of (seed, epoch): order, noise, and beta's warm-up.
+
+    beta = min(1, (epoch + 1) / warm-up). Validation draws the same noise in every epoch, so that its values differ by
+    the weights alone.
+    """
+
+    def __init__(self, batches, seed, warmup):
+        super().__init__()
+        self.batches, self.seed, self.warmup = batches, seed, warmup
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets order, training noise and beta."""
+        self.batches.start_epoch(epoch)
+        words = np.random.SeedSequence([self.seed, epoch]).generate_state(2)
+        self.model.train_noise.state.assign(words % 2**31)
+        self.model.beta.assign(min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0)
+
+    def on_test_begin(self, logs=None):
+        """Rewinds the validation noise."""
+        self.model.test_noise.state.assign(np.array([self.seed, 0]))
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored."""
+
+    TERMS = {
+        "distortion": "distortion, -log p(x|z)",
+        "rate": "rate, log q(z|x) - log p(z)",
+        "elbo": "elbo, distortion and rate together",
+        "loss": "loss",
+    }
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remembers the epoch for the message."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the running means: the first that is not finite names the term."""
+        self._look(logs, "", f"step {batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks at the validation terms too."""
+        self._look(logs, "val_", "validation")
+
+    def _look(self, logs, prefix, where):
+        for name, term in self.TERMS.items():
+            if not math.isfinite(logs[prefix + name]):
+                raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {logs[prefix + name]}")
+
+
+class RunWriter(keras.callbacks.Callback):
+    """Keeps the run's folder: after each epoch the best weights by validation ELBO, history.csv and status.json."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.rows, self.best = path, [], {"best_epoch": None, "best_val_elbo": -math.inf}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the epoch's clock."""
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes all three, each atomically, the weights first so that status never promises what is not there."""
+        if logs["val_elbo"] > self.best["best_val_elbo"]:
+            with experiment.replacing(self.path / "best.weights.h5") as temporary:
+                self.model.save_weights(temporary)
+            self.best = {"best_epoch": epoch + 1, "best_val_elbo": logs["val_elbo"]}
+        seconds = time.perf_counter() - self.started
+        terms = {f"{split}_{name}": logs[key + name] for split, key in (("train", ""), ("val", "val_")) for name in TERMS}
+        self.rows.append({"epoch": epoch + 1} | terms | {"seconds": round(seconds, 3)})
+        experiment.write_csv(self.path / "history.csv", self.rows)
+        self.write_status("running")
+
+    @contextlib.contextmanager
+    def status_of_ending(self):
+        """Writes how the block ended into status.json: finished, stopped by Ctrl-C, or failed and why."""
+        try:
+            yield
+            self.write_status("finished")
+        except KeyboardInterrupt:
+            self.write_status("stopped")
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
+                self.write_status("failed", message=str(error))
+            if isinstance(error, OSError):
+                raise RunError(f"{self.path} can no longer be written: {error.strerror or error}") from error
+            raise
+
+    def write_status(self, state, **more):
+        """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
+        done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
+        best = self.best if self.rows else {}
+        experiment.write_json(self.path / "status.json", {"state": state} | done | best | more)
+
+
+class Progress(keras.callbacks.Callback):
+    """One tqdm bar over the epochs with the current ELBO, and after ten steps the expected time of the whole run."""
+
+    def __init__(self, config, validation_steps):
+        super().__init__()
+        self.config, self.validation_steps, self.times, self.val_elbo = config, validation_steps, [], {}
+
+    def on_train_begin(self, logs=None):
+        """Opens the bar; it stays silent where the output is no terminal."""
+        layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=self.config.epochs, bar_format=layout, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar by one step and, once, says how long the run will take."""
+        self.bar.set_postfix({"elbo": f"{logs['elbo']:.2f}"} | self.val_elbo, refresh=False)
+        self.bar.update(1 / self.params["steps"])
+        if len(self.times) <= STEPS_TIMED:
+            self.times.append(time.perf_counter())
+            if len(self.times) == STEPS_TIMED + 1:  # the first step, which compiles, is not counted
+                step = (self.times[-1] - self.times[0]) / STEPS_TIMED
+                tqdm.write(expected_time(step, self.params["steps"], self.validation_steps, self.config))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows the validation ELBO from here on."""
+        self.val_elbo = {"val_elbo": f"{logs['val_elbo']:.2f}"}
+
+    def on_train_end(self, logs=None):
+        """Closes the bar."""
+        self.bar.close()
+
+
+def expected_time(step, steps, validation_steps, config):
+    """A sentence with the expected time of the whole run and, where that is hours, the flags that shorten it.
+
+    `step`: seconds of a training step; `steps`, `validation_steps`: their numbers in an epoch.
+    """
+    hours = config.epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
+    text = f"expected time: {duration(3600 * hours)} ({config.epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    if hours < 1:
+        return text
+    flags = ["--epochs", "--network_size", "--max_train_images"]
+    if models.PRIORS[config.prior].has_pseudo_inputs:
+        flags.append("--num_pseudo_inputs")
+    return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"
+
+
+def duration(seconds):
+    """Seconds in words, "3 h 05 min", "2 min 10 s" or "4 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def prepare(config):
+    """The data set, training split and untrained model of a run, all checked before anything is written.
+
+    Raises UserError or DataError for what cannot be trained.
+    """
+    dataset = data.load(config.data_set, config.data_dir)
+    split = dataset.split("train")
+    for name in ("max_train_images", "batch_size", "num_pseudo_inputs"):
+        wanted, unused = getattr(config, name), name == "num_pseudo_inputs" and not config.has_pseudo_inputs
+        if wanted is not None and not unused and wanted > len(split.images):
+            raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
+        if name == "max_train_images":
+            split = split.first(wanted)
+    if config.binarization == "threshold":
+        split = split.thresholded()
+    chosen = np.random.default_rng(config.seed).choice(len(split.images), config.num_pseudo_inputs, replace=False)
+    pseudo_inputs = split.grey(chosen) if config.has_pseudo_inputs else None
+    try:
+        model = models.build(config, dataset.image_shape, config.binarization == "dynamic", pseudo_inputs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return dataset, split, model
+
+
+def train(config, overwrite=False):
+    """Trains one run to its end and returns its folder.
+
+    Raises UserError or DataError before anything is written; RunError where a term stopped being a number or the
+    folder could no longer be written; KeyboardInterrupt on Ctrl-C. The folder then keeps the finished epochs
+    and their best weights, and its status says what happened.
+    """
+    keras.utils.clear_session()  # the last run of a grid is not needed any longer
+    dataset, split, model = prepare(config)
+    batches = Batches(split, config.batch_size, config.seed)
+    validation = data.held_out(dataset, "val", config.binarization)
+    model.compile(
+        optimizer=keras.optimizers.Adam(config.lr),
+        jit_compile={"auto": "auto", "on": True, "off": False}[config.jit],
+    )
+    writer = RunWriter(experiment.create(config, dataset, overwrite))
+    callbacks = [
+        EpochState(batches, config.seed, config.beta_warmup),
+        StopOnNonFinite(),
+        writer,
+        Progress(config, math.ceil(len(validation) / VALIDATION_BATCH)),
+    ]
+    if config.patience:  # not counted during the warm-up, in which the training bound is another one
+        callbacks.append(
+            keras.callbacks.EarlyStopping("val_elbo", mode="max", patience=config.patience, start_from_epoch=config.beta_warmup)
+        )
+    with writer.status_of_ending():
+        model.fit(
+            batches,
+            epochs=config.epochs,
+            shuffle=False,  # the order is Batches' own
+            validation_data=(validation, None),
+            validation_batch_size=VALIDATION_BATCH,
+            callbacks=callbacks,
+            verbose=0,
+        )
+    return writer.path
