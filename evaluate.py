@@ -1,0 +1,105 @@
+"""Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --num_samples 5000"""
+
+import argparse
+import math
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+import data
+import experiment
+from experiment import UserError
+
+COLUMNS = ("log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion", "ess_median", "seconds")
+
+
+def add_arguments(parser):
+    """Adds the flags of evaluate.py."""
+    experiment.add_runs(parser)
+    parser.add_argument("--num_samples", type=positive, default=5000, metavar="S", help="importance samples an image (default: 5000)")
+    parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
+    parser.add_argument("--max_images", type=positive, metavar="N", help="score the first N images only")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+
+
+def positive(text):
+    """The integer that `text` says; raises argparse's error if it is below 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def run(args):
+    """Scores the runs that the flags name and prints one table; returns the exit code."""
+    runs = experiment.chosen_runs(args)
+    experiment.start_keras()
+    rows = []
+    for one in runs:
+        metrics = evaluate(one, args.num_samples, args.split, args.max_images, args.seed)
+        rows.append({"run": one.path.name} | {name: metrics[name] for name in COLUMNS} | {"note": metrics["note"]})
+    print(f"{args.split} split, {metrics['num_images']} images, S = {args.num_samples}; nats an image, but for bits_per_dim")
+    print(experiment.table(rows))
+    return 0
+
+
+def evaluate(run, num_samples, split="test", max_images=None, seed=0):
+    """Scores one run, stores the result in its folder and returns the metrics, a dict.
+
+    `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N;
+    `log_px_se_images` the standard deviation over images / sqrt(N). Raises UserError for a run that cannot be scored.
+    """
+    import keras
+
+    from models.likelihood import importance_sampling
+
+    images = run.images(split)[:max_images]
+    started = time.perf_counter()
+    with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
+        estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
+    metrics = summary(estimate, images[0].size) | {
+        "num_samples": num_samples,
+        "num_images": len(images),
+        "split": split,
+        "estimator": "is",
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "note": "" if run.config.is_likelihood else experiment.GREY_NOTE,
+        "backend": keras.backend.backend(),
+        "versions": experiment.versions(),
+    }
+    if not math.isfinite(metrics["log_px"]):
+        bad = int(np.flatnonzero(~np.isfinite(estimate.log_px))[0])
+        raise UserError(f"{run.path}: log p(x) of {split} image {bad} is not finite; the weights are not usable")
+    per_image = {"log_px": estimate.log_px, "log_px_se": estimate.log_px_se, "ess": estimate.ess}
+    run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
+    return metrics
+
+
+def summary(estimate, dimensions):
+    """The means over N images of an `Estimate`, with both standard errors of log p(x); nan where N or S is 1."""
+    n = len(estimate.log_px)
+    log_px = float(np.mean(estimate.log_px))
+    spread = float(np.std(estimate.log_px, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return {
+        "log_px": log_px,
+        "log_px_se": float(np.sqrt(np.sum(np.square(estimate.log_px_se))) / n),
+        "log_px_se_images": spread,
+        "bits_per_dim": -log_px / (dimensions * math.log(2)),
+        "elbo": float(np.mean(estimate.elbo)),
+        "rate": float(np.mean(estimate.rate)),
+        "distortion": float(np.mean(estimate.distortion)),
+        "ess_median": float(np.median(estimate.ess)),
+    }
+
+
+def main(argv=None):
+    """The command line of evaluate.py; returns the exit code."""
+    parser = experiment.Parser(prog="evaluate.py", description=__doc__)
+    add_arguments(parser)
+    return experiment.command(run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
