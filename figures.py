@@ -1,0 +1,305 @@
+"""Figures from arrays: sheets of images, embeddings and curves in one style. Knows no run and no Keras.
+
+matplotlib is imported when a figure is drawn, and never pyplot: no display is needed and no figure is kept.
+"""
+
+import contextlib
+import io
+from typing import NamedTuple
+
+import numpy as np
+
+DPI = 150
+SHEET_PIXELS = (1200, 1800)  # how wide and high a sheet of images may grow when its pixels are enlarged
+GAP, BREAK = 2, 12  # pixels between images, and between groups of them
+SHARES = (0.5, 0.8, 0.95)  # of a density's mass, inside its contours
+PALETTE = (  # seaborn's "colorblind", ten colours, the pale ones last
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#d55e00",
+    "#cc78bc",
+    "#ca9161",
+    "#56b4e9",
+    "#949494",
+    "#fbafe4",
+    "#ece133",
+)
+STYLE = {
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "figure.dpi": DPI,
+    "font.size": 9,
+    "image.cmap": "gray",
+    "image.interpolation": "none",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "savefig.bbox": "tight",
+    "savefig.dpi": DPI,
+    "savefig.pad_inches": 0.06,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+class Density(NamedTuple):
+    """A log-density in nats on a grid: x (X,), y (Y,) and log_p (Y, X)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    log_p: np.ndarray
+
+
+@contextlib.contextmanager
+def style():
+    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(width, height, **options):
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), **options)
+
+
+@style()
+def png(figure):
+    """The figure as the bytes of a PNG file at 150 dpi."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- sheets of images
+
+
+def in_rows(images, columns):
+    """Images (N, H, W, C) in rows of `columns`, NaN where the last row is not full: (rows, columns, H, W, C)."""
+    missing = -len(images) % columns
+    padded = np.concatenate([images, np.full((missing, *images.shape[1:]), np.nan, images.dtype)])
+    return padded.reshape(-1, columns, *images.shape[1:])
+
+
+def alternating(upper, lower):
+    """Rows of one grid above the same rows of another: twice (R, columns, H, W, C) -> (2 R, columns, H, W, C)."""
+    return np.stack([upper, lower], axis=1).reshape(-1, *upper.shape[1:])
+
+
+def starts(count, size, breaks=()):
+    """First pixel of each of `count` tiles of `size` pixels, (count,), and the length of all of them together.
+
+    Tiles lie GAP pixels apart; before those whose index is in `breaks`, BREAK pixels.
+    """
+    gaps = [0, *(BREAK if index in breaks else GAP for index in range(1, count))]
+    first = np.cumsum(gaps) + size * np.arange(count)
+    return first, int(first[-1]) + size
+
+
+def tiled(grid, row_breaks=(), column_breaks=()):
+    """One picture of a grid of images, white between them and where pixels are NaN.
+
+    Args: grid (R, columns, H, W, C) in [0, 1]. Returns the picture (h, w, C) and the first pixels of rows and columns.
+    """
+    rows, columns, height, width, channels = grid.shape
+    top, h = starts(rows, height, row_breaks)
+    left, w = starts(columns, width, column_breaks)
+    picture = np.ones((h, w, channels), np.float32)
+    for row, y in enumerate(top):
+        for column, x in enumerate(left):
+            picture[y : y + height, x : x + width] = grid[row, column]
+    return np.nan_to_num(picture, nan=1.0), top, left
+
+
+def enlarged(grid):
+    """The grid with every pixel repeated k times along both axes, k as large as SHEET_PIXELS allow and at least 1."""
+    rows, columns, height, width, _ = grid.shape
+    factor = max(1, min(SHEET_PIXELS[0] // (columns * width), SHEET_PIXELS[1] // (rows * height)))
+    return grid.repeat(factor, axis=2).repeat(factor, axis=3)
+
+
+@style()
+def sheet(grid, caption="", row_breaks=(), column_breaks=()):
+    """A figure of a grid of images (R, columns, H, W, C) in [0, 1], NaN left white.
+
+    One drawn array, whose pixels are whole pixels of the PNG. Its axes are bare; see `name_rows` and `name_columns`.
+    """
+    big = enlarged(grid)
+    picture, top, left = tiled(big, row_breaks, column_breaks)
+    h, w, channels = picture.shape
+    figure = new_figure(w / DPI, h / DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(picture[..., 0] if channels == 1 else picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(left + big.shape[3] / 2, [""] * len(left))
+    axes.set_yticks(top + big.shape[2] / 2, [""] * len(top))
+    axes.tick_params(length=0)
+    axes.set_title(caption)
+    return figure
+
+
+@style()
+def name_rows(figure, names, label=""):
+    """Writes names beside the rows of a sheet: one a row, or one for each group of equally many rows."""
+    axes = figure.axes[0]
+    places = axes.get_yticks().reshape(len(names), -1).mean(axis=1)
+    axes.set_yticks(places, names)
+    axes.set_ylabel(label)
+
+
+@style()
+def name_columns(figure, names, label=""):
+    """Writes names below the columns of a sheet, one a column."""
+    axes = figure.axes[0]
+    axes.set_xticks(axes.get_xticks(), names)
+    axes.set_xlabel(label)
+
+
+def every_other(values):
+    """Words for rising values, for every other one that is: as many decimals as tell the values apart, 0 to 6."""
+    span = max(values[-1] - values[0], 1e-12)
+    digits = int(np.clip(2 - np.floor(np.log10(span)), 0, 6))
+    return [decimals(value, digits) if index % 2 else "" for index, value in enumerate(values)]
+
+
+# ---------------------------------------------------------------------------------------------- embeddings
+
+
+def colours(count):
+    """As many colours: the palette, or evenly from a colour map where that has too few."""
+    import matplotlib
+
+    if count <= len(PALETTE):
+        return PALETTE[:count]
+    return tuple(matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, count)))
+
+
+def window(points, margin=0.04):
+    """Lower and upper limits of both axes around points (N, 2): (2, 2), limits by axes."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    pad = margin * np.maximum(high - low, 1e-6)
+    return np.stack([low - pad, high + pad])
+
+
+def mass_levels(log_p, shares=SHARES):
+    """The values of log p whose upper level sets hold these shares of the mass on the grid: (len(shares),), falling."""
+    p = np.sort(np.exp(log_p - log_p.max()), axis=None)[::-1]
+    reached = np.searchsorted(np.cumsum(p) / p.sum(), shares)
+    return log_p.max() + np.log(p[np.minimum(reached, p.size - 1)])
+
+
+@style()
+def embedding(points, labels, class_names, axis_names, caption="", density=None, components=None):
+    """A figure of points in the plane, coloured by class, under contours of the prior and its marked components.
+
+    Args: points (N, 2); labels (N,) integers or None; class_names, one for each label; density the prior's `Density`,
+    whose grid is then shown whole, or None; components (K, 2) or None. The points are drawn in a random order, so that
+    no class lies on top of another.
+    """
+    from matplotlib.colors import to_rgba_array
+
+    figure = new_figure(5.6, 5.2)
+    axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], title=caption)
+    names = class_names if labels is not None else ("test images",)
+    palette = to_rgba_array(colours(len(names)))
+    classes = labels if labels is not None else np.zeros(len(points), int)
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(40_000 / len(points), 4, 16))
+    axes.scatter(*points[order].T, s=size, c=palette[classes[order]], alpha=0.6, linewidths=0)
+    if density is not None:
+        draw_density(axes, density)
+    if components is not None and len(components):
+        label = f"{len(components)} pseudo-inputs"
+        axes.scatter(*components.T, s=28, c="black", marker="+", linewidths=0.9, label=label)
+    width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    if 1 / 3 < width / height < 3:  # beyond that, true to scale would be a strip
+        axes.set_aspect("equal")
+    draw_legend(axes, palette, names)
+    return figure
+
+
+def draw_density(axes, density):
+    """Contours around SHARES of the prior's mass, their entry in the legend, and the limits of the axes."""
+    levels = np.unique(mass_levels(density.log_p))  # contour wants them rising
+    axes.contour(*density, levels=levels, colors="black", linewidths=0.8, linestyles="solid")
+    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+    axes.plot([], [], color="black", linewidth=0.8, label=f"prior ({shares} %)")
+    axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
+
+
+def draw_legend(axes, palette, names):
+    """A legend right of the axes: the names of the classes, then what has a label already."""
+    others = axes.get_legend_handles_labels()[0]
+    dots = [axes.plot([], [], "o", markersize=5, color=c, label=n)[0] for c, n in zip(palette, names, strict=True)]
+    columns = 1 + (len(dots) + len(others)) // 26
+    axes.legend(handles=dots + others, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
+
+
+# ---------------------------------------------------------------------------------------------- curves
+
+
+@style()
+def losshistory(history, note=""):
+    """A figure of ELBO, rate and distortion of training and validation by epoch, the best epoch marked.
+
+    Args: history, columns (epochs,): epoch, and {train,val}_{elbo,rate,distortion} in nats.
+    """
+    figure = new_figure(9, 3, layout="constrained")
+    best = int(np.argmax(history["val_elbo"]))
+    for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
+        curves = {label: history[f"{split}_{name}"] for split, label in (("train", "training"), ("val", "validation"))}
+        for (label, values), colour in zip(curves.items(), ("#949494", PALETTE[0]), strict=True):
+            draw_curve(axes, history["epoch"], values, color=colour, label=label)
+        axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label="best epoch, kept")
+        axes.plot(history["epoch"][best], curves["validation"][best], "o", color="black", markersize=3.5)
+        axes.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats)")
+        zoom(axes, curves.values())
+    figure.axes[0].set_title(f"best: {decimals(history['val_elbo'][best])} in epoch {history['epoch'][best]:.0f}")
+    figure.axes[1].set_title(note)
+    figure.legend(handles=figure.axes[0].lines[:3], loc="outside upper right", ncols=3)
+    return figure
+
+
+@style()
+def overlay(curves, note=""):
+    """A figure of one validation ELBO curve for each run, the best first in the legend.
+
+    Args: curves, a dict of label to (epochs (E,), ELBO (E,) in nats).
+    """
+    figure = new_figure(6, 3.8)
+    axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)", title=note)
+    ordered = sorted(curves.items(), key=lambda item: -max(item[1][1]))
+    for number, (label, (epochs, values)) in enumerate(ordered):
+        dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+        colour = PALETTE[number % len(PALETTE)]
+        draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=f"{label}: {decimals(max(values))}")
+        axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
+    zoom(axes, [values for _, values in curves.values()])
+    axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
+    return figure
+
+
+def decimals(value, digits=2):
+    """A number with so many decimals and a minus sign as long as those of the axes."""
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def draw_curve(axes, epochs, values, **options):
+    """A line, with dots where it is so short that a line alone would hardly show."""
+    axes.plot(epochs, values, marker="." if len(epochs) < 10 else None, **options)
+
+
+def zoom(axes, curves, start=0.1):
+    """Limits the y-axis to what comes after the first tenth of each curve, whose steep start would flatten the rest."""
+    values = np.concatenate([curve[int(start * len(curve)) :] for curve in curves])
+    pad = 0.06 * max(np.ptp(values), 1e-3)
+    axes.set_ylim(values.min() - pad, values.max() + pad)

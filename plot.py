@@ -1,0 +1,495 @@
+"""Draw figures of trained runs: python plot.py runs/RUN [runs/RUN ...] --projection tsne"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+import experiment
+import figures
+from experiment import UserError
+
+BATCH = 500  # images or latents through the model at once
+PER_CLASS = 10  # images of each class on a sheet
+MANIFOLD = 20  # images along each axis of the latent plane
+STEPS = 9  # decoded images from one end of an interpolation to the other
+SAMPLES = 100
+PSEUDO_INPUTS = 50  # on a sheet, at most
+DENSITY = 240  # points along each axis, between which contours are drawn
+
+
+def add_arguments(parser):
+    """Adds the flags of plot.py."""
+    experiment.add_runs(parser)
+    text = "where all figures go (default: figures/ in each run; what compares runs: figures/ beside them)"
+    parser.add_argument("--out", metavar="DIR", type=Path, help=text)
+    text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
+    parser.add_argument("--projection", choices=tuple(PROJECTIONS), default="pca", help=text)
+
+
+def run(args):
+    """Draws the figures of the runs that the flags name and prints each file; returns the exit code."""
+    runs = list({one.path.resolve(): one for one in experiment.chosen_runs(args)}.values())
+    ids = [one.config.training_id for one in runs]
+    if args.out and len(set(ids)) < len(ids):
+        raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
+    output = Output(args.out)
+    experiment.start_keras()
+    groups = defaultdict(list)
+    runs.reverse()
+    while runs:  # popped, so that one model at a time is in memory
+        drawn = draw_run(runs.pop(), output, args.projection)
+        groups[drawn.group].append(drawn)
+    for group, members in groups.items():
+        if len(members) > 1:
+            draw_group(group, members, output)
+    return 0
+
+
+class Output:
+    """Where figures go: `folder`, or where it is None a folder of each run's. Each file is written once in a call."""
+
+    def __init__(self, folder):
+        self.folder, self.written = folder, set()
+        if folder:
+            self._make(folder)
+
+    def write(self, default, name, make):
+        """Writes the bytes that `make()` returns to `name` and prints its path. Raises UserError if it cannot."""
+        folder = self.folder or default
+        if folder / name in self.written:
+            return
+        content = make()
+        self._make(folder)
+        with blamed_on(folder / name):
+            experiment.write(folder / name, content)
+        self.written.add(folder / name)
+        print(folder / name, flush=True)
+
+    def _make(self, folder):
+        with blamed_on(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def blamed_on(path):
+    """Turns an OSError of the block into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another folder with --out") from error
+
+
+# ---------------------------------------------------------------------------------------------- one run
+
+
+class Embedding(NamedTuple):
+    """Of each test image: a sample z of q(z|x), and the posterior's mean and log-variance: (N, D), float32."""
+
+    z: np.ndarray
+    mean: np.ndarray
+    logvar: np.ndarray
+
+
+class View:
+    """What the figures of a run are drawn from, each part computed on first use and kept."""
+
+    def __init__(self, run, projection):
+        self.run, self.config, self.model = run, run.config, run.model
+        self.projection = projection
+        self.class_names = run.dataset.class_names
+        self.images = run.images("test")  # as the model sees them
+        self.split = run.dataset.split("test")
+        self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
+
+    def noise(self):
+        """A fresh generator of random numbers, from the run's seed."""
+        from keras import random
+
+        return random.SeedGenerator(self.config.seed)
+
+    @cached_property
+    def reconstructions(self):
+        """Reconstructions of the examples: (R, PER_CLASS, H, W, C), NaN where a class has fewer images."""
+        rows = reconstructed(self.model, self.images[self.examples.ravel()])
+        return picked(rows, np.where(self.examples < 0, -1, np.arange(self.examples.size).reshape(self.examples.shape)))
+
+    @cached_property
+    def embedding(self):
+        """The Embedding of all test images. Raises UserError for weights that make it infinite or NaN."""
+        from keras import ops
+
+        noise = self.noise()
+
+        def embed(x):
+            posterior = self.model.posterior(x)
+            centre = posterior.at_mean()
+            return ops.stack([posterior.sample(1, noise)[0], centre.mean, centre.logvar], axis=1)  # (B, 3, D)
+
+        values = in_batches(embed, self.images)
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.run.path}: q(z|x) of a test image is not finite; the weights are not usable")
+        return Embedding(*np.moveaxis(values, 1, 0))
+
+    @cached_property
+    def components(self):
+        """Means of the prior's components, extended through p(z1|z2) where z has two layers: (K, D); K may be 0."""
+        from models.distributions import Normal
+
+        if not self.config.has_pseudo_inputs:
+            return np.zeros((0, self.config.latent_dim), np.float32)
+        top = self.model.top_prior.distribution()
+        return as_numpy(self.model.prior(Normal(top.mean, top.logvar)).at_mean().mean)
+
+    @cached_property
+    def density(self):
+        """log p(z) of the prior, a figures.Density wide enough for it and for all latents; None unless D = 2."""
+        if self.config.latent_dim != 2:
+            return None
+        prior = self.model.prior()
+        drawn = as_numpy(prior.sample(500, self.noise()))
+        limits = figures.window(np.concatenate([self.embedding.z, self.embedding.mean, self.components, drawn]))
+        x, y = np.linspace(*limits, DENSITY).T
+        log_p = in_batches(prior.log_prob, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+        return figures.Density(x, y, log_p.reshape(DENSITY, DENSITY))
+
+    @cached_property
+    def samples(self):
+        """Mean images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
+        return as_numpy(self.model.sample(SAMPLES, self.config.seed))
+
+
+def as_numpy(tensor):
+    """A tensor of any backend as a float32 array."""
+    from keras import ops
+
+    return ops.convert_to_numpy(tensor).astype(np.float32)
+
+
+def in_batches(function, values):
+    """`function` of (N, ...) numpy values, which go through it in slices of at most BATCH: a float32 array (N, ...)."""
+    from keras import ops
+
+    parts = [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
+    return np.concatenate([as_numpy(function(ops.convert_to_tensor(part, "float32"))) for part in parts])
+
+
+def decoded(model, z):
+    """Mean images of p(x|z) for latents (..., D): (..., H, W, C)."""
+    images = in_batches(lambda part: model.likelihood(part).mean, z.reshape(-1, z.shape[-1]))
+    return images.reshape(*z.shape[:-1], *images.shape[1:])
+
+
+def reconstructed(model, x):
+    """Mean images of p(x|z) at the posterior means of images x (N, H, W, C): the same shape."""
+    return in_batches(model.reconstruct, x)
+
+
+def examples(labels, num_images, class_names):
+    """Indices of the first PER_CLASS images of each class, -1 where it has fewer, and the names of the classes.
+
+    Returns (R, PER_CLASS) and R names; a class without images has no row. Without labels the rows have no names and
+    hold the first images, PER_CLASS rows at most.
+    """
+    if labels is None:
+        count = min(num_images, PER_CLASS**2)
+        index = np.arange(count + -count % PER_CLASS).reshape(-1, PER_CLASS)
+        return np.where(index < count, index, -1), ()
+    present = np.unique(labels)
+    rows = np.full((len(present), PER_CLASS), -1)
+    for row, label in zip(rows, present, strict=True):
+        found = np.flatnonzero(labels == label)[:PER_CLASS]
+        row[: len(found)] = found
+    return rows, tuple(class_names[label] for label in present)
+
+
+def picked(images, index):
+    """Images (N, H, W, C) by an array of indices (R, columns), NaN where that is -1: (R, columns, H, W, C)."""
+    return np.where((index >= 0)[..., None, None, None], images[index], np.float32(np.nan))
+
+
+def draw_run(run, output, projection):
+    """Draws all figures of a run and returns what the figures that compare runs need, a `Drawn`."""
+    view, folder, prefix = View(run, projection), run.path / "figures", run.config.training_id
+    names = {name: f"{prefix}_{name}.png" for name in FIGURES} | {"input": f"{run.config.data_set}_input.png"}
+    for name, draw in FIGURES.items():
+        if name != "pseudoinputs" or run.config.has_pseudo_inputs:
+            output.write(folder, names[name], lambda draw=draw: figures.png(draw(view)))
+    output.write(folder, f"{prefix}_embedding.npz", lambda: embedding_file(view))
+    return drawn_of(view)
+
+
+def draw_input(view):
+    """PER_CLASS grey test images of each class."""
+    figure = figures.sheet(picked(view.split.grey(), view.examples))
+    return named(figure, view)
+
+
+def draw_reconmanifold(view):
+    """The same images as the model sees them, each above its reconstruction."""
+    grid = figures.alternating(picked(view.images, view.examples), view.reconstructions)
+    figure = figures.sheet(grid, "test images above their reconstructions", row_breaks=range(2, len(grid), 2))
+    return named(figure, view)
+
+
+def named(figure, view):
+    """The sheet, with the names of the classes beside its rows where there are any."""
+    if view.rows:
+        figures.name_rows(figure, view.rows)
+    return figure
+
+
+def draw_manifold(view):
+    """The decoded latent line or plane; interpolations where z has more than two dimensions."""
+    return draw_grid(view) if view.config.latent_dim <= 2 else draw_interpolations(view)
+
+
+def draw_grid(view):
+    """Images decoded on a grid of latents, z[0] to the right and z[1] upward, as in the embedding."""
+    values, spacing = grid_axes(view)
+    images = decoded(view.model, latent_grid(values))
+    figure = figures.sheet(images, f"mean of p(x|z); z spaced by quantiles of {spacing}")
+    figures.name_columns(figure, figures.every_other(values[0]), "z[0]")
+    if len(values) == 2:
+        figures.name_rows(figure, figures.every_other(values[1])[::-1], "z[1]")
+    return figure
+
+
+def grid_axes(view):
+    """Latents along each of the D axes, rising, (D, MANIFOLD), and whose quantiles they are.
+
+    Those of the prior where it is a product over the dimensions, else of the posterior means of the test images.
+    """
+    from models.distributions import Normal
+
+    shares = (np.arange(MANIFOLD) + 0.5) / MANIFOLD
+    prior = view.model.prior()
+    if not isinstance(prior, Normal):
+        return np.quantile(view.embedding.mean, shares, axis=0).T, "the posterior means"
+    mean, scale = as_numpy(prior.mean), np.exp(as_numpy(prior.logvar) / 2)
+    return mean[:, None] + scale[:, None] * [NormalDist().inv_cdf(share) for share in shares], "the prior"
+
+
+def latent_grid(values):
+    """Latents on the grid of D <= 2 rising axes (D, n), the first to the right, the second upward: (n or 1, n, D)."""
+    second = values[1:] if len(values) == 2 else np.zeros((1, 1))
+    columns, rows = np.meshgrid(values[0], second[0, ::-1])
+    return np.stack([columns, rows], axis=-1)[..., : len(values)]
+
+
+def draw_interpolations(view):
+    """Images decoded on straight lines in latent space between test images of different classes, these at both ends."""
+    ends = pairs(view.examples)
+    means = view.embedding.mean[ends]  # (R, 2, D)
+    t = np.linspace(0, 1, STEPS)[:, None]
+    lines = decoded(view.model, means[:, :1] * (1 - t) + means[:, 1:] * t)  # (R, STEPS, H, W, C)
+    originals = view.images[ends]
+    grid = np.concatenate([originals[:, :1], lines, originals[:, 1:]], axis=1)
+    caption = "mean of p(x|z) on a line between two posterior means"
+    figure = figures.sheet(grid, caption, column_breaks=(1, STEPS + 1))
+    ticks = [f"{share:g}" if index % 2 == 0 else "" for index, share in enumerate(t[:, 0])]
+    figures.name_columns(figure, ["image", *ticks, "image"], "share of the way")
+    return figure
+
+
+def pairs(rows, most=10):
+    """First images of pairs of rows of examples (R, PER_CLASS), each row with the next: (at most `most`, 2) indices."""
+    first = rows[:, 0][np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
+    return np.stack([first, np.roll(first, -1)], axis=1)
+
+
+def draw_embedding(view, points):
+    """Latents (N, D) of all test images in the plane, over the prior where z has two dimensions."""
+    plane, names, caption = flattened(view, points)
+    points, components = np.split(plane, [len(points)])
+    return figures.embedding(points, view.split.labels, view.class_names, names, caption, view.density, components)
+
+
+def draw_embedding_z(view):
+    """One sample of q(z|x) for each test image."""
+    return draw_embedding(view, view.embedding.z)
+
+
+def draw_embedding_mean(view):
+    """The posterior mean of each test image."""
+    return draw_embedding(view, view.embedding.mean)
+
+
+def flattened(view, points):
+    """Latents (N, D) and the prior's components in the plane, (N + K, 2), with names of both axes and a caption."""
+    both = np.concatenate([points, view.components])
+    if both.shape[1] == 2:
+        return both, ("z[0]", "z[1]"), ""
+    if both.shape[1] == 1:
+        height = np.random.default_rng(0).uniform(size=both.shape)
+        return np.concatenate([both, height], axis=1), ("z[0]", "random height"), ""
+    return PROJECTIONS[view.projection](both, view.embedding.mean)
+
+
+def pca(points, reference):
+    """Points (N, D) on the first two principal components of reference points (M, D): (N, 2), axis names, caption."""
+    from sklearn.decomposition import PCA
+
+    fitted = PCA(2).fit(reference)
+    shares = 100 * fitted.explained_variance_ratio_
+    names = [f"principal component {number} ({share:.0f} % of variance)" for number, share in enumerate(shares, 1)]
+    return fitted.transform(points), names, "PCA of the posterior means"
+
+
+def tsne(points, reference):
+    """Points (N, D) embedded by t-SNE, all of them jointly: (N, 2), axis names, caption. Slow.
+
+    More points than reference points (M, D) mean that pseudo-inputs come after these.
+    """
+    from sklearn.manifold import TSNE
+
+    fitted = TSNE(2, perplexity=min(30, (len(points) - 1) / 3), random_state=0)
+    caption = "test images and pseudo-inputs, embedded jointly" if len(points) > len(reference) else ""
+    return fitted.fit_transform(points), ("t-SNE 1", "t-SNE 2"), caption
+
+
+PROJECTIONS = {"pca": pca, "tsne": tsne}
+
+
+def embedding_file(view):
+    """The bytes of an .npz: z, mean and logvar (N, D) float32 of all test images, and label (N,) if there are any."""
+    labels = {} if view.split.labels is None else {"label": view.split.labels}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **view.embedding._asdict(), **labels)
+    return buffer.getvalue()
+
+
+def draw_losshistory(view):
+    """ELBO, rate and distortion by epoch."""
+    return figures.losshistory(view.run.history, note_of(view.config))
+
+
+def note_of(config):
+    """What has to be said beside scores of this run."""
+    return "" if config.is_likelihood else experiment.GREY_NOTE
+
+
+def draw_samples(view):
+    """Mean images of draws from the model's own prior."""
+    return figures.sheet(figures.in_rows(view.samples, 10), f"{SAMPLES} samples: mean of p(x|z), z from the prior")
+
+
+def draw_pseudoinputs(view):
+    """Pseudo-inputs, evenly chosen, each above the image decoded at the mean of its component of the prior."""
+    inputs = as_numpy(view.model.top_prior.pseudo_inputs)
+    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), PSEUDO_INPUTS)).round().astype(int)
+    images = decoded(view.model, view.components[chosen])
+    grid = figures.alternating(figures.in_rows(inputs[chosen], 10), figures.in_rows(images, 10))
+    caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its component's mean"
+    return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
+
+
+FIGURES = {
+    "input": draw_input,
+    "reconmanifold": draw_reconmanifold,
+    "manifold": draw_manifold,
+    "embedding_z": draw_embedding_z,
+    "embedding_mean": draw_embedding_mean,
+    "losshistory": draw_losshistory,
+    "samples": draw_samples,
+    "pseudoinputs": draw_pseudoinputs,
+}
+
+
+# ---------------------------------------------------------------------------------------------- several runs
+
+
+class Group(NamedTuple):
+    """What runs share whose figures can be compared."""
+
+    data_set: str
+    latent_dim: int
+    network_size: float
+
+
+class Drawn(NamedTuple):
+    """What figures that compare runs need of one: images are (10, H, W, C), one a class where there are classes."""
+
+    path: Path
+    config: experiment.Config
+    history: dict
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def group(self):
+        """The Group of this run."""
+        return Group(self.config.data_set, self.config.latent_dim, self.config.network_size)
+
+
+def drawn_of(view):
+    """The Drawn of a view's run."""
+    order = view.examples.T if view.rows else view.examples  # one of each class before the second of any
+    chosen = order[order >= 0][:10]
+    reconstructions = reconstructed(view.model, view.images[chosen])
+    run = view.run
+    return Drawn(run.path, run.config, run.history, view.split.grey(chosen), reconstructions, view.samples[:10])
+
+
+def draw_group(group, members, output):
+    """Draws both figures that compare the runs of a group."""
+    folder = Path(os.path.normpath(members[0].path / os.pardir), "figures")
+    prefix = f"{group.data_set}_ldim{group.latent_dim}_factor{group.network_size:g}"
+    labels = differences(members)
+    note = next((note for note in map(note_of, (one.config for one in members)) if note), "")
+    curves = {
+        label: (one.history["epoch"], one.history["val_elbo"]) for label, one in zip(labels, members, strict=True)
+    }
+    output.write(folder, f"{prefix}_losshistory.png", lambda: figures.png(figures.overlay(curves, note)))
+    output.write(folder, f"{prefix}_comparison.png", lambda: figures.png(comparison(labels, members)))
+
+
+def comparison(labels, members):
+    """A sheet with a row for each run: reconstructions of the test images in the first row, then samples."""
+    blank = np.full_like(members[0].samples, np.nan)
+    rows = [np.concatenate([members[0].originals, blank])]
+    rows += [np.concatenate([one.reconstructions, one.samples]) for one in members]
+    caption, left = "left: reconstructions; right: samples", len(members[0].originals)
+    figure = figures.sheet(np.stack(rows), caption, row_breaks=(1,), column_breaks=(left,))
+    figures.name_rows(figure, ["test images", *labels])
+    return figure
+
+
+def differences(members):
+    """A label for each run: the settings in which they differ, or its folder where that does not tell them apart."""
+    settings = [settings_of(one.config) for one in members]
+    names = list(dict.fromkeys(name for one in settings for name in one))
+    varying = [name for name in names if len({one.get(name) for one in settings}) > 1]
+    labels = [", ".join(one[name] for name in varying if name in one) for one in settings]
+    return labels if len(set(labels)) == len(labels) else [str(one.path) for one in members]
+
+
+def settings_of(config):
+    """The settings of a run that change its numbers: a dict of name to words, as "hvae", "epochs 20" or "lr 0.001"."""
+    tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
+    values["binarize"] = config.binarization
+    if not config.has_pseudo_inputs:
+        del values["num_pseudo_inputs"]
+    plain = ("model", "prior")
+    return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
+
+
+def main(argv=None):
+    """The command line of plot.py; returns the exit code."""
+    parser = experiment.Parser(prog="plot.py", description=__doc__)
+    add_arguments(parser)
+    return experiment.command(run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

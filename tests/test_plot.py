@@ -1,0 +1,499 @@
+"""figures.py alone, then plot.py on tiny runs: what is drawn, where it lies, and that it is what the model says."""
+
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+import experiment
+import figures
+import models
+import plot
+from data import Split
+
+ROOT = Path(__file__).parent.parent
+HISTORY = {name: np.linspace(-9.0, -5.0, 4) for name in ("val_elbo", "train_elbo", "train_rate", "val_rate")} | {
+    "epoch": np.arange(1.0, 5),
+    "train_distortion": np.linspace(9, 5, 4),
+    "val_distortion": np.linspace(9, 5, 4),
+}
+KINDS = {"standard2": ("vae", "standard", 2), "vamp2": ("vae", "vamp", 2), "hvae3": ("hvae", "vamp", 3)}
+
+
+def modules_after(code):
+    """The modules that are imported when `code` has run in a fresh interpreter."""
+    lines = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def pixels(png):
+    """The RGB values in [0, 1] of a PNG file's bytes: (h, w, 3)."""
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(png))[..., :3]
+
+
+def texts(labels):
+    """The words of matplotlib's text objects."""
+    return [label.get_text() for label in labels]
+
+
+def noise(*shape):
+    """Uniform float32 noise of this shape, always the same."""
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+# ---------------------------------------------------------------------------------------------- figures.py
+
+
+def test_neither_keras_nor_matplotlib_is_imported_before_it_is_needed():
+    assert not modules_after("import plot") & {"keras", "matplotlib", "sklearn", "tensorflow", "jax"}
+    drawn = modules_after("import figures, numpy; figures.png(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))")
+    assert "matplotlib" in drawn and not drawn & {"keras", "matplotlib.pyplot", "experiment"}
+
+
+def test_tiles_lie_in_order_with_white_between_and_white_for_what_is_missing():
+    grid = noise(4, 3, 5, 6, 3) / 2
+    grid[3, 2] = np.nan
+    picture, top, left = figures.tiled(grid, row_breaks=(2,))
+    assert picture.shape == (4 * 5 + 2 * figures.GAP + figures.BREAK, 3 * 6 + 2 * figures.GAP, 3)
+    for row in range(4):
+        for column in range(3):
+            tile = picture[top[row] : top[row] + 5, left[column] : left[column] + 6]
+            np.testing.assert_array_equal(tile, np.nan_to_num(grid[row, column], nan=1))
+    assert (picture < 0.6).all(axis=-1).sum() == 11 * 5 * 6
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 20, 1), (32, 32, 3)])
+def test_a_sheet_is_one_array_whose_pixels_are_whole_pixels_of_the_png(monkeypatch, shape):
+    monkeypatch.setattr(figures, "SHEET_PIXELS", (300, 400))
+    grid = noise(2, 3, *shape)
+    figure = figures.sheet(grid)
+    assert len(figure.axes) == 1 and len(figure.axes[0].images) == 1
+    picture = figures.tiled(figures.enlarged(grid))[0]
+    assert 200 < picture.shape[1] <= 300 + 2 * figures.GAP and picture.shape[0] <= 400 + figures.GAP
+    shown = pixels(figures.png(figure))
+    border = (np.array(shown.shape[:2]) - picture.shape[:2]) // 2
+    assert (border >= 0).all() and (border < 20).all()
+    y, x = border
+    inside = shown[y : y + len(picture), x : x + picture.shape[1]]
+    np.testing.assert_allclose(inside, picture + np.zeros(3), atol=2 / 255)
+
+
+def test_a_crowded_sheet_is_not_shrunk():
+    assert figures.enlarged(noise(2, 50, 32, 32, 1)).shape == (2, 50, 32, 32, 1)
+
+
+def test_rows_are_filled_up_and_alternate():
+    images = noise(5, 4, 4, 1)
+    rows = figures.in_rows(images, 3)
+    assert rows.shape == (2, 3, 4, 4, 1) and np.isnan(rows[1, 2]).all()
+    np.testing.assert_array_equal(rows.reshape(6, 4, 4, 1)[:5], images)
+    both = figures.alternating(rows, -rows)
+    np.testing.assert_array_equal(both[0::2], rows)
+    np.testing.assert_array_equal(both[1::2], -rows)
+
+
+def test_names_stand_beside_their_rows_and_columns():
+    figure = figures.sheet(noise(4, 3, 8, 8, 1))
+    axes = figure.axes[0]
+    rows, columns = axes.get_yticks(), axes.get_xticks()
+    figures.name_rows(figure, ("a", "b"), "class")
+    figures.name_columns(figure, "xyz", "z[0]")
+    assert texts(axes.get_yticklabels()) == ["a", "b"] and texts(axes.get_xticklabels()) == ["x", "y", "z"]
+    np.testing.assert_allclose(axes.get_yticks(), [rows[:2].mean(), rows[2:].mean()])
+    np.testing.assert_allclose(axes.get_xticks(), columns)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "class")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([-3.0, -1, 0, 1.961], ["", "-1.00", "", "1.96"]),
+        ([-50.0, 1, 7, 9], ["", "1.0", "", "9.0"]),
+        ([0.031, 0.0316, 0.04, 0.0507], ["", "0.0316", "", "0.0507"]),
+        ([0.0, 0, 0, 0], ["", "0.000000", "", "0.000000"]),
+    ],
+)
+def test_ticks_have_the_decimals_that_tell_them_apart(values, words):
+    assert figures.every_other(values) == [word.replace("-", "\N{MINUS SIGN}") for word in words]
+
+
+def test_contours_hold_the_stated_mass():
+    line = np.linspace(-6, 6, 301)
+    log_p = -0.5 * (line**2 + line[:, None] ** 2) - np.log(2 * np.pi)
+    expected = [np.log(1 - share) - np.log(2 * np.pi) for share in (0.5, 0.8, 0.95)]  # r^2 = -2 log(1 - share)
+    np.testing.assert_allclose(figures.mass_levels(log_p), expected, atol=0.02)
+
+
+def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
+    points, labels = noise(60, 2), np.repeat([0, 1, 2], 20)
+    line = np.linspace(-1, 2, 30)
+    density = figures.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
+    names = ("cat", "dog", "eel")
+    axes = figures.embedding(points, labels, names, ("z[0]", "z[1]"), "caption", density, noise(7, 2)).axes[0]
+    scatter, contours, components = axes.collections
+    shown, palette = np.asarray(scatter.get_offsets()), scatter.get_facecolors()
+    colour_of = {tuple(point): tuple(colour) for point, colour in zip(shown, palette, strict=True)}
+    assert len(colour_of) == 60 and len(set(colour_of.values())) == 3
+    for name in range(3):
+        assert len({colour_of[tuple(point)] for point in points[labels == name]}) == 1
+    assert not (shown == points).all()
+    assert len(contours.get_paths()) == len(figures.SHARES) and len(components.get_offsets()) == 7
+    assert texts(axes.get_legend().get_texts()) == [*names, "prior (50, 80, 95 %)", "7 pseudo-inputs"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z[0]", "z[1]", "caption")
+    assert axes.get_xlim() == (-1, 2) and axes.get_ylim() == (-2, 4)
+
+
+@pytest.mark.parametrize("classes", [None, 1, 10, 40])
+def test_embedding_takes_any_number_of_classes(classes):
+    labels = None if classes is None else np.arange(80) % classes
+    names = tuple(f"class {i}" for i in range(classes or 0))
+    figure = figures.embedding(noise(80, 2), labels, names, ("a", "b"))
+    assert len(figure.axes[0].get_legend().get_texts()) == (classes or 1)
+    assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == (classes or 1)
+    assert len(figures.png(figure)) > 5000
+
+
+def test_loss_history_names_units_and_marks_the_best_epoch():
+    history = HISTORY | {"val_elbo": np.array([-9.0, -4.0, -6.0, -5.0])}
+    figure = figures.losshistory(history, "a note")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO (nats)", "rate (nats)", "distortion (nats)"]
+    for axes in figure.axes:
+        training, validation, best, dot = axes.lines
+        assert len(training.get_xdata()) == len(validation.get_xdata()) == 4
+        assert best.get_xdata()[0] == dot.get_xdata()[0] == 2 and axes.get_xlabel() == "epoch"
+    assert "epoch 2" in figure.axes[0].get_title("left") and figure.axes[1].get_title("left") == "a note"
+    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), history["val_elbo"])
+
+
+def test_overlay_has_a_curve_for_each_run_the_best_first():
+    curves = {name: (np.arange(5) + 1, np.linspace(-9, best, 5)) for name, best in (("a", -3.0), ("b", -2.5))}
+    axes = figures.overlay(curves).axes[0]
+    minus = "\N{MINUS SIGN}"
+    assert texts(axes.get_legend().get_texts()) == [f"b: {minus}2.50", f"a: {minus}3.00"]
+    assert axes.get_ylabel() == "validation ELBO (nats)"
+
+
+def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
+    curve = np.concatenate([[-500.0], np.linspace(-110, -100, 39)])
+    axes = figures.overlay({"run": (np.arange(40) + 1, curve)}).axes[0]
+    assert -115 < axes.get_ylim()[0] < -105
+
+
+def test_the_style_is_the_same_for_everyone_and_does_not_leak():
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31}):
+        assert figures.overlay({"run": (np.arange(3), np.arange(3.0))}).axes[0].xaxis.label.get_size() == 9
+        assert matplotlib.rcParams["font.size"] == 31
+
+
+# ---------------------------------------------------------------------------------------------- plot.py, no Keras
+
+
+def test_examples_are_in_rows_by_class():
+    labels = np.array([2, 0, 2, 0, 0] + [4] * 15)
+    rows, names = plot.examples(labels, 20, ("a", "b", "c", "d", "e"))
+    assert names == ("a", "c", "e") and rows.shape == (3, 10)
+    assert rows[0].tolist() == [1, 3, 4] + [-1] * 7 and rows[1].tolist() == [0, 2] + [-1] * 8
+    assert rows[2].tolist() == list(range(5, 15))
+
+
+def test_examples_without_labels_are_the_first_images():
+    rows, names = plot.examples(None, 37, ())
+    assert names == () and rows[rows >= 0].tolist() == list(range(37)) and rows.shape == (4, 10)
+    assert plot.examples(None, 1000, ())[0].tolist() == np.arange(100).reshape(10, 10).tolist()
+
+
+def test_picked_images_are_missing_where_the_index_is_negative():
+    images = noise(5, 4, 4, 1)
+    grid = plot.picked(images, np.array([[3, -1]]))
+    np.testing.assert_array_equal(grid[0, 0], images[3])
+    assert np.isnan(grid[0, 1]).all() and grid.dtype == np.float32
+
+
+def test_the_latent_grid_runs_to_the_right_and_upward():
+    z = plot.latent_grid(np.array([[1.0, 2, 3], [10, 20, 30]]))
+    corners = z[[0, 0, 2, 2], [0, 2, 0, 2]]
+    assert z.shape == (3, 3, 2) and corners.tolist() == [[1, 30], [3, 30], [1, 10], [3, 10]]
+    assert plot.latent_grid(np.array([[1.0, 2, 3]])).tolist() == [[[1], [2], [3]]]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
+def test_pairs_join_different_classes(classes, expected):
+    found = plot.pairs(np.arange(classes * 10).reshape(classes, 10))
+    assert found.shape == (expected, 2) and (found[:, 0] // 10 != found[:, 1] // 10).all()
+
+
+def drawn(path="run", **settings):
+    """A Drawn of no images with these settings."""
+    settings = {"data_set": "digits"} | settings
+    return plot.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3)
+
+
+def test_runs_are_labelled_by_what_differs():
+    both = [drawn(model="vae"), drawn(model="hvae", prior="vamp", lr=0.01)]
+    assert plot.differences(both) == ["vae, standard, lr 0.0001", "hvae, vamp, lr 0.01, K 500"]
+    assert plot.differences([drawn(seed=1), drawn(seed=2)]) == ["seed 1", "seed 2"]
+    assert plot.differences([drawn(num_pseudo_inputs=1), drawn(path="other")]) == ["run", "other"]
+
+
+# ---------------------------------------------------------------------------------------------- tiny runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished tiny runs on digits, a dict of name to folder; see KINDS."""
+    import training
+
+    tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "lr": 1e-3, "num_pseudo_inputs": 12}
+    tiny["runs_dir"] = str(tmp_path_factory.mktemp("plot"))
+    configs = {n: experiment.Config(model=m, prior=p, latent_dim=d, **tiny) for n, (m, p, d) in KINDS.items()}
+    return {name: training.train(config) for name, config in configs.items()}
+
+
+@pytest.fixture(scope="module")
+def plotted(runs):
+    """The runs and the lines that one call for all of them prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert plot.main([*map(str, runs.values())]) == 0
+    assert err.getvalue() == ""
+    return runs, out.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def views(runs):
+    """A View of each run."""
+    return {name: plot.View(experiment.load(path), "pca") for name, path in runs.items()}
+
+
+def numpy(tensor):
+    """A tensor of any backend as an array."""
+    from keras import ops
+
+    return ops.convert_to_numpy(tensor)
+
+
+@pytest.mark.keras
+def test_every_file_is_there_and_printed(plotted):
+    runs, printed = plotted
+    own = ("reconmanifold", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
+    expected = set()
+    for name, path in runs.items():
+        endings = [f"{one}.png" for one in own + (() if name == "standard2" else ("pseudoinputs",))] + ["embedding.npz"]
+        expected |= {path / "figures" / f"{path.name}_{ending}" for ending in endings}
+        expected.add(path / "figures" / "digits_input.png")
+    beside = runs["vamp2"].parent / "figures"
+    expected |= {beside / f"digits_ldim2_factor0.25_{name}.png" for name in ("losshistory", "comparison")}
+    assert sorted(printed) == sorted(map(str, expected))
+    on_disk = set(runs["vamp2"].parent.rglob("figures/*"))
+    assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", KINDS)
+def test_the_stored_embedding_is_the_posterior(plotted, name):
+    run = experiment.load(plotted[0][name])
+    with np.load(run.path / "figures" / f"{run.path.name}_embedding.npz") as file:
+        stored = dict(file)
+    centre = run.model.posterior(run.images("test")).at_mean()
+    np.testing.assert_allclose(stored["mean"], numpy(centre.mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stored["logvar"], numpy(centre.logvar), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(stored["label"], run.dataset.split("test").labels)
+    assert {stored[key].dtype.name for key in ("z", "mean", "logvar")} == {"float32"}
+    top = run.config.latent_dim - run.config.latent_dim // 2 if run.config.model == "hvae" else run.config.latent_dim
+    standard = ((stored["z"] - stored["mean"]) * np.exp(-stored["logvar"] / 2))[:, :top]
+    assert abs(standard.mean()) < 5 / np.sqrt(standard.size)
+    assert abs(np.square(standard).mean() - 1) < 5 * np.sqrt(2 / standard.size)
+
+
+@pytest.mark.keras
+def test_drawing_again_gives_the_same_bytes(views):
+    fresh = plot.View(experiment.load(views["hvae3"].run.path), "pca")
+    assert plot.embedding_file(fresh) == plot.embedding_file(views["hvae3"])
+    np.testing.assert_array_equal(fresh.samples, views["hvae3"].samples)
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", ["standard2", "vamp2"])
+def test_the_grid_is_decoded_at_its_latents(views, name):
+    view = views[name]
+    z = plot.latent_grid(plot.grid_axes(view)[0])
+    shown = shown_tiles(plot.draw_grid(view), 20, 20)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1), (3, 11)):
+        expected = numpy(view.model.likelihood(z[row, column][None].astype("float32")).mean)[0]
+        np.testing.assert_allclose(shown[row][column], expected, atol=1e-5)
+
+
+def shown_tiles(figure, rows, columns):
+    """The images in the one array of a sheet of 8x8 images, in their own resolution, as nested lists."""
+    picture = np.asarray(figure.axes[0].images[0].get_array())[..., None]
+    factor = (picture.shape[1] - (columns - 1) * figures.GAP) // (8 * columns)
+    step, end = 8 * factor + figures.GAP, 8 * factor
+    cells = [[picture[step * r :, step * c :][:end:factor, :end:factor] for c in range(columns)] for r in range(rows)]
+    return cells
+
+
+@pytest.mark.keras
+def test_manifold_and_embedding_have_the_same_axes(views):
+    view = views["vamp2"]
+    grid, plane = plot.draw_grid(view).axes[0], plot.draw_embedding_z(view).axes[0]
+    assert [grid.get_xlabel(), grid.get_ylabel()] == [plane.get_xlabel(), plane.get_ylabel()] == ["z[0]", "z[1]"]
+    across, up = plot.grid_axes(view)[0]
+    assert texts(grid.get_xticklabels()) == figures.every_other(across)
+    assert texts(grid.get_yticklabels())[::-1] == figures.every_other(up)
+    points = np.asarray(plane.collections[0].get_offsets())
+    np.testing.assert_allclose(np.sort(points, axis=0), np.sort(view.embedding.z, axis=0), rtol=1e-6)
+    assert plane.get_xlim()[0] < plane.get_xlim()[1] and plane.get_ylim()[0] < plane.get_ylim()[1]
+
+
+@pytest.mark.keras
+def test_the_grid_is_spaced_by_quantiles(views):
+    axes, spacing = plot.grid_axes(views["standard2"])
+    np.testing.assert_allclose(axes[:, [0, 9, -1]], [[-1.959964, -0.062707, 1.959964]] * 2, atol=1e-5)
+    assert spacing == "the prior"
+    axes, spacing = plot.grid_axes(views["vamp2"])
+    below = (views["vamp2"].embedding.mean[:, :, None] < axes).mean(axis=0)
+    np.testing.assert_allclose(below, np.tile((np.arange(20) + 0.5) / 20, (2, 1)), atol=0.01)
+    assert spacing == "the posterior means"
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", ["vamp2", "hvae3"])
+def test_pseudo_inputs_are_marked_at_the_means_of_the_components(views, name):
+    view = views[name]
+    top = numpy(view.model.top_prior.distribution().mean)
+    assert view.components.shape == (12, view.config.latent_dim)
+    np.testing.assert_allclose(view.components[:, : top.shape[1]], top, rtol=1e-5, atol=1e-6)
+    if name == "hvae3":
+        np.testing.assert_allclose(view.components[:, 2:], numpy(view.model.p_z1(top).mean), rtol=1e-4, atol=1e-5)
+    assert len(plot.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
+
+
+@pytest.mark.keras
+def test_contours_come_from_the_models_prior(views):
+    density = views["vamp2"].density
+    corner = np.array([[density.x[-1], density.y[0]]], "float32")
+    np.testing.assert_allclose(density.log_p[0, -1], numpy(views["vamp2"].model.prior().log_prob(corner))[0], rtol=1e-4)
+    assert views["hvae3"].density is None
+
+
+@pytest.mark.keras
+def test_lines_begin_and_end_at_reconstructions(views):
+    view = views["hvae3"]
+    axes = plot.draw_interpolations(view).axes[0]
+    assert texts(axes.get_xticklabels()) == ["image", "0", "", "0.25", "", "0.5", "", "0.75", "", "1", "image"]
+    factor = figures.enlarged(np.zeros((10, 11, 8, 8, 1), np.float32)).shape[2] // 8
+    picture, start = np.asarray(axes.images[0].get_array()), 8 * factor + figures.BREAK
+    first = view.images[plot.pairs(view.examples)[0]]
+    np.testing.assert_allclose(picture[: 8 * factor : factor, : 8 * factor : factor], first[0, ..., 0])
+    expected = numpy(view.model.reconstruct(first))[0, ..., 0]
+    np.testing.assert_allclose(picture[: 8 * factor : factor, start:][:, : 8 * factor : factor], expected, atol=1e-4)
+
+
+@pytest.mark.keras
+def test_samples_are_the_models_own_by_the_runs_seed(views):
+    from keras import random
+
+    view = views["hvae3"]
+    assert view.samples.shape == (100, 8, 8, 1)
+    expected = numpy(view.model.sample(100, random.SeedGenerator(view.config.seed)))
+    np.testing.assert_allclose(view.samples, expected, atol=1e-5)
+
+
+@pytest.mark.keras
+def test_a_comparison_has_a_row_for_each_run(views):
+    members = [plot.drawn_of(views[name]) for name in ("standard2", "vamp2")]
+    axes = plot.comparison(["a", "b"], members).axes[0]
+    assert texts(axes.get_yticklabels()) == ["test images", "a", "b"] and len(axes.get_xticks()) == 20
+    labels = views["vamp2"].split.labels
+    chosen = [row[0] for row in views["vamp2"].examples]
+    assert sorted(labels[chosen]) == list(range(10))
+    np.testing.assert_array_equal(members[0].originals, views["vamp2"].split.grey(chosen))
+
+
+# ---------------------------------------------------------------------------------------------- other data, bad input
+
+
+def stub(shape, labels, names, **settings):
+    """What plot.py needs of a run: an untrained model and noise for images."""
+    config = experiment.Config(data_set="digits", network_size=0.25, num_pseudo_inputs=3, **settings)
+    split = Split((noise(24, *shape) * 255).astype(np.uint8), labels, 255)
+    return SimpleNamespace(
+        path=Path("nowhere"),
+        config=config,
+        history=HISTORY,
+        model=models.build(config, shape, pseudo_inputs=noise(3, *shape)),
+        dataset=SimpleNamespace(class_names=names, split=lambda name: split),
+        images=lambda name: split.grey(),
+    )
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    ("shape", "labels", "names", "settings", "projection"),
+    [
+        ((28, 20, 1), np.arange(24) % 3, ("a", "b", "c"), {"latent_dim": 5, "model": "hvae", "prior": "vamp"}, "pca"),
+        ((12, 4, 1), np.arange(24) % 2, ("a", "b"), {"latent_dim": 3, "prior": "vamp"}, "tsne"),
+        ((32, 32, 3), None, (), {"latent_dim": 2, "prior": "vamp", "binarize": "none"}, "pca"),
+        ((8, 8, 1), np.arange(24) // 2, tuple("abcdefghijkl"), {"latent_dim": 1}, "tsne"),
+    ],
+)
+def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, shape, labels, names, settings, projection):
+    monkeypatch.setattr(figures, "SHEET_PIXELS", (300, 300))
+    run = stub(shape, labels, names, **settings)
+    with threadpool_limits(1):  # t-SNE's threads wait for each other where cores are shared
+        one = plot.draw_run(run, plot.Output(tmp_path), projection)
+    expected = 9 if run.config.has_pseudo_inputs else 8
+    assert len(list(tmp_path.iterdir())) == expected
+    assert one.samples.shape == (10, *shape) and one.reconstructions.shape == one.originals.shape
+
+
+@pytest.mark.keras
+def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plot, "FIGURES", {name: plot.FIGURES[name] for name in ("input", "samples")})
+    out = tmp_path / "new" / "folder"
+    assert plot.main([str(runs["standard2"]), str(runs["vamp2"]), str(runs["vamp2"]), "--out", str(out)]) == 0
+    names = [path.name for path in out.iterdir()]
+    assert names.count("digits_input.png") == 1 and "digits_ldim2_factor0.25_comparison.png" in names
+    assert capsys.readouterr().out.splitlines().count(str(out / "digits_input.png")) == 1
+    assert not [name for name in names if name.startswith(".")]
+
+
+@pytest.mark.keras
+def test_an_out_that_is_a_file_is_refused_in_a_sentence(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert plot.main([str(runs["standard2"]), "--out", str(tmp_path / "file")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: cannot write") and "--out" in captured.err and captured.out == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.keras
+def test_runs_of_the_same_id_do_not_overwrite_each_other(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs["standard2"], tmp_path / "copy")
+    assert plot.main([str(runs["standard2"]), str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "same id" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.keras
+def test_weights_that_are_not_finite_are_refused():
+    run = stub((8, 8, 1), None, (), latent_dim=2)
+    run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
+    with pytest.raises(experiment.UserError, match="not finite"):
+        plot.embedding_file(plot.View(run, "pca"))
+
+
+def test_a_projection_that_there_is_not_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        plot.main(["run", "--projection", "umap"])
+    assert exit.value.code == 2 and "umap" in capsys.readouterr().err
