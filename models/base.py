@@ -67,8 +67,8 @@ class LatentModel(keras.Model, abc.ABC):
         return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
     def sample(self, n, seed=None):
-        """n mean images of p(x|z) with z drawn from this model's own prior: (n, H, W, C). Stochastic."""
-        return self.likelihood(self.prior().sample(n, seed)).mean
+        """n mean images of p(x|z) with z drawn from this model's own prior: (n, H, W, C). A function of `seed`."""
+        return self.likelihood(self.prior().sample(n, keras.random.SeedGenerator(seed))).mean
 
     def embed(self, x):
         """Posterior means of images (B, H, W, C): (B, D)."""

@@ -1,7 +1,8 @@
 """Distributions as values: NamedTuples of tensors, without weights.
 
 Each has two primitives, `sample(n, seed)` and a normalised `log_prob(value)`; axes are always sample, batch, event.
-`log_prob` removes the event axes. `seed` is a `keras.random.SeedGenerator` or an integer.
+`log_prob` removes the event axes. `seed` is a `keras.random.SeedGenerator`: an integer would give the several draws
+inside one sample the same noise.
 """
 
 import math

@@ -73,10 +73,11 @@ def test_bernoulli_is_finite_at_extreme_logits():
 @pytest.mark.parametrize("n", [1, 7])
 def test_samples_have_sample_axis_first(n):
     normal = Normal(np.zeros((B, D), "float32"), np.zeros((B, D), "float32"))
-    assert normal.sample(n, 0).shape == (n, B, D)
-    assert TOP.sample(n, 0).shape == (n, D)
-    assert CHAIN.sample(n, 0).shape == (n, D + 3)
-    assert Bernoulli(np.zeros((B, 4, 5, 1), "float32")).sample(n, 0).shape == (n, B, 4, 5, 1)
+    seed = SeedGenerator(0)
+    assert normal.sample(n, seed).shape == (n, B, D)
+    assert TOP.sample(n, seed).shape == (n, D)
+    assert CHAIN.sample(n, seed).shape == (n, D + 3)
+    assert Bernoulli(np.zeros((B, 4, 5, 1), "float32")).sample(n, seed).shape == (n, B, 4, 5, 1)
 
 
 def test_sample_and_log_prob_agree_with_log_prob():

@@ -105,6 +105,16 @@ def test_hvae_samples_z1_from_its_conditional_prior():
     np.testing.assert_allclose(log_p, model.prior().log_prob(np.float32(z)), rtol=1e-4, atol=1e-4)
 
 
+def test_sampling_is_a_function_of_its_seed_with_new_noise_for_each_layer():
+    model = build("hvae", "standard", latent_dim=2)
+    np.testing.assert_array_equal(model.sample(N, 3), model.sample(N, 3))
+    assert np.abs(np.asarray(model.sample(N, 3)) - np.asarray(model.sample(N, 4))).max() > 0
+    z = np.asarray(model.prior().sample(1000, keras.random.SeedGenerator(3)))
+    given = model.p_z1(np.float32(z[:, :1]))
+    noise = (z[:, 1:] - np.asarray(given.mean)) / np.exp(0.5 * np.asarray(given.logvar))
+    assert abs(np.corrcoef(z[:, 0], noise[:, 0])[0, 1]) < 5 / np.sqrt(1000)
+
+
 def test_projection_keeps_pseudo_inputs_in_the_unit_interval():
     np.testing.assert_allclose(UnitInterval()(np.float32([-0.2, 0.0, 0.3, 1.0, 1.7])), [0, 0, 0.3, 1, 1])
     model = build(prior="vamp")
