@@ -18,17 +18,22 @@ COLUMNS = ("log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "r
 def add_arguments(parser):
     """Adds the flags of evaluate.py."""
     experiment.add_runs(parser)
-    parser.add_argument("--num_samples", type=positive, default=5000, metavar="S", help="importance samples an image (default: 5000)")
+    parser.add_argument("--num_samples", type=whole(1), default=5000, metavar="S", help="samples an image (5000)")
     parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
-    parser.add_argument("--max_images", type=positive, metavar="N", help="score the first N images only")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+    parser.add_argument("--max_images", type=whole(1), metavar="N", help="score the first N images only")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the samples (default: 0)")
 
 
-def positive(text):
-    """The integer that `text` says; raises argparse's error if it is below 1."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
+def whole(low, high=2**31 - 1):
+    """A reader of integers from `low` to `high` for argparse."""
+
+    def read(text):
+        if not low <= (value := int(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and at most {high}")
+        return value
+
+    read.__name__ = "int"  # for argparse's "invalid int value"
+    return read
 
 
 def run(args):
@@ -38,7 +43,8 @@ def run(args):
     rows = []
     for one in runs:
         metrics = evaluate(one, args.num_samples, args.split, args.max_images, args.seed)
-        rows.append({"run": one.path.name} | {name: metrics[name] for name in COLUMNS} | {"note": metrics["note"]})
+        name = one.path.resolve().name  # `.` has none
+        rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
     print(f"{args.split} split, {metrics['num_images']} images, S = {args.num_samples}; nats an image, but for bits_per_dim")
     print(experiment.table(rows))
     return 0

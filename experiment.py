@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import platform
@@ -27,6 +28,7 @@ import models
 
 BACKENDS = ("tensorflow", "jax")
 FORMAT = 1  # of config.json
+STOPPED = 130  # the shell's exit code for Ctrl-C
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 
 
@@ -79,6 +81,8 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if not re.fullmatch(r"[a-z0-9_]{1,50}", self.activation):  # it becomes part of a folder's name
+            raise UserError(f"--activation {self.activation!r} must be a name that keras.activations knows, as relu")
         smallest = models.MODELS[self.model].smallest_latent
         if self.latent_dim < smallest:
             raise UserError(f"--latent_dim {self.latent_dim} is too small: {self.model} needs at least {smallest}")
@@ -140,6 +144,8 @@ def _checked(field, value):
         value = float(value)
     if type(value) is not meta["kind"]:
         raise UserError(f"{flag} {value!r} must be {meta['kind'].__name__}, not {type(value).__name__}")
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f"{flag} {value} must be a finite number")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{flag} {value!r} is unknown; choose from {', '.join(meta['choices'])}")
     if meta["above"] is not None and not meta["above"] < value <= meta["high"]:
@@ -239,6 +245,7 @@ def start_keras():
             importlib.import_module("keras")
             if importlib.util.find_spec("tensorflow"):  # Keras imports it later, whatever the backend
                 importlib.import_module("tensorflow")
+                logging.getLogger("tensorflow").setLevel("ERROR")  # else each run of a grid is warned of retracing
         except BaseException:
             notes.seek(0)
             os.write(screen, notes.read())
@@ -256,6 +263,12 @@ def command(run, args):
     except (UserError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it at exit
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was written is whole and kept", file=sys.stderr)
+        return STOPPED
 
 
 def table(rows):
@@ -308,9 +321,15 @@ class Run:
     @cached_property
     def model(self):
         """The LatentModel with its best weights. Raises UserError if there are none or they do not fit the config."""
-        model = models.build(self.config, self.dataset.image_shape)
+        shape = self.dataset.image_shape
+        try:
+            model = models.build(self.config, shape)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
             model.load_weights(self.weights)
+            if (stored := _arrays(self.weights)) != len(model.weights):
+                raise ValueError(f"it holds {stored} arrays, the model {len(model.weights)}")
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
@@ -333,20 +352,33 @@ class Run:
     def save_evaluation(self, metrics, per_image):
         """Writes evaluations/<split>_<estimator>_S<n>_N<images>.json and .npz, and metrics.json; returns the .json."""
         name = "{split}_{estimator}_S{num_samples}_N{num_images}".format(**metrics)
-        (self.path / "evaluations").mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **per_image)
-        write(self.path / "evaluations" / f"{name}.npz", buffer.getvalue())
-        write_json(self.path / "evaluations" / f"{name}.json", metrics)
-        write_json(self.path / "metrics.json", metrics)
+        try:
+            (self.path / "evaluations").mkdir(exist_ok=True)
+            write(self.path / "evaluations" / f"{name}.npz", buffer.getvalue())
+            write_json(self.path / "evaluations" / f"{name}.json", metrics)
+            write_json(self.path / "metrics.json", metrics)
+        except OSError as error:
+            raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
         return self.path / "evaluations" / f"{name}.json"
 
 
+def _arrays(path):
+    """The number of arrays in a weights file, the optimizer's left out: Keras does not mind when some are left over."""
+    import h5py
+
+    names = []
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return sum(not name.startswith("optimizer/") for name in names)
+
+
 def _read_json(path, complaint):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(complaint) from error
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(value := json.loads(path.read_text()), dict):
+            return value
+    raise UserError(complaint)
 
 
 def load(path, data_dir=None):
@@ -381,12 +413,17 @@ def create(config, dataset, overwrite):
         if overwrite and path.exists():
             _remove_run(path)
         path.mkdir(parents=True)
-        write_json(path / "config.json", _record(config, dataset))
-        write_json(path / "status.json", {"state": "running"})
+        try:
+            write_json(path / "config.json", _record(config, dataset))
+            write_json(path / "status.json", {"state": "running"})
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)  # what is half a run would be in the way of the next try
+            raise
     except FileExistsError as error:
         raise UserError(f"{error.filename} is in the way: it exists and is no folder of runs; choose another --runs_dir") from error
     except OSError as error:
-        raise UserError(f"cannot write a run to {path}: {error.strerror}; choose another --runs_dir") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write a run to {path}: {reason}; choose another --runs_dir") from error
     return path
 
 
@@ -411,9 +448,11 @@ def _record(config, dataset):
 
 def versions():
     """Versions of what the numbers depend on: a dict of package name to version, those that are installed."""
-    wanted = ("keras", "tensorflow", "jax", "numpy", "scikit-learn")
-    installed = [name for name in wanted if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in installed}
+    found = {"python": platform.python_version()}
+    for name in ("keras", "tensorflow", "jax", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not there, or tensorflow-cpu
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit():

@@ -1,12 +1,11 @@
 """Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
 
 import math
+import os
 import sys
 
 import experiment
-from experiment import RunError, UserError
-
-STOPPED = 130  # the shell's exit code for Ctrl-C
+from experiment import STOPPED, RunError, UserError
 
 
 def add_arguments(parser):
@@ -25,7 +24,7 @@ def run(args):
 
 def run_one(config, overwrite):
     """Trains one run, unless its folder is there already; returns the exit code."""
-    if not overwrite and config.path.exists():
+    if not overwrite and exists(config):
         state = experiment.load(config.path).state
         if state == "finished":
             print(f"{config.path} is finished already; --overwrite trains it again")
@@ -35,12 +34,20 @@ def run_one(config, overwrite):
         print(fit(config, overwrite))
         return 0
     except KeyboardInterrupt:
-        print(f"stopped; the finished epochs are kept in {config.path}: evaluate.py and plot.py take it as it is,", end=" ")
-        print("and the same command with --overwrite trains it again from the start")
+        if (config.path / "best.weights.h5").is_file():
+            print(f"stopped; the finished epochs are kept in {config.path}: evaluate.py and plot.py take it as it is,")
+            print("and the same command with --overwrite trains it again from the start")
+        else:
+            print("stopped before an epoch was finished; the same command with --overwrite starts it again")
         return STOPPED
     except RunError as error:
         print(f"error: {error}; what was finished is kept in {config.path}", file=sys.stderr)
         return 1
+
+
+def exists(config):
+    """Whether something is where the run goes; False, too, where nobody may look: `create` says why."""
+    return os.path.exists(config.path)
 
 
 def run_grid(configs, overwrite):
@@ -62,7 +69,7 @@ def run_grid(configs, overwrite):
 def train_in_grid(config, overwrite):
     """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
     try:
-        if config.path.exists():
+        if exists(config):
             state = experiment.load(config.path).state
             if state == "finished" or not overwrite:
                 return "already trained" if state == "finished" else "in the way; --overwrite starts it again"
@@ -75,14 +82,18 @@ def train_in_grid(config, overwrite):
 
 def row_of(config, note):
     """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
-    status = experiment.load(config.path).status if config.path.exists() else {"state": "none"}
+    try:
+        status = experiment.load(config.path).status
+    except UserError:  # not started, or something else is in the way
+        status = {}
     best = status.get("best_val_elbo")
+    notes = (note, "" if config.is_likelihood or best is None else experiment.GREY_NOTE)
     return {
         "run": config.training_id,
-        "state": status["state"],
+        "state": status.get("state", "none"),
         "val_elbo": -math.inf if best is None else best,
         "best_epoch": status.get("best_epoch") or "",
-        "note": note,
+        "note": "; ".join(filter(None, notes)),
     }
 
 

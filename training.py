@@ -1,6 +1,7 @@
 """How one run is trained: batches in an order fixed by the seed, Keras' `fit`, and the callbacks that write the run."""
 
 import contextlib
+import io
 import math
 import sys
 import time
@@ -15,6 +16,12 @@ import models
 from experiment import RunError, UserError
 
 TERMS = ("loss", "elbo", "rate", "distortion")
+FORMULAS = {  # the order in which they are looked at
+    "distortion": "distortion, -log p(x|z),",
+    "rate": "rate, log q(z|x) - log p(z),",
+    "elbo": "elbo, -distortion - rate,",
+    "loss": "loss, distortion + beta rate,",
+}
 STEPS_TIMED = 10
 VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
 VALIDATION_BATCH = 500
@@ -65,13 +72,6 @@ class EpochState(keras.callbacks.Callback):
 class StopOnNonFinite(keras.callbacks.Callback):
     """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored."""
 
-    TERMS = {
-        "distortion": "distortion, -log p(x|z)",
-        "rate": "rate, log q(z|x) - log p(z)",
-        "elbo": "elbo, distortion and rate together",
-        "loss": "loss",
-    }
-
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers the epoch for the message."""
         self.epoch = epoch
@@ -81,21 +81,32 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._look(logs, "", f"step {batch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks at the validation terms too."""
+        """Looks at the validation terms, and at the weights: ReLU turns NaN into 0, so terms alone would hide some."""
         self._look(logs, "val_", "validation")
+        for weight in self.model.weights:
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+                raise RunError(f"epoch {epoch + 1}: weight {weight.path} is not finite")
 
     def _look(self, logs, prefix, where):
-        for name, term in self.TERMS.items():
+        for name, term in FORMULAS.items():
             if not math.isfinite(logs[prefix + name]):
                 raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {logs[prefix + name]}")
+
+
+class WeightsInMemory(io.BytesIO):
+    """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
+
+    def __str__(self):
+        """A name as Keras wants it."""
+        return "memory.weights.h5"
 
 
 class RunWriter(keras.callbacks.Callback):
     """Keeps the run's folder: after each epoch the best weights by validation ELBO, history.csv and status.json."""
 
-    def __init__(self, path):
+    def __init__(self, path, note=""):
         super().__init__()
-        self.path, self.rows, self.best = path, [], {"best_epoch": None, "best_val_elbo": -math.inf}
+        self.path, self.note, self.rows, self.best = path, note, [], {"best_epoch": None, "best_val_elbo": -math.inf}
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the epoch's clock."""
@@ -104,8 +115,9 @@ class RunWriter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Writes all three, each atomically, the weights first so that status never promises what is not there."""
         if logs["val_elbo"] > self.best["best_val_elbo"]:
-            with experiment.replacing(self.path / "best.weights.h5") as temporary:
-                self.model.save_weights(temporary)
+            weights = WeightsInMemory()
+            self.model.save_weights(weights)
+            experiment.write(self.path / "best.weights.h5", weights.getvalue())
             self.best = {"best_epoch": epoch + 1, "best_val_elbo": logs["val_elbo"]}
         seconds = time.perf_counter() - self.started
         terms = {f"{split}_{name}": logs[key + name] for split, key in (("train", ""), ("val", "val_")) for name in TERMS}
@@ -133,7 +145,7 @@ class RunWriter(keras.callbacks.Callback):
         """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
         done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
         best = self.best if self.rows else {}
-        experiment.write_json(self.path / "status.json", {"state": state} | done | best | more)
+        experiment.write_json(self.path / "status.json", {"state": state} | done | best | {"note": self.note} | more)
 
 
 class Progress(keras.callbacks.Callback):
@@ -204,8 +216,10 @@ def prepare(config):
             split = split.first(wanted)
     if config.binarization == "threshold":
         split = split.thresholded()
-    chosen = np.random.default_rng(config.seed).choice(len(split.images), config.num_pseudo_inputs, replace=False)
-    pseudo_inputs = split.grey(chosen) if config.has_pseudo_inputs else None
+    pseudo_inputs = None
+    if config.has_pseudo_inputs:
+        rng = np.random.default_rng(config.seed)
+        pseudo_inputs = split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
     try:
         model = models.build(config, dataset.image_shape, config.binarization == "dynamic", pseudo_inputs)
     except ValueError as error:
@@ -228,7 +242,9 @@ def train(config, overwrite=False):
         optimizer=keras.optimizers.Adam(config.lr),
         jit_compile={"auto": "auto", "on": True, "off": False}[config.jit],
     )
-    writer = RunWriter(experiment.create(config, dataset, overwrite))
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
+    note = "" if config.is_likelihood else experiment.GREY_NOTE
+    writer = RunWriter(experiment.create(config, dataset, overwrite), note)
     callbacks = [
         EpochState(batches, config.seed, config.beta_warmup),
         StopOnNonFinite(),

@@ -1,0 +1,235 @@
+"""How a run is trained, in process, on digits: order, noise, callbacks, what is kept and when it stops."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import data
+import experiment
+import training
+from experiment import Config, RunError, UserError
+
+on_both_backends = pytest.mark.keras  # the tests that show something of `fit`, at seconds of compilation each
+
+
+def config(tmp_path, **settings):
+    """A run that takes a second."""
+    small = {"data_set": "digits", "network_size": 0.25, "batch_size": 100, "epochs": 2, "lr": 3e-3, "prior": "vamp"}
+    return Config(**(small | {"num_pseudo_inputs": 7, "max_train_images": 200, "runs_dir": str(tmp_path)} | settings))
+
+
+def train(tmp_path, **settings):
+    return experiment.load(training.train(config(tmp_path, **settings)))
+
+
+class Interfere(keras.callbacks.Callback):
+    """Calls `act(model)` at the begin of an epoch."""
+
+    def __init__(self, epoch, act):
+        super().__init__()
+        self.epoch, self.act = epoch, act
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.act(self.model)
+
+
+def with_callback(monkeypatch, callback):
+    """Adds a callback to the next fit, before the run's own."""
+    fit = training.keras.Model.fit
+    monkeypatch.setattr(
+        training.keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[callback, *callbacks], **k)
+    )
+
+
+def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
+    images = np.arange(10, dtype="uint8").reshape(10, 1, 1, 1)
+    split = data.Split(images, None, 1)
+
+    def order(seed, epoch):
+        batches = training.Batches(split, 4, seed)
+        batches.start_epoch(epoch)
+        assert [len(batches[i][0]) for i in range(len(batches))] == [4, 4, 2]
+        return np.concatenate([batches[i][0] for i in range(len(batches))]).ravel().tolist()
+
+    assert sorted(order(0, 0)) == list(range(10))
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@on_both_backends
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+    """Two trainings of the same config give the same history; another seed gives another."""
+    same = [train(tmp_path / str(i)).history["val_elbo"] for i in range(2)]
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-5)
+    assert abs(train(tmp_path, seed=1).history["val_elbo"][-1] - same[0][-1]) > 1e-3
+
+
+@on_both_backends
+def test_the_kept_weights_are_the_best_by_validation_elbo(tmp_path, monkeypatch):
+    """The last epoch is spoiled: what is loaded gives the best epoch's validation ELBO again."""
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.optimizer.learning_rate = 1.0
+
+    with_callback(monkeypatch, Spoil())
+    run = train(tmp_path, epochs=3)
+    val_elbo = run.history["val_elbo"]
+    assert run.status["best_epoch"] == np.argmax(val_elbo) + 1 == 2
+    run.model.compile()
+    run.model.test_noise.state.assign([run.config.seed, 0])
+    again = run.model.evaluate(run.images("val"), batch_size=training.VALIDATION_BATCH, verbose=0, return_dict=True)
+    np.testing.assert_allclose(again["elbo"], val_elbo[1], rtol=1e-5)
+
+
+@on_both_backends
+def test_history_adds_up(tmp_path):
+    history = train(tmp_path, beta_warmup=4).history
+    assert list(history) == [
+        "epoch", *(f"{s}_{t}" for s in ("train", "val") for t in training.TERMS), "seconds",
+    ]  # fmt: skip
+    for split in ("train", "val"):
+        bound = -history[f"{split}_rate"] - history[f"{split}_distortion"]
+        np.testing.assert_allclose(history[f"{split}_elbo"], bound, rtol=1e-4)
+    np.testing.assert_allclose(history["val_loss"], -history["val_elbo"], rtol=1e-5)
+    beta = np.array([0.25, 0.5])
+    expected = history["train_distortion"] + beta * history["train_rate"]
+    np.testing.assert_allclose(history["train_loss"], expected, rtol=1e-3)
+
+
+@on_both_backends
+def test_the_warm_up_ends_at_one():
+    state = training.EpochState(training.Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), 2, 0), 0, 4)
+    model = training.models.build(Config(network_size=0.25, prior="standard"), (4, 4, 1))
+    state.set_model(model)
+    betas = []
+    for epoch in range(6):
+        state.on_epoch_begin(epoch)
+        betas.append(float(model.beta))
+    assert betas == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@on_both_backends
+def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
+    """More validation batches draw more validation noise, and the training history stays the same."""
+    plain = train(tmp_path / "a").history
+    monkeypatch.setattr(training, "VALIDATION_BATCH", 30)
+    np.testing.assert_allclose(train(tmp_path / "b").history["train_elbo"], plain["train_elbo"], rtol=1e-5)
+
+
+def test_patience_stops_and_does_not_count_the_warm_up(tmp_path):
+    run = train(tmp_path, epochs=9, patience=1, lr=1e-30)
+    assert run.state == "finished" and len(run.history["epoch"]) == 2
+    assert len(train(tmp_path, epochs=9, patience=1, lr=1e-30, beta_warmup=4).history["epoch"]) == 6
+
+
+def test_training_never_asks_for_the_test_split(tmp_path, monkeypatch):
+    asked, split = set(), data.Dataset.split
+    monkeypatch.setattr(data.Dataset, "split", lambda self, name: asked.add(name) or split(self, name))
+    train(tmp_path)
+    assert asked == {"train", "val"}
+
+
+@on_both_backends
+@pytest.mark.parametrize(("part", "term"), [("decoder", "distortion"), ("q_z", "(rate|distortion)")])
+def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, part, term):
+    """After two good epochs the weights of one part become NaN: the run stops at the first step of the third."""
+
+    def spoil(model):
+        for weight in getattr(model, part).trainable_variables:
+            weight.assign(np.full(weight.shape, np.nan))
+
+    with_callback(monkeypatch, Interfere(2, spoil))
+    with pytest.raises(RunError, match=rf"epoch 3, step 1: {term}"):
+        train(tmp_path, epochs=4)
+    run = experiment.load(config(tmp_path, epochs=4).path)
+    assert run.state == "failed" and run.status["message"].startswith("epoch 3, step 1: ")
+    assert len(run.history["epoch"]) == 2 and run.status["best_epoch"] in (1, 2)
+    assert np.isfinite(run.model.get_weights()[0]).all()
+
+
+@on_both_backends
+def test_nan_weights_that_relu_hides_are_found_before_they_are_stored(tmp_path, monkeypatch):
+    def spoil(model):
+        model.top_prior.pseudo_inputs.assign(np.full(model.top_prior.pseudo_inputs.shape, np.nan))
+
+    with_callback(monkeypatch, Interfere(1, spoil))
+    with pytest.raises(RunError, match="epoch 2: weight .* is not finite"):
+        train(tmp_path)
+    assert experiment.load(config(tmp_path).path).status["best_epoch"] == 1
+
+
+def test_ctrl_c_keeps_the_finished_epochs(tmp_path, monkeypatch):
+    def interrupt(model):
+        raise KeyboardInterrupt
+
+    with_callback(monkeypatch, Interfere(1, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, epochs=5)
+    run = experiment.load(config(tmp_path, epochs=5).path)
+    assert run.state == "stopped" and len(run.history["epoch"]) == 1 == run.status["epochs_done"]
+    assert run.model.reconstruct(run.images("val")[:2]).shape == (2, 8, 8, 1)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with_callback(monkeypatch, Interfere(1, lambda model: monkeypatch.setattr(experiment.os, "fsync", full)))
+    with pytest.raises(RunError, match="can no longer be written: No space left on device"):
+        train(tmp_path, epochs=3)
+    run = experiment.load(config(tmp_path, epochs=3).path)
+    assert len(run.history["epoch"]) == 1 and not list(run.path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"batch_size": 201}, "--batch_size 201 is more than the 200 training images"),
+        ({"num_pseudo_inputs": 201}, "--num_pseudo_inputs 201 is more than the 200"),
+        ({"max_train_images": 1198}, "--max_train_images 1198 is more than the 1197"),
+        ({"activation": "nonsense"}, "unknown activation"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
+    with pytest.raises(UserError, match=word):
+        train(tmp_path, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_standard_prior_minds_no_number_of_pseudo_inputs(tmp_path):
+    assert train(tmp_path, prior="standard", num_pseudo_inputs=5000, epochs=1).state == "finished"
+
+
+@pytest.mark.parametrize(("binarize", "values"), [("none", 17), ("threshold", 2)])
+def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
+    dataset, split, model = training.prepare(config(tmp_path, binarize=binarize))
+    u = np.asarray(model.top_prior.pseudo_inputs)
+    images = {image.tobytes() for image in split.grey()}
+    assert len({one.tobytes() for one in u}) == 7 and all(one.tobytes() in images for one in u)
+    assert 2 <= len(np.unique(split.grey())) <= values and not model.dynamic
+
+
+def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
+    _, split, model = training.prepare(config(tmp_path))
+    assert model.dynamic and len(np.unique(split.grey())) > 2
+
+
+@pytest.mark.parametrize(
+    ("step", "epochs", "said"),
+    [(0.1, 10, "expected time: 1 min 47 s (10 epochs of 100 steps, 0.1 s a step)"), (1.0, 250, "7 h 24 min")],
+)
+def test_the_expected_time_names_flags_only_where_it_is_hours(step, epochs, said):
+    text = training.expected_time(step, 100, 20, Config(prior="vamp", epochs=epochs))
+    assert text.startswith(said) or said in text
+    assert ("--num_pseudo_inputs" in text and "--network_size" in text) == (epochs == 250)
+
+
+def test_status_is_json_without_nan(tmp_path):
+    status = json.loads((train(tmp_path).path / "status.json").read_text())
+    assert status["state"] == "finished" and status["epochs_done"] == 2 and math.isfinite(status["best_val_elbo"])

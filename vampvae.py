@@ -1,0 +1,62 @@
+"""One command for all of it: python vampvae.py train|eval|plot|data ..."""
+
+import sys
+
+import data
+import evaluate
+import experiment
+import plot
+import train
+
+SCRIPTS = {"train": train, "eval": evaluate, "plot": plot}
+
+
+def add_data_arguments(parser):
+    """Adds the flags of `vampvae.py data`."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}")
+    parser.add_argument("--data_dir", help="look here first, and download to here (default: a per-user cache)")
+    parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
+
+
+def run_data(args):
+    """Lists data sets, or fetches and verifies them without training; returns the exit code."""
+    if args.list == bool(args.names):
+        raise experiment.UserError("name the data sets to fetch, or see what there is with --list")
+    for name in args.names:
+        for file in data.fetch(name, args.data_dir):
+            print(f"{name}: {file.path} verified, {file.bytes:,} bytes")
+        if not data.DATA_SETS[name].files:
+            print(f"{name}: comes with a package, nothing to fetch")
+    if args.list:
+        print("\n\n".join(describe(source, args.data_dir) for source in data.DATA_SETS.values()))
+    return 0
+
+
+def describe(source, data_dir):
+    """A paragraph on a data set: title, image size, splits, source, and where each file was found."""
+    height, width, channels = source.image_shape
+    splits = ", ".join(f"{count:,} {name}" for name, count in source.num_images.items())
+    lines = [f"{source.name}: {source.title}", f"  {height}x{width}x{channels}; {splits}", f"  {source.origin}"]
+    found = dict(data.found(source.name, data_dir))
+    for file in source.files:
+        lines.append(f"  {file.name} ({file.bytes:,} bytes): {found[file.name] or 'not found'}")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """The command line of vampvae.py; returns the exit code."""
+    parser = experiment.Parser(prog="vampvae.py", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, script in SCRIPTS.items():
+        one = commands.add_parser(name, help=script.__doc__.split(":")[0], description=script.__doc__)
+        script.add_arguments(one)
+        one.set_defaults(run=script.run)
+    one = commands.add_parser("data", help="Fetch and verify data sets, or list them")
+    add_data_arguments(one)
+    one.set_defaults(run=run_data, backend=None)
+    args = parser.parse_args(argv)
+    return experiment.command(args.run, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
