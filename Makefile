@@ -1,0 +1,38 @@
+# make demo   train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
+# make test   the whole test suite, on TensorFlow and on JAX
+# Both make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_size 64 --lr 1e-3 --network_size 1 \
+  --num_pseudo_inputs 50 --beta_warmup 50
+DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup50
+
+.PHONY: demo test lint clean
+
+demo: .venv/run
+	$(BIN)/python train.py $(DEMO_FLAGS)
+	$(BIN)/python evaluate.py $(DEMO_RUN) --num_samples 1000
+	$(BIN)/python plot.py $(DEMO_RUN)
+	@echo "Look at the pictures in $(DEMO_RUN)/figures"
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m keras
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/run: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv
