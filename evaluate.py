@@ -12,7 +12,18 @@ import data
 import experiment
 from experiment import UserError
 
-COLUMNS = ("log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion", "ess_median", "seconds")
+COLUMNS = (
+    "num_images",
+    "log_px",
+    "log_px_se",
+    "log_px_se_images",
+    "bits_per_dim",
+    "elbo",
+    "rate",
+    "distortion",
+    "ess_median",
+    "seconds",
+)
 
 
 def add_arguments(parser):
@@ -38,16 +49,23 @@ def whole(low, high=2**31 - 1):
 
 def run(args):
     """Scores the runs that the flags name and prints one table; returns the exit code."""
-    runs = experiment.chosen_runs(args)
+    runs = experiment.chosen_runs(args)[::-1]
     experiment.start_keras()
-    rows = []
-    for one in runs:
-        metrics = evaluate(one, args.num_samples, args.split, args.max_images, args.seed)
+    rows, failed = [], False
+    while runs:  # popped, so that one model at a time is in memory
+        one = runs.pop()
+        try:
+            metrics = evaluate(one, args.num_samples, args.split, args.max_images, args.seed)
+        except UserError as error:  # the scores of the others are worth having
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+            continue
         name = one.path.resolve().name  # `.` has none
         rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
-    print(f"{args.split} split, {metrics['num_images']} images, S = {args.num_samples}; nats an image, but for bits_per_dim")
-    print(experiment.table(rows))
-    return 0
+    if rows:
+        print(f"{args.split} split, S = {args.num_samples}; nats an image, but for bits_per_dim")
+        print(experiment.table(rows))
+    return 2 if failed else 0
 
 
 def evaluate(run, num_samples, split="test", max_images=None, seed=0):
@@ -71,7 +89,7 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
         "estimator": "is",
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
-        "note": "" if run.config.is_likelihood else experiment.GREY_NOTE,
+        "note": run.config.note,
         "backend": keras.backend.backend(),
         "versions": experiment.versions(),
     }
@@ -84,13 +102,14 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
 
 
 def summary(estimate, dimensions):
-    """The means over N images of an `Estimate`, with both standard errors of log p(x); nan where N or S is 1."""
+    """The means over N images of an `Estimate`, with both standard errors of log p(x); None where N or S is 1."""
     n = len(estimate.log_px)
     log_px = float(np.mean(estimate.log_px))
-    spread = float(np.std(estimate.log_px, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    error = float(np.sqrt(np.sum(np.square(estimate.log_px_se))) / n)
+    spread = float(np.std(estimate.log_px, ddof=1)) / math.sqrt(n) if n > 1 else None
     return {
         "log_px": log_px,
-        "log_px_se": float(np.sqrt(np.sum(np.square(estimate.log_px_se))) / n),
+        "log_px_se": error if math.isfinite(error) else None,
         "log_px_se_images": spread,
         "bits_per_dim": -log_px / (dimensions * math.log(2)),
         "elbo": float(np.mean(estimate.elbo)),

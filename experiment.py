@@ -1,4 +1,4 @@
-"""What a run is: its settings, the flags made from them, and its folder on disk. Imports Keras only to build a model."""
+"""What a run is: its settings, the flags made from them, and its folder on disk. Keras is imported only at need."""
 
 import argparse
 import contextlib
@@ -48,7 +48,9 @@ def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, cho
     `above` < value. None is allowed where it is the default; `kind` is then the type of other values.
     """
     bounds = {"low": low, "high": high, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "tag": tag, "kind": kind or type(default)} | bounds)
+    return dataclasses.field(
+        default=default, metadata={"help": help, "tag": tag, "kind": kind or type(default)} | bounds
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +72,17 @@ class Config:
         "auto", "dynamic: draw pixels anew in each step; threshold: cut at 0.5; none: grey", tag="binarize",
         choices=data.BINARIZE,
     )  # fmt: skip
-    patience: int = setting(0, "stop after so many epochs without a better validation ELBO; 0: off", tag="patience", low=0)
+    patience: int = setting(
+        0, "stop after so many epochs without a better validation ELBO; 0: off", tag="patience", low=0
+    )
     beta_warmup: int = setting(0, "epochs over which the weight of the rate rises to 1", tag="warmup", low=0)
     max_train_images: int = setting(None, "train on the first N training images only", tag="n", low=1, kind=int)
     gs_key: str = setting(None, "name of a grid search, whose runs lie in RUNS_DIR/GS_KEY", kind=str)
     data_dir: str = setting(None, "where the data files lie; else VAMPVAE_DATA, a cache, a download", kind=str)
     runs_dir: str = setting("runs", "where runs are written")
-    jit: str = setting("auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off"))
+    jit: str = setting(
+        "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -112,6 +118,11 @@ class Config:
     def is_likelihood(self):
         """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
         return self.binarization != "none"
+
+    @property
+    def note(self):
+        """What has to be said beside every score of this run."""
+        return "" if self.is_likelihood else GREY_NOTE
 
     @property
     def training_id(self):
@@ -258,7 +269,8 @@ def start_keras():
 def command(run, args):
     """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
     try:
-        settle_backend(args.backend)
+        if "backend" in args:
+            settle_backend(args.backend)
         return run(args)
     except (UserError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -283,7 +295,7 @@ def table(rows):
 
 def _cell(value):
     if not isinstance(value, float):
-        return str(value)
+        return "" if value is None else str(value)
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
 
 
@@ -300,7 +312,10 @@ class Run:
             self.config = Config.from_dict(record["config"])
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
-        self.data_dir = data_dir or self.config.data_dir
+        if record.get("format") != FORMAT:
+            raise UserError(f"{path} has a config.json of format {record.get('format')!r}; this version reads {FORMAT}")
+        trained_from = self.config.data_dir
+        self.data_dir = data_dir or (trained_from if trained_from and Path(trained_from).is_dir() else None)
         self.status = _read_json(self.path / "status.json", f"{path} is no run: it has no readable status.json")
 
     @property
@@ -321,9 +336,8 @@ class Run:
     @cached_property
     def model(self):
         """The LatentModel with its best weights. Raises UserError if there are none or they do not fit the config."""
-        shape = self.dataset.image_shape
         try:
-            model = models.build(self.config, shape)
+            model = models.build(self.config, data.DATA_SETS[self.config.data_set].image_shape)
         except ValueError as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
@@ -346,8 +360,12 @@ class Run:
         return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
     def images(self, split):
-        """Images of a split as this run scores them: float32 (N, H, W, C), held-out ones binarized once for all runs."""
-        return data.held_out(self.dataset, split, self.config.binarization)
+        """Images of a split as this run scores them, binarized once for all runs: float32 (N, H, W, C).
+
+        Of the training split, those that the run was trained on.
+        """
+        images = data.held_out(self.dataset, split, self.config.binarization)
+        return images[: self.config.max_train_images] if split == "train" else images
 
     def save_evaluation(self, metrics, per_image):
         """Writes evaluations/<split>_<estimator>_S<n>_N<images>.json and .npz, and metrics.json; returns the .json."""
@@ -390,40 +408,48 @@ def chosen_runs(args):
     """The Runs that RUN... or --gs_key name, those with weights. Raises UserError if there is none."""
     if bool(args.runs) == bool(args.gs_key):
         raise UserError("name either the folders of runs or a grid search with --gs_key")
-    group = Path(args.runs_dir, args.gs_key or "")
-    paths = args.runs or [config.parent for config in sorted(group.glob("*/config.json"))]
-    runs = [load(path, args.data_dir) for path in paths]
-    with_weights = [run for run in runs if args.runs or run.weights.is_file()]
-    for run in runs:
-        if run not in with_weights:
-            print(f"warning: {run.path} is left out: it is {run.state} and has no weights yet", file=sys.stderr)
-        elif not run.weights.is_file():
-            raise UserError(f"{run.path} has no weights yet (it is {run.state}); train it for at least one epoch")
-        elif run.state != "finished":
-            print(f"warning: {run.path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
-    if not with_weights:
+    if args.runs:
+        return [_with_weights(path, args.data_dir) for path in args.runs]
+    group, runs = Path(args.runs_dir, args.gs_key), []
+    for config in sorted(group.glob("*/config.json")):
+        try:
+            runs.append(_with_weights(config.parent, args.data_dir))
+        except UserError as error:  # the others of the group are worth having
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not runs:
         raise UserError(f"{group} holds no run with weights; train it with --gs_key {args.gs_key}")
-    return with_weights
+    return runs
+
+
+def _with_weights(path, data_dir):
+    run = load(path, data_dir)
+    if not run.weights.is_file():
+        raise UserError(f"{path} has no weights yet (it is {run.state}); train it for at least one epoch")
+    if run.state != "finished":
+        print(f"warning: {path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
+    return run
 
 
 def create(config, dataset, overwrite):
-    """Makes the folder of a new run with its config.json and status; returns its path. Raises UserError if it cannot."""
+    """Makes a new run's folder with config.json and status.json; returns its path. Raises UserError if it cannot."""
     path = config.path
+    fresh = path.with_name(f".{os.getpid()}.{path.name}")  # renamed when whole, so that no half a run is ever seen
     try:
+        fresh.mkdir(parents=True)
+        write_json(fresh / "config.json", _record(config, dataset))
+        write_json(fresh / "status.json", {"state": "running"})
         if overwrite and path.exists():
             _remove_run(path)
-        path.mkdir(parents=True)
-        try:
-            write_json(path / "config.json", _record(config, dataset))
-            write_json(path / "status.json", {"state": "running"})
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)  # what is half a run would be in the way of the next try
-            raise
+        fresh.rename(path)
     except FileExistsError as error:
-        raise UserError(f"{error.filename} is in the way: it exists and is no folder of runs; choose another --runs_dir") from error
+        raise UserError(
+            f"{error.filename} is in the way: it is no folder of runs; choose another --runs_dir"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write a run to {path}: {reason}; choose another --runs_dir") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return path
 
 
@@ -459,7 +485,9 @@ def git_commit():
     """The commit of this code, with "+changes" behind it where the work tree differs; None outside a checkout."""
 
     def git(*words):
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout
 
     try:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")
@@ -489,7 +517,7 @@ def write(path, content):
 
 def write_json(path, value):
     """Writes a value as JSON, atomically."""
-    write(path, (json.dumps(value, indent=2) + "\n").encode())
+    write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path, rows):

@@ -270,13 +270,13 @@ def losshistory(history, note=""):
 
 
 @style()
-def overlay(curves, note=""):
+def overlay(curves):
     """A figure of one validation ELBO curve for each run, the best first in the legend.
 
     Args: curves, a dict of label to (epochs (E,), ELBO (E,) in nats).
     """
     figure = new_figure(6, 3.8)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)", title=note)
+    axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)")
     ordered = sorted(curves.items(), key=lambda item: -max(item[1][1]))
     for number, (label, (epochs, values)) in enumerate(ordered):
         dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]

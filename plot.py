@@ -141,13 +141,10 @@ class View:
 
     @cached_property
     def components(self):
-        """Means of the prior's components, extended through p(z1|z2) where z has two layers: (K, D); K may be 0."""
-        from models.distributions import Normal
-
+        """Posterior means of the pseudo-inputs, by the same rule as those of images: (K, D); K may be 0."""
         if not self.config.has_pseudo_inputs:
             return np.zeros((0, self.config.latent_dim), np.float32)
-        top = self.model.top_prior.distribution()
-        return as_numpy(self.model.prior(Normal(top.mean, top.logvar)).at_mean().mean)
+        return in_batches(self.model.embed, as_numpy(self.model.top_prior.pseudo_inputs))
 
     @cached_property
     def density(self):
@@ -324,7 +321,7 @@ def draw_embedding_mean(view):
 
 
 def flattened(view, points):
-    """Latents (N, D) and the prior's components in the plane, (N + K, 2), with names of both axes and a caption."""
+    """Latents (N, D) and the pseudo-inputs' in the plane, (N + K, 2), with names of both axes and a caption."""
     both = np.concatenate([points, view.components])
     if both.shape[1] == 2:
         return both, ("z[0]", "z[1]"), ""
@@ -369,12 +366,7 @@ def embedding_file(view):
 
 def draw_losshistory(view):
     """ELBO, rate and distortion by epoch."""
-    return figures.losshistory(view.run.history, note_of(view.config))
-
-
-def note_of(config):
-    """What has to be said beside scores of this run."""
-    return "" if config.is_likelihood else experiment.GREY_NOTE
+    return figures.losshistory(view.run.history, view.config.note)
 
 
 def draw_samples(view):
@@ -383,12 +375,12 @@ def draw_samples(view):
 
 
 def draw_pseudoinputs(view):
-    """Pseudo-inputs, evenly chosen, each above the image decoded at the mean of its component of the prior."""
+    """Pseudo-inputs, evenly chosen, each above the image decoded at the mean of its posterior."""
     inputs = as_numpy(view.model.top_prior.pseudo_inputs)
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), PSEUDO_INPUTS)).round().astype(int)
     images = decoded(view.model, view.components[chosen])
     grid = figures.alternating(figures.in_rows(inputs[chosen], 10), figures.in_rows(images, 10))
-    caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its component's mean"
+    caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its posterior's mean"
     return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
 
 
@@ -445,11 +437,11 @@ def draw_group(group, members, output):
     folder = Path(os.path.normpath(members[0].path / os.pardir), "figures")
     prefix = f"{group.data_set}_ldim{group.latent_dim}_factor{group.network_size:g}"
     labels = differences(members)
-    note = next((note for note in map(note_of, (one.config for one in members)) if note), "")
-    curves = {
-        label: (one.history["epoch"], one.history["val_elbo"]) for label, one in zip(labels, members, strict=True)
-    }
-    output.write(folder, f"{prefix}_losshistory.png", lambda: figures.png(figures.overlay(curves, note)))
+    curves = {}
+    for label, one in zip(labels, members, strict=True):
+        said = f"{label} ({one.config.note})" if one.config.note else label
+        curves[said] = (one.history["epoch"], one.history["val_elbo"])
+    output.write(folder, f"{prefix}_losshistory.png", lambda: figures.png(figures.overlay(curves)))
     output.write(folder, f"{prefix}_comparison.png", lambda: figures.png(comparison(labels, members)))
 
 

@@ -61,7 +61,8 @@ def run_grid(configs, overwrite):
             notes[config], stopped = "stopped; the same command goes on with the next run", True
             break
     rows = [row_of(config, notes.get(config, "not started")) for config in configs]
-    print(experiment.table(sorted(rows, key=lambda row: row["val_elbo"], reverse=True)))
+    ranked = sorted(zip(configs, rows, strict=True), key=lambda pair: rank(*pair))
+    print(experiment.table([row for _, row in ranked]))
     all_finished = all(row["state"] == "finished" for row in rows)
     return STOPPED if stopped else 0 if all_finished else 1
 
@@ -70,7 +71,7 @@ def train_in_grid(config, overwrite):
     """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
     try:
         if exists(config):
-            state = experiment.load(config.path).state
+            state = status_of(config).get("state")
             if state == "finished" or not overwrite:
                 return "already trained" if state == "finished" else "in the way; --overwrite starts it again"
         fit(config, overwrite)
@@ -80,14 +81,24 @@ def train_in_grid(config, overwrite):
         return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def status_of(config):
+    """status.json of a run; empty where it was not started, or something else is in the way."""
+    try:
+        return experiment.load(config.path).status
+    except UserError:
+        return {}
+
+
+def rank(config, row):
+    """Sorts by validation ELBO, the best first, within a data set and a binarization: others cannot be compared."""
+    return config.data_set, config.binarization, -row["val_elbo"]
+
+
 def row_of(config, note):
     """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
-    try:
-        status = experiment.load(config.path).status
-    except UserError:  # not started, or something else is in the way
-        status = {}
+    status = status_of(config)
     best = status.get("best_val_elbo")
-    notes = (note, "" if config.is_likelihood or best is None else experiment.GREY_NOTE)
+    notes = (note, "" if best is None else config.note)
     return {
         "run": config.training_id,
         "state": status.get("state", "none"),

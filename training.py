@@ -3,7 +3,9 @@
 import contextlib
 import io
 import math
+import signal
 import sys
+import threading
 import time
 
 import keras
@@ -93,6 +95,38 @@ class StopOnNonFinite(keras.callbacks.Callback):
                 raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {logs[prefix + name]}")
 
 
+class StopOnCtrlC(keras.callbacks.Callback):
+    """A context in which Ctrl-C is a KeyboardInterrupt at the end of a step; pressed again, at once.
+
+    In the middle of a step it may get lost: JAX swallows an exception that a signal raises below its own calls.
+    """
+
+    def __enter__(self):
+        self.pressed, self.usual = False, signal.getsignal(signal.SIGINT)
+        self.ours = self.usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+        if self.ours:  # not in a thread, where it is forbidden, nor where Ctrl-C is ignored
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_):
+        if self.ours:
+            signal.signal(signal.SIGINT, self.usual)
+
+    def _press(self, *_):
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Stops where Ctrl-C was pressed."""
+        if self.pressed:
+            raise KeyboardInterrupt
+
+    def on_test_batch_end(self, batch, logs=None):
+        """The same in validation."""
+        self.on_train_batch_end(batch)
+
+
 class WeightsInMemory(io.BytesIO):
     """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
 
@@ -120,7 +154,9 @@ class RunWriter(keras.callbacks.Callback):
             experiment.write(self.path / "best.weights.h5", weights.getvalue())
             self.best = {"best_epoch": epoch + 1, "best_val_elbo": logs["val_elbo"]}
         seconds = time.perf_counter() - self.started
-        terms = {f"{split}_{name}": logs[key + name] for split, key in (("train", ""), ("val", "val_")) for name in TERMS}
+        terms = {
+            f"{split}_{name}": logs[key + name] for split, key in (("train", ""), ("val", "val_")) for name in TERMS
+        }
         self.rows.append({"epoch": epoch + 1} | terms | {"seconds": round(seconds, 3)})
         experiment.write_csv(self.path / "history.csv", self.rows)
         self.write_status("running")
@@ -153,22 +189,30 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, config, validation_steps):
         super().__init__()
-        self.config, self.validation_steps, self.times, self.val_elbo = config, validation_steps, [], {}
+        self.config, self.validation_steps, self.seconds, self.val_elbo = config, validation_steps, [], {}
 
     def on_train_begin(self, logs=None):
         """Opens the bar; it stays silent where the output is no terminal."""
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
-        self.bar = tqdm(total=self.config.epochs, bar_format=layout, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = tqdm(
+            total=self.config.epochs, bar_format=layout, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar by one step and, once, says how long the run will take."""
         self.bar.set_postfix({"elbo": f"{logs['elbo']:.2f}"} | self.val_elbo, refresh=False)
         self.bar.update(1 / self.params["steps"])
-        if len(self.times) <= STEPS_TIMED:
-            self.times.append(time.perf_counter())
-            if len(self.times) == STEPS_TIMED + 1:  # the first step, which compiles, is not counted
-                step = (self.times[-1] - self.times[0]) / STEPS_TIMED
+        if self.started and len(self.seconds) < STEPS_TIMED:
+            self.seconds.append(time.perf_counter() - self.started)
+            if len(self.seconds) == STEPS_TIMED:
+                step = sum(self.seconds) / STEPS_TIMED
                 tqdm.write(expected_time(step, self.params["steps"], self.validation_steps, self.config))
+                sys.stdout.flush()  # a log file should not say it when it is over
+        self.started = time.perf_counter()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""
+        self.started = None
 
     def on_epoch_end(self, epoch, logs=None):
         """Shows the validation ELBO from here on."""
@@ -189,7 +233,7 @@ def expected_time(step, steps, validation_steps, config):
     if hours < 1:
         return text
     flags = ["--epochs", "--network_size", "--max_train_images"]
-    if models.PRIORS[config.prior].has_pseudo_inputs:
+    if config.has_pseudo_inputs:
         flags.append("--num_pseudo_inputs")
     return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"
 
@@ -208,23 +252,27 @@ def prepare(config):
     """
     dataset = data.load(config.data_set, config.data_dir)
     split = dataset.split("train")
-    for name in ("max_train_images", "batch_size", "num_pseudo_inputs"):
-        wanted, unused = getattr(config, name), name == "num_pseudo_inputs" and not config.has_pseudo_inputs
-        if wanted is not None and not unused and wanted > len(split.images):
-            raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
-        if name == "max_train_images":
-            split = split.first(wanted)
+    _check_enough(split, "max_train_images", config.max_train_images or 0)
+    split = split.first(config.max_train_images)
+    _check_enough(split, "batch_size", config.batch_size)
+    _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if config.has_pseudo_inputs else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
     pseudo_inputs = None
     if config.has_pseudo_inputs:
         rng = np.random.default_rng(config.seed)
         pseudo_inputs = split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
+    keras.utils.set_random_seed(config.seed)
     try:
         model = models.build(config, dataset.image_shape, config.binarization == "dynamic", pseudo_inputs)
     except ValueError as error:
         raise UserError(str(error)) from error
     return dataset, split, model
+
+
+def _check_enough(split, name, wanted):
+    if wanted > len(split.images):
+        raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
 
 
 def train(config, overwrite=False):
@@ -243,8 +291,7 @@ def train(config, overwrite=False):
         jit_compile={"auto": "auto", "on": True, "off": False}[config.jit],
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
-    note = "" if config.is_likelihood else experiment.GREY_NOTE
-    writer = RunWriter(experiment.create(config, dataset, overwrite), note)
+    writer = RunWriter(experiment.create(config, dataset, overwrite), config.note)
     callbacks = [
         EpochState(batches, config.seed, config.beta_warmup),
         StopOnNonFinite(),
@@ -253,16 +300,18 @@ def train(config, overwrite=False):
     ]
     if config.patience:  # not counted during the warm-up, in which the training bound is another one
         callbacks.append(
-            keras.callbacks.EarlyStopping("val_elbo", mode="max", patience=config.patience, start_from_epoch=config.beta_warmup)
+            keras.callbacks.EarlyStopping(
+                "val_elbo", mode="max", patience=config.patience, start_from_epoch=config.beta_warmup
+            )
         )
-    with writer.status_of_ending():
+    with StopOnCtrlC() as ctrl_c, writer.status_of_ending():
         model.fit(
             batches,
             epochs=config.epochs,
             shuffle=False,  # the order is Batches' own
             validation_data=(validation, None),
             validation_batch_size=VALIDATION_BATCH,
-            callbacks=callbacks,
+            callbacks=[*callbacks, ctrl_c],
             verbose=0,
         )
     return writer.path

@@ -13,7 +13,9 @@ SCRIPTS = {"train": train, "eval": evaluate, "plot": plot}
 
 def add_data_arguments(parser):
     """Adds the flags of `vampvae.py data`."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
+    )
     parser.add_argument("--data_dir", help="look here first, and download to here (default: a per-user cache)")
     parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
 

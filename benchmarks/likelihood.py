@@ -3,8 +3,8 @@
     python benchmarks/likelihood.py RUN [--num_samples 5000] [--images 100]
 
 The naive way takes one image at a time, repeats it for each sample before the encoder, and encodes the pseudo-inputs
-again in each chunk of 100 samples. It is timed on every image for one such chunk and extrapolated to S; ours is timed in
-full, its compilation included. Memory is the peak of the process, read after a tenth of S and again after S.
+again in each chunk of 100 samples. It is timed on every image for one such chunk and extrapolated to S; ours is timed
+in full, its compilation included. Memory is the peak of the process, read after a tenth of S and again after S.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import experiment  # noqa: E402
+import experiment
 
 CHUNK = 100
 
@@ -63,13 +63,13 @@ def compare(run, samples, count, rounds):
     images, model = run.images("test")[:count], run.model
     importance_sampling(model, images, max(1, samples // 10))
     memory_tenth = peak_memory()
-    ours, theirs = [], []
+    naive, ours, theirs = naive_way(model), [], []
+    naive(images[:1])  # its compilation is not counted
     for number in range(rounds):
         seconds, estimate = timed(lambda: importance_sampling(model, images, samples))
         ours.append(seconds)
         if number == 0:
-            memory, naive = peak_memory(), naive_way(model)
-            naive(images[:1])  # its compilation is not counted
+            memory = peak_memory()
         seconds, log_w = timed(lambda: np.concatenate([naive(image[None]) for image in images]))
         theirs.append(seconds * samples / CHUNK)
     return {

@@ -1,7 +1,7 @@
 """Print the README's table of the four models on MNIST from benchmarks/results/mnist_*.json, or collect those files.
 
-    python benchmarks/mnist_table.py                              # print the table
-    python benchmarks/mnist_table.py --collect runs/RUN [RUN ...] # write a result file for each run first
+python benchmarks/mnist_table.py                              # print the table
+python benchmarks/mnist_table.py --collect runs/RUN [RUN ...] # write a result file for each run first
 """
 
 import argparse
@@ -12,12 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import experiment  # noqa: E402
+import experiment
 
 RESULTS = Path(__file__).parent / "results"
-HEADER = (
-    "| model | prior | log p(x) | ± Monte Carlo | ± images | ELBO | rate | distortion | ESS | training, min | scoring, min |"
-)
+NAMES = ("model", "prior", "log p(x)", "± Monte Carlo", "± images", "ELBO", "rate", "distortion", "ESS")
+HEADER = f"| {' | '.join(NAMES)} | training, min | scoring, min |"
 
 
 def collect(path, hardware):
@@ -39,7 +38,13 @@ def collect(path, hardware):
 def row(result):
     """A line of the table."""
     m, config = result["metrics"], result["config"]
-    cells = [config["model"], config["prior"], f"{m['log_px']:.2f}", f"{m['log_px_se']:.3f}", f"{m['log_px_se_images']:.2f}"]
+    cells = [
+        config["model"],
+        config["prior"],
+        f"{m['log_px']:.2f}",
+        f"{m['log_px_se']:.3f}",
+        f"{m['log_px_se_images']:.2f}",
+    ]
     cells += [f"{m[name]:.2f}" for name in ("elbo", "rate", "distortion")]
     cells += [f"{m['ess_median']:.0f}", f"{result['status']['seconds'] / 60:.1f}", f"{m['seconds'] / 60:.1f}"]
     return f"| {' | '.join(cells)} |"

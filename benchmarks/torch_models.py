@@ -1,4 +1,4 @@
-"""The project's convolutional VAE and HVAE in plain PyTorch, channels last: what a training step is measured against."""
+"""The project's convolutional VAE and HVAE in plain PyTorch, channels last: what a step is measured against."""
 
 import math
 
@@ -73,7 +73,12 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim, size, k):
         super().__init__()
-        self.net, self.head, self.dec, self.prior = encoder(size), Head(256, latent_dim), decoder(latent_dim, size), Vamp(k)
+        self.net, self.head, self.dec, self.prior = (
+            encoder(size),
+            Head(256, latent_dim),
+            decoder(latent_dim, size),
+            Vamp(k),
+        )
 
     def encode(self, x):
         return self.head(self.net(x))

@@ -57,9 +57,7 @@ def read_idx(dataset, split):
 def idx_source(name, mirrors, published, **about):
     """A Source that is four idx files; `published`: size, sha256 and unpacked sha256 of each of IDX_FILES."""
     files = tuple(
-        PublicFile(
-            name, file, size, sha256, unpacked_bytes, unpacked_sha256, tuple(m + file for m in mirrors)
-        )
+        PublicFile(name, file, size, sha256, unpacked_bytes, unpacked_sha256, tuple(m + file for m in mirrors))
         for (file, unpacked_bytes), (size, sha256, unpacked_sha256) in zip(IDX_FILES, published, strict=True)
     )
     return Source(

@@ -1,4 +1,4 @@
-"""Models by name. The registries import no Keras, so that a script can offer the names before the backend is settled."""
+"""Models by name. The registries import no Keras: a script can offer the names before the backend is settled."""
 
 import importlib
 from typing import NamedTuple
@@ -26,13 +26,12 @@ PRIORS = {
 
 
 def build(config, image_shape, dynamic=False, pseudo_inputs=None):
-    """The LatentModel that `config` describes, with fresh weights drawn from `config.seed`.
+    """The LatentModel that `config` describes, with fresh weights from Keras' global seed and noise from `config.seed`.
 
     `config` has the fields of `experiment.Config`. `image_shape` is (H, W, C). `dynamic`: training batches are grey and
     to be binarized in each step. `pseudo_inputs` (K, H, W, C) in [0, 1] are the initial values of a VampPrior; zeros
     where weights will be loaded. Raises ValueError for an unknown activation or an image shape that does not fit.
     """
-    import keras
     import numpy as np
 
     from .networks import ConvNetworks
@@ -45,13 +44,12 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     def make_prior(latent_dim, encode):
         return prior_class(latent_dim, encode, pseudo_inputs)
 
-    keras.utils.set_random_seed(config.seed)
     model_class = _import(MODELS[config.model].path)
     return model_class(config.latent_dim, networks, make_prior, dynamic, config.seed)
 
 
 def find_activation(name):
-    """The Keras activation of that name. Raises ValueError if there is none, or if it changes the shape, as glu does."""
+    """The Keras activation of that name. Raises ValueError if there is none that maps features one to one."""
     import keras
 
     names = sorted(n for n in dir(keras.activations) if n.islower() and n not in ("get", "serialize", "deserialize"))
@@ -59,8 +57,14 @@ def find_activation(name):
     if name not in names:
         raise ValueError(f"unknown activation {name!r}; Keras knows {', '.join(names)}")
     activation = keras.activations.get(name)
-    if activation(keras.ops.zeros((1, 4))).shape != (1, 4):
-        raise ValueError(f"activation {name!r} changes the number of features and cannot be used here")
+    try:
+        usable = activation(keras.ops.zeros((1, 4))).shape == (1, 4)
+    except TypeError:  # it wants arguments of its own, as threshold does
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"activation {name!r} changes the number of features, or needs arguments: it cannot be used here"
+        )
     return activation
 
 

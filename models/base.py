@@ -45,7 +45,7 @@ class LatentModel(keras.Model, abc.ABC):
 
     @abc.abstractmethod
     def prior(self, top=None):
-        """p(z): a distribution with event (D,). `top`: the value of `top_prior.distribution()`, where it is at hand already."""
+        """p(z): a distribution with event (D,). `top`: the value of `top_prior.distribution()`, if it is at hand."""
 
     @abc.abstractmethod
     def likelihood(self, z):
@@ -67,7 +67,7 @@ class LatentModel(keras.Model, abc.ABC):
         return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
     def sample(self, n, seed=None):
-        """n mean images of p(x|z) with z drawn from this model's own prior: (n, H, W, C). A function of `seed`."""
+        """n mean images of p(x|z), z drawn from this model's prior by an integer seed or anew: (n, H, W, C)."""
         return self.likelihood(self.prior().sample(n, keras.random.SeedGenerator(seed))).mean
 
     def embed(self, x):

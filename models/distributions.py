@@ -30,6 +30,8 @@ class Normal(NamedTuple):
 
     def sample(self, n, seed):
         """`n` reparameterised draws, mean + exp(logvar / 2) * eps: (n, ..., D). Stochastic."""
+        if isinstance(seed, int):
+            raise TypeError(f"seed {seed} must be a SeedGenerator: an integer gives each draw the same noise")
         noise = random.normal((n, *ops.shape(self.mean)), dtype=self.mean.dtype, seed=seed)
         return self.mean + ops.exp(0.5 * self.logvar) * noise
 

@@ -101,7 +101,8 @@ def importance_sampling(model, images, num_samples, seed=0, progress=lambda done
     most = max(1, CHUNK_BYTES // model.bytes_per_sample)  # samples in a chunk, over all its images
     chunks = math.ceil(num_samples / most)
     n = math.ceil(num_samples / chunks)
-    block = min(len(images), max(1, most // n))
+    blocks = math.ceil(len(images) / max(1, most // n))
+    block = math.ceil(len(images) / blocks)
     log_weights = LogWeights(model, n, seed, jit)
     estimates = []
     for start in range(0, len(images), block):

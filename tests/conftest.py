@@ -20,8 +20,8 @@ def script():
     """Runs a script as a user does: `script("train.py", "--epochs", 3)` returns the finished process with its text."""
 
     def run(*words, **environment):
-        command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+        command, env = [sys.executable, *map(str, words)], {**os.environ, **environment}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
     return run
 

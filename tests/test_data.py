@@ -110,9 +110,7 @@ def test_registry_states_every_data_set():
         assert source.title and source.licence and source.origin
         for file in source.files:
             assert len(file.urls) >= 2 and all(url.startswith("https://") for url in file.urls)
-            assert (
-                f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
-            )
+            assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
 
 
 def test_import_is_light():
@@ -124,9 +122,7 @@ def test_import_is_light():
 
 @pytest.mark.parametrize("call", [data.load, data.fetch, data.found])
 def test_unknown_name_is_refused(call):
-    with pytest.raises(
-        data.DataError, match="unknown data set 'nope': choose one of mnist, fashionmnist, digits"
-    ):
+    with pytest.raises(data.DataError, match="unknown data set 'nope': choose one of mnist, fashionmnist, digits"):
         call("nope")
 
 
@@ -142,8 +138,7 @@ def test_idx_round_trip(shape, seed):
 
 
 @given(
-    st.binary(max_size=8)
-    | st.builds(lambda axes, rest: bytes([0, 0, 8, axes]) + rest, st.integers(0, 6), st.binary())
+    st.binary(max_size=8) | st.builds(lambda axes, rest: bytes([0, 0, 8, axes]) + rest, st.integers(0, 6), st.binary())
 )
 @settings(max_examples=300, deadline=None, database=None)
 def test_idx_fuzz_gives_an_array_or_a_data_error(content):
@@ -198,16 +193,10 @@ def test_grey_is_a_part_of_one():
 def test_first_and_thresholded_parts():
     split = data.Split(np.arange(24, dtype=np.uint8).reshape(4, 3, 2, 1), np.arange(4), max_value=16)
     part = split.first(2)
-    assert (
-        np.array_equal(part.images, split.images[:2])
-        and part.labels.tolist() == [0, 1]
-        and part.max_value == 16
-    )
+    assert np.array_equal(part.images, split.images[:2]) and part.labels.tolist() == [0, 1] and part.max_value == 16
     assert len(split.first(None).images) == 4 and split._replace(labels=None).first(2).labels is None
     cut = split.thresholded()
-    assert (
-        np.array_equal(cut.grey(), split.images >= 8) and cut.max_value == 1 and cut.images.dtype == np.uint8
-    )
+    assert np.array_equal(cut.grey(), split.images >= 8) and cut.max_value == 1 and cut.images.dtype == np.uint8
 
 
 def test_unknown_split_is_refused(tiny, tmp_path):
@@ -322,9 +311,7 @@ def test_gzip_bomb_stays_small(tiny, tmp_path, monkeypatch):
 def test_swapped_files_are_told_apart(tiny, tmp_path):
     put(tmp_path, tiny.packed | {TRAIN_IMAGES: tiny.packed[TRAIN_LABELS]})
     put(tmp_path / "tiny", tiny.packed)  # a valid copy elsewhere does not hide the mistake
-    with pytest.raises(
-        data.DataError, match=f"should be tiny's {TRAIN_IMAGES}, but this is tiny's {TRAIN_LABELS}"
-    ):
+    with pytest.raises(data.DataError, match=f"should be tiny's {TRAIN_IMAGES}, but this is tiny's {TRAIN_LABELS}"):
         data.load("tiny", tmp_path).split("train")
 
 
@@ -336,9 +323,7 @@ def test_another_data_sets_file_is_passed_over(tiny, other, tmp_path):
 
 def test_another_data_sets_file_is_named_if_nothing_better_is_found(tiny, other, tmp_path):
     put(tmp_path / "tiny", other.packed)
-    complaint = (
-        f"should be tiny's {TRAIN_IMAGES}, but this is other's {TRAIN_IMAGES}: put the right file there"
-    )
+    complaint = f"should be tiny's {TRAIN_IMAGES}, but this is other's {TRAIN_IMAGES}: put the right file there"
     with pytest.raises(data.DataError, match=complaint) as caught:
         data.load("tiny", tmp_path).split("train")
     assert str(caught.value).startswith(str(tmp_path / "tiny" / TRAIN_IMAGES))
@@ -349,9 +334,7 @@ def test_wrong_counts_are_refused(tiny, tmp_path, monkeypatch, what):
     source = dataclasses.replace(tiny.source, num_images={"train": 5, "val": 2, "test": 3})
     if what == "labels":
         read = source.read
-        source = dataclasses.replace(
-            tiny.source, read=lambda dataset, split: (read(dataset, split)[0], np.zeros(3))
-        )
+        source = dataclasses.replace(tiny.source, read=lambda dataset, split: (read(dataset, split)[0], np.zeros(3)))
     monkeypatch.setitem(data.DATA_SETS, "tiny", source)
     put(tmp_path, tiny.packed)
     with pytest.raises(data.DataError, match=rf"tiny's test {what} have shape \([34],.*, expected \([34],"):
@@ -416,9 +399,7 @@ class Site:
     def offer(self, folder, contents, status=200, **headers):
         """Serves `contents`, a dict of name to body, under `folder`; returns the mirror's url."""
         for name, body in contents.items():
-            lengths = {"Content-Length": str(len(body))} | {
-                key.replace("_", "-"): v for key, v in headers.items()
-            }
+            lengths = {"Content-Length": str(len(body))} | {key.replace("_", "-"): v for key, v in headers.items()}
             self.pages[f"/{folder}/{name}"] = (status, lengths, body)
         return f"{self.url}{folder}/"
 
@@ -439,10 +420,7 @@ def site(authority, tmp_path, monkeypatch):
 
 
 def set_mirrors(monkeypatch, tiny, *mirrors):
-    new = [
-        dataclasses.replace(file, urls=tuple(url + file.name for url in mirrors))
-        for file in tiny.source.files
-    ]
+    new = [dataclasses.replace(file, urls=tuple(url + file.name for url in mirrors)) for file in tiny.source.files]
     monkeypatch.setitem(data.DATA_SETS, "tiny", dataclasses.replace(tiny.source, files=tuple(new)))
 
 
@@ -461,9 +439,7 @@ def test_download_into_the_cache(tiny, site, cache, monkeypatch, capsys):
 def test_fetch_into_data_dir(tiny, site, cache, tmp_path, monkeypatch):
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
     fetched = data.fetch("tiny", tmp_path / "new")
-    assert fetched == [
-        (name, tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()
-    ]
+    assert fetched == [(name, tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()]
     assert data.fetch("tiny", tmp_path / "new") == fetched and len(site.asked) == 4
     assert not cache.exists()
 
@@ -540,9 +516,7 @@ def test_offline_says_what_to_put_where(tiny, cache):
     with pytest.raises(data.DataError) as caught:
         data.load("tiny").split("train")
     message = str(caught.value)
-    assert message.startswith(
-        f"tiny's {TRAIN_IMAGES} was not found and could not be downloaded (localhost:1: "
-    )
+    assert message.startswith(f"tiny's {TRAIN_IMAGES} was not found and could not be downloaded (localhost:1: ")
     assert message.endswith(
         f"put {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_IMAGES}, {TEST_LABELS} into {cache / 'tiny'}, "
         "or into a folder that --data_dir or $VAMPVAE_DATA names."
@@ -588,17 +562,13 @@ def test_digits_are_split_by_class_and_disjoint():
     everything = np.concatenate([np.bincount(split.labels) for split in splits]).reshape(3, 10)
     expected = everything.sum(axis=0) * np.array([[1197], [300], [300]]) / 1797
     assert np.abs(everything - expected).max() <= 1
-    assert (
-        len({image.tobytes() for split in splits for image in split.images}) == 1797
-    )  # so none is in two splits
+    assert len({image.tobytes() for split in splits for image in split.images}) == 1797  # so none is in two splits
 
 
 def test_digits_are_the_same_everywhere():
     dataset = data.load("digits")
     assert sha256(dataset.split("test").images.tobytes()).startswith("8dfd151f9ffe1131")
-    assert dataset.sha256 == {
-        "sklearn.digits": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
-    }
+    assert dataset.sha256 == {"sklearn.digits": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"}
     assert data.fetch("digits") == data.found("digits") == []
 
 
@@ -675,6 +645,4 @@ def test_real_files(name, train, test):
     assert dataset.sha256 == {file.unpacked_name: file.unpacked_sha256 for file in dataset.source.files}
     for file in dataset.source.files:
         copy = dict(data.found(name, REAL))[file.name].read_bytes()
-        assert (
-            len(copy) != file.bytes or sha256(copy) == file.sha256
-        )  # unpacked, or packed again, is valid too
+        assert len(copy) != file.bytes or sha256(copy) == file.sha256  # unpacked, or packed again, is valid too

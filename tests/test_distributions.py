@@ -14,7 +14,9 @@ from models.distributions import Bernoulli, Chain, Mixture, Normal, binarize
 pytestmark = pytest.mark.keras
 N, B, K, D = 5, 3, 4, 2
 rng = np.random.default_rng(0)
-TOP = Mixture(*(np.float32(v) for v in (np.log([0.1, 0.2, 0.3, 0.4]), rng.normal(size=(K, D)), rng.normal(size=(K, D)))))
+TOP = Mixture(
+    *(np.float32(v) for v in (np.log([0.1, 0.2, 0.3, 0.4]), rng.normal(size=(K, D)), rng.normal(size=(K, D))))
+)
 
 
 def conditional(top):
@@ -110,6 +112,11 @@ def test_at_mean_of_a_chain_conditions_on_the_mean_of_top():
     at_mean = Chain(top, conditional, D).at_mean()
     np.testing.assert_allclose(at_mean.mean, [[1, 2, 1, 2, 2]])
     np.testing.assert_allclose(at_mean.logvar, [[0.1, 0.2, -0.5, 0.0, 0.0]], atol=1e-6)
+
+
+def test_integer_seeds_are_refused():
+    with pytest.raises(TypeError, match="must be a SeedGenerator"):
+        CHAIN.sample(2, 0)
 
 
 def test_binarize_is_bernoulli_with_the_grey_value_as_mean():

@@ -41,7 +41,9 @@ def with_callback(monkeypatch, callback):
     """Adds a callback to the next fit, before the run's own."""
     fit = training.keras.Model.fit
     monkeypatch.setattr(
-        training.keras.Model, "fit", lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[callback, *callbacks], **k)
+        training.keras.Model,
+        "fit",
+        lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[callback, *callbacks], **k),
     )
 
 
@@ -159,7 +161,7 @@ def test_nan_weights_that_relu_hides_are_found_before_they_are_stored(tmp_path, 
         model.top_prior.pseudo_inputs.assign(np.full(model.top_prior.pseudo_inputs.shape, np.nan))
 
     with_callback(monkeypatch, Interfere(1, spoil))
-    with pytest.raises(RunError, match="epoch 2: weight .* is not finite"):
+    with pytest.raises(RunError, match=r"epoch 2: weight .* is not finite"):
         train(tmp_path)
     assert experiment.load(config(tmp_path).path).status["best_epoch"] == 1
 
@@ -208,7 +210,7 @@ def test_a_standard_prior_minds_no_number_of_pseudo_inputs(tmp_path):
 
 @pytest.mark.parametrize(("binarize", "values"), [("none", 17), ("threshold", 2)])
 def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
-    dataset, split, model = training.prepare(config(tmp_path, binarize=binarize))
+    _, split, model = training.prepare(config(tmp_path, binarize=binarize))
     u = np.asarray(model.top_prior.pseudo_inputs)
     images = {image.tobytes() for image in split.grey()}
     assert len({one.tobytes() for one in u}) == 7 and all(one.tobytes() in images for one in u)
