@@ -1,0 +1,524 @@
+"""Settings, flags, training ids and the folder of a run; no training, and Keras only where weights are loaded."""
+
+import csv
+import dataclasses
+import errno
+import importlib.util
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data
+import experiment
+import models
+from experiment import Config, UserError
+
+ROOT = Path(__file__).parent.parent
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
+PLACES = [name for name in FIELDS if name not in NUMBERS]
+BASE = {"model": "hvae", "prior": "vamp", "latent_dim": 3}
+SHAPE = (8, 8, 1)
+
+
+def other(name):
+    """Another value of this setting than the one in BASE, made from its field, so that a new field has one too."""
+    field, used = FIELDS[name], getattr(Config(**BASE), name)
+    choices, kind = field.metadata["choices"], field.metadata["kind"]
+    if choices:
+        return next(choice for choice in reversed(choices) if choice != used)
+    return "tanh" if kind is str else kind((used or 6) + 1)
+
+
+def configs(*words):
+    """The grid that these words on the command line make."""
+    parser = experiment.Parser()
+    experiment.add_settings(parser)
+    return experiment.grid(parser.parse_args([str(word) for word in words]))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- Config
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("latent_dim", 1, 0),
+        ("latent_dim", 4096, 4097),
+        ("network_size", 1e-3, 0.0),
+        ("network_size", 64.0, 65.0),
+        ("network_size", 0.25, math.nan),
+        ("epochs", 1, 0),
+        ("batch_size", 1, 0),
+        ("lr", 1e-30, 0.0),
+        ("lr", 1e30, -1e-4),
+        ("lr", 1.0, math.nan),
+        ("lr", 2.0, math.inf),
+        ("lr", 2.0, -math.inf),
+        ("seed", 0, -1),
+        ("seed", 2**31 - 1, 2**31),
+        ("num_pseudo_inputs", 1, 0),
+        ("patience", 0, -1),
+        ("beta_warmup", 0, -2),
+        ("max_train_images", 1, 0),
+        ("activation", "log_sigmoid", "../relu"),
+        ("activation", "silu", "a" * 300),
+        ("gs_key", "a.b-c_4", "a/b"),
+        ("gs_key", "x" * 100, "x" * 101),
+        ("gs_key", "a..b", ".."),
+        ("gs_key", None, ""),
+    ],
+)
+def test_a_value_on_the_bound_is_taken_and_one_beyond_is_named(name, good, bad):
+    assert getattr(Config(**{name: good}), name) == good
+    with pytest.raises(UserError, match=f"^--{name} ") as raised:
+        Config(**{name: bad})
+    assert str(bad) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if FIELDS[name].metadata["choices"]])
+def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
+    choices = FIELDS[name].metadata["choices"]
+    assert [getattr(Config(**{name: choice}), name) for choice in choices] == list(choices)
+    with pytest.raises(UserError, match=f"--{name} 'nonsense'.*{', '.join(choices)}"):
+        Config(**{name: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("latent_dim", True), ("epochs", 3.0), ("lr", "1e-4"), ("lr", True), ("activation", 3), ("model", None)],
+)
+def test_a_value_of_another_type_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name} .* must be {FIELDS[name].metadata['kind'].__name__}, not"):
+        Config(**{name: value})
+
+
+def test_an_int_is_taken_for_a_float_and_becomes_one():
+    config = Config(lr=1, network_size=4)
+    assert (type(config.lr), type(config.network_size)) == (float, float)
+    assert config == Config(lr=1.0, network_size=4.0) and config.training_id == Config(lr=1.0).training_id
+
+
+def test_a_hierarchy_needs_two_dimensions():
+    assert Config(model="vae", latent_dim=1).latent_dim == 1 and Config(model="hvae", latent_dim=2).latent_dim == 2
+    with pytest.raises(UserError, match="--latent_dim 1 is too small: hvae needs at least 2"):
+        Config(model="hvae", latent_dim=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model": "hvae", "prior": "vamp"}, "mnist_hvae_vamp_bs256_dim2_factor4.0_epochs250"),
+        ({}, "mnist_vae_standard_bs256_dim2_factor4.0_epochs250"),
+        (
+            {"data_set": "digits", "batch_size": 64, "latent_dim": 3, "network_size": 0.25, "epochs": 5, "lr": 1e-3}
+            | {"seed": 7},
+            "digits_vae_standard_bs64_dim3_factor0.25_epochs5_lr0.001_seed7",
+        ),
+        (
+            {"prior": "vamp", "activation": "tanh", "num_pseudo_inputs": 12, "binarize": "none", "patience": 4}
+            | {"beta_warmup": 6, "max_train_images": 800},
+            "mnist_vae_vamp_bs256_dim2_factor4.0_epochs250_acttanh_K12_binarizenone_patience4_warmup6_n800",
+        ),
+    ],
+)
+def test_the_training_id_reads_as_documented(settings, expected):
+    assert Config(**settings).training_id == expected
+
+
+def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
+    ids = {Config(**BASE).training_id} | {Config(**(BASE | {name: other(name)})).training_id for name in NUMBERS}
+    assert len(ids) == 1 + len(NUMBERS)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
+    assert other(name) != getattr(Config(**BASE), name)
+    assert Config(**(BASE | {name: other(name)})).training_id == Config(**BASE).training_id
+
+
+def test_the_places_are_those_of_the_documentation():
+    assert PLACES == ["gs_key", "data_dir", "runs_dir", "jit"]
+
+
+def test_pseudo_inputs_that_are_not_there_do_not_change_the_id():
+    assert Config(prior="standard", num_pseudo_inputs=7).training_id == Config(prior="standard").training_id
+    assert Config(prior="vamp", num_pseudo_inputs=7).training_id == Config(prior="vamp").training_id + "_K7"
+
+
+def test_the_id_knows_what_auto_means():
+    assert Config(binarize="dynamic").training_id == Config(binarize="auto").training_id
+    assert Config(binarize="auto").binarization == "dynamic"
+    ids = {Config(binarize=mode).training_id for mode in data.BINARIZE}
+    assert len(ids) == 3
+
+
+def test_grey_pixels_have_no_likelihood():
+    assert [mode for mode in data.BINARIZE if not Config(binarize=mode).is_likelihood] == ["none"]
+
+
+@given(st.lists(st.floats(0, 64, exclude_min=True), min_size=2, max_size=2, unique=True))
+def test_distinct_floats_never_share_an_id(values):
+    for name in ("lr", "network_size"):
+        assert len({Config(**{name: value}).training_id for value in values}) == 2
+
+
+@given(
+    st.builds(
+        Config,
+        model=st.just("hvae"),
+        latent_dim=st.integers(2, 50),
+        lr=st.floats(1e-300, 1e300),
+        network_size=st.floats(0.01, 64),
+        max_train_images=st.none() | st.integers(1, 9999),
+        binarize=st.sampled_from(data.BINARIZE),
+        gs_key=st.none() | st.just("key"),
+    )
+)
+def test_a_config_survives_json(config):
+    assert Config.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_an_unknown_setting_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"unknown setting 'colour'; known are model, prior, .*jit$"):
+        Config.from_dict({"lr": 0.1, "colour": "red"})
+
+
+def test_a_run_lies_under_its_id_and_in_a_group_under_its_key():
+    config = Config(runs_dir="some/where", **BASE)
+    assert config.path == Path("some/where") / config.training_id
+    assert dataclasses.replace(config, gs_key="key").path == Path("some/where/key") / config.training_id
+
+
+# ---------------------------------------------------------------------------------------------- flags
+
+
+def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
+    assert configs() == [Config()]
+    words = [word for name in FIELDS for word in (f"--{name}", other(name))]
+    (config,) = configs(*words)
+    assert all(getattr(config, name) == other(name) for name in FIELDS)
+
+
+def test_several_values_make_a_grid_in_order():
+    found = configs("--latent_dim", 5, 3, "--lr", "1e-2", "1e-3", "--model", "vae", "hvae", "--gs_key", "key")
+    expected = list(itertools.product(["vae", "hvae"], [5, 3], [1e-2, 1e-3]))
+    assert [(config.model, config.latent_dim, config.lr) for config in found] == expected
+    assert {config.gs_key for config in found} == {"key"}
+
+
+def test_runs_with_the_same_id_are_one():
+    assert len(configs("--latent_dim", 2, 2, "--lr", "1e-4", "0.0001")) == 1
+    grid = configs("--prior", "standard", "vamp", "--num_pseudo_inputs", 5, 7, "--gs_key", "key")
+    assert [config.training_id.split("_dim2")[1] for config in grid] == [
+        "_factor4.0_epochs250",
+        "_factor4.0_epochs250_K5",
+        "_factor4.0_epochs250_K7",
+    ]
+
+
+def test_a_grid_needs_a_key():
+    with pytest.raises(UserError, match=r"a grid of 6 runs.*--gs_key"):
+        configs("--latent_dim", 2, 3, "--lr", 1, 2, 3)
+
+
+def test_none_is_a_word_for_what_may_be_missing_only(capsys):
+    config = configs("--gs_key", "None", "--max_train_images", "None", "--data_dir", "None")[0]
+    assert (config.gs_key, config.max_train_images, config.data_dir) == (None, None, None)
+    assert len(configs("--max_train_images", "None", 30, "--gs_key", "key")) == 2
+    with pytest.raises(SystemExit) as exit_:
+        configs("--seed", "None")
+    assert exit_.value.code == 2 and "invalid int value: 'None'" in capsys.readouterr().err
+
+
+def test_where_things_lie_takes_one_value(capsys):
+    for name in PLACES:
+        with pytest.raises(SystemExit):
+            configs(f"--{name}", other(name), other(name))
+    assert capsys.readouterr().err.count("unrecognized arguments") == len(PLACES)
+
+
+def test_a_table_is_aligned_and_small_numbers_keep_two_digits():
+    rows = [{"run": "a", "value": -101.234, "note": "x"}, {"run": "long", "value": 0.01234, "note": ""}]
+    assert experiment.table(rows).splitlines() == ["run     value  note", "a     -101.23  x", "long    0.012"]
+
+
+# ---------------------------------------------------------------------------------------------- the backend
+
+
+def test_an_unknown_or_missing_backend_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "nonsense")
+    with pytest.raises(UserError, match="KERAS_BACKEND is 'nonsense'; choose from tensorflow, jax"):
+        experiment.settle_backend(None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="backend jax is not installed: pip install jax"):
+        experiment.settle_backend("jax")
+
+
+def test_the_flag_goes_before_the_environment_and_tensorflow_is_the_default():
+    code = "import os, experiment; experiment.settle_backend({}); print(os.environ['KERAS_BACKEND'])"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+
+    def settled(word, **more):
+        command = [sys.executable, "-c", code.format(word)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment | more)
+        return done.stdout.strip()
+
+    assert settled(None) == "tensorflow"
+    assert settled(None, KERAS_BACKEND="jax") == "jax"
+    assert settled("'tensorflow'", KERAS_BACKEND="jax") == "tensorflow"
+
+
+@pytest.mark.keras
+def test_the_backend_of_a_process_cannot_be_changed():
+    experiment.start_keras()
+    running = os.environ["KERAS_BACKEND"]
+    experiment.settle_backend(running)
+    wanted = next(name for name in experiment.BACKENDS if name != running)
+    with pytest.raises(UserError, match=f"Keras already runs on {running} in this process, not {wanted}"):
+        experiment.settle_backend(wanted)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_start_up_notes_are_shown_only_if_the_start_fails(tmp_path, fails):
+    lines = ["import os", "os.write(2, b'a note from below')", "raise OSError('no driver')" if fails else ""]
+    (tmp_path / "keras.py").write_text("\n".join(lines))
+    (tmp_path / "tensorflow.py").write_text("")
+    code = "import sys, experiment; experiment.start_keras(); print('after', file=sys.stderr)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert ("a note from below" in done.stderr) is fails and ("no driver" in done.stderr) is fails
+    assert ("after" in done.stderr) is not fails and (done.returncode == 0) is not fails
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    value = {"name": "grün", "numbers": [1, 2.5, None], "nested": {"a": True}}
+    experiment.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-17}]
+    experiment.write_csv(tmp_path / "a.csv", rows)
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert [{"epoch": int(row["epoch"]), "loss": float(row["loss"])} for row in csv.DictReader(file)] == rows
+    assert names_in(tmp_path) == ["a.csv", "a.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_failure_in_the_middle_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch, call, error):
+    def fail(*_):
+        raise error
+
+    experiment.write(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        experiment.write(tmp_path / "file", b"new and longer")
+    assert (tmp_path / "file").read_bytes() == b"old" and names_in(tmp_path) == ["file"]
+
+
+def test_a_block_that_fails_leaves_no_temporary_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), experiment.replacing(tmp_path / "a.weights.h5") as temporary:
+        temporary.write_bytes(b"half")
+        assert temporary.parent == tmp_path and temporary.name.endswith(".weights.h5")
+        raise ZeroDivisionError
+    assert names_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------- the folder of a run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run as far as it can be read without Keras: config.json, status.json and history.csv."""
+    path = tmp_path / "a run"
+    path.mkdir()
+    settings = {"data_set": "digits", "network_size": 0.25, "prior": "vamp", "num_pseudo_inputs": 5, "latent_dim": 3}
+    experiment.write_json(path / "config.json", {"format": 1, "config": dataclasses.asdict(Config(**settings))})
+    experiment.write_json(path / "status.json", {"state": "finished", "best_epoch": 2})
+    experiment.write_csv(path / "history.csv", [{"epoch": i, "val_elbo": -10.0 / i} for i in (1, 2, 3)])
+    return path
+
+
+def edit(path, **settings):
+    """Changes settings in a run's config.json."""
+    record = json.loads((path / "config.json").read_text())
+    record["config"] |= settings
+    (path / "config.json").write_text(json.dumps(record))
+
+
+def test_a_folder_is_read_back(folder):
+    run = experiment.load(folder)
+    assert (run.config.prior, run.config.network_size, run.state) == ("vamp", 0.25, "finished")
+    np.testing.assert_array_equal(run.history["val_elbo"], [-10, -5, -10 / 3])
+    assert run.images("val").shape == (300, *SHAPE) and set(np.unique(run.images("test"))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.json", None, "is no run: it has no readable config.json"),
+        ("config.json", "{", "is no run: it has no readable config.json"),
+        ("config.json", "[3]", "is no run: it has no readable config.json"),
+        ("config.json", "\xff\xfe", "is no run: it has no readable config.json"),
+        ("config.json", "{}", "config.json that does not fit this version: 'config'"),
+        ("config.json", '{"config": 3}', "config.json that does not fit this version"),
+        ("config.json", '{"config": {"colour": 3}}', "unknown setting 'colour'"),
+        ("config.json", '{"config": {"lr": "fast"}}', "--lr 'fast' must be float"),
+        ("config.json", '{"config": {"lr": NaN}}', "--lr nan must be"),
+        ("config.json", '{"config": {"data_set": "cats"}}', "--data_set 'cats' is unknown"),
+        ("status.json", None, "is no run: it has no readable status.json"),
+        ("status.json", "[]", "is no run: it has no readable status.json"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_named(folder, name, content, expected):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content, encoding="latin-1")
+    with pytest.raises(UserError) as raised:
+        experiment.load(folder)
+    assert str(folder) in str(raised.value) and expected in str(raised.value)
+
+
+def test_a_path_that_is_no_folder_is_no_run(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "nothing", tmp_path / "x" / ("y" * 300)):
+        with pytest.raises(UserError, match=f"{path.name} is no run"):
+            experiment.load(path)
+
+
+def test_a_missing_history_is_a_sentence(folder):
+    (folder / "history.csv").unlink()
+    with pytest.raises(UserError, match="a run has no history yet"):
+        experiment.load(folder).history  # noqa: B018
+
+
+def test_the_data_folder_of_the_call_goes_before_that_of_training_which_may_be_gone(folder, tmp_path):
+    edit(folder, data_dir=str(tmp_path))
+    assert experiment.load(folder).data_dir == str(tmp_path)
+    edit(folder, data_dir=str(tmp_path / "gone"))
+    assert experiment.load(folder).data_dir is None and experiment.load(folder).dataset.image_shape == SHAPE
+    with pytest.raises(data.DataError, match="elsewhere is not a folder"):
+        experiment.load(folder, tmp_path / "elsewhere").dataset  # noqa: B018
+
+
+def test_a_run_of_another_format_is_refused(folder):
+    record = json.loads((folder / "config.json").read_text())
+    experiment.write_json(folder / "config.json", record | {"format": 2})
+    with pytest.raises(UserError, match="format 2; this version reads 1"):
+        experiment.load(folder)
+
+
+def test_the_training_images_of_a_run_are_those_that_it_was_trained_on(folder):
+    edit(folder, max_train_images=33)
+    run = experiment.load(folder)
+    assert len(run.images("train")) == 33 and len(run.images("val")) == 300
+
+
+@pytest.fixture
+def weighty(folder):
+    """The run with weights, and the model that they are of."""
+    experiment.start_keras()
+    run = experiment.load(folder)
+    model = models.build(run.config, SHAPE, pseudo_inputs=np.random.default_rng(3).random((5, *SHAPE), np.float32))
+    model.save_weights(run.weights)
+    return run, model
+
+
+@pytest.mark.keras
+def test_the_model_is_rebuilt_from_the_folder_alone(weighty):
+    run, model = weighty
+    assert len(model.get_weights()) == len(run.model.get_weights()) > 20
+    for ours, theirs in zip(model.get_weights(), run.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network_size": 0.5},
+        {"latent_dim": 4},
+        {"num_pseudo_inputs": 6},
+        {"prior": "standard"},
+        {"model": "hvae"},
+    ],
+    ids=str,
+)
+def test_weights_of_another_model_are_refused(weighty, settings):
+    run = weighty[0]
+    edit(run.path, **settings)
+    with pytest.raises(UserError, match=r"a run/best\.weights\.h5 does not fit .*a run/config\.json"):
+        experiment.load(run.path).model  # noqa: B018
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("kept", [0, 100, 0.5, -1, None], ids=lambda kept: f"kept={kept}")
+def test_a_truncated_or_missing_weights_file_is_named(weighty, kept):
+    run = weighty[0]
+    content = run.weights.read_bytes()
+    run.weights.unlink()
+    if kept is not None:
+        run.weights.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
+    with pytest.raises(UserError, match=r"a run/best\.weights\.h5 does not fit") as raised:
+        experiment.load(run.path).model  # noqa: B018
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.keras
+def test_a_config_that_describes_no_model_is_named(folder):
+    experiment.start_keras()
+    edit(folder, activation="nonsense")
+    with pytest.raises(UserError, match=r"a run/config.json describes no model: unknown activation 'nonsense'"):
+        experiment.load(folder).model  # noqa: B018
+
+
+METRICS = {"split": "val", "estimator": "is", "num_samples": 3, "num_images": 7, "log_px": -1.5}
+
+
+def test_an_evaluation_lands_under_its_name_and_as_the_latest(folder):
+    run = experiment.load(folder)
+    path = run.save_evaluation(METRICS, {"index": np.arange(7)})
+    later = run.save_evaluation(METRICS | {"split": "test", "num_samples": 11}, {"index": np.arange(7)})
+    assert names_in(folder / "evaluations") == sorted(
+        f"{name}.{ending}" for name in ("val_is_S3_N7", "test_is_S11_N7") for ending in ("json", "npz")
+    )
+    assert json.loads(path.read_text()) == METRICS
+    assert (folder / "metrics.json").read_text() == later.read_text()
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_the_last_one(folder, monkeypatch):
+    run = experiment.load(folder)
+    run.save_evaluation(METRICS, {"index": np.arange(7)})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write the evaluation to .*a run: No space left on device"):
+        run.save_evaluation(METRICS | {"log_px": -2.5}, {"index": np.arange(7)})
+    assert json.loads((folder / "metrics.json").read_text()) == METRICS
+
+
+def test_the_commit_is_that_of_the_code_or_unknown(tmp_path, monkeypatch):
+    if (ROOT / ".git").exists():
+        done = subprocess.run(["git", "rev-parse", "HEAD"], check=True, cwd=ROOT, capture_output=True, text=True)
+        head = done.stdout.strip()
+        assert experiment.git_commit() in (head, f"{head}+changes")
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "experiment.py"))
+    assert experiment.git_commit() is None

@@ -1,0 +1,645 @@
+"""train.py, evaluate.py and vampvae.py as a user runs them, end to end on digits."""
+
+import dataclasses
+import errno
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, flags
+
+import data
+import evaluate
+import experiment
+import plot
+import train
+import vampvae
+from experiment import Config
+
+GREY = "grey-pixel bound, not a likelihood"
+SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2}
+ID = "digits_hvae_vamp_bs64_dim3_factor0.25_epochs2_lr0.001_K12"
+FILES = ["best.weights.h5", "config.json", "history.csv", "status.json"]
+QUICK = {"epochs": 1, "batch_size": 600}  # two steps
+SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"), "mnist")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The finished process of one `python train.py`, and the folder of its run, which no test changes."""
+    runs_dir = tmp_path_factory.mktemp("trained") / "runs"
+    command = [sys.executable, "train.py", *flags(runs_dir=runs_dir, **SETTINGS)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done, runs_dir / ID
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run, where its training would put it with --runs_dir tmp_path/runs."""
+    return shutil.copytree(trained[1], tmp_path / "runs" / ID)
+
+
+def called(main, *words):
+    """The exit code of a script's main, whether it returns or exits with it."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def parsed(words):
+    """The flags of train.py."""
+    parser = experiment.Parser()
+    train.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
+EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train.py", TRAIN_FLAGS),
+        ("vampvae.py train", TRAIN_FLAGS),
+        ("evaluate.py", EVALUATE_FLAGS),
+        ("vampvae.py eval", EVALUATE_FLAGS),
+        ("plot.py", ["gs_key", "runs_dir", "data_dir", "backend", "out", "projection"]),
+        ("vampvae.py data", ["data_dir", "list"]),
+        ("vampvae.py", ["help"]),
+    ],
+)
+def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected):
+    done = script("-X", "importtime", *words.split(), "--help")
+    assert done.returncode == 0
+    assert set(expected) <= set(re.findall(r"--(\w+)", done.stdout))
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "experiment" in imported
+    assert not imported & {"keras", "tensorflow", "jax", "matplotlib", "sklearn", "urllib3", "requests"}
+
+
+# ---------------------------------------------------------------------------------------------- train.py
+
+
+@pytest.mark.keras
+def test_training_says_how_long_it_takes_and_ends_with_the_folder(trained):
+    done, path = trained
+    first, last = done.stdout.splitlines()
+    assert first.startswith("expected time: ") and "(2 epochs of 19 steps, " in first
+    assert last == str(path)
+    assert done.stderr == ""  # neither a bar, as this is no terminal, nor notes of the backend
+
+
+@pytest.mark.keras
+def test_a_run_is_the_documented_files(trained):
+    path = trained[1]
+    assert files_below(path.parent) == [f"{ID}/{name}" for name in FILES]
+
+
+@pytest.mark.keras
+def test_config_json_has_what_is_needed_to_do_it_again(trained):
+    from sklearn.datasets import load_digits
+
+    record = read(trained[1] / "config.json")
+    assert set(record) == {"format", "config", "backend", "git_commit", "versions", "data_sha256"}
+    small = {"data_set": "digits", "network_size": 0.25, "batch_size": 64, "lr": 1e-3, "num_pseudo_inputs": 12}
+    assert Config.from_dict(record["config"]) == Config(runs_dir=str(trained[1].parent), **small, **SETTINGS)
+    assert record["backend"] == os.environ["KERAS_BACKEND"]
+    assert record["git_commit"] == experiment.git_commit()
+    assert record["versions"]["numpy"] == np.__version__
+    assert {"python", "keras", os.environ["KERAS_BACKEND"]} <= set(record["versions"])
+    digest = hashlib.sha256(load_digits().images.astype(np.uint8).tobytes()).hexdigest()
+    assert record["data_sha256"] == {"sklearn.digits": digest}
+
+
+@pytest.mark.keras
+def test_history_has_a_row_for_each_epoch_and_status_agrees(trained):
+    run = experiment.load(trained[1])
+    history = run.history
+    columns = [f"{split}_{name}" for split in ("train", "val") for name in ("loss", "elbo", "rate", "distortion")]
+    assert list(history) == ["epoch", *columns, "seconds"]
+    assert history["epoch"].tolist() == [1, 2]
+    np.testing.assert_allclose(history["val_elbo"], -history["val_rate"] - history["val_distortion"], rtol=1e-5)
+    best = int(np.argmax(history["val_elbo"]))
+    assert (run.state, run.status["epochs_done"], run.status["best_epoch"]) == ("finished", 2, best + 1)
+    assert run.status["best_val_elbo"] == pytest.approx(history["val_elbo"][best])
+
+
+@pytest.mark.parametrize(("hours", "shortened"), [(0.9, False), (1.1, True)])
+def test_flags_that_shorten_a_run_are_named_where_it_takes_hours(hours, shortened):
+    experiment.start_keras()
+    from training import VALIDATION_COST, expected_time
+
+    step = 3600 * hours / 25 / (40 + VALIDATION_COST * 6)
+    text = expected_time(step, 40, 6, Config(prior="vamp", epochs=25))
+    assert (" h " in text) is shortened and "25 epochs of 40 steps" in text
+    for flag in ("--epochs", "--network_size", "--max_train_images", "--patience", "--num_pseudo_inputs"):
+        assert (flag in text) is shortened
+    assert "--num_pseudo_inputs" not in expected_time(step, 40, 6, Config(epochs=25))
+
+
+def test_a_finished_run_is_not_trained_again(run, capfd, monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained"))
+    assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
+    assert capfd.readouterr().out == f"{run} is finished already; --overwrite trains it again\n"
+
+
+def test_an_unfinished_run_is_not_touched_without_overwrite_and_no_test_image_is_opened(tmp_path, capfd, monkeypatch):
+    opened, split = set(), data.Dataset.split
+    monkeypatch.setattr(data.Dataset, "split", lambda self, name: opened.add(name) or split(self, name))
+    words = flags(runs_dir=tmp_path, **QUICK)
+    path = without_training({1e-3: -7.0}, state="stopped")(*experiment.grid(parsed(words)), False)
+    before = {name: (path / name).read_bytes() for name in files_below(path)}
+    assert called(train.main, *words) == 2
+    assert re.fullmatch(r"error: \S+ exists and is stopped, not finished; --overwrite .*\n", capfd.readouterr().err)
+    assert before == {name: (path / name).read_bytes() for name in files_below(path)}
+    assert called(train.main, *words, "--overwrite") == 0
+    assert experiment.load(path).state == "finished" and opened == {"train", "val"}
+    assert files_below(path) == FILES
+
+
+def test_overwrite_does_not_remove_what_is_no_run(tmp_path, capfd):
+    words = flags(runs_dir=tmp_path, **SETTINGS)
+    (tmp_path / ID).mkdir()
+    (tmp_path / ID / "thesis.txt").write_text("years of work")
+    assert called(train.main, *words) == 2 and "is no run" in capfd.readouterr().err
+    assert called(train.main, *words, "--overwrite") == 2
+    assert "exists and is no run, so --overwrite leaves it alone" in capfd.readouterr().err
+    assert files_below(tmp_path) == [f"{ID}/thesis.txt"]
+
+
+@pytest.mark.keras
+def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
+    words = flags(runs_dir=tmp_path, lr="1e30", **QUICK)
+    assert called(train.main, *words) == 1
+    (path,) = tmp_path.iterdir()
+    message = r"epoch 1, step 2: distortion, -log p\(x\|z\), is -?(nan|inf)"
+    expected = rf"error: {message}; what was finished is kept in {re.escape(str(path))}\n"
+    assert re.fullmatch(expected, capfd.readouterr().err)
+    status = read(path / "status.json")
+    assert status["state"] == "failed" and re.fullmatch(message, status["message"])
+    assert files_below(path) == ["config.json", "status.json"]
+    assert called(evaluate.main, path) == 2
+    assert "has no weights yet (it is failed)" in capfd.readouterr().err
+
+
+@pytest.mark.keras
+def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd):
+    words = flags(runs_dir=tmp_path, epochs=50_000, batch_size=600)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        waited_until = time.monotonic() + 100
+        while not list(tmp_path.glob("*/history.csv")) and process.poll() is None and time.monotonic() < waited_until:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    (path,) = tmp_path.iterdir()
+    run = experiment.load(path)
+    assert (process.returncode, run.state, "Traceback" in err) == (130, "stopped", False), err
+    assert f"the finished epochs are kept in {path}" in out and "--overwrite" in out
+    assert len(run.history["epoch"]) == run.status["epochs_done"] >= 1
+    assert called(evaluate.main, path, "--num_samples", 3, "--max_images", 5) == 0
+    printed = capfd.readouterr()
+    assert f"warning: {path} is stopped, not finished; its best weights so far are taken\n" in printed.err
+    assert path.name in printed.out
+
+
+def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", interrupted)
+    assert called(train.main, *flags(runs_dir=tmp_path / "runs", **SETTINGS)) == 130
+    assert "stopped before an epoch was finished" in capfd.readouterr().out
+    monkeypatch.setattr(experiment, "chosen_runs", interrupted)
+    assert called(evaluate.main, "a") == 130
+    assert capfd.readouterr().err.startswith("stopped")
+
+
+# ---------------------------------------------------------------------------------------------- grid search
+
+
+def without_training(values, state="finished"):
+    """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
+
+    def fit(config, overwrite):
+        value = values[config.lr]
+        if isinstance(value, BaseException):
+            raise value
+        config.path.mkdir(parents=True)
+        experiment.write_json(config.path / "config.json", {"format": 1, "config": dataclasses.asdict(config)})
+        experiment.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
+        experiment.write_json(config.path / "status.json", {"state": state, "best_val_elbo": value, "best_epoch": 4})
+        return config.path
+
+    return fit
+
+
+def test_a_grid_is_ranked_by_validation_elbo_and_a_failure_does_not_stop_it(tmp_path, capfd, monkeypatch):
+    values = {1.0: -30.0, 2.0: RuntimeError("out of memory\nand more"), 3.0: -10.0, 4.0: -200.0}
+    monkeypatch.setattr(train, "fit", without_training(values))
+    words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", *values]
+    assert called(train.main, *words) == 1
+    printed = capfd.readouterr()
+    table = [line.split() for line in printed.out.splitlines()[-4:]]
+    assert [row[0].rsplit("_lr")[-1] for row in table] == ["3.0", "1.0", "4.0", "2.0"]
+    assert [row[1] for row in table] == ["finished"] * 3 + ["none"]
+    assert [row[2] for row in table] == ["-10.00", "-30.00", "-200.00", "-inf"]
+    assert "RuntimeError: out of memory" in printed.err and "Traceback" not in printed.err
+    assert {path.parent.name for path in tmp_path.glob("*/*")} == {"key"}
+
+    monkeypatch.setattr(train, "fit", without_training({2.0: -1.0}))  # any other would be a KeyError
+    assert called(train.main, *words) == 0
+    assert capfd.readouterr().out.count("already trained") == 3
+
+
+def test_ctrl_c_in_a_grid_leaves_the_rest_for_the_same_command(tmp_path, capfd, monkeypatch):
+    values = {1.0: -3.0, 2.0: KeyboardInterrupt(), 3.0: -1.0}
+    monkeypatch.setattr(train, "fit", without_training(values))
+    words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", *values]
+    assert called(train.main, *words) == 130
+    out = capfd.readouterr().out
+    assert "the same command goes on" in out and "not started" in out
+    monkeypatch.setattr(train, "fit", without_training(values | {2.0: -2.0}))
+    assert called(train.main, *words) == 0
+
+
+def test_what_is_no_run_in_a_grids_way_does_not_cost_the_others_their_table(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(train, "fit", without_training({1.0: -3.0, 2.0: -2.0}))
+    words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", 1, 2]
+    first, _ = experiment.grid(parsed(words))
+    first.path.mkdir(parents=True)
+    assert called(train.main, *words) == 1
+    assert [line.split()[1] for line in capfd.readouterr().out.splitlines()[-2:]] == ["finished", "none"]
+
+
+def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_path, capfd):
+    grid = ["--latent_dim", 2, 3, "--lr", "1e-3", "1e30", "--gs_key", "key"]
+    words = [*flags(runs_dir=tmp_path, **QUICK), *grid]
+    assert called(train.main, *words) == 1
+    capfd.readouterr()
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.weights.h5")}
+    assert sorted(path.parent.name.split("_")[4] for path in weights) == ["dim2", "dim3"]
+    assert called(train.main, *words) == 1
+    table = capfd.readouterr().out.splitlines()[-4:]
+    assert ["already trained" in line for line in table] == ["in the way" not in line for line in table]
+    assert [line.split()[1] for line in table] == ["finished", "finished", "failed", "failed"]
+    elbos = [float(line.split()[2]) for line in table]
+    assert elbos == sorted(elbos, reverse=True) and all(map(math.isfinite, elbos[:2]))
+    assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.weights.h5")}
+    assert called(evaluate.main, "--gs_key", "key", "--runs_dir", tmp_path, "--num_samples", 3, "--max_images", 5) == 0
+    printed = capfd.readouterr()
+    assert printed.err.count("has no weights yet (it is failed)") == 2
+    assert [line.split("_")[4] for line in printed.out.splitlines() if line.startswith("digits")] == ["dim2", "dim3"]
+    evaluated = tmp_path.glob("key/*/evaluations/test_is_S3_N5.json")
+    assert sorted(path.parents[1].name.split("_")[4] for path in evaluated) == ["dim2", "dim3"]
+
+
+# ---------------------------------------------------------------------------------------------- evaluate.py
+
+S, N = 23, 37
+
+
+@pytest.mark.keras
+def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, capfd, monkeypatch):
+    experiment.start_keras()
+    from models import likelihood
+
+    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 300_000)  # several chunks, the last one with fewer samples
+    assert called(evaluate.main, run, "--num_samples", S, "--max_images", N, "--split", "val") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith(f"val split, S = {S}; nats") and lines[2].startswith(ID)
+    names = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
+    names += ["ess_median", "seconds"]
+    assert lines[1].split() == ["run", *names, "note"]
+
+    assert files_below(run / "evaluations") == [f"val_is_S{S}_N{N}.json", f"val_is_S{S}_N{N}.npz"]
+    metrics = read(run / "metrics.json")
+    assert metrics == read(run / "evaluations" / f"val_is_S{S}_N{N}.json")
+    about = {"num_samples": S, "num_images": N, "split": "val", "estimator": "is", "note": ""}
+    about |= {"backend": os.environ["KERAS_BACKEND"], "versions": experiment.versions()}
+    assert set(names) <= set(metrics) and {name: metrics[name] for name in about} == about
+
+    with np.load(run / "evaluations" / f"val_is_S{S}_N{N}.npz", allow_pickle=False) as file:
+        images = dict(file)
+    assert set(images) == {"log_px", "log_px_se", "ess", "index"} and {len(column) for column in images.values()} == {N}
+    assert images["index"].tolist() == list(range(N))
+    assert (images["ess"] >= 1).all() and (images["ess"] <= S).all()
+    expected = {
+        "log_px": images["log_px"].mean(),
+        "log_px_se": math.sqrt((images["log_px_se"] ** 2).sum()) / N,
+        "log_px_se_images": images["log_px"].std(ddof=1) / math.sqrt(N),
+        "bits_per_dim": -images["log_px"].mean() / 64 / math.log(2),
+        "elbo": -metrics["rate"] - metrics["distortion"],
+        "ess_median": np.median(images["ess"]),
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert metrics["elbo"] < metrics["log_px"] < 0
+
+
+def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
+    assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5) == 0
+    first = read(run / "metrics.json")
+    assert called(evaluate.main, run, "--num_samples", 4, "--max_images", 400, "--split", "val") == 0
+    assert read(run / "metrics.json")["num_images"] == 300  # as many as there are
+    endings = [f"{name}.{ending}" for name in ("test_is_S3_N5", "val_is_S4_N300") for ending in ("json", "npz")]
+    assert files_below(run / "evaluations") == endings
+    assert read(run / "evaluations" / "test_is_S3_N5.json") == first
+    assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5, "--seed", 1) == 0
+    again = read(run / "metrics.json")
+    assert again["log_px"] != first["log_px"] and again["seed"] == 1 and len(files_below(run / "evaluations")) == 4
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd, monkeypatch):
+    words = flags(runs_dir=tmp_path, binarize="none", gs_key="key", **QUICK)
+    assert called(train.main, *words) == 0
+    (path,) = tmp_path.glob("key/*")
+    assert path.name.endswith("_binarizenone") and read(path / "status.json")["note"] == GREY
+    assert called(evaluate.main, path, "--num_samples", 3, "--max_images", 5) == 0
+    assert f"  {GREY}\n" in capfd.readouterr().out
+    assert read(path / "metrics.json")["note"] == GREY
+    images = experiment.load(path).images("test")
+    assert 0.2 < images.mean() < 0.5 and len(np.unique(images)) == 17
+    monkeypatch.setattr(train, "fit", without_training({1e-3: -7.0}))
+    assert called(train.main, *words, "--max_train_images", "None", 1000) == 0
+    assert capfd.readouterr().out.count(GREY) == 2
+
+
+def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_path, script):
+    """This process evaluates on its own backend, and another one on the other."""
+    words, metrics, per_image = ["--num_samples", 1000, "--max_images", 50, "--backend"], {}, {}
+    for backend in experiment.BACKENDS:
+        path = shutil.copytree(trained[1], tmp_path / backend)
+        if backend == os.environ["KERAS_BACKEND"]:
+            assert called(evaluate.main, path, *words, backend) == 0
+        else:
+            done = script("evaluate.py", path, *words, backend)
+            assert (done.returncode, done.stderr) == (0, "")
+        metrics[backend] = read(path / "metrics.json")
+        per_image[backend] = np.load(path / "evaluations" / "test_is_S1000_N50.npz")["log_px"]
+    ours, theirs = metrics.values()
+    error = math.hypot(ours["log_px_se"], theirs["log_px_se"])
+    assert (ours["backend"], theirs["backend"]) == experiment.BACKENDS
+    assert 0 < error < 0.01 < ours["log_px_se_images"]
+    assert abs(ours["log_px"] - theirs["log_px"]) < 4 * error
+    assert np.corrcoef(*per_image.values())[0, 1] > 0.95
+    assert not np.array_equal(*per_image.values())  # else one backend was compared with itself
+
+
+# ---------------------------------------------------------------------------------------------- vampvae.py
+
+
+def test_one_command_trains_evaluates_and_plots(tmp_path, capfd):
+    assert called(vampvae.main, "train", *flags(runs_dir=tmp_path, **QUICK)) == 0
+    (path,) = tmp_path.iterdir()
+    assert called(vampvae.main, "eval", path, "--num_samples", 3, "--max_images", 5) == 0
+    assert called(vampvae.main, "plot", path) == 0
+    assert "Traceback" not in capfd.readouterr().err
+    assert read(path / "metrics.json")["num_samples"] == 3
+    assert {"digits_input.png", f"{path.name}_samples.png"} <= set(files_below(path / "figures"))
+
+
+def test_what_data_there_is_is_said_without_keras(script):
+    code = "import sys, vampvae; code = vampvae.main(['data', '--list']); print(code, 'keras' in sys.modules)"
+    done = script("-c", code)
+    assert done.stdout.splitlines()[-1] == "0 False" and done.stderr == ""
+    for name, source in data.DATA_SETS.items():
+        assert re.search(f"^{name}: ", done.stdout, re.MULTILINE) and source.origin in done.stdout
+        assert all(file.name in done.stdout and f"{file.bytes:,}" in done.stdout for file in source.files)
+
+
+def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
+    assert called(vampvae.main, "data", "digits") == 0
+    assert "nothing to fetch" in capfd.readouterr().out
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
+    assert called(vampvae.main, "data", "mnist", "--data_dir", tmp_path) == 2
+    assert re.fullmatch("error: .*is truncated or corrupted.*\n", capfd.readouterr().err)
+    for words in (["data"], ["data", "digits", "--list"], ["data", "cats"], []):
+        assert called(vampvae.main, *words) == 2
+        assert capfd.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+def refused(capfd, main, words, expected, nothing_in=None):
+    """Checks for exit code 2, exactly one line on stderr, which has `expected`, nothing on stdout, and no file."""
+    assert called(main, *words) == 2
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+    assert expected in printed.err and re.match(r"(error|\w+\.py( \w+)?): ", printed.err), printed.err
+    assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model": "gan"}, "argument --model: invalid choice: 'gan' (choose from"),
+        ({"data_set": "cats"}, "argument --data_set: invalid choice: 'cats' (choose from"),
+        ({"jit": "maybe"}, "argument --jit: invalid choice: 'maybe' (choose from"),
+        ({"backend": "torch"}, "argument --backend: invalid choice: 'torch' (choose from"),
+        ({"colour": "red"}, "unrecognized arguments: --colour red"),
+        ({"epochs": "ten"}, "argument --epochs: invalid int value: 'ten'"),
+        ({"latent_dim": 0}, "--latent_dim 0 must be at least 1"),
+        ({"latent_dim": -3}, "--latent_dim -3 must be at least 1"),
+        ({"latent_dim": 1, "model": "hvae"}, "--latent_dim 1 is too small: hvae needs at least 2"),
+        ({"network_size": 0}, "--network_size 0.0 must be more than 0 and at most 64"),
+        ({"lr": -1e-4}, "--lr -0.0001 must be more than 0"),
+        ({"lr": 0}, "--lr 0.0 must be more than 0"),
+        ({"lr": "nan"}, "--lr nan must be a finite number"),
+        ({"lr": "inf"}, "--lr inf must be a finite number"),
+        ({"epochs": 0}, "--epochs 0 must be at least 1"),
+        ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
+        ({"patience": -1}, "--patience -1 must be at least 0"),
+        ({"num_pseudo_inputs": 0}, "--num_pseudo_inputs 0 must be at least 1"),
+        ({"gs_key": "../elsewhere"}, "--gs_key '../elsewhere' must be a folder name"),
+        ({"activation": "../relu"}, "--activation '../relu' must be a name"),
+        ({"activation": "r" * 300}, "must be a name that keras.activations knows"),
+    ],
+    ids=str,
+)
+def test_a_bad_flag_is_one_sentence_and_nothing_is_written(tmp_path, capfd, monkeypatch, settings, expected):
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained"))
+    refused(capfd, train.main, flags(runs_dir=tmp_path / "runs", **settings), expected, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"batch_size": 1198}, "--batch_size 1198 is more than the 1197 training images"),
+        ({"batch_size": 51, "max_train_images": 50}, "--batch_size 51 is more than the 50 training images"),
+        ({"num_pseudo_inputs": 1198, "prior": "vamp"}, "--num_pseudo_inputs 1198 is more than the 1197 training"),
+        ({"max_train_images": 1198}, "--max_train_images 1198 is more than the 1197 training images"),
+        ({"activation": "sinus"}, "unknown activation 'sinus'; Keras knows celu, elu"),
+        ({"activation": "get"}, "unknown activation 'get'; Keras knows"),
+        ({"activation": "glu"}, "activation 'glu' changes the number of features"),
+        ({"data_dir": "/nowhere"}, "data_dir /nowhere is not a folder"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_data_or_keras_is_one_sentence_and_nothing_is_written(tmp_path, capfd, settings, expected):
+    refused(capfd, train.main, flags(runs_dir=tmp_path / "runs", **settings), expected, tmp_path / "runs")
+
+
+def test_more_pseudo_inputs_than_images_do_not_matter_where_there_are_none():
+    experiment.start_keras()
+    from training import prepare
+
+    _, split, _ = prepare(Config(data_set="digits", num_pseudo_inputs=5000, network_size=0.25, max_train_images=300))
+    assert len(split.images) == 300
+
+
+def test_a_grid_without_a_name_is_refused(tmp_path, capfd):
+    words = [*flags(runs_dir=tmp_path / "runs"), "--lr", "1e-3", "1e-4", "--latent_dim", 2, 3, 4]
+    refused(capfd, train.main, words, "a grid of 6 runs, which needs a name: add --gs_key NAME", tmp_path / "runs")
+
+
+def test_an_unknown_backend_in_the_environment_is_refused(tmp_path, script):
+    done = script("train.py", *flags(runs_dir=tmp_path / "runs"), KERAS_BACKEND="nonsense")
+    assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "runs").exists()
+    assert done.stderr == "error: KERAS_BACKEND is 'nonsense'; choose from tensorflow, jax\n"
+
+
+def mnist_file(name):
+    """A real file of MNIST, as bytes."""
+    if not (SHARED / name).is_file():
+        pytest.skip("needs the files of MNIST in $VAMPVAE_DATA/mnist")
+    return (SHARED / name).read_bytes()
+
+
+IMAGES = "train-images-idx3-ubyte.gz"
+DAMAGED = {
+    "empty": lambda: b"",
+    "no gzip": lambda: b"<html>404 not found</html>",
+    "another idx file": lambda: gzip.compress(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 7])),
+    "truncated": lambda: mnist_file(IMAGES)[:-1000],
+    "corrupted": lambda: mnist_file(IMAGES)[:5000] + b"\0\0\0" + mnist_file(IMAGES)[5003:],
+    "swapped": lambda: mnist_file("t10k-images-idx3-ubyte.gz"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_data_file_is_named_and_nothing_is_written(tmp_path, capfd, damage):
+    (tmp_path / IMAGES).write_bytes(DAMAGED[damage]())
+    words = flags(data_set="mnist", data_dir=tmp_path, runs_dir=tmp_path / "runs")
+    expected = "but this is mnist's t10k-images" if damage == "swapped" else "is truncated or corrupted"
+    refused(capfd, train.main, words, expected, tmp_path / "runs")
+    assert called(train.main, *words) == 2 and str(tmp_path / IMAGES) in capfd.readouterr().err
+
+
+def test_offline_without_data_says_which_files_to_put_where(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("VAMPVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    words = flags(data_set="fashionmnist", runs_dir=tmp_path / "runs")
+    refused(capfd, train.main, words, "put train-images-idx3-ubyte.gz, train-labels", tmp_path / "runs")
+    called(train.main, *words)
+    error = capfd.readouterr().err
+    for expected in (str(tmp_path / "cache" / "vampvae" / "fashionmnist"), "--data_dir", "VAMPVAE_DATA"):
+        assert expected in error
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper", "x" * 300])
+def test_runs_that_cannot_be_written_are_refused(tmp_path, capfd, below):
+    (tmp_path / "file").write_text("in the way")
+    refused(capfd, train.main, flags(runs_dir=tmp_path / below), "choose another --runs_dir")
+    assert files_below(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_is_full_from_the_start_leaves_no_half_written_run(tmp_path, capfd, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    words = flags(runs_dir=tmp_path / "runs")
+    refused(capfd, train.main, words, "No space left on device; choose another --runs_dir", tmp_path / "runs")
+
+
+def test_a_disk_that_gets_full_fails_the_run_without_a_traceback(tmp_path):
+    """The limit on the size of a file stands in for a disk on which config.json fits and the weights do not."""
+    words = " ".join(flags(runs_dir=tmp_path, **QUICK))
+    command = ["bash", "-c", f"ulimit -f 20; exec {sys.executable} train.py {words}"]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    (path,) = tmp_path.iterdir()
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {path} can no longer be written: File too large")
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert files_below(path) == ["config.json", "status.json"] and experiment.load(path).state == "failed"
+
+
+@pytest.mark.parametrize("main", [evaluate.main, plot.main], ids=["evaluate", "plot"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "name either the folders of runs or a grid search with --gs_key"),
+        (["{run}", "--gs_key", "key"], "name either the folders of runs or a grid search with --gs_key"),
+        (["{tmp}"], "is no run: it has no readable config.json"),
+        (["{tmp}/nothing"], "nothing is no run: it has no readable config.json"),
+        (["{run}/config.json"], "config.json is no run: it has no readable config.json"),
+        (["--gs_key", "nothing", "--runs_dir", "{tmp}"], "nothing holds no run with weights"),
+        (["{run}", "--backend", "torch"], "invalid choice: 'torch'"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_what_is_no_run_is_neither_evaluated_nor_plotted(tmp_path, capfd, main, words, expected):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    refused(capfd, main, [word.format(run=tmp_path / "run", tmp=tmp_path) for word in words], expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--num_samples 0", "--num_samples many", "--max_images -1", "--seed -1", f"--seed {2**40}", "--split dev"],
+)
+def test_a_bad_flag_of_an_evaluation_is_named(tmp_path, capfd, words):
+    words = words.split()
+    refused(capfd, evaluate.main, [tmp_path, *words], f"evaluate.py: argument {words[0]}: ")
+
+
+def test_weights_that_are_missing_damaged_or_another_networks_are_refused(run, capfd):
+    content = (run / "best.weights.h5").read_bytes()
+    (run / "best.weights.h5").write_bytes(content[:1000])
+    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
+    (run / "best.weights.h5").unlink()
+    refused(capfd, evaluate.main, [run], f"{run} has no weights yet (it is finished)")
+    (run / "best.weights.h5").write_bytes(content)
+    record = read(run / "config.json")
+    record["config"]["network_size"] = 0.5
+    experiment.write_json(run / "config.json", record)
+    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
+    assert not (run / "evaluations").exists()
