@@ -201,7 +201,8 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar by one step and, once, says how long the run will take."""
         self.bar.set_postfix({"elbo": f"{logs['elbo']:.2f}"} | self.val_elbo, refresh=False)
-        self.bar.update(1 / self.params["steps"])
+        self.bar.n = self.epoch + (batch + 1) / self.params["steps"]  # not a sum, which would overshoot by rounding
+        self.bar.update(0)
         if self.started and len(self.seconds) < STEPS_TIMED:
             self.seconds.append(time.perf_counter() - self.started)
             if len(self.seconds) == STEPS_TIMED:
@@ -212,7 +213,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""
-        self.started = None
+        self.epoch, self.started = epoch, None
 
     def on_epoch_end(self, epoch, logs=None):
         """Shows the validation ELBO from here on."""

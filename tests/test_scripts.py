@@ -28,10 +28,10 @@ import vampvae
 from experiment import Config
 
 GREY = "grey-pixel bound, not a likelihood"
-SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2}
-ID = "digits_hvae_vamp_bs64_dim3_factor0.25_epochs2_lr0.001_K12"
+SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
+ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
 FILES = ["best.weights.h5", "config.json", "history.csv", "status.json"]
-QUICK = {"epochs": 1, "batch_size": 600}  # two steps
+QUICK = {"epochs": 1, "batch_size": 399}  # three steps
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"), "mnist")
 
 
@@ -125,7 +125,7 @@ def test_config_json_has_what_is_needed_to_do_it_again(trained):
 
     record = read(trained[1] / "config.json")
     assert set(record) == {"format", "config", "backend", "git_commit", "versions", "data_sha256"}
-    small = {"data_set": "digits", "network_size": 0.25, "batch_size": 64, "lr": 1e-3, "num_pseudo_inputs": 12}
+    small = {"data_set": "digits", "network_size": 0.25, "lr": 1e-3, "num_pseudo_inputs": 12}
     assert Config.from_dict(record["config"]) == Config(runs_dir=str(trained[1].parent), **small, **SETTINGS)
     assert record["backend"] == os.environ["KERAS_BACKEND"]
     assert record["git_commit"] == experiment.git_commit()
@@ -146,19 +146,6 @@ def test_history_has_a_row_for_each_epoch_and_status_agrees(trained):
     best = int(np.argmax(history["val_elbo"]))
     assert (run.state, run.status["epochs_done"], run.status["best_epoch"]) == ("finished", 2, best + 1)
     assert run.status["best_val_elbo"] == pytest.approx(history["val_elbo"][best])
-
-
-@pytest.mark.parametrize(("hours", "shortened"), [(0.9, False), (1.1, True)])
-def test_flags_that_shorten_a_run_are_named_where_it_takes_hours(hours, shortened):
-    experiment.start_keras()
-    from training import VALIDATION_COST, expected_time
-
-    step = 3600 * hours / 25 / (40 + VALIDATION_COST * 6)
-    text = expected_time(step, 40, 6, Config(prior="vamp", epochs=25))
-    assert (" h " in text) is shortened and "25 epochs of 40 steps" in text
-    for flag in ("--epochs", "--network_size", "--max_train_images", "--patience", "--num_pseudo_inputs"):
-        assert (flag in text) is shortened
-    assert "--num_pseudo_inputs" not in expected_time(step, 40, 6, Config(epochs=25))
 
 
 def test_a_finished_run_is_not_trained_again(run, capfd, monkeypatch):
@@ -208,7 +195,7 @@ def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
 
 @pytest.mark.keras
 def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd):
-    words = flags(runs_dir=tmp_path, epochs=50_000, batch_size=600)
+    words = flags(runs_dir=tmp_path, epochs=50_000, batch_size=399)
     process = subprocess.Popen(
         [sys.executable, "train.py", *words],
         cwd=ROOT,
@@ -283,6 +270,16 @@ def test_a_grid_is_ranked_by_validation_elbo_and_a_failure_does_not_stop_it(tmp_
     monkeypatch.setattr(train, "fit", without_training({2.0: -1.0}))  # any other would be a KeyError
     assert called(train.main, *words) == 0
     assert capfd.readouterr().out.count("already trained") == 3
+    assert called(train.main, *words, "--overwrite") == 0  # which is for the unfinished ones
+    assert capfd.readouterr().out.count("already trained") == 4
+
+
+def test_what_cannot_be_compared_is_ranked_apart(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(train, "fit", without_training({1.0: -30.0, 2.0: -10.0}))
+    words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", 1, 2, "--binarize", "threshold", "none"]
+    assert called(train.main, *words) == 0
+    ranked = [line.split()[0].split("_lr")[1] for line in capfd.readouterr().out.splitlines()[-4:]]
+    assert ranked == ["2.0_binarizenone", "1.0_binarizenone", "2.0_binarizethreshold", "1.0_binarizethreshold"]
 
 
 def test_ctrl_c_in_a_grid_leaves_the_rest_for_the_same_command(tmp_path, capfd, monkeypatch):
@@ -513,14 +510,6 @@ def test_a_bad_flag_is_one_sentence_and_nothing_is_written(tmp_path, capfd, monk
 )
 def test_what_does_not_fit_data_or_keras_is_one_sentence_and_nothing_is_written(tmp_path, capfd, settings, expected):
     refused(capfd, train.main, flags(runs_dir=tmp_path / "runs", **settings), expected, tmp_path / "runs")
-
-
-def test_more_pseudo_inputs_than_images_do_not_matter_where_there_are_none():
-    experiment.start_keras()
-    from training import prepare
-
-    _, split, _ = prepare(Config(data_set="digits", num_pseudo_inputs=5000, network_size=0.25, max_train_images=300))
-    assert len(split.images) == 300
 
 
 def test_a_grid_without_a_name_is_refused(tmp_path, capfd):
