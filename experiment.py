@@ -336,6 +336,9 @@ class Run:
     @cached_property
     def model(self):
         """The LatentModel with its best weights. Raises UserError if there are none or they do not fit the config."""
+        if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
+            settle_backend(None)
+            start_keras()
         try:
             model = models.build(self.config, data.DATA_SETS[self.config.data_set].image_shape)
         except ValueError as error:
