@@ -27,6 +27,7 @@ FORMULAS = {  # the order in which they are looked at
 STEPS_TIMED = 10
 VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
 VALIDATION_BATCH = 500
+JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
 
 
 class Batches(keras.utils.PyDataset):
@@ -276,6 +277,17 @@ def _check_enough(split, name, wanted):
         raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
 
 
+def early_stopping(config):
+    """Keras' EarlyStopping on the validation ELBO in a list, empty without a patience.
+
+    The warm-up does not count: its training bound is another one.
+    """
+    if not config.patience:
+        return []
+    options = {"mode": "max", "patience": config.patience, "start_from_epoch": config.beta_warmup}
+    return [keras.callbacks.EarlyStopping("val_elbo", **options)]
+
+
 def train(config, overwrite=False):
     """Trains one run to its end and returns its folder.
 
@@ -287,24 +299,12 @@ def train(config, overwrite=False):
     dataset, split, model = prepare(config)
     batches = Batches(split, config.batch_size, config.seed)
     validation = data.held_out(dataset, "val", config.binarization)
-    model.compile(
-        optimizer=keras.optimizers.Adam(config.lr),
-        jit_compile={"auto": "auto", "on": True, "off": False}[config.jit],
-    )
+    model.compile(keras.optimizers.Adam(config.lr), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     writer = RunWriter(experiment.create(config, dataset, overwrite), config.note)
-    callbacks = [
-        EpochState(batches, config.seed, config.beta_warmup),
-        StopOnNonFinite(),
-        writer,
-        Progress(config, math.ceil(len(validation) / VALIDATION_BATCH)),
-    ]
-    if config.patience:  # not counted during the warm-up, in which the training bound is another one
-        callbacks.append(
-            keras.callbacks.EarlyStopping(
-                "val_elbo", mode="max", patience=config.patience, start_from_epoch=config.beta_warmup
-            )
-        )
+    progress = Progress(config, math.ceil(len(validation) / VALIDATION_BATCH))
+    order = EpochState(batches, config.seed, config.beta_warmup)
+    callbacks = [order, StopOnNonFinite(), writer, progress, *early_stopping(config)]
     with StopOnCtrlC() as ctrl_c, writer.status_of_ending():
         model.fit(
             batches,

@@ -203,6 +203,8 @@ def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a background job of a script, as CI may be, ignores Ctrl-C and hands that on to its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         waited_until = time.monotonic() + 100
