@@ -32,6 +32,9 @@ SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "bat
 ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
 FILES = ["best.weights.h5", "config.json", "history.csv", "status.json"]
 QUICK = {"epochs": 1, "batch_size": 399}  # three steps
+HEEDING_CTRL_C = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job, as CI may be, ignores it and hands that on
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"), "mnist")
 
 
@@ -197,14 +200,12 @@ def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
 def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd):
     words = flags(runs_dir=tmp_path, epochs=50_000, batch_size=399)
     process = subprocess.Popen(
-        [sys.executable, "train.py", *words],
+        [sys.executable, "-c", HEEDING_CTRL_C, "train.py", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # a background job of a script, as CI may be, ignores Ctrl-C and hands that on to its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         waited_until = time.monotonic() + 100
