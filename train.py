@@ -4,6 +4,7 @@ import math
 import os
 import sys
 
+import data
 import experiment
 from experiment import STOPPED, RunError, UserError
 
@@ -77,8 +78,10 @@ def train_in_grid(config, overwrite):
         fit(config, overwrite)
         return ""
     except Exception as error:  # whatever it was, the other runs of the grid are worth having
-        print(f"error: {config.path}: {type(error).__name__}: {error}", file=sys.stderr)
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        expected = isinstance(error, UserError | RunError | data.DataError)
+        said = str(error) if expected else f"{type(error).__name__}: {error}"
+        print(f"error: {config.path}: {said}", file=sys.stderr)
+        return said.splitlines()[0]
 
 
 def status_of(config):
