@@ -192,12 +192,13 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.config, self.validation_steps, self.seconds, self.val_elbo = config, validation_steps, [], {}
 
-    def on_train_begin(self, logs=None):
+    def __enter__(self):
         """Opens the bar; it stays silent where the output is no terminal."""
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
             total=self.config.epochs, bar_format=layout, disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
+        return self
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar by one step and, once, says how long the run will take."""
@@ -220,8 +221,8 @@ class Progress(keras.callbacks.Callback):
         """Shows the validation ELBO from here on."""
         self.val_elbo = {"val_elbo": f"{logs['val_elbo']:.2f}"}
 
-    def on_train_end(self, logs=None):
-        """Closes the bar."""
+    def __exit__(self, *_):
+        """Closes the bar however training ended, so that what is said next has a line of its own."""
         self.bar.close()
 
 
@@ -305,7 +306,7 @@ def train(config, overwrite=False):
     progress = Progress(config, math.ceil(len(validation) / VALIDATION_BATCH))
     order = EpochState(batches, config.seed, config.beta_warmup)
     callbacks = [order, StopOnNonFinite(), writer, progress, *early_stopping(config)]
-    with StopOnCtrlC() as ctrl_c, writer.status_of_ending():
+    with StopOnCtrlC() as ctrl_c, writer.status_of_ending(), progress:
         model.fit(
             batches,
             epochs=config.epochs,

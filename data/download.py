@@ -120,4 +120,5 @@ def _https_only():
 
 class _RefuseOthers(urllib.request.BaseHandler):
     def unknown_open(self, request):
+        """Refuses every scheme that no other handler takes."""
         raise URLError(f"{request.type} is refused, only https is used")
