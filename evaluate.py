@@ -8,9 +8,11 @@ import time
 import numpy as np
 from tqdm import tqdm
 
+import commandline
 import data
+import engine
 import experiment
-from experiment import UserError
+from errors import UserError
 
 COLUMNS = (
     "num_images",
@@ -28,7 +30,7 @@ COLUMNS = (
 
 def add_arguments(parser):
     """Adds the flags of evaluate.py."""
-    experiment.add_runs(parser)
+    commandline.add_runs(parser)
     parser.add_argument("--num_samples", type=whole(1), default=5000, metavar="S", help="samples an image (5000)")
     parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
     parser.add_argument("--max_images", type=whole(1), metavar="N", help="score the first N images only")
@@ -49,8 +51,9 @@ def whole(low, high=2**31 - 1):
 
 def run(args):
     """Scores the runs that the flags name and prints one table; returns the exit code."""
-    runs = experiment.chosen_runs(args)[::-1]
-    experiment.start_keras()
+    runs = commandline.chosen_runs(args)[::-1]
+    engine.settle(args.backend, args.device)
+    engine.start(args.device)
     rows, failed = [], False
     while runs:  # popped, so that one model at a time is in memory
         one = runs.pop()
@@ -64,7 +67,7 @@ def run(args):
         rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
     if rows:
         print(f"{args.split} split, S = {args.num_samples}; nats an image, but for bits_per_dim")
-        print(experiment.table(rows))
+        print(commandline.table(rows))
     return 2 if failed else 0
 
 
@@ -121,9 +124,9 @@ def summary(estimate, dimensions):
 
 def main(argv=None):
     """The command line of evaluate.py; returns the exit code."""
-    parser = experiment.Parser(prog="evaluate.py", description=__doc__)
+    parser = commandline.Parser(prog="evaluate.py", description=__doc__)
     add_arguments(parser)
-    return experiment.command(run, parser.parse_args(argv))
+    return commandline.command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

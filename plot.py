@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+import atomic
+import commandline
+import engine
 import experiment
 import figures
-from experiment import UserError
+from errors import UserError
 
 BATCH = 500  # images or latents through the model at once
 PER_CLASS = 10  # images of each class on a sheet
@@ -28,7 +31,7 @@ DENSITY = 240  # points along each axis, between which contours are drawn
 
 def add_arguments(parser):
     """Adds the flags of plot.py."""
-    experiment.add_runs(parser)
+    commandline.add_runs(parser)
     text = "where all figures go (default: figures/ in each run; what compares runs: figures/ beside them)"
     parser.add_argument("--out", metavar="DIR", type=Path, help=text)
     text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
@@ -37,12 +40,13 @@ def add_arguments(parser):
 
 def run(args):
     """Draws the figures of the runs that the flags name and prints each file; returns the exit code."""
-    runs = list({one.path.resolve(): one for one in experiment.chosen_runs(args)}.values())
+    runs = list({one.path.resolve(): one for one in commandline.chosen_runs(args)}.values())
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
     output = Output(args.out)
-    experiment.start_keras()
+    engine.settle(args.backend, args.device)
+    engine.start(args.device)
     groups = defaultdict(list)
     runs.reverse()
     while runs:  # popped, so that one model at a time is in memory
@@ -70,7 +74,7 @@ class Output:
         content = make()
         self._make(folder)
         with blamed_on(folder / name):
-            experiment.write(folder / name, content)
+            atomic.write(folder / name, content)
         self.written.add(folder / name)
         print(folder / name, flush=True)
 
@@ -478,9 +482,9 @@ def settings_of(config):
 
 def main(argv=None):
     """The command line of plot.py; returns the exit code."""
-    parser = experiment.Parser(prog="plot.py", description=__doc__)
+    parser = commandline.Parser(prog="plot.py", description=__doc__)
     add_arguments(parser)
-    return experiment.command(run, parser.parse_args(argv))
+    return commandline.command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,107 @@
 """Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
 
+import dataclasses
 import math
 import os
 import sys
 
+import commandline
 import data
+import engine
 import experiment
-from experiment import STOPPED, RunError, UserError
+from commandline import STOPPED
+from errors import RunError, UserError
+
+CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes")  # in a run that goes on; the others make another run
 
 
 def add_arguments(parser):
     """Adds the flags of train.py."""
-    place = experiment.add_settings(parser)
+    place = commandline.add_settings(parser)
+    text = "go on with the run in this folder; with --epochs or --patience, in a folder of its own (so does the same "
+    parser.add_argument("--resume", metavar="RUN", help=f"{text}command again with an unfinished run)")
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     place.add_argument("--overwrite", action="store_true", help=text)
-    experiment.add_backend(place)
+    commandline.add_backend(place)
 
 
 def run(args):
     """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
-    configs = experiment.grid(args)
-    return run_one(configs[0], args.overwrite) if len(configs) == 1 else run_grid(configs, args.overwrite)
+    if args.resume:
+        return run_again(args)
+    engine.settle(args.backend, args.device)
+    configs = commandline.grid(args)
+    return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)
 
 
-def run_one(config, overwrite):
-    """Trains one run, unless its folder is there already; returns the exit code."""
-    if not overwrite and exists(config):
-        state = experiment.load(config.path).state
-        if state == "finished":
-            print(f"{config.path} is finished already; --overwrite trains it again")
-            return 0
-        raise UserError(f"{config.path} exists and is {state}, not finished; --overwrite starts it again from nothing")
+def fit(config, args, run=None):
+    """Trains a new run, or the Run `run` longer, or goes on with it if `config` is its own; returns the folder.
+
+    Keras is imported here, after the backend is settled.
+    """
+    engine.start(args.device, config.deterministic == "on")
+    import training
+
+    if run and run.config.training_id == config.training_id:
+        return training.resume(run, config)
+    return training.train(config, args.overwrite, run)
+
+
+def run_again(args):
+    """Goes on with the run that --resume names, or trains it longer; returns the exit code."""
+    settings = commandline.given(args)
+    if fixed := [name for name in settings if name not in CHANGEABLE] + ["overwrite"] * args.overwrite:
+        raise UserError(f"--{fixed[0]} cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
+    for name, value in settings.items():
+        if isinstance(value, list) and len(value) > 1:
+            raise UserError(f"--{name} takes one value with --resume, not {len(value)}")
+    settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
+    before = experiment.load(args.resume)
+    engine.settle(args.backend or before.backend, args.device)
+    config = dataclasses.replace(before.config, **settings)
+    if config.training_id == before.config.training_id:
+        return go_on(before, config, args)
+    folder = before.path.resolve().parent  # which need not be the one that it was trained in
+    return run_one(dataclasses.replace(config, runs_dir=str(folder), gs_key=None), args, before)
+
+
+def run_one(config, args, source=None):
+    """Trains one run, or goes on with it, unless it is finished; returns the exit code."""
+    if exists(config) and not args.overwrite:
+        return go_on(experiment.load(config.path), placed(config), args)
+    return reported(config.path, lambda: fit(config, args, source))
+
+
+def placed(config):
+    """The settings of the run that there is in the place of `config`, but for where things lie, as `config` has it."""
+    there = experiment.load(config.path).config
+    return dataclasses.replace(there, data_dir=config.data_dir or there.data_dir, save_minutes=config.save_minutes)
+
+
+def go_on(run, config, args):
+    """Goes on with a Run unless it is finished; returns the exit code."""
+    if run.state == "finished":
+        print(f"{run.path} is finished already; --resume it with more --epochs, or --overwrite trains it again")
+        return 0
+    if run.state != "running":  # else it is another process', and the sentence that says so follows
+        print(f"going on with {run.path}, {run.state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
+    return reported(run.path, lambda: fit(config, args, run))
+
+
+def reported(path, train):
+    """Calls `train`, prints the folder that it returns, or what ended it and how to go on; returns the exit code."""
     try:
-        print(fit(config, overwrite))
+        print(train())
         return 0
     except KeyboardInterrupt:
-        if (config.path / "best.weights.h5").is_file():
-            print(f"stopped; the finished epochs are kept in {config.path}: evaluate.py and plot.py take it as it is,")
-            print("and the same command with --overwrite trains it again from the start")
-        else:
-            print("stopped before an epoch was finished; the same command with --overwrite starts it again")
+        if not path.is_dir():
+            raise
+        print(f"stopped; python train.py --resume {path} goes on, as the same command does")
+        if (path / "best.weights.h5").is_file():
+            print("evaluate.py and plot.py take it as it is")
         return STOPPED
     except RunError as error:
-        print(f"error: {error}; what was finished is kept in {config.path}", file=sys.stderr)
+        print(f"error: {error}; what was finished is kept in {path}", file=sys.stderr)
         return 1
 
 
@@ -51,31 +110,33 @@ def exists(config):
     return os.path.exists(config.path)
 
 
-def run_grid(configs, overwrite):
+def run_grid(configs, args):
     """Trains the runs of a grid that are not finished, one by one, and prints their table; returns the exit code."""
     notes, stopped = {}, False
     for number, config in enumerate(configs, 1):
         print(f"[{number}/{len(configs)}] {config.path}", flush=True)
         try:
-            notes[config] = train_in_grid(config, overwrite)
+            notes[config] = train_in_grid(config, args)
         except KeyboardInterrupt:
-            notes[config], stopped = "stopped; the same command goes on with the next run", True
+            notes[config], stopped = "stopped; the same command goes on", True
             break
     rows = [row_of(config, notes.get(config, "not started")) for config in configs]
     ranked = sorted(zip(configs, rows, strict=True), key=lambda pair: rank(*pair))
-    print(experiment.table([row for _, row in ranked]))
+    print(commandline.table([row for _, row in ranked]))
     all_finished = all(row["state"] == "finished" for row in rows)
     return STOPPED if stopped else 0 if all_finished else 1
 
 
-def train_in_grid(config, overwrite):
+def train_in_grid(config, args):
     """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
     try:
-        if exists(config):
-            state = status_of(config).get("state")
-            if state == "finished" or not overwrite:
-                return "already trained" if state == "finished" else "in the way; --overwrite starts it again"
-        fit(config, overwrite)
+        run = experiment.load(config.path) if exists(config) else None
+        if run and run.state == "finished":
+            return "already trained"
+        if run and not args.overwrite:
+            fit(placed(config), args, run)
+            return "gone on with"
+        fit(config, args)
         return ""
     except Exception as error:  # whatever it was, the other runs of the grid are worth having
         expected = isinstance(error, UserError | RunError | data.DataError)
@@ -111,19 +172,11 @@ def row_of(config, note):
     }
 
 
-def fit(config, overwrite):
-    """Trains one run and returns its folder. Keras is imported here, after the backend is settled."""
-    experiment.start_keras()
-    import training
-
-    return training.train(config, overwrite)
-
-
 def main(argv=None):
     """The command line of train.py; returns the exit code."""
-    parser = experiment.Parser(prog="train.py", description=__doc__)
+    parser = commandline.Parser(prog="train.py", description=__doc__)
     add_arguments(parser)
-    return experiment.command(run, parser.parse_args(argv))
+    return commandline.command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 import sys
 
+import commandline
 import data
 import evaluate
-import experiment
 import plot
 import train
+from errors import UserError
 
 SCRIPTS = {"train": train, "eval": evaluate, "plot": plot}
 
@@ -23,7 +24,7 @@ def add_data_arguments(parser):
 def run_data(args):
     """Lists data sets, or fetches and verifies them without training; returns the exit code."""
     if args.list == bool(args.names):
-        raise experiment.UserError("name the data sets to fetch, or see what there is with --list")
+        raise UserError("name the data sets to fetch, or see what there is with --list")
     for name in args.names:
         for file in data.fetch(name, args.data_dir):
             print(f"{name}: {file.path} verified, {file.bytes:,} bytes")
@@ -47,7 +48,7 @@ def describe(source, data_dir):
 
 def main(argv=None):
     """The command line of vampvae.py; returns the exit code."""
-    parser = experiment.Parser(prog="vampvae.py", description=__doc__)
+    parser = commandline.Parser(prog="vampvae.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
         one = commands.add_parser(name, help=script.__doc__.split(":")[0], description=script.__doc__)
@@ -55,9 +56,9 @@ def main(argv=None):
         one.set_defaults(run=script.run)
     one = commands.add_parser("data", help="Fetch and verify data sets, or list them")
     add_data_arguments(one)
-    one.set_defaults(run=run_data, backend=None)
+    one.set_defaults(run=run_data)
     args = parser.parse_args(argv)
-    return experiment.command(args.run, args)
+    return commandline.command(args.run, args)
 
 
 if __name__ == "__main__":

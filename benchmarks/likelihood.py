@@ -18,6 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import atomic
+import commandline
+import engine
 import experiment
 
 CHUNK = 100
@@ -95,14 +98,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data_dir")
     parser.add_argument("--json", type=Path, help="write the row to this file too")
-    experiment.add_backend(parser)
+    commandline.add_backend(parser)
     args = parser.parse_args()
-    experiment.settle_backend(args.backend)
-    experiment.start_keras()
+    engine.settle(args.backend)
+    engine.start()
     row = compare(experiment.load(args.run, args.data_dir), args.num_samples, args.images, args.rounds)
-    print(experiment.table([row]))
+    print(commandline.table([row]))
     if args.json:
-        experiment.write_json(args.json, row | {"versions": experiment.versions()})
+        atomic.write_json(args.json, row | {"versions": experiment.versions()})
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import atomic
 import experiment
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +33,7 @@ def collect(path, hardware):
         "metrics": json.loads((run.path / "metrics.json").read_text()),
         "hardware": hardware,
     }
-    experiment.write_json(RESULTS / f"{run.config.training_id}.json", result)
+    atomic.write_json(RESULTS / f"{run.config.training_id}.json", result)
 
 
 def row(result):

@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 def keras_step(model, prior, size, batch, k, backend):
     """A function that trains one step of the project's model on a fixed grey batch, and the operations of a step."""
+    import engine
     import experiment
 
-    experiment.settle_backend(backend)
-    experiment.start_keras()
+    engine.settle(backend)
+    engine.start()
     import keras
     import numpy as np
 
@@ -162,13 +163,14 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return worker(args)
-    import experiment
+    import atomic
+    import commandline
 
     print(f"{args.backend}, network_size {args.network_size}, batch {args.batch_size}, K = {args.num_pseudo_inputs}")
     rows = [compare(model, prior, args) for model in args.model for prior in args.prior]
-    print(experiment.table(rows))
+    print(commandline.table(rows))
     if args.json:
-        experiment.write_json(args.json, {"settings": vars(args) | {"json": None}, "rows": rows})
+        atomic.write_json(args.json, {"settings": vars(args) | {"json": None}, "rows": rows})
     return 0
 
 

@@ -48,6 +48,14 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     return model_class(config.latent_dim, networks, make_prior, dynamic, config.seed)
 
 
+def weight_shapes(config, image_shape):
+    """Shapes of the weights of the model that `build` would return, without allocating one. Raises as `build` does."""
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False):
+        return [tuple(weight.shape) for weight in build(config, image_shape).weights]
+
+
 def find_activation(name):
     """The Keras activation of that name. Raises ValueError if there is none that maps features one to one."""
     import keras

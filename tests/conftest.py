@@ -1,5 +1,6 @@
 """Settles the backend before any test imports Keras, and offers one small trained run to all of them."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-import experiment
+import engine
+from experiment import Config
 
 ROOT = Path(__file__).parent.parent
 TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
 
-experiment.settle_backend(os.environ.get("KERAS_BACKEND"))
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
+PLACES = [name for name in FIELDS if name not in NUMBERS]
+SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 3}
+
+engine.settle(os.environ.get("KERAS_BACKEND"))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -31,3 +38,12 @@ def script():
 def flags(**settings):
     """A list of command-line words: the tiny settings of the tests, changed and extended by `settings`."""
     return [word for name, value in (TINY | settings).items() for word in (f"--{name}", str(value))]
+
+
+def other(name):
+    """Another value of this setting than the one in SMALL, made from its field, so that a new field has one too."""
+    field, used = FIELDS[name], getattr(Config(**SMALL), name)
+    choices, kind = field.metadata["choices"], field.metadata["kind"]
+    if choices:
+        return next(choice for choice in reversed(choices) if choice != used)
+    return "tanh" if kind is str else kind((used or 6) + 1)

@@ -19,7 +19,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, flags
 
+import atomic
+import commandline
 import data
+import engine
 import evaluate
 import experiment
 import plot
@@ -30,7 +33,8 @@ from experiment import Config
 GREY = "grey-pixel bound, not a likelihood"
 SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
 ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
-FILES = ["best.weights.h5", "config.json", "history.csv", "status.json"]
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.zip" for epoch in (1, 2)]
+FILES = [".lock", "best.weights.h5", "config.json", "history.csv", *STATES, "status.json"]
 QUICK = {"epochs": 1, "batch_size": 399}  # three steps
 HEEDING_CTRL_C = """import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job, as CI may be, ignores it and hands that on
@@ -64,7 +68,7 @@ def called(main, *words):
 
 def parsed(words):
     """The flags of train.py."""
-    parser = experiment.Parser()
+    parser = commandline.Parser()
     train.add_arguments(parser)
     return parser.parse_args([str(word) for word in words])
 
@@ -154,21 +158,33 @@ def test_history_has_a_row_for_each_epoch_and_status_agrees(trained):
 def test_a_finished_run_is_not_trained_again(run, capfd, monkeypatch):
     monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained"))
     assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
-    assert capfd.readouterr().out == f"{run} is finished already; --overwrite trains it again\n"
+    assert (
+        capfd.readouterr().out
+        == f"{run} is finished already; --resume it with more --epochs, or --overwrite trains it again\n"
+    )
 
 
-def test_an_unfinished_run_is_not_touched_without_overwrite_and_no_test_image_is_opened(tmp_path, capfd, monkeypatch):
+def test_no_test_image_is_opened_in_training_and_overwrite_keeps_the_old_run_until_the_new_one_is_finished(
+    tmp_path, capfd, monkeypatch
+):
     opened, split = set(), data.Dataset.split
     monkeypatch.setattr(data.Dataset, "split", lambda self, name: opened.add(name) or split(self, name))
     words = flags(runs_dir=tmp_path, **QUICK)
-    path = without_training({1e-3: -7.0}, state="stopped")(*experiment.grid(parsed(words)), False)
+    path = without_training({1e-3: -7.0}, state="stopped")(*commandline.grid(parsed(words)), None)
     before = {name: (path / name).read_bytes() for name in files_below(path)}
-    assert called(train.main, *words) == 2
-    assert re.fullmatch(r"error: \S+ exists and is stopped, not finished; --overwrite .*\n", capfd.readouterr().err)
-    assert before == {name: (path / name).read_bytes() for name in files_below(path)}
-    assert called(train.main, *words, "--overwrite") == 0
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keras.Model.fit", fail)
+        for _ in range(2):  # the second replaces an unfinished run, and keeps what that one was to replace
+            assert called(train.main, *words, "--overwrite") == 130
+            kept = {name: (path / "replaced" / name).read_bytes() for name in before}
+            assert kept == before and experiment.load(path).state == "stopped"
+    assert called(train.main, *words) == 0  # and goes on from nothing
     assert experiment.load(path).state == "finished" and opened == {"train", "val"}
-    assert files_below(path) == FILES
+    assert files_below(path) == [name for name in FILES if name != STATES[1]]
 
 
 def test_overwrite_does_not_remove_what_is_no_run(tmp_path, capfd):
@@ -191,7 +207,7 @@ def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
     assert re.fullmatch(expected, capfd.readouterr().err)
     status = read(path / "status.json")
     assert status["state"] == "failed" and re.fullmatch(message, status["message"])
-    assert files_below(path) == ["config.json", "status.json"]
+    assert files_below(path) == [".lock", "config.json", "status.json"]
     assert called(evaluate.main, path) == 2
     assert "has no weights yet (it is failed)" in capfd.readouterr().err
 
@@ -218,7 +234,7 @@ def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd)
     (path,) = tmp_path.iterdir()
     run = experiment.load(path)
     assert (process.returncode, run.state, "Traceback" in err) == (130, "stopped", False), err
-    assert f"the finished epochs are kept in {path}" in out and "--overwrite" in out
+    assert f"stopped; python train.py --resume {path} goes on" in out
     assert len(run.history["epoch"]) == run.status["epochs_done"] >= 1
     assert called(evaluate.main, path, "--num_samples", 3, "--max_images", 5) == 0
     printed = capfd.readouterr()
@@ -232,8 +248,8 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, mo
 
     monkeypatch.setattr(train, "fit", interrupted)
     assert called(train.main, *flags(runs_dir=tmp_path / "runs", **SETTINGS)) == 130
-    assert "stopped before an epoch was finished" in capfd.readouterr().out
-    monkeypatch.setattr(experiment, "chosen_runs", interrupted)
+    assert capfd.readouterr().err.startswith("stopped")
+    monkeypatch.setattr(commandline, "chosen_runs", interrupted)
     assert called(evaluate.main, "a") == 130
     assert capfd.readouterr().err.startswith("stopped")
 
@@ -244,14 +260,15 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, mo
 def without_training(values, state="finished"):
     """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
 
-    def fit(config, overwrite):
+    def fit(config, args, run=None):
         value = values[config.lr]
         if isinstance(value, BaseException):
             raise value
         config.path.mkdir(parents=True)
-        experiment.write_json(config.path / "config.json", {"format": 1, "config": dataclasses.asdict(config)})
-        experiment.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
-        experiment.write_json(config.path / "status.json", {"state": state, "best_val_elbo": value, "best_epoch": 4})
+        record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
+        atomic.write_json(config.path / "config.json", record)
+        atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
+        atomic.write_json(config.path / "status.json", {"state": state, "best_val_elbo": value, "best_epoch": 4})
         return config.path
 
     return fit
@@ -299,7 +316,7 @@ def test_ctrl_c_in_a_grid_leaves_the_rest_for_the_same_command(tmp_path, capfd, 
 def test_what_is_no_run_in_a_grids_way_does_not_cost_the_others_their_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(train, "fit", without_training({1.0: -3.0, 2.0: -2.0}))
     words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", 1, 2]
-    first, _ = experiment.grid(parsed(words))
+    first, _ = commandline.grid(parsed(words))
     first.path.mkdir(parents=True)
     assert called(train.main, *words) == 1
     assert [line.split()[1] for line in capfd.readouterr().out.splitlines()[-2:]] == ["finished", "none"]
@@ -314,7 +331,7 @@ def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_
     assert sorted(path.parent.name.split("_")[4] for path in weights) == ["dim2", "dim3"]
     assert called(train.main, *words) == 1
     table = capfd.readouterr().out.splitlines()[-4:]
-    assert ["already trained" in line for line in table] == ["in the way" not in line for line in table]
+    assert ["already trained" in line for line in table] == ["log p(x|z)" not in line for line in table]
     assert [line.split()[1] for line in table] == ["finished", "finished", "failed", "failed"]
     elbos = [float(line.split()[2]) for line in table]
     assert elbos == sorted(elbos, reverse=True) and all(map(math.isfinite, elbos[:2]))
@@ -334,7 +351,7 @@ S, N = 23, 37
 
 @pytest.mark.keras
 def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, capfd, monkeypatch):
-    experiment.start_keras()
+    engine.start()
     from models import likelihood
 
     monkeypatch.setattr(likelihood, "CHUNK_BYTES", 300_000)  # several chunks, the last one with fewer samples
@@ -401,7 +418,7 @@ def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd, monkeypatch):
 def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_path, script):
     """This process evaluates on its own backend, and another one on the other."""
     words, metrics, per_image = ["--num_samples", 1000, "--max_images", 50, "--backend"], {}, {}
-    for backend in experiment.BACKENDS:
+    for backend in engine.BACKENDS:
         path = shutil.copytree(trained[1], tmp_path / backend)
         if backend == os.environ["KERAS_BACKEND"]:
             assert called(evaluate.main, path, *words, backend) == 0
@@ -412,7 +429,7 @@ def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_pa
         per_image[backend] = np.load(path / "evaluations" / "test_is_S1000_N50.npz")["log_px"]
     ours, theirs = metrics.values()
     error = math.hypot(ours["log_px_se"], theirs["log_px_se"])
-    assert (ours["backend"], theirs["backend"]) == experiment.BACKENDS
+    assert (ours["backend"], theirs["backend"]) == engine.BACKENDS
     assert 0 < error < 0.01 < ours["log_px_se_images"]
     assert abs(ours["log_px"] - theirs["log_px"]) < 4 * error
     assert np.corrcoef(*per_image.values())[0, 1] > 0.95
@@ -591,7 +608,7 @@ def test_a_disk_that_gets_full_fails_the_run_without_a_traceback(tmp_path):
     (path,) = tmp_path.iterdir()
     assert done.returncode == 1 and done.stderr.startswith(f"error: {path} can no longer be written: File too large")
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    assert files_below(path) == ["config.json", "status.json"] and experiment.load(path).state == "failed"
+    assert files_below(path) == [".lock", "config.json", "status.json"] and experiment.load(path).state == "failed"
 
 
 @pytest.mark.parametrize("main", [evaluate.main, plot.main], ids=["evaluate", "plot"])
@@ -632,6 +649,6 @@ def test_weights_that_are_missing_damaged_or_another_networks_are_refused(run, c
     (run / "best.weights.h5").write_bytes(content)
     record = read(run / "config.json")
     record["config"]["network_size"] = 0.5
-    experiment.write_json(run / "config.json", record)
+    atomic.write_json(run / "config.json", record)
     refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
     assert not (run / "evaluations").exists()

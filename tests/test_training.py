@@ -7,10 +7,14 @@ import keras
 import numpy as np
 import pytest
 
+import atomic
+import callbacks
 import data
 import experiment
+import models
 import training
-from experiment import Config, RunError, UserError
+from errors import RunError, UserError
+from experiment import Config
 
 on_both_backends = pytest.mark.keras  # the tests that show something of `fit`, at seconds of compilation each
 
@@ -52,7 +56,7 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
     split = data.Split(images, None, 1)
 
     def order(seed, epoch):
-        batches = training.Batches(split, 4, seed)
+        batches = training.Batches(split, Config(batch_size=4, seed=seed))
         batches.start_epoch(epoch)
         assert [len(batches[i][0]) for i in range(len(batches))] == [4, 4, 2]
         return np.concatenate([batches[i][0] for i in range(len(batches))]).ravel().tolist()
@@ -84,7 +88,7 @@ def test_the_kept_weights_are_the_best_by_validation_elbo(tmp_path, monkeypatch)
     val_elbo = run.history["val_elbo"]
     assert run.status["best_epoch"] == np.argmax(val_elbo) + 1 == 2
     run.model.compile()
-    run.model.test_noise.state.assign([run.config.seed, 0])
+    run.model.test_noise.state.assign(run.config.stream("validation noise").generate_state(2) % 2**31)
     again = run.model.evaluate(run.images("val"), batch_size=training.VALIDATION_BATCH, verbose=0, return_dict=True)
     np.testing.assert_allclose(again["elbo"], val_elbo[1], rtol=1e-5)
 
@@ -93,7 +97,7 @@ def test_the_kept_weights_are_the_best_by_validation_elbo(tmp_path, monkeypatch)
 def test_history_adds_up(tmp_path):
     history = train(tmp_path, beta_warmup=4).history
     assert list(history) == [
-        "epoch", *(f"{s}_{t}" for s in ("train", "val") for t in training.TERMS), "seconds",
+        "epoch", *(f"{s}_{t}" for s in ("train", "val") for t in callbacks.TERMS), "seconds",
     ]  # fmt: skip
     for split in ("train", "val"):
         bound = -history[f"{split}_rate"] - history[f"{split}_distortion"]
@@ -106,8 +110,9 @@ def test_history_adds_up(tmp_path):
 
 @on_both_backends
 def test_the_warm_up_ends_at_one():
-    state = training.EpochState(training.Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), 2, 0), 0, 4)
-    model = training.models.build(Config(network_size=0.25, prior="standard"), (4, 4, 1))
+    config = Config(network_size=0.25, batch_size=2, beta_warmup=4)
+    state = callbacks.EpochState(config, training.Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), config))
+    model = models.build(config, (4, 4, 1))
     state.set_model(model)
     betas = []
     for epoch in range(6):
@@ -182,11 +187,11 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    with_callback(monkeypatch, Interfere(1, lambda model: monkeypatch.setattr(experiment.os, "fsync", full)))
+    with_callback(monkeypatch, Interfere(1, lambda model: monkeypatch.setattr(atomic.os, "fsync", full)))
     with pytest.raises(RunError, match="can no longer be written: No space left on device"):
         train(tmp_path, epochs=3)
     run = experiment.load(config(tmp_path, epochs=3).path)
-    assert len(run.history["epoch"]) == 1 and not list(run.path.glob(".*"))
+    assert len(run.history["epoch"]) == 1 and not list(run.path.rglob(".*.part"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +215,8 @@ def test_a_standard_prior_minds_no_number_of_pseudo_inputs(tmp_path):
 
 @pytest.mark.parametrize(("binarize", "values"), [("none", 17), ("threshold", 2)])
 def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
-    _, split, model = training.prepare(config(tmp_path, binarize=binarize))
+    _, batches, _, model = training.prepare(config(tmp_path, binarize=binarize))
+    split = batches.split
     u = np.asarray(model.top_prior.pseudo_inputs)
     images = {image.tobytes() for image in split.grey()}
     assert len({one.tobytes() for one in u}) == 7 and all(one.tobytes() in images for one in u)
@@ -218,7 +224,8 @@ def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
 
 
 def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
-    _, split, model = training.prepare(config(tmp_path))
+    _, batches, _, model = training.prepare(config(tmp_path))
+    split = batches.split
     assert model.dynamic and len(np.unique(split.grey())) > 2
 
 
@@ -227,7 +234,7 @@ def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
     [(0.1, 10, "expected time: 1 min 47 s (10 epochs of 100 steps, 0.1 s a step)"), (1.0, 250, "7 h 24 min")],
 )
 def test_the_expected_time_names_flags_only_where_it_is_hours(step, epochs, said):
-    text = training.expected_time(step, 100, 20, Config(prior="vamp", epochs=epochs))
+    text = callbacks.expected_time(step, epochs, 100, 20, Config(prior="vamp", epochs=epochs))
     assert text.startswith(said) or said in text
     assert ("--num_pseudo_inputs" in text and "--network_size" in text) == (epochs == 250)
 

@@ -1,0 +1,333 @@
+"""What happens around Keras' `fit` in a run: noise and warm-up, watching the terms, stopping, writing, progress."""
+
+import contextlib
+import io
+import math
+import os
+import signal
+import sys
+import threading
+import time
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+import atomic
+import checkpoint
+import engine
+import experiment
+from errors import RunError
+
+TERMS = ("loss", "elbo", "rate", "distortion")
+COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
+FORMULAS = {  # the order in which they are looked at
+    "distortion": "distortion, -log p(x|z),",
+    "rate": "rate, log q(z|x) - log p(z),",
+    "elbo": "elbo, -distortion - rate,",
+    "loss": "loss, distortion + beta rate,",
+}
+STEPS_TIMED = 10
+VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's or kill's request, a closed terminal
+
+
+class EpochState(keras.callbacks.Callback):
+    """Makes all that changes with the epoch a pure function of (seed, epoch): order, noise, and beta's warm-up.
+
+    beta = min(1, (epoch + 1) / warm-up). Validation draws the same noise in every epoch, so that its values differ by
+    the weights alone. Where training goes on inside an epoch (`batches.skip`), all of it is as `state` has it.
+    """
+
+    def __init__(self, config, batches, state=None):
+        super().__init__()
+        self.config, self.batches, self.state = config, batches, state
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets order, training noise and beta, or all that `state` has."""
+        self.batches.start_epoch(epoch)
+        if self.batches.skip:
+            self.state.into(self.model)
+            return
+        self.model.train_noise.state.assign(self._key("noise", epoch))
+        warmup = self.config.beta_warmup
+        self.model.beta.assign(min(1.0, (epoch + 1) / warmup) if warmup else 1.0)
+
+    def on_test_begin(self, logs=None):
+        """Rewinds the validation noise."""
+        self.model.test_noise.state.assign(self._key("validation noise"))
+
+    def _key(self, *use):
+        return self.config.stream(*use).generate_state(2) % 2**31
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remembers the epoch for the message."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the running means: the first that is not finite names the term."""
+        self._look(logs, "", f"step {self.batches.skip + batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks at the validation terms, and at the weights: ReLU turns NaN into 0, so terms alone would hide some."""
+        self._look(logs, "val_", "validation")
+        for weight in self.model.weights:
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+                raise RunError(f"epoch {epoch + 1}: weight {weight.path} is not finite")
+
+    def _look(self, logs, prefix, where):
+        for name, term in FORMULAS.items():
+            if not math.isfinite(logs[prefix + name]):
+                raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {logs[prefix + name]}")
+
+
+class StopOnRequest(keras.callbacks.Callback):
+    """A context in which Ctrl-C and its like end the run between two steps, with its state written; twice: at once.
+
+    In the middle of a step an exception may get lost: JAX swallows one that a signal raises below its own calls. What
+    is ignored when training begins, as SIGHUP under nohup, stays ignored.
+    """
+
+    def __init__(self, writer):
+        super().__init__()
+        self.writer, self.asked, self.usual = writer, False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # elsewhere it is forbidden
+            for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
+                if (usual := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
+                    self.usual[number] = usual
+                    signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, usual in self.usual.items():
+            signal.signal(number, usual)
+
+    def _ask(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if sys.stderr.isatty():
+            os.write(2, b"\nstopping after this step, so that nothing is lost; once more: at once\n")
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Stops where that was asked, but for the last step: the end of the epoch will."""
+        if self.asked and self.writer.save_inside(batch):
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stops where that was asked."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+class Patience(keras.callbacks.Callback):
+    """Lets Keras' EarlyStopping, which comes before it in the list, remember the epochs of an earlier `fit`."""
+
+    def __init__(self, early, rows):
+        super().__init__()
+        self.early, self.rows = early, rows
+
+    def on_train_begin(self, logs=None):
+        """Shows it the validation ELBO of each epoch so far; the model's `stop_training` then says what it thinks."""
+        for row in self.rows:
+            self.early.on_epoch_end(row["epoch"] - 1, {"val_elbo": row["val_elbo"]})
+
+
+class WeightsInMemory(io.BytesIO):
+    """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
+
+    def __str__(self):
+        """A name as Keras wants it."""
+        return "memory.weights.h5"
+
+
+def weights_file(model):
+    """The content of a weights file, without the optimizer's state: bytes."""
+    file, optimizer = WeightsInMemory(), model.optimizer
+    try:
+        model.optimizer = None  # else Keras stores it too, at twice the size of the weights
+        model.save_weights(file)
+    finally:
+        model.optimizer = optimizer
+    return file.getvalue()
+
+
+class RunWriter(keras.callbacks.Callback):
+    """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
+
+    That is best.weights.h5, the best by validation ELBO, history.csv and status.json; all are written after the state,
+    so that whatever is lost when the process dies can be written again from that.
+    """
+
+    def __init__(self, path, config, batches, state=None):
+        super().__init__()
+        self.path, self.config, self.batches = path, config, batches
+        self.rows = state.rows if state else []
+        self.best = state.best if state else b""
+        self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
+        self.saved = time.monotonic()
+
+    @property
+    def best_row(self):
+        """The row of history.csv with the best validation ELBO; None before there is one."""
+        return max(self.rows, key=lambda row: row["val_elbo"], default=None)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the epoch's clock."""
+        self.epoch, self.started = epoch, time.perf_counter() - (self.spent if self.batches.skip else 0.0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes the state where the last one is --save_minutes old."""
+        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
+            self.save_inside(batch)
+
+    def save_inside(self, batch):
+        """Writes the state inside an epoch; returns whether it is one: after the last step it is nearly over."""
+        step = self.batches.skip + batch + 1
+        if step < self.batches.steps:
+            self._save(step, time.perf_counter() - self.started)
+        return step < self.batches.steps
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds a row and writes all of it, each file atomically."""
+        values = [logs[key + term] for key in ("", "val_") for term in TERMS]
+        seconds = round(time.perf_counter() - self.started, 3)
+        self.rows.append(dict(zip(COLUMNS, (epoch + 1, *values, seconds), strict=True)))
+        self.epoch += 1
+        if self.best_row is self.rows[-1]:
+            self.best = weights_file(self.model)
+        self._save(0, 0.0)
+        self.write_results(new_best=self.best_row is self.rows[-1])
+
+    def _save(self, step, seconds):
+        state = checkpoint.of(self.model, self.epoch, step, seconds, self.rows, self.best)
+        checkpoint.save(self.path / "last", state)
+        self.saved = time.monotonic()
+
+    def write_results(self, new_best=True):
+        """Writes what follows from the state, the weights first so that status never promises what is not there."""
+        if self.rows and new_best:
+            atomic.write(self.path / "best.weights.h5", self.best)
+        if self.rows:
+            atomic.write_csv(self.path / "history.csv", self.rows)
+        self.write_status("running", process=experiment.process())
+
+    @contextlib.contextmanager
+    def status_of_ending(self):
+        """Writes how the block ended into status.json: finished, stopped on request, or failed and why."""
+        try:
+            yield
+            self.write_status("finished")
+        except KeyboardInterrupt:
+            self.write_status("stopped")
+            raise
+        except Exception as error:
+            ending = self._explained(error)
+            with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
+                self.write_status("failed", message=str(ending))
+            if ending is error:
+                raise
+            raise ending from error
+
+    def _explained(self, error):
+        if engine.is_out_of_memory(error):
+            return RunError(out_of_memory(self.config))
+        if isinstance(error, OSError):
+            return RunError(f"{self.path} can no longer be written: {error.strerror or error}")
+        return error
+
+    def write_status(self, state, **more):
+        """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
+        done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
+        best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
+        about = {"state": state} | done | best | {"note": self.config.note}
+        atomic.write_json(self.path / "status.json", about | more)
+
+
+def out_of_memory(config):
+    """A sentence that says which settings to lower, the one that costs most first."""
+    costs = {"batch_size": 2 * config.batch_size}  # an image goes through encoder and decoder
+    if config.has_pseudo_inputs:
+        costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
+    flags = [f"--{name} {getattr(config, name)}" for name in sorted(costs, key=costs.get, reverse=True)]
+    return f"out of memory in a training step; lower {', '.join(flags)} or --network_size {config.network_size}"
+
+
+class Progress(keras.callbacks.Callback):
+    """One tqdm bar over the epochs with the current ELBO, and after ten steps the expected time of the whole run."""
+
+    def __init__(self, config, batches, validation_steps, epoch=0):
+        super().__init__()
+        self.config, self.batches, self.validation_steps, self.first = config, batches, validation_steps, epoch
+        self.seconds, self.val_elbo = [], {}
+
+    def __enter__(self):
+        """Opens the bar; it stays silent where the output is no terminal."""
+        layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(
+            total=self.config.epochs,
+            initial=self.first,
+            bar_format=layout,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        return self
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar by one step and, once, says how long the run will take."""
+        self.bar.set_postfix({"elbo": f"{logs['elbo']:.2f}"} | self.val_elbo, refresh=False)
+        done = (self.batches.skip + batch + 1) / self.batches.steps
+        self.bar.n = self.epoch + done  # not a sum, which would overshoot by rounding
+        self.bar.update(0)
+        if self.started and len(self.seconds) < STEPS_TIMED:
+            self.seconds.append(time.perf_counter() - self.started)
+            if len(self.seconds) == STEPS_TIMED:
+                step = sum(self.seconds) / STEPS_TIMED
+                left = self.config.epochs - self.first
+                tqdm.write(expected_time(step, left, self.batches.steps, self.validation_steps, self.config))
+                sys.stdout.flush()  # a log file should not say it when it is over
+        self.started = time.perf_counter()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""
+        self.epoch, self.started = epoch, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows the validation ELBO from here on."""
+        self.val_elbo = {"val_elbo": f"{logs['val_elbo']:.2f}"}
+
+    def __exit__(self, *_):
+        """Closes the bar however training ended, so that what is said next has a line of its own."""
+        self.bar.close()
+
+
+def expected_time(step, epochs, steps, validation_steps, config):
+    """A sentence with the expected time of so many epochs and, where that is hours, the flags that shorten it.
+
+    `step`: seconds of a training step; `steps`, `validation_steps`: their numbers in an epoch.
+    """
+    hours = epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
+    text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    if hours < 1:
+        return text
+    flags = ["--epochs", "--network_size", "--max_train_images"]
+    if config.has_pseudo_inputs:
+        flags.append("--num_pseudo_inputs")
+    return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"
+
+
+def duration(seconds):
+    """Seconds in words, "3 h 05 min", "2 min 10 s" or "4 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

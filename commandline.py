@@ -1,0 +1,141 @@
+"""What the scripts share on the command line: flags made from `Config`, exit codes, which runs are meant, tables."""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import data
+import engine
+import experiment
+from errors import UserError
+from experiment import Config
+
+STOPPED = 130  # the shell's exit code for Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence and a hint, not a page of usage; exit code 2."""
+
+    def error(self, message):
+        """Prints the sentence and exits with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_settings(parser):
+    """Adds a flag for each field of Config; those that change the numbers take one value or more, which form a grid.
+
+    Only what was given lands in the parsed arguments; `grid` fills in the rest.
+    """
+    grid = parser.add_argument_group("what is trained", "each takes one value or more; more make a grid, with --gs_key")
+    place = parser.add_argument_group("where things lie and how fast they run")
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        options = {"type": _reader(field), "default": argparse.SUPPRESS, "choices": meta["choices"]}
+        options["help"] = f"{meta['help']} (default: {field.default})"
+        if not meta["choices"]:
+            options["metavar"] = field.name.split("_")[-1].upper()
+        group = place if meta["tag"] is None else grid
+        group.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
+    return place
+
+
+def given(args):
+    """The settings that stand on the command line: a dict of field name to value, or list of values."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if field.name in args}
+
+
+def _reader(field):
+    kind = field.metadata["kind"]
+
+    def read(text):
+        return None if field.default is None and text == "None" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
+    return read
+
+
+def add_backend(parser):
+    """Adds --backend and --device."""
+    text = "what Keras runs on (default: the environment's KERAS_BACKEND, else tensorflow)"
+    parser.add_argument("--backend", choices=engine.BACKENDS, default=None, help=text)
+    text = "auto: a GPU where there is one; gpu: stop where there is none; cpu: leave GPUs alone (default: auto)"
+    parser.add_argument("--device", choices=engine.DEVICES, default="auto", help=text)
+
+
+def add_runs(parser):
+    """Adds what evaluate.py and plot.py share: RUN..., --gs_key, --runs_dir, --data_dir, --backend and --device."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
+    parser.add_argument("--gs_key", help="take every run of this grid search")
+    parser.add_argument("--runs_dir", default="runs", help="where the grid search lies (default: runs)")
+    parser.add_argument("--data_dir", help="where the data files lie (default: where training found them)")
+    add_backend(parser)
+
+
+def grid(args):
+    """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
+    configs = [Config(**dict(zip(lists, choice, strict=True))) for choice in itertools.product(*lists.values())]
+    unique = list({config.training_id: config for config in configs}.values())
+    if len(unique) > 1 and not unique[0].gs_key:
+        raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")
+    return unique
+
+
+def command(run, args):
+    """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
+    try:
+        return run(args)
+    except (UserError, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it at exit
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was written is whole and kept", file=sys.stderr)
+        return STOPPED
+
+
+def table(rows):
+    """Dicts of equal keys as aligned text, a line of names and one for each row; small numbers keep two digits."""
+    shown = [[_cell(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), *shown]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    numeric = [isinstance(value, int | float) for value in rows[0].values()]
+    cells = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def _cell(value):
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
+def chosen_runs(args):
+    """The Runs that RUN... or --gs_key name, those with weights. Raises UserError if there is none."""
+    if bool(args.runs) == bool(args.gs_key):
+        raise UserError("name either the folders of runs or a grid search with --gs_key")
+    if args.runs:
+        return [_with_weights(path, args.data_dir) for path in args.runs]
+    group, runs = Path(args.runs_dir, args.gs_key), []
+    for config in sorted(group.glob("[!.]*/config.json")):
+        try:
+            runs.append(_with_weights(config.parent, args.data_dir))
+        except UserError as error:  # the others of the group are worth having
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"{group} holds no run with weights; train it with --gs_key {args.gs_key}")
+    return runs
+
+
+def _with_weights(path, data_dir):
+    run = experiment.load(path, data_dir)
+    if not run.weights.is_file():
+        raise UserError(f"{path} has no weights yet (it is {run.state}); train it for at least one epoch")
+    if run.state != "finished":
+        print(f"warning: {path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
+    return run

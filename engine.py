@@ -1,0 +1,100 @@
+"""What Keras runs on: TensorFlow or JAX, on which device, with or without deterministic operations."""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+
+from errors import UserError
+
+BACKENDS = ("tensorflow", "jax")
+DEVICES = ("auto", "cpu", "gpu")
+REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
+
+
+def settle(name=None, device="auto"):
+    """Chooses what Keras runs on, before it is imported, and hides GPUs for `device` "cpu".
+
+    `name`: one of BACKENDS, else $KERAS_BACKEND, else tensorflow. Raises UserError if that is not installed.
+    """
+    name = name or os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if name not in BACKENDS:
+        raise UserError(f"KERAS_BACKEND is {name!r}; choose from {', '.join(BACKENDS)}")
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"backend {name} is not installed: pip install {name}, or choose another with --backend")
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != name:
+        raise UserError(f"Keras already runs on {sys.modules['keras'].backend.backend()} in this process, not {name}")
+    os.environ["KERAS_BACKEND"] = name
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else start-up notes hide our own lines
+    if device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
+
+
+def start(device="auto", deterministic=False):
+    """Imports Keras and its backend, whose start-up notes on stderr are shown only if that fails.
+
+    `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
+    process. Raises UserError if there is no GPU where `device` is "gpu", or none of what $JAX_PLATFORMS names.
+    """
+    if deterministic and REPEATABLE_ON_GPU not in (flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{flags} {REPEATABLE_ON_GPU}".strip()
+    with quiet():
+        importlib.import_module("keras")
+        if importlib.util.find_spec("tensorflow"):  # Keras imports it later, whatever the backend
+            import tensorflow as tf
+
+            logging.getLogger("tensorflow").setLevel("ERROR")  # else each run of a grid is warned of retracing
+            if deterministic:
+                tf.config.experimental.enable_op_determinism()
+        backend = sys.modules["keras"].backend.backend()
+        kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
+    if device == "gpu" and "gpu" not in kinds:
+        raise UserError(
+            f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
+            f"{backend} with GPU support, or leave --device out"
+        )
+
+
+def _device_kinds(backend):
+    """The kinds of device that the backend sees, as {"cpu"}. Raises UserError where it cannot use what it is to use."""
+    if backend == "jax":
+        import jax
+
+        try:
+            return {device.platform for device in jax.devices()}
+        except (RuntimeError, AssertionError) as error:  # the latter for cuda without a GPU
+            reason = str(error).strip().split("\n")[0] or "there is no such device"
+            asked = os.environ.get("JAX_PLATFORMS")
+            raise UserError(f"JAX cannot use JAX_PLATFORMS={asked}: {reason}; unset it, or mend that device") from error
+    import tensorflow as tf
+
+    return {device.device_type.lower() for device in tf.config.list_physical_devices()}
+
+
+@contextlib.contextmanager
+def quiet():
+    """Holds back what the block writes to stderr, unless it fails for a reason of its own."""
+    with tempfile.TemporaryFile() as notes:
+        sys.stderr.flush()
+        screen = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except UserError:
+            raise
+        except BaseException:
+            notes.seek(0)
+            os.write(screen, notes.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+def is_out_of_memory(error):
+    """Whether this exception, of Python, NumPy, TensorFlow or JAX, says that memory could not be had."""
+    words = ("RESOURCE_EXHAUSTED", "ResourceExhausted", "out of memory", "OOM when allocating", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)

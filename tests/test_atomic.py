@@ -1,0 +1,52 @@
+"""Files are whole, old or new, whatever happens while they are written."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import atomic
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    value = {"name": "grün", "numbers": [1, 2.5, None], "nested": {"a": True}}
+    atomic.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-17}]
+    atomic.write_csv(tmp_path / "a.csv", rows)
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert [{"epoch": int(row["epoch"]), "loss": float(row["loss"])} for row in csv.DictReader(file)] == rows
+    assert names_in(tmp_path) == ["a.csv", "a.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_failure_in_the_middle_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch, call, error):
+    def fail(*_):
+        raise error
+
+    atomic.write(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        atomic.write(tmp_path / "file", b"new and longer")
+    assert (tmp_path / "file").read_bytes() == b"old" and names_in(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    code = "import os, atomic; os.fsync = lambda _: os.kill(os.getpid(), 9); atomic.write('{}/file', b'half')"
+    atomic.write(tmp_path / "file", b"whole")
+    done = subprocess.run([sys.executable, "-c", code.format(tmp_path)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(names_in(tmp_path)) == 2
+    atomic.sweep(tmp_path)
+    assert names_in(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"whole"

@@ -1,0 +1,67 @@
+"""Flags made from the settings, grids, and tables."""
+
+import itertools
+
+import pytest
+from conftest import FIELDS, PLACES, other
+
+import commandline
+from errors import UserError
+from experiment import Config
+
+
+def configs(*words):
+    """The grid that these words on the command line make."""
+    parser = commandline.Parser()
+    commandline.add_settings(parser)
+    return commandline.grid(parser.parse_args([str(word) for word in words]))
+
+
+def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
+    assert configs() == [Config()]
+    words = [word for name in FIELDS for word in (f"--{name}", other(name))]
+    (config,) = configs(*words)
+    assert all(getattr(config, name) == other(name) for name in FIELDS)
+
+
+def test_several_values_make_a_grid_in_order():
+    found = configs("--latent_dim", 5, 3, "--lr", "1e-2", "1e-3", "--model", "vae", "hvae", "--gs_key", "key")
+    expected = list(itertools.product(["vae", "hvae"], [5, 3], [1e-2, 1e-3]))
+    assert [(config.model, config.latent_dim, config.lr) for config in found] == expected
+    assert {config.gs_key for config in found} == {"key"}
+
+
+def test_runs_with_the_same_id_are_one():
+    assert len(configs("--latent_dim", 2, 2, "--lr", "1e-4", "0.0001")) == 1
+    grid = configs("--prior", "standard", "vamp", "--num_pseudo_inputs", 5, 7, "--gs_key", "key")
+    assert [config.training_id.split("_dim2")[1] for config in grid] == [
+        "_factor4.0_epochs250",
+        "_factor4.0_epochs250_K5",
+        "_factor4.0_epochs250_K7",
+    ]
+
+
+def test_a_grid_needs_a_key():
+    with pytest.raises(UserError, match=r"a grid of 6 runs.*--gs_key"):
+        configs("--latent_dim", 2, 3, "--lr", 1, 2, 3)
+
+
+def test_none_is_a_word_for_what_may_be_missing_only(capsys):
+    config = configs("--gs_key", "None", "--max_train_images", "None", "--data_dir", "None")[0]
+    assert (config.gs_key, config.max_train_images, config.data_dir) == (None, None, None)
+    assert len(configs("--max_train_images", "None", 30, "--gs_key", "key")) == 2
+    with pytest.raises(SystemExit) as exit_:
+        configs("--seed", "None")
+    assert exit_.value.code == 2 and "invalid int value: 'None'" in capsys.readouterr().err
+
+
+def test_where_things_lie_takes_one_value(capsys):
+    for name in PLACES:
+        with pytest.raises(SystemExit):
+            configs(f"--{name}", other(name), other(name))
+    assert capsys.readouterr().err.count("unrecognized arguments") == len(PLACES)
+
+
+def test_a_table_is_aligned_and_small_numbers_keep_two_digits():
+    rows = [{"run": "a", "value": -101.234, "note": "x"}, {"run": "long", "value": 0.01234, "note": ""}]
+    assert commandline.table(rows).splitlines() == ["run     value  note", "a     -101.23  x", "long    0.012"]

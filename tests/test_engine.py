@@ -1,0 +1,97 @@
+"""What Keras runs on: which backend, which device, and what is said at its start."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, flags
+
+import engine
+from errors import UserError
+
+
+def test_an_unknown_or_missing_backend_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "nonsense")
+    with pytest.raises(UserError, match="KERAS_BACKEND is 'nonsense'; choose from tensorflow, jax"):
+        engine.settle(None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="backend jax is not installed: pip install jax"):
+        engine.settle("jax")
+
+
+def test_the_flag_goes_before_the_environment_and_tensorflow_is_the_default():
+    code = "import os, engine; engine.settle({}); print(os.environ['KERAS_BACKEND'])"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+
+    def settled(word, **more):
+        command = [sys.executable, "-c", code.format(word)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment | more)
+        return done.stdout.strip()
+
+    assert settled(None) == "tensorflow"
+    assert settled(None, KERAS_BACKEND="jax") == "jax"
+    assert settled("'tensorflow'", KERAS_BACKEND="jax") == "tensorflow"
+
+
+@pytest.mark.keras
+def test_the_backend_of_a_process_cannot_be_changed():
+    engine.start()
+    running = os.environ["KERAS_BACKEND"]
+    engine.settle(running)
+    wanted = next(name for name in engine.BACKENDS if name != running)
+    with pytest.raises(UserError, match=f"Keras already runs on {running} in this process, not {wanted}"):
+        engine.settle(wanted)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_start_up_notes_are_shown_only_if_the_start_fails(tmp_path, fails):
+    lines = ["import os", "os.write(2, b'a note from below')", "raise OSError('no driver')" if fails else ""]
+    lines += ["class backend:", "    backend = staticmethod(lambda: 'tensorflow')"]
+    (tmp_path / "keras.py").write_text("\n".join(lines))
+    (tmp_path / "tensorflow.py").write_text("")
+    code = "import sys, engine; engine.start(); print('after', file=sys.stderr)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert ("a note from below" in done.stderr) is fails and ("no driver" in done.stderr) is fails
+    assert ("after" in done.stderr) is not fails and (done.returncode == 0) is not fails
+
+
+@pytest.mark.parametrize(
+    ("backend", "platform", "device", "expected"),
+    [
+        ("tensorflow", "", "gpu", "--device gpu: tensorflow sees no GPU here, only cpu; mend the driver"),
+        ("jax", "", "gpu", "--device gpu: jax sees no GPU here, only cpu; mend the driver"),
+        ("jax", "tpu", "auto", "JAX cannot use JAX_PLATFORMS=tpu: Unable to initialize backend 'tpu'"),
+        ("jax", "cuda", "auto", "JAX cannot use JAX_PLATFORMS=cuda: "),
+    ],
+)
+def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(script, tmp_path, backend, platform, device, expected):
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": platform}
+    words = flags(runs_dir=tmp_path / "runs", backend=backend, device=device)
+    done = script("train.py", *words, **hidden)
+    assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "runs").exists()
+    assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("backend", engine.BACKENDS)
+def test_the_cpu_can_be_asked_for(backend):
+    code = (
+        f"import engine, os; engine.settle({backend!r}, 'cpu'); engine.start('cpu', True); import keras\n"
+        "print(float(keras.ops.sum(keras.ops.ones(3))), os.environ['CUDA_VISIBLE_DEVICES'], end=' ')\n"
+        "print(os.environ['JAX_PLATFORMS'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "3.0 -1 cpu\n"
+
+
+def test_what_is_said_of_memory_is_known():
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.ResourceExhaustedError) as raised:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[3]")
+    errors = (raised.value, MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."))
+    assert all(map(engine.is_out_of_memory, errors))
+    assert not engine.is_out_of_memory(ValueError("out of range"))

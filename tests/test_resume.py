@@ -1,0 +1,337 @@
+"""Nothing that was trained is lost: what is interrupted goes on as if it had not been, bit for bit."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, flags
+
+import callbacks
+import checkpoint
+import experiment
+import train
+import training
+from errors import UserError
+from experiment import Config
+
+SMALL_RUN = {
+    "model": "hvae",
+    "prior": "vamp",
+    "data_set": "digits",
+    "network_size": 0.25,
+    "batch_size": 30,  # 4 steps, the last one short
+    "epochs": 4,
+    "lr": 3e-3,
+    "num_pseudo_inputs": 7,
+    "max_train_images": 100,
+    "beta_warmup": 3,
+}
+
+
+def config(folder, **settings):
+    return Config(**(SMALL_RUN | {"runs_dir": str(folder)} | settings))
+
+
+def called(*words):
+    """The exit code of train.py."""
+    try:
+        return train.main([str(word) for word in words])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def without_seconds(path):
+    """history.csv but for the last column, as text."""
+    lines = (path / "history.csv").read_text().splitlines()
+    assert lines[0].endswith(",seconds")
+    return [line.rsplit(",", 1)[0] for line in lines]
+
+
+def numbers_of(path):
+    """All numbers of a finished run: its history but for seconds, every variable, and the best weights."""
+    with zipfile.ZipFile(checkpoint.newest(path / "last")[0]) as file:
+        best = file.read("best.weights.h5")
+        assert best == (path / "best.weights.h5").read_bytes()
+        return without_seconds(path), file.read("variables.bin"), best
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The numbers of the small run, trained without interruption."""
+    return numbers_of(training.train(config(tmp_path_factory.mktemp("whole"))))
+
+
+class Act(keras.callbacks.Callback):
+    """Calls `act()` at the end of a training step, before the run's own callbacks."""
+
+    def __init__(self, epoch, step, act):
+        super().__init__()
+        self.at, self.act, self.epoch = (epoch, step), act, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            self.act()
+
+
+def acting(monkeypatch, *where_and_what):
+    """Adds an Act to each fit."""
+    fit, act = keras.Model.fit, Act(*where_and_what)
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, callbacks, **k: fit(*a, callbacks=[act, *callbacks], **k))
+
+
+def die():
+    raise SystemError("as if killed: nothing more is written")  # but for status.json, which says so
+
+
+def interrupted(folder, monkeypatch, epoch, step, act, **settings):
+    """The Run that is left when `act` happens in a training."""
+    one = config(folder, **settings)
+    with monkeypatch.context() as patch, pytest.raises((SystemError, KeyboardInterrupt)):
+        acting(patch, epoch, step, act)
+        training.train(one)
+    return experiment.load(one.path)
+
+
+@pytest.fixture(scope="module")
+def died(tmp_path_factory):
+    """The folder of a run that died in its third epoch, which no test changes."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return interrupted(tmp_path_factory.mktemp("died"), monkeypatch, 2, 1, die).path
+
+
+@pytest.fixture
+def run(died, tmp_path):
+    """A copy of the run that died, where its training would put it with --runs_dir tmp_path."""
+    return experiment.load(shutil.copytree(died, tmp_path / died.name))
+
+
+def gone_on(run):
+    """The numbers of a Run when it has gone on to its end."""
+    training.resume(run, run.config)
+    assert experiment.load(run.path).state == "finished"
+    return numbers_of(run.path)
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (2, 3)])
+def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole, epoch, step):
+    run = interrupted(tmp_path, monkeypatch, epoch, step, die)
+    assert run.state == "failed" and run.status["epochs_done"] == epoch
+    assert gone_on(run) == whole
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    ("epoch", "step", "signal_", "steps"),
+    [(0, 0, signal.SIGINT, 1), (1, 2, signal.SIGTERM, 3), (3, 1, signal.SIGHUP, 2), (2, 3, signal.SIGTERM, 0)],
+)
+def test_what_is_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
+    """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
+    usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in callbacks.STOPPING]
+    try:
+        run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: os.kill(os.getpid(), signal_))
+    finally:
+        for name, handler in zip(callbacks.STOPPING, usual, strict=True):
+            signal.signal(getattr(signal, name), handler)
+    assert run.state == "stopped"
+    epochs = epoch + (steps == 0)
+    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{epochs:09d}_step{steps:09d}.zip"
+    assert gone_on(run) == whole
+
+
+@pytest.mark.keras
+def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
+    """With --save_minutes next to nothing there is a state after each step, and resuming twice changes nothing."""
+    run = interrupted(tmp_path, monkeypatch, 1, 2, die, save_minutes=1e-9)
+    assert [path.name[-13:-4] for path in checkpoint.newest(run.path / "last")] == ["000000002", "000000001"]
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        acting(patch, 2, 1, die)
+        training.resume(run, run.config)
+    assert gone_on(experiment.load(run.path)) == whole
+
+
+@pytest.mark.keras
+def test_training_longer_is_as_if_it_had_been_meant_from_the_start(tmp_path, whole, capfd):
+    short = training.train(config(tmp_path, epochs=2))
+    before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
+    moved = short.rename(tmp_path / "moved")
+    assert called("--resume", moved, "--epochs", 4) == 0
+    longer = tmp_path / config(tmp_path).training_id
+    assert capfd.readouterr().out.splitlines()[-1] == str(longer)
+    assert numbers_of(longer) == whole
+    assert {short / path.relative_to(moved): path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+    assert called("--resume", moved, "--epochs", 4) == 0 and "is finished already" in capfd.readouterr().out
+    assert called("--resume", longer, "--epochs", 3) == 2
+    assert "has been trained for 4 epochs already; --epochs must be more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path, whole, capfd, damage):
+    newest, _ = checkpoint.newest(run.path / "last")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"truncated": content[:-100], "flipped": content, "empty": b"", "text": b"hello"}[damage]
+    newest.write_bytes(damaged)
+    assert gone_on(run) == whole
+    assert re.fullmatch(rf"warning: {newest} is damaged \(.+\); looking at the one before\n", capfd.readouterr().err)
+
+
+def test_when_all_states_are_damaged_nothing_is_touched(run, tmp_path, capfd):
+    for path in checkpoint.newest(run.path / "last"):
+        path.write_bytes(b"x")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert called("--resume", run.path) == 2
+    assert (
+        "last holds no state that is whole (File is not a zip file); --overwrite starts it again"
+        in capfd.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_patience_is_remembered(tmp_path, monkeypatch):
+    """The learning rate is next to nothing: epoch 1 stays the best, and epoch 4 is the third without a better one."""
+    settings = {"lr": 1e-30, "beta_warmup": 0, "patience": 3, "epochs": 9}
+    run = interrupted(tmp_path, monkeypatch, 2, 1, die, **settings)
+    gone_on(run)
+    assert experiment.load(run.path).status["epochs_done"] == 4
+    assert called("--resume", run.path, "--epochs", 12) == 0  # its patience is over all the same
+    assert experiment.load(config(tmp_path, **settings | {"epochs": 12}).path).status["epochs_done"] == 4
+
+
+def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
+    words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
+    assert called(*words) == 0
+    printed = capfd.readouterr()
+    assert f"going on with {run.path}, failed after 2 epochs\n" in printed.out and printed.err == ""
+    assert "(2 epochs of 4 steps" not in printed.out  # too few steps to time
+    assert numbers_of(run.path) == whole
+
+
+def test_a_grid_goes_on_with_what_is_unfinished(died, tmp_path, whole, capfd):
+    shutil.copytree(died, config(tmp_path, gs_key="key").path)
+    words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
+    assert called(*words, "--gs_key", "key", "--latent_dim", 2, 3) == 0
+    assert capfd.readouterr().out.count("gone on with") == 1
+    assert numbers_of(config(tmp_path, gs_key="key").path) == whole
+
+
+def edit(run, name, **changes):
+    record = json.loads((run.path / name).read_text())
+    (run.path / name).write_text(json.dumps(record | changes))
+
+
+def test_what_cannot_go_on_is_told_so(run, capfd):
+
+    def refused(expected, *words):
+        assert called("--resume", run.path, *words) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: ") and expected in error and error.count("\n") == 1
+
+    refused("--lr cannot be given with --resume; only --epochs, --patience", "--lr", 0.1)
+    refused("--overwrite cannot be given with --resume", "--overwrite")
+    refused("--epochs takes one value with --resume, not 2", "--epochs", 5, 6)
+    refused("has been trained for 2 epochs already", "--epochs", 1)
+    other = next(name for name in ("tensorflow", "jax") if name != run.backend)
+    edit(run, "config.json", data_sha256={"sklearn.digits": "0" * 64})
+    refused("was trained on another sklearn.digits, of sha256 0000")
+    edit(run, "config.json", backend=other)
+    refused(f"Keras already runs on {run.backend} in this process, not {other}")
+    with pytest.raises(UserError, match=f"was trained on {other}; go on with --backend {other}"):
+        training.resume(experiment.load(run.path), run.config)
+    assert called("--resume", tmp_path / "nothing") == 2
+    assert "nothing is no run" in capfd.readouterr().err
+
+
+def test_a_run_without_a_state_is_not_mistaken_for_one_that_has_not_begun(run, tmp_path, capfd):
+    for path in checkpoint.newest(run.path / "last"):
+        path.unlink()
+    assert called("--resume", run.path) == 2
+    assert "has epochs, but no state to go on from; --overwrite starts it again" in capfd.readouterr().err
+
+
+def test_other_versions_are_a_warning(run, tmp_path, capfd):
+    edit(run, "config.json", versions=run.record["versions"] | {"keras": "3.0.0"})
+    assert called("--resume", run.path) == 0
+    assert re.search(r"warning: .*keras 3\.0\.0 is now 3\.[\d.]+; last digits may differ", capfd.readouterr().err)
+
+
+def test_a_second_process_on_the_same_run_is_told_so(run, capfd):
+    code = f"import experiment, time\nwith experiment.held({str(run.path)!r}): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        edit(run, "status.json", state="running", process={"pid": process.pid, "host": "here"})
+        assert called("--resume", run.path) == 2
+        expected = f"error: {run.path} is being trained by process {process.pid} on here; wait for it, or choose other"
+        assert capfd.readouterr().err.startswith(expected)
+        process.kill()
+    assert called("--resume", run.path) == 0
+
+
+# ---------------------------------------------------------------------------------------------- killed for real
+
+KILLED_RUN = {"model": "hvae", "prior": "vamp", "epochs": 12, "batch_size": 200, "beta_warmup": 9, "patience": 11}
+DYING = """import os, random, signal, sys, train
+random.seed({seed})
+moment, count = random.randint(1, 60), 0
+def deadly(call):
+    def counted(*words, **more):
+        global count
+        count += 1
+        if count == moment and random.random() < 0.5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = call(*words, **more)
+        if count >= moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return counted
+for name in ("fsync", "replace", "unlink", "mkdir", "rename"):
+    setattr(os, name, deadly(getattr(os, name)))
+sys.exit(train.main(sys.argv[1:]))"""
+
+
+@pytest.mark.keras
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
+    rng, kills = random.Random(5), 0
+    words = flags(**KILLED_RUN, runs_dir=tmp_path / "runs", save_minutes=1e-4)
+    (path,) = (one.path for one in [Config(**KILLED_RUN, data_set="digits", network_size=0.25, lr=1e-3,
+                                           num_pseudo_inputs=12, runs_dir=str(tmp_path / "runs"))])  # fmt: skip
+    plain = [sys.executable, "train.py", *words]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    while kills < 10:
+        if kills % 2:
+            dying = [sys.executable, "-c", DYING.format(seed=kills), *words]
+            assert subprocess.run(dying, check=False, **quiet).returncode == -signal.SIGKILL
+        else:
+            with subprocess.Popen(plain, **quiet) as process:
+                began = time.time()
+                while not any(p.stat().st_mtime > began for p in path.glob("last/*")) and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 0.3))
+                process.kill()
+            assert process.returncode == -signal.SIGKILL
+        kills += 1
+        done = (path / "history.csv").read_text() if (path / "history.csv").exists() else ""
+        if (path / "status.json").exists():
+            assert experiment.load(path).state == "interrupted"
+    assert subprocess.run(plain, check=False, **quiet).returncode == 0
+    assert (path / "history.csv").read_text().startswith(done)  # nothing that was done has been done again
+    again = flags(**KILLED_RUN, runs_dir=tmp_path / "again")
+    assert subprocess.run([sys.executable, "train.py", *again], check=False, **quiet).returncode == 0
+    assert numbers_of(path) == numbers_of(tmp_path / "again" / path.name)
+    assert [float(line.split(",")[0]) for line in without_seconds(path)[1:]] == list(np.arange(1, 13))
+    assert not list(path.rglob("*.part"))
