@@ -252,7 +252,7 @@ def test_what_cannot_go_on_is_told_so(run, capfd):
     refused(f"Keras already runs on {run.backend} in this process, not {other}")
     with pytest.raises(UserError, match=f"was trained on {other}; go on with --backend {other}"):
         training.resume(experiment.load(run.path), run.config)
-    assert called("--resume", tmp_path / "nothing") == 2
+    assert called("--resume", run.path / "nothing") == 2
     assert "nothing is no run" in capfd.readouterr().err
 
 
