@@ -1,0 +1,191 @@
+"""Published archives and pickles, read with distrust: nothing is extracted to disk, and nothing in them is called."""
+
+import bz2
+import gzip
+import io
+import lzma
+import math
+import pickle
+import stat
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+
+from data.files import DataError
+
+MOST_MEMBERS = 1_000_000
+MOST_BEFORE = 1000  # times the size of a file in a tar may lie before it
+MAGIC = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open), (b"", open))
+
+
+def read_member(path, name, most) -> bytes:
+    """The content of the regular file `name` in a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz: at most `most` bytes.
+
+    Members are found by their exact name and read into memory, so that no name, link or device in the archive can
+    reach anything outside of it. Raises DataError for an archive that is damaged or has no such file, and for a file
+    that is larger than `most`, whatever its header says.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive, archive.open(_zip_member(archive, name, path)) as file:
+                content = file.read(most + 1)
+        else:
+            content = _read_tar(path, name, most)
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path} is damaged, or no archive: {str(error) or type(error).__name__}") from error
+    if len(content) > most:
+        raise DataError(f"{name} in {path} has more than {most:,} bytes unpacked: this is not the published archive")
+    return content
+
+
+_DAMAGE = (OSError, EOFError, ValueError, ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError)
+_DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
+
+
+def _zip_member(archive, name, path):
+    found = [info for info in archive.infolist()[:MOST_MEMBERS] if info.filename == name]
+    if len(found) != 1 or found[0].is_dir() or stat.S_ISLNK(found[0].external_attr >> 16):
+        raise DataError(f"{path} holds no file {name}, or several")
+    return found[0]
+
+
+def _read_tar(path, name, most):
+    with open(path, "rb") as file:
+        start = file.read(8)
+    opener = next(opener for magic, opener in MAGIC if start.startswith(magic))
+    with opener(path, "rb") as unpacked, tarfile.open(fileobj=_Bounded(unpacked, most), mode="r:") as archive:
+        for count, info in enumerate(archive):
+            if info.name == name:
+                if not info.isreg():
+                    raise DataError(f"{name} in {path} is no regular file")
+                return archive.extractfile(info).read(most + 1)
+            if count == MOST_MEMBERS:
+                break
+    raise DataError(f"{path} holds no file {name}")
+
+
+class _Bounded:
+    """A file for tarfile that is never read far at once, as a false header may ask for, nor to no end."""
+
+    def __init__(self, file, most):
+        self.file, self.most, self.tell = file, max(most, 1 << 20), file.tell
+
+    def read(self, size=-1):
+        """At most `size` bytes. Raises DataError for more than this file is to be read at once."""
+        if not 0 <= size <= self.most + tarfile.BLOCKSIZE:
+            raise DataError(f"a tar has a header of {size:,} bytes: this is not the published archive")
+        return self.file.read(size)
+
+    def seek(self, position, whence=io.SEEK_SET):
+        """Goes to a position. Raises DataError for one far behind what was published."""
+        if position > MOST_BEFORE * self.most:
+            raise DataError("a tar holds far more than was published")
+        return self.file.seek(position, whence)
+
+
+def unpickle(content, encoding="latin1"):
+    """The value in a pickle of numbers, text, lists, tuples, dicts and NumPy arrays of numbers; nothing else.
+
+    Every other global in it is refused, and those of NumPy are replaced by our own: no code of its choice runs.
+    `encoding` is that of Python 2's strings. Raises DataError for anything else, and for what is damaged.
+    """
+    try:
+        return _arrays_in(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
+    except DataError:
+        raise
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        raise DataError(f"a pickle is damaged: {str(error)[:100] or type(error).__name__}") from error
+
+
+class _Dtype:
+    """In the place of numpy.dtype: a code such as "u1" and a byte order."""
+
+    def __init__(self, code, *_):
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+    def made(self):
+        """The NumPy dtype. Raises DataError unless it is one of numbers."""
+        text = [part.decode("ascii") if isinstance(part, bytes) else part for part in (self.order, self.code)]
+        if text[0] not in ("<", ">", "|", "=") or text[1] not in _NUMBERS:
+            raise DataError(f"a pickle holds an array of {str(text[1])[:20]!r}, not of numbers")
+        return np.dtype(text[1]).newbyteorder(text[0])
+
+
+_NUMBERS = ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8")
+
+
+class _Array:
+    """In the place of numpy.ndarray: shape, type and bytes, compared before an array is made of them."""
+
+    state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def made(self):
+        """The NumPy array, a copy of its own. Raises DataError where the bytes do not fit the shape."""
+        if not isinstance(self.state, tuple) or len(self.state) != 5 or not isinstance(self.state[2], _Dtype):
+            raise DataError("a pickle holds an array without content")
+        _, shape, dtype, fortran, raw = self.state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        dtype = dtype.made()
+        if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 8:
+            raise DataError("a pickle holds an array of no shape")
+        if not isinstance(raw, bytes) or len(raw) != math.prod(shape) * dtype.itemsize:
+            raise DataError(f"a pickle holds an array of shape {shape} with other bytes")
+        return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _encode(text, encoding):
+    """In the place of _codecs.encode, which Python 3 pickles bytes with for protocol 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise DataError(f"a pickle wants the codec {str(encoding)[:20]!r}")
+    return text.encode("latin1")
+
+
+_GLOBALS = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        """One of our own stand-ins, or DataError."""
+        if (module, name) not in _GLOBALS:
+            raise DataError(
+                f"a pickle names {module}.{name}"[:100] + ", which is not read from files: it may be hostile"
+            )
+        return _GLOBALS[module, name]
+
+
+def _arrays_in(value, made):
+    """`value` with each stand-in replaced by its array, each object once; DataError for one that holds itself."""
+    if id(value) in made:
+        if made[id(value)] is _Array:
+            raise DataError("a pickle holds a list that holds itself")
+        return made[id(value)]
+    made[id(value)] = _Array
+    if isinstance(value, _Array):
+        result = value.made()
+    elif type(value) in (list, tuple):
+        result = type(value)(_arrays_in(one, made) for one in value)
+    elif type(value) is dict:
+        if not all(type(key) in (str, bytes, int) for key in value):
+            raise DataError("a pickle holds a dict whose keys are neither text nor numbers")
+        result = {key: _arrays_in(one, made) for key, one in value.items()}
+    elif value is None or type(value) in (bool, int, float, str, bytes):
+        result = value
+    else:
+        raise DataError(f"a pickle holds a {type(value).__name__}, not numbers and arrays")
+    made[id(value)] = result
+    return result
