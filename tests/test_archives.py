@@ -72,11 +72,7 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path, make):
 
 def test_links_and_devices_are_no_files(tmp_path):
     (tmp_path / "secret").write_text("secret")
-    for target, kind in (
-        (str(tmp_path / "secret"), tarfile.SYMTYPE),
-        ("secret", tarfile.LNKTYPE),
-        ("", tarfile.CHRTYPE),
-    ):
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
         with pytest.raises(DataError, match=r"data in .* is no regular file"):
             read_member(make_tar(tmp_path / "a", data=link("data", str(tmp_path / "secret"), kind)), "data", 1000)
     info = zipfile.ZipInfo("data")
