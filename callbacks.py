@@ -241,7 +241,7 @@ class RunWriter(keras.callbacks.Callback):
 
     def _explained(self, error):
         if engine.is_out_of_memory(error):
-            return RunError(out_of_memory(self.config))
+            return RunError(f"out of memory in a training step; {smaller(self.config)}")
         if isinstance(error, OSError):
             return RunError(f"{self.path} can no longer be written: {error.strerror or error}")
         return error
@@ -254,13 +254,13 @@ class RunWriter(keras.callbacks.Callback):
         atomic.write_json(self.path / "status.json", about | more)
 
 
-def out_of_memory(config):
-    """A sentence that says which settings to lower, the one that costs most first."""
+def smaller(config):
+    """The settings to lower where memory is too small, the one that costs most first, as the end of a sentence."""
     costs = {"batch_size": 2 * config.batch_size}  # an image goes through encoder and decoder
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
     flags = [f"--{name} {getattr(config, name)}" for name in sorted(costs, key=costs.get, reverse=True)]
-    return f"out of memory in a training step; lower {', '.join(flags)} or --network_size {config.network_size}"
+    return f"lower {', '.join(flags)} or --network_size {config.network_size}"
 
 
 class Progress(keras.callbacks.Callback):

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from errors import UserError
 
@@ -92,6 +93,16 @@ def quiet():
         finally:
             os.dup2(screen, 2)
             os.close(screen)
+
+
+def memory():
+    """Bytes of memory that this process may have: the machine's, or its container's if that is less."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def is_out_of_memory(error):

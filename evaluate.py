@@ -84,7 +84,15 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
     images = run.images(split)[:max_images]
     started = time.perf_counter()
     with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
-        estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
+        try:
+            estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
+        except Exception as error:
+            if not engine.is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
+                "--max_images say, so its --network_size or --num_pseudo_inputs is too large here: try --device cpu"
+            ) from error
     metrics = summary(estimate, images[0].size) | {
         "num_samples": num_samples,
         "num_images": len(images),

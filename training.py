@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import psutil
 
 import atomic
 import checkpoint
 import data
+import engine
 import experiment
 import models
-from callbacks import COLUMNS, EpochState, Patience, Progress, RunWriter, StopOnNonFinite, StopOnRequest
+from callbacks import COLUMNS, EpochState, Patience, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
 from errors import UserError
 
 VALIDATION_BATCH = 500
@@ -76,11 +76,12 @@ def prepare(config):
         rng = np.random.default_rng(config.stream("pseudo-inputs"))
         pseudo_inputs = split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
     try:
-        _check_memory(config, dataset.image_shape)
+        _check_weights(config, dataset.image_shape)
         keras.utils.set_random_seed(config.seed)
         model = models.build(config, dataset.image_shape, config.binarization == "dynamic", pseudo_inputs)
     except ValueError as error:
         raise UserError(str(error)) from error
+    _check_step(config, model)
     model.compile(keras.optimizers.Adam(config.lr), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     validation = data.held_out(dataset, "val", config.binarization)
@@ -92,13 +93,26 @@ def _check_enough(split, name, wanted):
         raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
 
 
-def _check_memory(config, image_shape):
+def _check_weights(config, image_shape):
+    """Raises UserError where the weights and what training adds to them cannot fit, before they are made."""
     needed = COPIES * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
-    if needed > (there := psutil.virtual_memory().total):
+    if needed > (there := engine.memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "
             "lower --network_size" + (" or --num_pseudo_inputs" if config.has_pseudo_inputs else "")
         )
+
+
+def _check_step(config, model):
+    """Raises UserError where a step cannot fit: on most machines its process would be killed without a word.
+
+    The estimate leans to the low side: what a decoder computes and its gradient, for each pass through a network.
+    """
+    passes = 2 * config.batch_size + (config.num_pseudo_inputs if config.has_pseudo_inputs else 0)
+    needed = 2 * 4 * passes * model.decoder.floats_per_sample
+    if needed > (there := engine.memory()):
+        sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
+        raise UserError(f"a training step needs some {sizes}; {smaller(config)}")
 
 
 def early_stopping(config, rows):

@@ -95,3 +95,9 @@ def test_what_is_said_of_memory_is_known():
     errors = (raised.value, MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."))
     assert all(map(engine.is_out_of_memory, errors))
     assert not engine.is_out_of_memory(ValueError("out of range"))
+
+
+def test_memory_is_that_of_the_machine_or_its_container():
+    import psutil
+
+    assert 2**28 < engine.memory() <= psutil.virtual_memory().total

@@ -400,6 +400,18 @@ def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_want_of_memory_in_an_evaluation_is_a_sentence(run, capfd, monkeypatch):
+    engine.start()
+    from models import likelihood
+
+    def exhausted(*_, **__):
+        raise MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr(likelihood, "importance_sampling", exhausted)
+    refused(capfd, evaluate.main, [run], f"out of memory while {run} is scored")
+    assert not (run / "evaluations").exists()
+
+
 def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd, monkeypatch):
     words = flags(runs_dir=tmp_path, binarize="none", gs_key="key", **QUICK)
     assert called(train.main, *words) == 0

@@ -10,6 +10,7 @@ import pytest
 import atomic
 import callbacks
 import data
+import engine
 import experiment
 import models
 import training
@@ -206,6 +207,42 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
 def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
     with pytest.raises(UserError, match=word):
         train(tmp_path, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_both_backends
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({}, "--batch_size 100, --num_pseudo_inputs 7 or --network_size 0.25"),
+        ({"batch_size": 3}, "--num_pseudo_inputs 7, --batch_size 3 or --network_size 0.25"),
+        ({"prior": "standard"}, "--batch_size 100 or --network_size 0.25"),
+    ],
+    ids=str,
+)
+def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, flags):
+    def exhausted(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "fit", exhausted)
+        with pytest.raises(RunError, match=f"^out of memory in a training step; lower {flags}$"):
+            train(tmp_path, **settings)
+    status = experiment.load(config(tmp_path, **settings).path).status
+    assert status["state"] == "failed" and status["message"].endswith(flags)
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (2**17, "weights and optimizer alone need .* GiB.*lower --network_size or --num_pseudo_inputs"),
+        (2**20, "a training step needs some .* GiB.*lower --batch_size 200, --num_pseudo_inputs 7 or --network_size"),
+    ],
+)
+def test_what_cannot_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
+    monkeypatch.setattr(engine, "memory", lambda: memory)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, batch_size=200)
     assert list(tmp_path.iterdir()) == []
 
 
