@@ -11,7 +11,7 @@ DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warm
 .PHONY: demo test lint clean
 
 demo: .venv/run
-	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS) --overwrite
+	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
 	$(BIN)/python evaluate.py $(DEMO_RUN) --num_samples 1000
 	$(BIN)/python plot.py $(DEMO_RUN)
 	@echo "Look at the pictures in $(DEMO_RUN)/figures"

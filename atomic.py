@@ -36,6 +36,10 @@ def write_csv(path, rows):
 
 
 def sweep(folder):
-    """Removes what processes that were killed while they wrote into `folder` left there; nobody else may write now."""
+    """Removes what processes that were killed while they wrote into `folder` left there."""
+    import psutil
+
     for aside in Path(folder).glob(".*.part"):
-        aside.unlink(missing_ok=True)
+        writer = aside.name.split(".")[1]
+        if not writer.isdigit() or int(writer) == os.getpid() or not psutil.pid_exists(int(writer)):
+            aside.unlink(missing_ok=True)

@@ -18,9 +18,8 @@ import checkpoint
 import engine
 import experiment
 from errors import RunError
+from experiment import COLUMNS, TERMS
 
-TERMS = ("loss", "elbo", "rate", "distortion")
-COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
 FORMULAS = {  # the order in which they are looked at
     "distortion": "distortion, -log p(x|z),",
     "rate": "rate, log q(z|x) - log p(z),",
@@ -90,7 +89,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class StopOnRequest(keras.callbacks.Callback):
-    """A context in which Ctrl-C and its like end the run between two steps, with its state written; twice: at once.
+    """A context in which Ctrl-C and its like end the run between two steps, its state written; Ctrl-C twice: at once.
 
     In the middle of a step an exception may get lost: JAX swallows one that a signal raises below its own calls. What
     is ignored when training begins, as SIGHUP under nohup, stays ignored.
@@ -112,12 +111,12 @@ class StopOnRequest(keras.callbacks.Callback):
         for number, usual in self.usual.items():
             signal.signal(number, usual)
 
-    def _ask(self, *_):
-        if self.asked:
+    def _ask(self, number, _):
+        if self.asked and number == signal.SIGINT:  # a closed terminal sends its SIGHUP twice
             raise KeyboardInterrupt
-        self.asked = True
-        if sys.stderr.isatty():
+        if not self.asked and number == signal.SIGINT and sys.stderr.isatty():
             os.write(2, b"\nstopping after this step, so that nothing is lost; once more: at once\n")
+        self.asked = True
 
     def on_train_batch_end(self, batch, logs=None):
         """Stops where that was asked, but for the last step: the end of the epoch will."""
@@ -195,56 +194,60 @@ class RunWriter(keras.callbacks.Callback):
         """Writes the state inside an epoch; returns whether it is one: after the last step it is nearly over."""
         step = self.batches.skip + batch + 1
         if step < self.batches.steps:
-            self._save(step, time.perf_counter() - self.started)
+            self._save(self.epoch, step, time.perf_counter() - self.started, self.rows, self.best)
         return step < self.batches.steps
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds a row and writes all of it, each file atomically."""
         values = [logs[key + term] for key in ("", "val_") for term in TERMS]
         seconds = round(time.perf_counter() - self.started, 3)
-        self.rows.append(dict(zip(COLUMNS, (epoch + 1, *values, seconds), strict=True)))
-        self.epoch += 1
-        if self.best_row is self.rows[-1]:
-            self.best = weights_file(self.model)
-        self._save(0, 0.0)
-        self.write_results(new_best=self.best_row is self.rows[-1])
+        row = dict(zip(COLUMNS, (epoch + 1, *values, seconds), strict=True))
+        is_best = not self.rows or row["val_elbo"] > self.best_row["val_elbo"]
+        best = weights_file(self.model) if is_best else self.best
+        self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
+        self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
+        self.best = best
+        self.write_results(is_best)
 
-    def _save(self, step, seconds):
-        state = checkpoint.of(self.model, self.epoch, step, seconds, self.rows, self.best)
-        checkpoint.save(self.path / "last", state)
+    def _save(self, epoch, step, seconds, rows, best):
+        with self._writing():
+            checkpoint.save(self.path / "last", checkpoint.of(self.model, epoch, step, seconds, rows, best))
         self.saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.path} can no longer be written: {error.strerror or error}") from error
 
     def write_results(self, new_best=True):
         """Writes what follows from the state, the weights first so that status never promises what is not there."""
-        if self.rows and new_best:
-            atomic.write(self.path / "best.weights.h5", self.best)
-        if self.rows:
-            atomic.write_csv(self.path / "history.csv", self.rows)
-        self.write_status("running", process=experiment.process())
+        with self._writing():
+            if self.rows and new_best:
+                atomic.write(self.path / "best.weights.h5", self.best)
+            if self.rows:
+                atomic.write_csv(self.path / "history.csv", self.rows)
+            self.write_status("running", process=experiment.process())
 
     @contextlib.contextmanager
     def status_of_ending(self):
         """Writes how the block ended into status.json: finished, stopped on request, or failed and why."""
         try:
             yield
-            self.write_status("finished")
+            with self._writing():
+                self.write_status("finished")
         except KeyboardInterrupt:
             self.write_status("stopped")
             raise
         except Exception as error:
-            ending = self._explained(error)
+            short = engine.is_out_of_memory(error)
+            ending = RunError(f"out of memory in a training step; {smaller(self.config)}") if short else error
             with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
                 self.write_status("failed", message=str(ending))
-            if ending is error:
-                raise
-            raise ending from error
-
-    def _explained(self, error):
-        if engine.is_out_of_memory(error):
-            return RunError(f"out of memory in a training step; {smaller(self.config)}")
-        if isinstance(error, OSError):
-            return RunError(f"{self.path} can no longer be written: {error.strerror or error}")
-        return error
+            if short:
+                raise ending from error
+            raise
 
     def write_status(self, state, **more):
         """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
@@ -294,8 +297,10 @@ class Progress(keras.callbacks.Callback):
             if len(self.seconds) == STEPS_TIMED:
                 step = sum(self.seconds) / STEPS_TIMED
                 left = self.config.epochs - self.first
-                tqdm.write(expected_time(step, left, self.batches.steps, self.validation_steps, self.config))
-                sys.stdout.flush()  # a log file should not say it when it is over
+                text = expected_time(step, left, self.batches.steps, self.validation_steps, self.config)
+                with contextlib.suppress(BrokenPipeError):  # the reader of our output has gone; training goes on
+                    tqdm.write(text)
+                    sys.stdout.flush()  # a log file should not say it when it is over
         self.started = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):

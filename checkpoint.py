@@ -71,6 +71,11 @@ def save(folder, state):
         path.unlink()
 
 
+def discard(path):
+    """Takes a damaged state out of the newest ones, but leaves it there under another name."""
+    path.replace(path.with_suffix(".damaged"))
+
+
 def newest(folder):
     """The files of states in a folder, the newest first."""
     return sorted(folder.glob("epoch*_step*.zip"), reverse=True)

@@ -81,6 +81,7 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
 
     from models.likelihood import importance_sampling
 
+    run.check_writable()
     images = run.images(split)[:max_images]
     started = time.perf_counter()
     with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:

@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +31,8 @@ FORMAT = 2  # of config.json
 ADDED = {
     2: {"deterministic": "off", "save_minutes": 10.0}
 }  # by format: settings that it brought, as runs before had it
+TERMS = ("loss", "elbo", "rate", "distortion")
+COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
@@ -204,25 +207,24 @@ class Run:
         self.path = Path(path)
         self.record = _read_json(self.path / "config.json", f"{path} is no run: it has no readable config.json")
         try:
+            _check_record(self.record)
             self.config = Config.from_dict(_migrated(self.record))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
         trained_from = self.config.data_dir
-        self.data_dir = data_dir or (trained_from if trained_from and Path(trained_from).is_dir() else None)
-        self.status = _read_json(self.path / "status.json", f"{path} is no run: it has no readable status.json")
+        self.data_dir = data_dir or (trained_from if trained_from and os.path.isdir(trained_from) else None)
+        self.status = _status(self.path / "status.json")
 
     @property
     def state(self):
-        """running, interrupted (it says running, but no process holds it), stopped, failed or finished."""
-        state = self.status.get("state")
-        if state not in ("running", "stopped", "failed", "finished"):
-            raise UserError(f"{self.path / 'status.json'} is damaged: its state is {_short(state)}")
+        """running, interrupted (no process holds it, and it does not say how it ended), stopped, failed or finished."""
+        state = self.status.get("state", "running")
         return "interrupted" if state == "running" and not is_held(self.path) else state
 
     @property
     def backend(self):
         """What Keras ran on when this run was started: tensorflow or jax."""
-        return self.record.get("backend")
+        return self.record["backend"]
 
     @property
     def weights(self):
@@ -263,7 +265,9 @@ class Run:
         try:
             with open(self.path / "history.csv", newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file, strict=True))
-            return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+            if not rows or list(rows[0]) != list(COLUMNS):
+                raise ValueError("it has other columns, or no epoch")
+            return {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
         except OSError as error:
             raise UserError(f"{self.path} has no history yet: {error.strerror}") from error
         except (ValueError, TypeError, csv.Error) as error:
@@ -276,6 +280,11 @@ class Run:
         """
         images = data.held_out(self.dataset, split, self.config.binarization)
         return images[: self.config.max_train_images] if split == "train" else images
+
+    def check_writable(self):
+        """Raises UserError where an evaluation could not be stored: better before it takes hours."""
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot write the evaluation to {self.path}: Permission denied")
 
     def save_evaluation(self, metrics, per_image):
         """Writes evaluations/<split>_<estimator>_S<n>_N<images>.json and .npz, and metrics.json; returns the .json."""
@@ -303,6 +312,33 @@ def _read_json(path, complaint):
         if len(content) <= MOST_JSON and isinstance(value := json.loads(content), dict):
             return value
     raise UserError(complaint)
+
+
+def _status(path):
+    """status.json, which training writes anew whenever it goes on: empty where it cannot be read or makes no sense."""
+    kinds = {"state": str, "epochs_done": int, "best_epoch": int, "best_val_elbo": float, "seconds": float}
+    try:
+        status = _read_json(path, "unreadable")
+        if status["state"] not in ("running", "stopped", "failed", "finished"):
+            raise UserError(f"its state is {_short(status['state'])}")
+        for name, kind in kinds.items():
+            value = status.get(name, kind())
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UserError(f"its {name} is {_short(value)}")
+    except (UserError, KeyError) as error:
+        if path.exists():
+            print(f"warning: {path} is damaged ({error}); it is left out of account", file=sys.stderr)
+        return {}
+    return status
+
+
+def _check_record(record):
+    """Raises UserError unless what stands beside the settings in a config.json is what was written there."""
+    if record["backend"] not in engine.BACKENDS:
+        raise UserError(f"its backend is {_short(record['backend'])}")
+    for name in ("versions", "data_sha256"):
+        if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
+            raise UserError(f"its {name} is {_short(record[name])}")
 
 
 def _migrated(record):
@@ -399,20 +435,27 @@ def _holder(path):
     return "another process"
 
 
-def create(config, path, dataset, overwrite=False):
-    """Makes a new run's folder with config.json and status.json. Raises UserError if it cannot.
+def create(config, path, dataset, overwrite=False, fill=None):
+    """Makes a new run's folder with config.json, status.json and what `fill(folder)` writes. Raises UserError.
 
     What `overwrite` replaces is kept in the new folder's `replaced` until the new run is finished.
     """
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")  # renamed when whole, so that no half a run is ever seen
     try:
-        fresh.mkdir(parents=True)
-        atomic.write_json(fresh / "config.json", _record(config, dataset))
-        atomic.write_json(fresh / "status.json", {"state": "running"})
-        aside = _set_aside(path, overwrite)
-        fresh.rename(path)
-        if aside.exists():
-            aside.rename(path / "replaced")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finish_replacing(path)
+        fresh = Path(tempfile.mkdtemp(prefix=".new.", suffix=f".{path.name}", dir=path.parent))
+        try:  # renamed when whole, so that no half a run is ever seen
+            fresh.chmod(0o777 & ~_umask())
+            atomic.write_json(fresh / "config.json", _record(config, dataset))
+            atomic.write_json(fresh / "status.json", {"state": "running"})
+            if fill:
+                fill(fresh)
+            if overwrite and path.exists():
+                _set_aside(path)
+            fresh.rename(path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        finish_replacing(path)
     except FileExistsError as error:
         raise UserError(
             f"{error.filename} is in the way: it is no folder of runs; choose another --runs_dir"
@@ -422,29 +465,39 @@ def create(config, path, dataset, overwrite=False):
             raise UserError(f"{path} has just been made by another process; see what it does there") from error
         reason = error.strerror or error
         raise UserError(f"cannot write a run to {path}: {reason}; choose another --runs_dir") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _set_aside(path, overwrite):
-    """Moves a run out of the way of its successor, if `overwrite` says so; returns where it then is."""
-    aside = path.with_name(f".replaced.{path.name}")
-    if aside.exists():  # a process was killed between these lines and its successor's first
-        aside.rename(path / "replaced" if path.exists() else path)
-        if not overwrite:
-            raise UserError(f"{path} was about to be replaced and is back; give the command again")
-    if overwrite and path.exists():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} exists and is no run, so --overwrite leaves it alone; move it away")
-        with held(path):
-            if (path / "replaced").is_dir():  # worth more than the unfinished run that was to replace it
-                (path / "replaced").rename(aside)
-                discarded = path.with_name(f".{os.getpid()}.discarded.{path.name}")
-                path.rename(discarded)
-                shutil.rmtree(discarded)
-            else:
-                path.rename(aside)
-    return aside
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _aside(path):
+    return path.with_name(f".replaced.{path.name}")
+
+
+def _set_aside(path):
+    """Moves a run out of the way of its successor: the run itself if it is finished, else what it was to replace."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} exists and is no run, so --overwrite leaves it alone; move it away")
+    with held(path):
+        if (path / "replaced").is_dir() and _status(path / "status.json").get("state") != "finished":
+            (path / "replaced").rename(_aside(path))
+            with tempfile.TemporaryDirectory(prefix=".old.", dir=path.parent) as discarded:
+                path.rename(Path(discarded, "run"))
+        else:
+            shutil.rmtree(path / "replaced", ignore_errors=True)
+            path.rename(_aside(path))
+
+
+def finish_replacing(path):
+    """Puts a run that was set aside where it is kept, or back, where its successor never came to be.
+
+    It still lies aside where a process was killed between the two renames of `create`.
+    """
+    if _aside(path).exists():
+        _aside(path).rename(path / "replaced" if path.exists() else path)
 
 
 def _record(config, dataset):
@@ -452,7 +505,7 @@ def _record(config, dataset):
 
     return {
         "format": FORMAT,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(config) | {"data_dir": config.data_dir and os.path.abspath(config.data_dir)},
         "backend": keras.backend.backend(),
         "git_commit": git_commit(),
         "versions": versions(),

@@ -1,5 +1,6 @@
 """Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -27,7 +28,7 @@ def add_arguments(parser):
 
 def run(args):
     """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
-    if args.resume:
+    if args.resume is not None:
         return run_again(args)
     engine.settle(args.backend, args.device)
     configs = commandline.grid(args)
@@ -58,7 +59,7 @@ def run_again(args):
     settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
     before = experiment.load(args.resume)
     engine.settle(args.backend or before.backend, args.device)
-    config = dataclasses.replace(before.config, **settings)
+    config = dataclasses.replace(before.config, **({"data_dir": before.data_dir} | settings))
     if config.training_id == before.config.training_id:
         return go_on(before, config, args)
     folder = before.path.resolve().parent  # which need not be the one that it was trained in
@@ -68,23 +69,33 @@ def run_again(args):
 def run_one(config, args, source=None):
     """Trains one run, or goes on with it, unless it is finished; returns the exit code."""
     if exists(config) and not args.overwrite:
-        return go_on(experiment.load(config.path), placed(config), args)
+        run = there(config)
+        return go_on(run, placed(run, config), args)
     return reported(config.path, lambda: fit(config, args, source))
 
 
-def placed(config):
-    """The settings of the run that there is in the place of `config`, but for where things lie, as `config` has it."""
-    there = experiment.load(config.path).config
-    return dataclasses.replace(there, data_dir=config.data_dir or there.data_dir, save_minutes=config.save_minutes)
+def there(config):
+    """The Run in the place of `config`. Raises UserError if it is another one's, by its settings."""
+    run = experiment.load(config.path)
+    if run.config.training_id != config.training_id:
+        raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
+    return run
+
+
+def placed(run, config):
+    """The settings of a Run, but for where things lie, as `config` has it."""
+    where = {"data_dir": config.data_dir or run.data_dir, "save_minutes": config.save_minutes}
+    return dataclasses.replace(run.config, **where)
 
 
 def go_on(run, config, args):
     """Goes on with a Run unless it is finished; returns the exit code."""
-    if run.state == "finished":
+    state = run.state
+    if state == "finished":
         print(f"{run.path} is finished already; --resume it with more --epochs, or --overwrite trains it again")
         return 0
-    if run.state != "running":  # else it is another process', and the sentence that says so follows
-        print(f"going on with {run.path}, {run.state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
+    if state != "running":  # else it is another process', and the sentence that says so follows
+        print(f"going on with {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
     return reported(run.path, lambda: fit(config, args, run))
 
 
@@ -107,6 +118,8 @@ def reported(path, train):
 
 def exists(config):
     """Whether something is where the run goes; False, too, where nobody may look: `create` says why."""
+    with contextlib.suppress(OSError):
+        experiment.finish_replacing(config.path)
     return os.path.exists(config.path)
 
 
@@ -130,11 +143,11 @@ def run_grid(configs, args):
 def train_in_grid(config, args):
     """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
     try:
-        run = experiment.load(config.path) if exists(config) else None
+        run = there(config) if exists(config) else None
         if run and run.state == "finished":
             return "already trained"
         if run and not args.overwrite:
-            fit(placed(config), args, run)
+            fit(placed(run, config), args, run)
             return "gone on with"
         fit(config, args)
         return ""

@@ -15,8 +15,9 @@ import data
 import engine
 import experiment
 import models
-from callbacks import COLUMNS, EpochState, Patience, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
+from callbacks import EpochState, Patience, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
 from errors import UserError
+from experiment import COLUMNS
 
 VALIDATION_BATCH = 500
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
@@ -149,7 +150,8 @@ def train(config, overwrite=False, source=None):
         state = _newest_state(source, config, prepared)
         if state is None:
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to go on from")
-    experiment.create(config, config.path, prepared.dataset, overwrite)
+    keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
+    experiment.create(config, config.path, prepared.dataset, overwrite, keep)
     with experiment.held(config.path):
         _fit(config, config.path, prepared, state)
     return config.path
@@ -162,10 +164,11 @@ def resume(run, config):
     Raises as `train` does, and UserError where the run cannot go on or another process trains it.
     """
     with experiment.held(run.path):
+        experiment.finish_replacing(run.path)
         prepared = prepare(config)
         _check_same(run, prepared.dataset)
-        state = _newest_state(run, config, prepared)
-        if state is None and run.status.get("epochs_done"):
+        state = _newest_state(run, config, prepared, mend=True)
+        if state is None and run.weights.is_file():
             raise UserError(f"{run.path} has epochs, but no state to go on from; --overwrite starts it again")
         _fit(config, run.path, prepared, state)
     return run.path
@@ -183,9 +186,12 @@ def _check_same(run, dataset):
         print(f"warning: {run.path}: {', '.join(changed)}; last digits may differ", file=sys.stderr)
 
 
-def _newest_state(run, config, prepared):
-    """The newest State of a run that is whole, with a warning for each that is not; None if there never was one."""
-    error = None
+def _newest_state(run, config, prepared, mend=False):
+    """The newest State of a run that is whole, with a warning for each that is not; None if there never was one.
+
+    With `mend` the damaged ones are taken out of the way, else each would count as one of the newest two.
+    """
+    error, damaged = None, []
     for path in checkpoint.newest(run.path / "last"):
         try:
             state = checkpoint.read(path, prepared.model)
@@ -193,10 +199,14 @@ def _newest_state(run, config, prepared):
                 raise checkpoint.Damaged("it belongs to another version or another run")
         except checkpoint.Damaged as damage:
             error = damage
+            damaged.append(path)
             print(f"warning: {path} is damaged ({damage}); looking at the one before", file=sys.stderr)
             continue
         if state.epoch + bool(state.step) > config.epochs:
             raise UserError(f"{run.path} has been trained for {state.epoch} epochs already; --epochs must be more")
+        if mend:
+            for one in damaged:
+                checkpoint.discard(one)
         return state
     if error:
         raise UserError(f"{run.path / 'last'} holds no state that is whole ({error}); --overwrite starts it again")

@@ -78,7 +78,10 @@ def soak(runs_dir, words, paths, kills, rng):
     spans = sorted(rng.choices(range(2 * len(paths) // 3), k=kills))  # runs that are finished when a kill falls due
     with tqdm(total=len(paths), unit="run", disable=not sys.stderr.isatty()) as bar:
         while done < len(paths):
-            with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            with (
+                tempfile.TemporaryFile("w+") as errors,  # not a pipe, which would block a process that says much
+                subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors) as process,
+            ):
                 due = spans.pop(0) if spans else None
                 moment = rng.uniform(0, 5)
                 began, readings_here, reached = done, [], None
@@ -96,9 +99,9 @@ def soak(runs_dir, words, paths, kills, rng):
                             found.append({path: rows_of(path) for path in paths if path.is_dir()})
                             break
                     time.sleep(0.02)
-                said = process.stderr.read()
                 if process.returncode not in (0, -signal.SIGKILL, commandline.STOPPED):
-                    raise SystemExit(f"train.py ended with {process.returncode}: {said[-2000:]}")
+                    errors.seek(0)
+                    raise SystemExit(f"train.py ended with {process.returncode}: {errors.read()[-2000:]}")
             readings.append(readings_here)
             done = sum(_finished(path) for path in paths)
     return found, readings
@@ -168,7 +171,7 @@ def main():
         again = command(alone, args.epochs, [*sample, args.runs], args.backend)
         subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
         same = [_numbers(path_of(alone, args.epochs, i)) == _numbers(paths[i]) for i in sample]
-        left = [str(path) for path in Path(folder).rglob("*.part")]
+        left = [path for path in Path(folder).rglob(".*") if path.name != ".lock"]
         shutil.rmtree(alone)
         row = {
             "backend": args.backend,

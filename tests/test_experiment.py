@@ -24,6 +24,8 @@ from errors import UserError
 from experiment import Config
 
 SHAPE = (8, 8, 1)
+HEAD = ",".join(experiment.COLUMNS)
+RECORD = '{"format": 1, "backend": "jax", "versions": {}, "data_sha256": {}, "config": %s}'
 
 
 def names_in(folder):
@@ -192,9 +194,12 @@ def folder(tmp_path):
     path = tmp_path / "a run"
     path.mkdir()
     settings = {"data_set": "digits", "network_size": 0.25, "prior": "vamp", "num_pseudo_inputs": 5, "latent_dim": 3}
-    atomic.write_json(path / "config.json", {"format": 2, "config": dataclasses.asdict(Config(**settings))})
+    record = {"format": experiment.FORMAT, "config": dataclasses.asdict(Config(**settings))}
+    record |= {"backend": "tensorflow", "versions": {}, "data_sha256": {}}
+    atomic.write_json(path / "config.json", record)
     atomic.write_json(path / "status.json", {"state": "finished", "best_epoch": 2})
-    atomic.write_csv(path / "history.csv", [{"epoch": i, "val_elbo": -10.0 / i} for i in (1, 2, 3)])
+    rows = [dict.fromkeys(experiment.COLUMNS, 0.5) | {"epoch": i, "val_elbo": -10.0 / i} for i in (1, 2, 3)]
+    atomic.write_csv(path / "history.csv", rows)
     return path
 
 
@@ -219,13 +224,11 @@ def test_a_folder_is_read_back(folder):
         ("config.json", "{", "is no run: it has no readable config.json"),
         ("config.json", "[3]", "is no run: it has no readable config.json"),
         ("config.json", "\xff\xfe", "is no run: it has no readable config.json"),
-        ("config.json", "{}", "config.json that does not fit this version: 'config'"),
-        ("config.json", '{"config": 3, "format": 1}', "its settings are int, not an object"),
-        ("config.json", '{"format": 1, "config": {"lr": 1}}', "setting 'model' is missing"),
+        ("config.json", "{}", "config.json that does not fit this version: 'backend'"),
+        ("config.json", RECORD % "3", "its settings are int, not an object"),
+        ("config.json", RECORD % '{"lr": 1}', "setting 'model' is missing"),
         ("config.json", "[" * 100_000, "is no run: it has no readable config.json"),
         ("config.json", '{"a": "' + 2**20 * "x" + '"}', "is no run: it has no readable config.json"),
-        ("status.json", None, "is no run: it has no readable status.json"),
-        ("status.json", "[]", "is no run: it has no readable status.json"),
     ],
 )
 def test_a_folder_that_is_no_run_is_named(folder, name, content, expected):
@@ -275,14 +278,64 @@ def test_a_run_of_an_older_format_is_migrated(folder):
         experiment.load(folder)
 
 
-@pytest.mark.parametrize("status", ["{}", '{"state": 3}', '{"state": "done"}'])
-def test_a_status_that_says_nothing_is_named(folder, status):
-    (folder / "status.json").write_text(status)
-    with pytest.raises(UserError, match=r"a run/status\.json is damaged: its state is "):
-        experiment.load(folder).state  # noqa: B018
+@pytest.mark.parametrize(
+    "status",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"state": 3}',
+        '{"state": "done"}',
+        '{"state": "finished", "best_val_elbo": "x"}',
+        '{"state": "finished", "epochs_done": "lots"}',
+        '{"state": "finished", "best_epoch": 1.5}',
+    ],
+)
+def test_a_status_that_says_nothing_is_left_out_of_account(folder, capsys, status):
+    """It is written again when training goes on: config.json and last/ are what a run is."""
+    (folder / "status.json").unlink()
+    if status is not None:
+        (folder / "status.json").write_text(status)
+    run = experiment.load(folder)
+    assert (run.state, run.status) == ("interrupted", {})
+    assert ("status.json is damaged" in capsys.readouterr().err) is (status is not None)
 
 
-@pytest.mark.parametrize("content", ["epoch,val_elbo\n1", "epoch,val_elbo\n1,x\n", 'epoch\n"1\n', "epoch\n\xff\n"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"backend": "torch"}, "its backend is 'torch'"),
+        ({"backend": ["jax"]}, r"its backend is \['jax'\]"),
+        ({"versions": [1]}, r"its versions is \[1\]"),
+        ({"versions": {"keras": 3}}, "its versions is {'keras': 3}"),
+        ({"data_sha256": None}, "its data_sha256 is None"),
+    ],
+    ids=str,
+)
+def test_what_stands_beside_the_settings_is_checked_too(folder, change, expected):
+    record = json.loads((folder / "config.json").read_text())
+    atomic.write_json(folder / "config.json", record | change)
+    with pytest.raises(UserError, match=f"a run has a config.json that does not fit this version: {expected}"):
+        experiment.load(folder)
+    del record[next(iter(change))]
+    atomic.write_json(folder / "config.json", record)
+    with pytest.raises(UserError, match=f"does not fit this version: '{next(iter(change))}'"):
+        experiment.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "epoch,val_elbo\n1,2\n",
+        f"{HEAD}\n",
+        f"{HEAD}\n1\n",
+        f"{HEAD}\n1,x{8 * ',1'}\n",
+        f'{HEAD}\n"1\n',
+        "\xff",
+    ],
+)
 def test_a_damaged_history_is_named(folder, content):
     (folder / "history.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"a run/history\.csv is damaged"):

@@ -18,10 +18,11 @@ from conftest import ROOT, flags
 
 import callbacks
 import checkpoint
+import commandline
 import experiment
 import train
 import training
-from errors import UserError
+from errors import RunError, UserError
 from experiment import Config
 
 SMALL_RUN = {
@@ -40,6 +41,12 @@ SMALL_RUN = {
 
 def config(folder, **settings):
     return Config(**(SMALL_RUN | {"runs_dir": str(folder)} | settings))
+
+
+def parsed(words):
+    parser = commandline.Parser()
+    train.add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def called(*words):
@@ -96,6 +103,12 @@ def die():
     raise SystemError("as if killed: nothing more is written")  # but for status.json, which says so
 
 
+def ask(number):
+    """Sends this process a signal; all but Ctrl-C twice, as a closed terminal does."""
+    for _ in range(1 if number == signal.SIGINT else 2):
+        os.kill(os.getpid(), number)
+
+
 def interrupted(folder, monkeypatch, epoch, step, act, **settings):
     """The Run that is left when `act` happens in a training."""
     one = config(folder, **settings)
@@ -143,7 +156,7 @@ def test_what_is_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epo
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
     usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in callbacks.STOPPING]
     try:
-        run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: os.kill(os.getpid(), signal_))
+        run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: ask(signal_))
     finally:
         for name, handler in zip(callbacks.STOPPING, usual, strict=True):
             signal.signal(getattr(signal, name), handler)
@@ -179,6 +192,30 @@ def test_training_longer_is_as_if_it_had_been_meant_from_the_start(tmp_path, who
     assert "has been trained for 4 epochs already; --epochs must be more" in capfd.readouterr().err
 
 
+def test_training_longer_goes_on_when_it_is_killed_in_its_first_epoch(tmp_path, monkeypatch, whole):
+    """Before its first step, and even before the folder of the new id has a status of its own."""
+    short = training.train(config(tmp_path, epochs=2))
+    longer = config(tmp_path)
+    for dying in (keras.Model, "fit"), (callbacks.RunWriter, "write_results"):
+        with monkeypatch.context() as patch, pytest.raises(SystemError):
+            patch.setattr(*dying, lambda *_, **__: die())
+            training.train(longer, source=experiment.load(short))
+        assert gone_on(experiment.load(longer.path)) == whole
+        shutil.rmtree(longer.path)
+
+
+def test_a_disk_that_is_full_in_the_first_epoch_is_no_obstacle_later(tmp_path, monkeypatch, whole):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="can no longer be written: No space left"):
+        patch.setattr(checkpoint, "save", full)
+        training.train(config(tmp_path))
+    run = experiment.load(config(tmp_path).path)
+    assert (run.state, run.status["epochs_done"]) == ("failed", 0)  # one was done, but is not on disk
+    assert gone_on(run) == whole
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
 def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path, whole, capfd, damage):
     newest, _ = checkpoint.newest(run.path / "last")
@@ -187,6 +224,8 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path,
     damaged = {"truncated": content[:-100], "flipped": content, "empty": b"", "text": b"hello"}[damage]
     newest.write_bytes(damaged)
     assert gone_on(run) == whole
+    assert [path.name for path in run.path.glob("last/*.damaged")] == [newest.with_suffix(".damaged").name]
+    assert len(checkpoint.newest(run.path / "last")) == 2
     assert re.fullmatch(rf"warning: {newest} is damaged \(.+\); looking at the one before\n", capfd.readouterr().err)
 
 
@@ -217,7 +256,7 @@ def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
     assert called(*words) == 0
     printed = capfd.readouterr()
     assert f"going on with {run.path}, failed after 2 epochs\n" in printed.out and printed.err == ""
-    assert "(2 epochs of 4 steps" not in printed.out  # too few steps to time
+    assert printed.out.splitlines()[-2].startswith("expected time: ") or printed.out.count("\n") == 2
     assert numbers_of(run.path) == whole
 
 
@@ -254,6 +293,7 @@ def test_what_cannot_go_on_is_told_so(run, capfd):
         training.resume(experiment.load(run.path), run.config)
     assert called("--resume", run.path / "nothing") == 2
     assert "nothing is no run" in capfd.readouterr().err
+    assert called("--resume", "") == 2 and "is no run" in capfd.readouterr().err
 
 
 def test_a_run_without_a_state_is_not_mistaken_for_one_that_has_not_begun(run, tmp_path, capfd):
@@ -308,8 +348,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
     words = flags(**KILLED_RUN, runs_dir=tmp_path / "runs", save_minutes=1e-4)
-    (path,) = (one.path for one in [Config(**KILLED_RUN, data_set="digits", network_size=0.25, lr=1e-3,
-                                           num_pseudo_inputs=12, runs_dir=str(tmp_path / "runs"))])  # fmt: skip
+    path = commandline.grid(parsed(words))[0].path
     plain = [sys.executable, "train.py", *words]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     while kills < 10:

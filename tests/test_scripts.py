@@ -187,6 +187,49 @@ def test_no_test_image_is_opened_in_training_and_overwrite_keeps_the_old_run_unt
     assert files_below(path) == [name for name in FILES if name != STATES[1]]
 
 
+def test_overwrite_keeps_the_finished_run_not_an_older_one(run, capfd, monkeypatch):
+    """A killed process may leave what the finished run has replaced, inside of it or beside."""
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    newest = (run / "history.csv").read_bytes()
+    for older in (run / "replaced", run.with_name(f".replaced.{run.name}")):
+        older.mkdir()
+        (older / "config.json").write_text("an older run")
+        with monkeypatch.context() as patch:
+            patch.setattr("keras.Model.fit", fail)
+            assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS), "--overwrite") == 130
+        assert (run / "replaced" / "history.csv").read_bytes() == newest
+        assert [path.name for path in run.parent.iterdir()] == [run.name]
+        kept = shutil.copytree(run / "replaced", run.parent.parent / "kept", dirs_exist_ok=True)
+        shutil.rmtree(run)
+        shutil.copytree(kept, run)
+
+
+def test_a_run_that_was_about_to_be_replaced_is_found_again(run, capfd):
+    """The process was killed between the two renames, and its successor never came to be."""
+    run.rename(run.with_name(f".replaced.{run.name}"))
+    assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
+    assert "is finished already" in capfd.readouterr().out and (run / "best.weights.h5").is_file()
+
+
+def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):
+    words = flags(runs_dir=run.parent, **(SETTINGS | {"epochs": 6}))
+    other = shutil.copytree(run, commandline.grid(parsed(words))[0].path)
+    assert called(train.main, *words) == 2
+    assert capfd.readouterr().err == f"error: {other} holds the run {ID}; give the folder that name again\n"
+
+
+def test_a_reader_of_our_output_that_goes_away_does_not_end_the_training(tmp_path):
+    words = " ".join(flags(runs_dir=tmp_path, **QUICK | {"batch_size": 63}))
+    command = ["bash", "-c", f"{sys.executable} train.py {words} | true; echo ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    (path,) = tmp_path.iterdir()
+    assert experiment.load(path).state == "finished" and "error" not in done.stderr
+    assert done.stdout.strip() in ("0", "1")  # 1 where even the last line had no reader
+
+
 def test_overwrite_does_not_remove_what_is_no_run(tmp_path, capfd):
     words = flags(runs_dir=tmp_path, **SETTINGS)
     (tmp_path / ID).mkdir()
@@ -266,6 +309,7 @@ def without_training(values, state="finished"):
             raise value
         config.path.mkdir(parents=True)
         record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
+        record |= {"versions": {}, "data_sha256": {}}
         atomic.write_json(config.path / "config.json", record)
         atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
         atomic.write_json(config.path / "status.json", {"state": state, "best_val_elbo": value, "best_epoch": 4})
@@ -398,6 +442,11 @@ def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
     again = read(run / "metrics.json")
     assert again["log_px"] != first["log_px"] and again["seed"] == 1 and len(files_below(run / "evaluations")) == 4
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(capfd, evaluate.main, [run], f"cannot write the evaluation to {run}: Permission denied")
 
 
 def test_want_of_memory_in_an_evaluation_is_a_sentence(run, capfd, monkeypatch):
