@@ -95,6 +95,23 @@ def quiet():
             os.close(screen)
 
 
+@contextlib.contextmanager
+def forgetting_graphs():
+    """Lets TensorFlow forget the training steps that are traced in the block.
+
+    It registers what a custom gradient closes over for good. Optimizers sum gradients over replicas through one, so
+    each compiled step would keep its graph, some 20 MiB, and a grid of runs would grow by that with each.
+    """
+    ops = sys.modules.get("tensorflow.python.framework.ops")
+    registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})  # no public way leads there
+    before = set(registered)
+    try:
+        yield
+    finally:
+        for name in set(registered) - before:
+            del registered[name]
+
+
 def memory():
     """Bytes of memory that this process may have: the machine's, or its container's if that is less."""
     import psutil

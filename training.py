@@ -223,7 +223,7 @@ def _fit(config, path, prepared, state):
     progress = Progress(config, batches, math.ceil(len(prepared.validation) / VALIDATION_BATCH), epoch)
     callbacks = [EpochState(config, batches, state), StopOnNonFinite(batches), writer, progress]
     callbacks += early_stopping(config, writer.rows)
-    with StopOnRequest(writer) as request, writer.status_of_ending(), progress:
+    with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress:
         atomic.sweep(path)
         atomic.sweep(path / "last")
         writer.write_results()

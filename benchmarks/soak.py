@@ -1,6 +1,6 @@
 """Train many tiny runs, kill the process at random moments, start it again, and count what was lost.
 
-    python benchmarks/soak.py [--runs 200] [--kills 60] [--epochs 20] [--backend jax] [--json FILE]
+    python benchmarks/soak.py [--runs 200] [--kills 40] [--epochs 10] [--backend jax] [--json FILE]
 
 One grid of runs that differ in their seed is trained by `python train.py`; whenever it has been killed (kill -9, or a
 request to stop every third time), the same command goes on. Reported at the end: epochs that were finished when a kill
@@ -36,7 +36,7 @@ import experiment
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "data_set": "digits",
-    "model": "hvae",
+    "model": "vae",
     "prior": "vamp",
     "network_size": 0.25,
     "num_pseudo_inputs": 10,
@@ -83,7 +83,7 @@ def soak(runs_dir, words, paths, kills, rng):
                 subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors) as process,
             ):
                 due = spans.pop(0) if spans else None
-                moment = rng.uniform(0, 5)
+                moment = rng.uniform(0, 4)
                 began, readings_here, reached = done, [], None
                 while process.poll() is None:
                     done = sum((path / "status.json").is_file() and _finished(path) for path in paths)
@@ -151,8 +151,8 @@ def main():
     """Runs the soak test and prints its counts; returns 0 if nothing was lost and memory did not grow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--backend", choices=engine.BACKENDS, default="tensorflow")
     parser.add_argument("--json", type=Path, help="write the counts to this file too")

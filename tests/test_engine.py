@@ -1,6 +1,7 @@
 """What Keras runs on: which backend, which device, and what is said at its start."""
 
 import importlib.util
+import gc
 import os
 import subprocess
 import sys
@@ -101,3 +102,28 @@ def test_memory_is_that_of_the_machine_or_its_container():
     import psutil
 
     assert 2**28 < engine.memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.keras
+def test_the_graphs_of_a_training_are_forgotten():
+    """On TensorFlow a compiled step would leave its graph in a registry for good."""
+    engine.start()
+    import keras
+    import numpy as np
+
+    def trained():
+        model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        model.fit(np.zeros((4, 2)), np.zeros((4, 1)), verbose=0)
+
+    def graphs():
+        gc.collect()
+        return sum(type(one).__name__ == "FuncGraph" for one in gc.get_objects())
+
+    with engine.forgetting_graphs():
+        trained()  # which also makes what stays, whoever trains
+    before = graphs()
+    for _ in range(2):
+        with engine.forgetting_graphs():
+            trained()
+    assert graphs() == before
