@@ -25,6 +25,7 @@ import atomic
 import data
 import engine
 import models
+import weights
 from errors import UserError
 
 FORMAT = 2  # of config.json
@@ -251,7 +252,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
-            _check_shapes(_stored_shapes(self.weights), expected)
+            weights.check(self.weights, expected)
             model = models.build(self.config, image_shape)
             model.load_weights(self.weights)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
@@ -264,8 +265,9 @@ class Run:
         """history.csv as a dict of columns, each a float array (epochs,). Raises UserError if there is none to read."""
         try:
             with open(self.path / "history.csv", newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file, strict=True))
-            if not rows or list(rows[0]) != list(COLUMNS):
+                reader = csv.DictReader(file, strict=True)
+                rows = list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+            if not rows:
                 raise ValueError("it has other columns, or no epoch")
             return {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
         except OSError as error:
@@ -354,36 +356,6 @@ def _migrated(record):
     if missing:
         raise UserError(f"setting {missing[0]!r} is missing")
     return settings
-
-
-def _stored_shapes(path):
-    """Shapes of the arrays in a weights file, the optimizer's left out. Raises ValueError for what is no such file."""
-    import h5py
-
-    shapes = []
-
-    def visit(name, link):
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{_short(name)} is a link, which no weights file has")
-        item = file[name]
-        if isinstance(item, h5py.Dataset):
-            if item.dtype.kind not in "fiu" or item.external or item.is_virtual:
-                raise ValueError(f"{_short(name)} is no plain array of numbers")
-            if not name.startswith("optimizer/"):
-                shapes.append(item.shape)
-
-    with h5py.File(path) as file:
-        file.visititems_links(visit)
-    return shapes
-
-
-def _check_shapes(stored, expected):
-    """Raises ValueError unless the two lists hold the same shapes; Keras does not mind when some are left over."""
-    if len(stored) != len(expected):
-        raise ValueError(f"it holds {len(stored)} arrays, the model {len(expected)}")
-    for ours, theirs in zip(sorted(expected), sorted(stored), strict=True):
-        if ours != theirs:
-            raise ValueError(f"it holds an array of shape {theirs} where the model has {ours}")
 
 
 # ---------------------------------------------------------------------------------------------- who may write

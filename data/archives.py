@@ -42,7 +42,7 @@ def read_member(path, name, most) -> bytes:
     return content
 
 
-_DAMAGE = (OSError, EOFError, ValueError, ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError)
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError)
 _DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -50,6 +50,8 @@ def _zip_member(archive, name, path):
     found = [info for info in archive.infolist()[:MOST_MEMBERS] if info.filename == name]
     if len(found) != 1 or found[0].is_dir() or stat.S_ISLNK(found[0].external_attr >> 16):
         raise DataError(f"{path} holds no file {name}, or several")
+    if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
+        raise DataError(f"{name} in {path} is not stored or deflated: this is not the published archive")
     return found[0]
 
 
@@ -58,7 +60,11 @@ def _read_tar(path, name, most):
         start = file.read(8)
     opener = next(opener for magic, opener in MAGIC if start.startswith(magic))
     with opener(path, "rb") as unpacked, tarfile.open(fileobj=_Bounded(unpacked, most), mode="r:") as archive:
+        end = -1
         for count, info in enumerate(archive):
+            if info.size < 0 or info.offset <= end or info.issparse():  # else it might go on for ever
+                raise DataError(f"{path} has headers that no published archive has")
+            end = info.offset
             if info.name == name:
                 if not info.isreg():
                     raise DataError(f"{name} in {path} is no regular file")
@@ -158,14 +164,32 @@ _GLOBALS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose memo grows with what is in it, not with a number
+    dispatch = {  # noqa: RUF012
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0])
+    }
+
     def find_class(self, module, name):
         """One of our own stand-ins, or DataError."""
         if (module, name) not in _GLOBALS:
-            raise DataError(
-                f"a pickle names {module}.{name}"[:100] + ", which is not read from files: it may be hostile"
-            )
+            raise DataError(f"a pickle names {module}.{name}"[:100] + ", which is never read from files")
         return _GLOBALS[module, name]
+
+    def _with_plain_keys(load, newest):
+        """`load` for keys that are text or numbers: hashing pairs of pairs of pairs may never end."""
+
+        def checked(self):
+            if not all(type(key) in (str, bytes, int) for key in self.stack[newest]):
+                raise DataError("a pickle holds a dict whose keys are neither text nor numbers")
+            load(self)
+
+        return checked
+
+    dispatch[pickle.SETITEM[0]] = _with_plain_keys(dispatch[pickle.SETITEM[0]], slice(-2, -1))
+    dispatch[pickle.SETITEMS[0]] = _with_plain_keys(dispatch[pickle.SETITEMS[0]], slice(0, None, 2))
+    dispatch[pickle.DICT[0]] = _with_plain_keys(dispatch[pickle.DICT[0]], slice(0, None, 2))
 
 
 def _arrays_in(value, made):
@@ -180,8 +204,6 @@ def _arrays_in(value, made):
     elif type(value) in (list, tuple):
         result = type(value)(_arrays_in(one, made) for one in value)
     elif type(value) is dict:
-        if not all(type(key) in (str, bytes, int) for key in value):
-            raise DataError("a pickle holds a dict whose keys are neither text nor numbers")
         result = {key: _arrays_in(one, made) for key, one in value.items()}
     elif value is None or type(value) in (bool, int, float, str, bytes):
         result = value

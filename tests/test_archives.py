@@ -111,6 +111,24 @@ def test_a_tar_whose_headers_are_bombs_is_refused(tmp_path):
             read_member(tmp_path / "a", "data", 1000)
 
 
+def test_a_tar_that_goes_back_or_has_holes_is_refused(tmp_path):
+    back, sparse = tarfile.TarInfo("back"), tarfile.TarInfo("data")
+    back.size, sparse.type = -512, tarfile.GNUTYPE_SPARSE
+    holes = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    holes[482] = 1  # the map of its holes goes on behind the end
+    holes[148:156] = b"%06o\0 " % (sum(holes[:148]) + 8 * 32 + sum(holes[156:]))
+    for content in (tarfile.TarInfo("link").tobuf() + back.tobuf(tarfile.GNU_FORMAT), bytes(holes)):
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(DataError, match=r"a (has headers that no|is damaged, or no archive|holds no file)"):
+            read_member(tmp_path / "a", "data", 1000)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_unpacks_more_than_is_asked_for_is_refused(tmp_path, kind):
+    with pytest.raises(DataError, match=r"data in .* is not stored or deflated"):
+        read_member(make_zip(tmp_path / "a", kind, data=CONTENT), "data", 1000)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18), b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0"])
 def test_what_is_no_archive_is_a_sentence(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
@@ -194,6 +212,12 @@ def test_pickles_that_grow_are_refused_or_stay_small():
         unpickle(pickle.dumps(endless))
     with pytest.raises(DataError, match="is damaged"):
         unpickle(b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".")  # lists in lists
+
+
+def test_pickles_that_never_end_are_refused():
+    with pytest.raises(DataError, match="keys are neither text nor numbers"):
+        unpickle(b"\x80\x02})" + 60 * b"2\x86" + b"Ns.")  # a key of pairs of pairs, hashed one by one
+    assert unpickle(b"\x80\x02Nr\xff\xff\xff\x03.") is None  # number 67,108,863 of what it remembers: no room is made
 
 
 def test_an_array_of_a_false_shape_is_refused():

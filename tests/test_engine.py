@@ -1,7 +1,7 @@
 """What Keras runs on: which backend, which device, and what is said at its start."""
 
-import importlib.util
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
