@@ -5,8 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_size 64 --lr 1e-3 --network_size 1 \
-  --num_pseudo_inputs 50 --beta_warmup 50
-DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup50
+  --num_pseudo_inputs 50 --beta_warmup 100
+DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
 .PHONY: demo test lint clean
 
