@@ -87,7 +87,9 @@ def grid(args):
 def command(run, args):
     """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is no surprise
+        return code
     except (UserError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
