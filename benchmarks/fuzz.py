@@ -1,0 +1,469 @@
+"""Fuzz every reader of files that a stranger may have written: each returns a valid value or raises its own error.
+
+    python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--json FILE] [TARGET ...]
+
+Each reader starts from valid files and is guided by the coverage of the project's code (atheris), in a process of its
+own. A defect is an input at which it raises another error, writes a file, starts a process, crashes, takes more than
+2 s or 256 MiB. The shortest input for each reason is kept beside FILE, or in the current folder, as
+`TARGET-NAME.fuzz`, with the reason in `TARGET-NAME.txt`. Exit code 1 says that there is one.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import atomic
+import commandline
+import engine
+import experiment
+from data.archives import read_member, unpickle
+from data.files import DataError
+from data.idx import parse_idx
+from errors import UserError
+
+ROOT = Path(__file__).parent.parent
+INSTRUMENTED = ["atomic", "checkpoint", "data", "experiment", "weights", "tarfile", "zipfile"]
+LIMITS = ["-timeout=20", "-rss_limit_mb=4096"]  # seconds for an input and MiB of the process, which end it
+SLOW, LARGE = 2.0, 256  # seconds of processor time and MiB that no input needs, as files are small here
+COSTLY = {"weights": 40, "state": 4, "progress": 4}  # targets that get 1 input in so many
+MOST_CRASHES = 10  # of a target's process, before it is left alone
+WORKER = f"""
+import sys, atheris
+with atheris.instrument_imports(include={INSTRUMENTED}):
+    from benchmarks import fuzz
+    fuzz.worker(sys.argv[1], fuzz.Path(sys.argv[2]), sys.argv[3:])
+"""  # imports the project's modules, and so this one, for atheris
+ACTS = ("ctypes.", "os.", "pickle.", "shutil.", "socket.", "subprocess.")  # audit events that no reader may cause
+HARMLESS = ("os.listdir", "os.scandir")
+SETTINGS = {"data_set": "digits", "network_size": 0.25, "batch_size": 64, "num_pseudo_inputs": 12, "prior": "vamp"}
+SHAPE = (8, 8, 1)  # of digits
+MEMBER = 4096  # bytes of a file in an archive, at most
+
+
+class Target(NamedTuple):
+    """A reader: `read()` reads `file` and checks what comes back, or raises `error`.
+
+    `valid` and `hostile` are contents to begin with, the latter made to fool it; `packed` makes a file of a content;
+    `may` names the acts that it may do.
+    """
+
+    file: Path
+    read: Callable
+    error: type
+    valid: list
+    hostile: list = ()
+    packed: Callable = bytes
+    may: tuple = ()
+
+
+def accepts(target, content):
+    """Whether the reader takes this content; False where it refuses it. Raises whatever else comes of it."""
+    target.file.write_bytes(target.packed(content))
+    with watched(target.may):
+        try:
+            target.read()
+        except target.error:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def watched(may=()):
+    """Raises AssertionError where the block writes a file, starts a process or the like, or is slow or large."""
+    _acts.append([])
+    started, before = time.process_time(), peak()
+    try:
+        yield
+    finally:
+        seen = _acts.pop()
+    seconds, grown = time.process_time() - started, peak() - before
+    assert {event for event, _ in seen} <= set(may), f"the reader acts: {seen}"
+    assert seconds < SLOW, f"the reader takes {seconds:.1f} s"
+    assert grown < LARGE, f"the reader takes {grown:,.0f} MiB"
+
+
+def peak():
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+_acts = []  # those in the block of `watched`; empty outside of it
+
+
+def _audit(event, args):
+    if not _acts:
+        return
+    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or (event.startswith(ACTS) and event not in HARMLESS):
+        _acts[-1].append((event, str(args)[:200]))
+
+
+sys.addaudithook(_audit)
+
+
+# ---------------------------------------------------------------------------------------------- the readers
+
+
+def tiny_run(folder):
+    """Writes what can be read of a run without Keras and returns its Config."""
+    config = experiment.Config(**SETTINGS)
+    record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config)}
+    record |= {"backend": "tensorflow", "versions": {"numpy": "2.4.6"}, "data_sha256": {"file": "0123"}}
+    atomic.write_json(folder / "config.json", record)
+    atomic.write_json(folder / "status.json", {"state": "finished", "epochs_done": 2, "best_epoch": 2})
+    atomic.write_csv(folder / "history.csv", rows(2))
+    return config
+
+
+def rows(epochs):
+    """Those of a history.csv of so many epochs."""
+    return [dict.fromkeys(experiment.COLUMNS, -9.5) | {"epoch": i, "seconds": 1.25} for i in range(1, epochs + 1)]
+
+
+def config(folder):
+    """config.json: all of its settings are those that a Config takes."""
+    tiny_run(folder)
+    new = json.loads((folder / "config.json").read_bytes())
+    old = {name: value for name, value in new["config"].items() if name not in experiment.ADDED[2]}
+    far = new | {"config": new["config"] | {"data_dir": "x" * 300}}  # a name that no file system takes
+    *valid, far = (json.dumps(record).encode() for record in (new, new | {"format": 1, "config": old}, far))
+
+    def read():
+        found = experiment.load(folder).config
+        assert experiment.Config.from_dict(dataclasses.asdict(found)) == found and "/" not in found.training_id
+
+    return Target(folder / "config.json", read, UserError, valid, [far])
+
+
+def status(folder):
+    """status.json: the state is one of five, and where the file is damaged it says nothing."""
+    tiny_run(folder)
+    about = {"epochs_done": 2, "best_epoch": 2, "best_val_elbo": -9.5, "seconds": 2.5}
+    valid = [json.dumps({"state": s} | about).encode() for s in ("running", "stopped", "failed", "finished")]
+
+    def read():
+        with contextlib.redirect_stderr(None):  # it warns
+            assert experiment.load(folder).state in ("running", "interrupted", "stopped", "failed", "finished")
+
+    return Target(folder / "status.json", read, UserError, valid)
+
+
+def history(folder):
+    """history.csv: columns of numbers, all equally long."""
+    tiny_run(folder)
+    path = folder / "history.csv"
+
+    def read():
+        columns = experiment.load(folder).history
+        assert len({(column.dtype, column.shape) for column in columns.values()}) <= 1
+
+    wide = b",".join(b"%d" % i for i in range(6000)) + 6000 * b"\n1"  # each row lacks all columns but one
+    return Target(path, read, UserError, [path.read_bytes()], [wide])
+
+
+def weights(folder):
+    """best.weights.h5, read into a model that is built once and not for each input.
+
+    A process looks at the file first, as the HDF5 library may crash.
+    """
+    engine.settle(device="cpu")
+    engine.start()
+    import h5py
+
+    import callbacks
+    import models
+
+    model = models.build(tiny_run(folder), SHAPE)
+    shapes = [tuple(weight.shape) for weight in model.weights]
+
+    def read():
+        run = experiment.load(folder)
+        built = mock.patch.multiple(models, build=lambda *_: model, weight_shapes=lambda *_: shapes)
+        with built, mock.patch.object(experiment.weights, "SECONDS", 5):
+            assert run.model is model
+
+    model.optimizer = None
+    content = callbacks.weights_file(model)
+    heap = content.index(b"HEAP")
+    free, start = (int.from_bytes(content[heap + at :][:8], "little") for at in (16, 24))
+    endless = content[: start + free] + free.to_bytes(8, "little") + content[start + free + 8 :]  # a list that loops
+    huge = io.BytesIO(content)
+    with h5py.File(huge, "a") as file:  # an array as large as Keras permits, in a group of two names
+        file.create_group("optimizer").create_dataset("x/0", shape=2**29 - 1, dtype="f8")
+        del file["vars"]
+        file["vars"], file["another/0"] = file["optimizer/x"], np.float32(0)
+    text = io.BytesIO(content)
+    with h5py.File(text, "a") as file:  # an attribute that Keras looks at, of text, which lies in a heap
+        file["vars/0"].attrs["dtype"] = "float32"
+    end = text.getvalue().rindex(b"float32") + 16  # of the text; there the size of the heap's rest stands
+    stuck = text.getvalue()[:end] + bytes(8) + text.getvalue()[end + 8 :]  # 0, so that no reader gets over it
+    hostile = [endless, huge.getvalue(), stuck]
+    may = ("subprocess.Popen", "os.kill")
+    return Target(folder / "best.weights.h5", read, UserError, [content], hostile, may=may)
+
+
+def state(folder):
+    """A file of last/: every value has the type and shape of the model's variable."""
+    engine.settle(device="cpu")
+    engine.start()
+    import checkpoint
+    import training
+
+    model = training.prepare(experiment.Config(**SETTINGS)).model
+    for past in (rows(0), rows(2)):
+        checkpoint.save(folder / "last", checkpoint.of(model, len(past), 3, 0.5, past, b"weights"))
+    valid = [path.read_bytes() for path in checkpoint.newest(folder / "last")]
+    likes = [(v.dtype, tuple(v.shape)) for v in checkpoint.variables(model)]
+
+    def read():
+        found = checkpoint.read(folder / "state.zip", model)
+        assert [(str(value.dtype), value.shape) for value in found.values] == likes and len(found.rows) == found.epoch
+
+    return Target(folder / "state.zip", read, checkpoint.Damaged, valid)
+
+
+def progress(folder):
+    """The state.json in a file of last/ that is whole otherwise: behind the checksum, which stops most mutations."""
+    target = state(folder)
+    with zipfile.ZipFile(io.BytesIO(target.valid[0])) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+
+    def packed(content):
+        return zipped(zipfile.ZIP_STORED, **(members | {"state.json": content}))
+
+    return target._replace(valid=[members["state.json"]], packed=packed)
+
+
+def idx(folder):
+    """A file of the MNIST family: an array of bytes with an axis or more."""
+    valid = [bytes([0, 0, 8, n]) + np.arange(1, n + 1, dtype=">u4").tobytes() + bytes([7] * f) for n, f in AXES]
+
+    def read():
+        found = parse_idx((folder / "file").read_bytes())
+        assert found.dtype == np.uint8 and 1 <= found.ndim <= 4 and found.size
+
+    return Target(folder / "file", read, DataError, valid)
+
+
+AXES = ((1, 1), (2, 2), (3, 6), (4, 24))  # and the values that they hold, where they are 1, 2, ... long
+
+
+def tar(folder):
+    """A tar, packed or not, with a file of another name before the one that is read."""
+    valid = [tarred(f"w:{packing}", tarfile.USTAR_FORMAT) for packing in ("", "gz", "bz2", "xz")]
+    valid += [tarred("w:", tarfile.PAX_FORMAT), tarred("w:", tarfile.GNU_FORMAT)]
+    back, sparse = tarfile.TarInfo("back"), tarfile.TarInfo("data")
+    back.size, sparse.type = -512, tarfile.GNUTYPE_SPARSE
+    loop = tarfile.TarInfo("link").tobuf() + back.tobuf(tarfile.GNU_FORMAT)  # the next file is the same again
+    holes = tarred("w:", tarfile.GNU_FORMAT, tarfile.GNUTYPE_SPARSE)
+    cut = sparse.tobuf(tarfile.GNU_FORMAT)
+    cut = cut[:482] + b"\1" + cut[483:]  # the map of its holes goes on behind the end
+    read = functools.partial(_read_archive, folder / "archive")
+    return Target(folder / "archive", read, DataError, valid, [loop, cut, holes], sealed)
+
+
+def tarred(mode, kind, last=tarfile.REGTYPE):
+    """The content of a tar with a link and two files, one of a long name and one of type `last`."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=mode, format=kind) as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "data"
+        archive.addfile(link)
+        for name in ("x" * (90 if kind == tarfile.USTAR_FORMAT else 120), "data"):
+            info = tarfile.TarInfo(name)
+            info.size, info.type = 600, last if name == "data" else tarfile.REGTYPE
+            archive.addfile(info, io.BytesIO(bytes(range(200)) * 3))
+    return content.getvalue()
+
+
+def sealed(content):
+    """A tar whose headers have the right checksums again, which stop most mutations; anything else as it is."""
+    blocks = [content[start : start + 512] for start in range(0, len(content), 512)]
+    for number, block in enumerate(blocks):
+        if block[257:262] == b"ustar" and len(block) == 512:
+            total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+            blocks[number] = block[:148] + b"%06o\0 " % total + block[156:]
+    return b"".join(blocks)
+
+
+def zip_(folder):
+    """A zip with two files, the second of which is read."""
+    kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    valid = [zipped(kind, other=b"x", data=bytes(range(200)) * 3) for kind in kinds]
+    bomb = zipped(zipfile.ZIP_BZIP2, data=bytes(300 * 2**20))  # zipfile unpacks it at once, whatever is asked for
+    return Target(folder / "archive", functools.partial(_read_archive, folder / "archive"), DataError, valid, [bomb])
+
+
+def zipped(kind, **members):
+    """The content of a zip with these members."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", kind) as archive:
+        for name, one in members.items():
+            archive.writestr(name, one)
+    return content.getvalue()
+
+
+def _read_archive(path):
+    assert len(read_member(path, "data", MEMBER)) <= MEMBER
+
+
+def pickle_(folder):
+    """A pickle of arrays, as the published ones are."""
+    arrays = [np.arange(6, dtype="u1").reshape(2, 3), np.arange(4, dtype=">f8")[::2], np.array([True])]
+    value = {"data": arrays, b"labels": [1, 2.5, None], "names": ("x", "grün")}
+    valid = [pickle.dumps(value, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL)]
+    memo = b"\x80\x02Nr\xff\xff\xff\x03."  # None is number 67,108,863, so make room for so many
+    doubled = b"\x80\x02})" + 60 * b"2\x86" + b"Ns."  # a dict's key: pairs of pairs of ..., hashed one by one
+
+    def read():
+        _check_plain(unpickle((folder / "file").read_bytes()))
+
+    return Target(folder / "file", read, DataError, valid, [memo, doubled])
+
+
+def _check_plain(value):
+    for one in value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else ():
+        _check_plain(one)
+    assert type(value) in (dict, list, tuple, bool, int, float, str, bytes, np.ndarray, type(None))
+    assert not isinstance(value, np.ndarray) or value.dtype.kind in "biuf"
+
+
+TARGETS = {  # each makes its Target in a folder of its own
+    "config": config,
+    "status": status,
+    "history": history,
+    "weights": weights,
+    "state": state,
+    "progress": progress,
+    "idx": idx,
+    "tar": tar,
+    "zip": zip_,
+    "pickle": pickle_,
+}
+
+# ---------------------------------------------------------------------------------------------- fuzzing
+
+SEEN = {"refused": int, "accepted": int, "defects": int, "slowest s": float, "grown MiB": float}
+
+
+def worker(name, folder, words):
+    """Fuzzes one target as `words` tell libFuzzer; ends the process. `seen` and `found` in the folder tell of it."""
+    import atheris
+
+    target = TARGETS[name](folder)
+    seen, start = np.memmap(folder / "seen", float, "r+", shape=len(SEEN)), peak()
+    contents = [*target.valid, *target.hostile]
+    for number, content in enumerate(contents):
+        if not seen.any():  # else another process went before
+            (folder / "corpus" / str(number)).write_bytes(content)
+
+    def one(content):
+        started = time.process_time()
+        try:
+            seen[int(accepts(target, content))] += 1
+        except Exception as error:
+            seen[2] += 1
+            _keep(folder / "found", content, error)
+        seen[3:] = max(seen[3], time.process_time() - started), max(seen[4], peak() - start)
+
+    longest = 2 * max(2048, *map(len, contents))
+    atheris.Setup([name, *words, f"-max_len={longest}", f"-artifact_prefix={folder}/found/", f"{folder}/corpus"], one)
+    atheris.Fuzz()
+
+
+def _keep(folder, content, error):
+    """Keeps the shortest input for each kind of error and line of code."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    path = folder / hashlib.sha256(f"{type(error)}{last.filename}{last.lineno}".encode()).hexdigest()[:10]
+    if not path.exists() or len(content) < path.stat().st_size:
+        path.write_bytes(content)
+        path.with_suffix(".txt").write_text("".join(traceback.format_exception(error))[-4000:], errors="replace")
+
+
+def fuzz(name, inputs, seed, beside):
+    """A row of the table: one target, its process started again behind each input at which it dies."""
+    started, crashes, log = time.perf_counter(), 0, ""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        seen = np.memmap(folder / "seen", float, "w+", shape=len(SEEN))
+        for part in ("corpus", "found"):
+            (folder / part).mkdir()
+        while (left := inputs - int(seen[:3].sum())) > 0 and crashes < MOST_CRASHES:
+            words = [f"-runs={left}", f"-seed={seed + 1 + crashes}", *LIMITS]  # 0 would be a seed of its choice
+            command = [sys.executable, "-c", WORKER, name, folder, *words]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+            log = done.stderr.decode(errors="replace")
+            if done.returncode == 0:
+                break
+            crashes += 1
+            _put_aside(folder / "corpus", log)
+            seen[2] += 1
+        for path in (folder / "found").iterdir():
+            shutil.copyfile(path, beside / f"{name}-{path.stem[:18]}{path.suffix or '.fuzz'}")
+        row = {"target": name, "inputs": int(seen[:3].sum())}
+        row |= {column: kind(value) for (column, kind), value in zip(SEEN.items(), seen, strict=True)}
+    row["coverage"] = int(([0, *re.findall(r"cov: (\d+)", log)])[-1])
+    return row | {"seconds": time.perf_counter() - started}
+
+
+def _put_aside(corpus, log):
+    """Keeps the reason beside the input that a process died of, and takes that from those that the next begins with."""
+    kept = re.search(r"Test unit written to (\S+)", log)
+    if not kept:
+        raise RuntimeError(f"the fuzzer does not start:\n{log[-4000:]}")
+    path = Path(kept[1])
+    path.with_suffix(".txt").write_text(log[-4000:])
+    for other in corpus.iterdir():
+        if other.read_bytes() == path.read_bytes():
+            other.unlink()
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--inputs", type=int, default=20_000, help="for each target; fewer where they cost")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    args = parser.parse_args()
+    if unknown := set(args.targets) - set(TARGETS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
+    beside = args.json.parent if args.json else Path()
+    names = args.targets or list(TARGETS)
+    table = [fuzz(name, args.inputs // COSTLY.get(name, 1), args.seed, beside) for name in names]
+    print(commandline.table(table))
+    if args.json:
+        versions = experiment.versions() | {name: version(name) for name in ("atheris", "h5py")}
+        versions["hdf5"] = __import__("h5py").version.hdf5_version
+        settings = {"inputs": args.inputs, "seed": args.seed}
+        atomic.write_json(args.json, {"settings": settings, "versions": versions, "rows": table})
+    return int(any(row["defects"] for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
