@@ -37,6 +37,7 @@ def settle(name=None, device="auto"):
 def start(device="auto", deterministic=False):
     """Imports Keras and its backend, whose start-up notes on stderr are shown only if that fails.
 
+    Products of matrices are true to float32: a GPU's TF32 rounds them to 10 bits, log-densities by whole nats.
     `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
     process. Raises UserError if there is no GPU where `device` is "gpu", or none of what $JAX_PLATFORMS names.
     """
@@ -48,9 +49,14 @@ def start(device="auto", deterministic=False):
             import tensorflow as tf
 
             logging.getLogger("tensorflow").setLevel("ERROR")  # else each run of a grid is warned of retracing
+            tf.config.experimental.enable_tensor_float_32_execution(False)
             if deterministic:
                 tf.config.experimental.enable_op_determinism()
         backend = sys.modules["keras"].backend.backend()
+        if backend == "jax":
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", "float32")
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
     if device == "gpu" and "gpu" not in kinds:
         raise UserError(

@@ -60,9 +60,17 @@ class Mixture(NamedTuple):
         return chosen.sample(1, seed)[0]
 
     def log_prob(self, z):
-        """log-sum-exp over the K components in nats: (..., D) -> (...)."""
-        per_component = Normal(self.mean, self.logvar).log_prob(ops.expand_dims(z, -2))  # (..., K)
-        return ops.logsumexp(self.log_weights + per_component, axis=-1)
+        """log-sum-exp over the K components in nats: (..., D) -> (...).
+
+        (z - m)^2 / v is z^2 / v - 2 z m / v + m^2 / v, so that a product of matrices takes the place of a
+        (..., K, D) temporary. Differences of large numbers are small here; centred means keep them from being larger.
+        """
+        centre = ops.mean(self.mean, axis=0)
+        z, mean, precision = z - centre, self.mean - centre, ops.exp(-self.logvar)
+        both = ops.concatenate([precision, -2 * mean * precision], axis=-1)  # (K, 2D)
+        squared = ops.matmul(ops.concatenate([ops.square(z), z], axis=-1), ops.transpose(both))  # (..., K)
+        of_component = ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
+        return ops.logsumexp(self.log_weights - 0.5 * (squared + of_component), axis=-1)
 
 
 class Chain(NamedTuple):

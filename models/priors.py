@@ -42,7 +42,7 @@ class VampPrior(layers.Layer):
     def __init__(self, latent_dim, encode, pseudo_inputs):
         super().__init__()
         self.encode = encode
-        self.floats_per_sample = 2 * latent_dim * len(pseudo_inputs)  # z against each component, twice
+        self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
         self.pseudo_inputs = self.add_weight(
             shape=pseudo_inputs.shape,
             initializer=lambda shape, dtype: ops.convert_to_tensor(pseudo_inputs, dtype),

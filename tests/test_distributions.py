@@ -51,6 +51,19 @@ def test_mixture_log_prob_is_scipys_near_and_far():
     np.testing.assert_allclose(found, scipy_mixture(z), rtol=2e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("d", "spread"), [(40, 1), (2, 10)])
+def test_mixture_log_prob_holds_where_its_terms_cancel(d, spread):
+    """The narrowest components that an encoder gives, exp(-6), far apart for so many dimensions."""
+    k = 50
+    mean = (rng.normal(size=(k, d)) + spread * np.sign(rng.normal(size=(k, 1)))).astype("float32")
+    logvar = rng.uniform(-6, -4, size=(k, d)).astype("float32")
+    z = (mean[:, None] + np.exp(logvar / 2)[:, None] * rng.normal(size=(k, 3, d))).astype("float32")
+    parts = [scipy_normal(z, m.astype("float64"), v.astype("float64")) for m, v in zip(mean, logvar, strict=True)]
+    expected = scipy.special.logsumexp(parts, axis=0) - np.log(k)
+    mixture = Mixture(np.full(k, -np.log(k), "float32"), mean, logvar)
+    np.testing.assert_allclose(ops.convert_to_numpy(mixture.log_prob(z)), expected, atol=0.02)
+
+
 def test_chain_log_prob_is_the_sum_of_its_factors():
     z = rng.normal(size=(N, B, D + 3)).astype("float32")
     top, bottom = z[..., :D], z[..., D:]

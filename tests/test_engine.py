@@ -51,7 +51,7 @@ def test_start_up_notes_are_shown_only_if_the_start_fails(tmp_path, fails):
     lines = ["import os", "os.write(2, b'a note from below')", "raise OSError('no driver')" if fails else ""]
     lines += ["class backend:", "    backend = staticmethod(lambda: 'tensorflow')"]
     (tmp_path / "keras.py").write_text("\n".join(lines))
-    (tmp_path / "tensorflow.py").write_text("")
+    (tmp_path / "tensorflow.py").write_text("from unittest.mock import Mock\nconfig = Mock()")
     code = "import sys, engine; engine.start(); print('after', file=sys.stderr)"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
