@@ -47,7 +47,7 @@ def check(path, expected):
 
 
 def shapes(path, most, most_arrays):
-    """Shapes of the arrays in a weights file, the optimizer's left out; each is read once, to see that it can be.
+    """Shapes of the arrays in a weights file, the optimizer's left out; all is read once, to see that it can be.
 
     Raises ValueError for links, for arrays of anything but numbers or of more than `most` of them, and for too many.
     """
@@ -66,6 +66,7 @@ def shapes(path, most, most_arrays):
         if not isinstance(link, h5py.HardLink):
             return "it holds a link, which no weights file has"
         item = file[name]
+        dict(item.attrs)  # Keras reads one too
         if isinstance(item, h5py.Dataset):
             count += 1
             if item.dtype.kind not in "fiu" or item.external or item.is_virtual:
@@ -78,6 +79,7 @@ def shapes(path, most, most_arrays):
         return None
 
     with h5py.File(path) as file:
+        dict(file.attrs)
         if reason := file.visititems_links(reason_against):
             raise ValueError(reason)
     return found

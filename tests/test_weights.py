@@ -83,6 +83,16 @@ def test_a_file_that_the_library_reads_for_ever_is_refused(path, monkeypatch):
     refused(path, "it cannot be read in 3 seconds")
 
 
+def test_a_text_beside_an_array_that_is_read_for_ever_is_refused(path, monkeypatch):
+    with h5py.File(path, "a") as file:
+        file["layers/dense_0/vars/0"].attrs["dtype"] = "float32"
+    content = path.read_bytes()
+    end = content.rindex(b"float32") + 16  # of the text; there the size of the heap's rest stands
+    path.write_bytes(content[:end] + bytes(8) + content[end + 8 :])
+    monkeypatch.setattr(weights, "SECONDS", 3)
+    refused(path, "it cannot be read in 3 seconds")
+
+
 def test_a_crash_of_the_library_is_not_ours(path, monkeypatch, tmp_path):
     (tmp_path / "crash.py").write_text("import os; os.abort()")
     monkeypatch.setattr(weights, "__file__", str(tmp_path / "crash.py"))
