@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -415,8 +414,8 @@ def create(config, path, dataset, overwrite=False, fill=None):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         finish_replacing(path)
-        fresh = Path(tempfile.mkdtemp(prefix=".new.", suffix=f".{path.name}", dir=path.parent))
-        try:  # renamed when whole, so that no half a run is ever seen
+        atomic.sweep(path.parent)
+        with atomic.folder(path.parent) as fresh:  # renamed when whole, so that no half a run is ever seen
             fresh.chmod(0o777 & ~_umask())
             atomic.write_json(fresh / "config.json", _record(config, dataset))
             atomic.write_json(fresh / "status.json", {"state": "running"})
@@ -425,8 +424,6 @@ def create(config, path, dataset, overwrite=False, fill=None):
             if overwrite and path.exists():
                 _set_aside(path)
             fresh.rename(path)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
         finish_replacing(path)
     except FileExistsError as error:
         raise UserError(
@@ -456,8 +453,8 @@ def _set_aside(path):
     with held(path):
         if (path / "replaced").is_dir() and _status(path / "status.json").get("state") != "finished":
             (path / "replaced").rename(_aside(path))
-            with tempfile.TemporaryDirectory(prefix=".old.", dir=path.parent) as discarded:
-                path.rename(Path(discarded, "run"))
+            with atomic.folder(path.parent) as discarded:
+                path.rename(discarded / "run")
         else:
             shutil.rmtree(path / "replaced", ignore_errors=True)
             path.rename(_aside(path))

@@ -50,3 +50,25 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     assert len(names_in(tmp_path)) == 2
     atomic.sweep(tmp_path)
     assert names_in(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_a_folder_that_a_killed_process_left_is_swept_and_those_of_others_stay(tmp_path):
+    code = "import os, atomic\nwith atomic.folder('{}') as made: (made / 'x').touch(); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code.format(tmp_path)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = names_in(tmp_path)
+    dead, rest = left.split("@")
+    elsewhere, alive = f"{dead}@elsewhere.x.part", f".{os.getppid()}@{rest}"
+    for name in (elsewhere, alive):
+        (tmp_path / name).mkdir()
+    atomic.sweep(tmp_path)
+    assert names_in(tmp_path) == sorted([elsewhere, alive])
+
+
+def test_a_folder_stays_where_it_was_renamed_and_goes_where_it_was_not(tmp_path):
+    with atomic.folder(tmp_path) as made:
+        (made / "x").touch()
+        made.rename(tmp_path / "kept")
+    with atomic.folder(tmp_path) as made:
+        (made / "y").touch()
+    assert names_in(tmp_path) == ["kept"] and names_in(tmp_path / "kept") == ["x"]
