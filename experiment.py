@@ -132,7 +132,7 @@ class Config:
     @property
     def is_likelihood(self):
         """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
-        return self.binarization != "none"
+        return self.binarization != "none" or data.DATA_SETS[self.data_set].is_binary
 
     @property
     def note(self):

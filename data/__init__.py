@@ -11,7 +11,7 @@ import numpy as np
 
 from data.dataset import SPLITS, Dataset, Split
 from data.files import DataError, as_folder, cache_folder, candidates, places
-from data.sources import Source, digits, fashionmnist, mnist
+from data.sources import Source, caltech101, digits, fashionmnist, mnist, staticmnist
 
 __all__ = [
     "BINARIZE",
@@ -29,7 +29,7 @@ __all__ = [
     "load",
 ]
 
-DATA_SETS = {source.name: source for source in (mnist, fashionmnist, digits)}
+DATA_SETS = {source.name: source for source in (mnist, fashionmnist, digits, staticmnist, caltech101)}
 
 _BINARIZERS = {
     "dynamic": lambda grey, rng: (rng.random(grey.shape, np.float32) < grey).astype(np.float32),

@@ -68,7 +68,9 @@ def candidates(file, folders) -> Iterator[Path]:
     Raises DataError if a folder may not be looked into.
     """
     for folder in folders:
-        for path in (folder / file.name, folder / file.unpacked_name):
+        for path in (
+            folder / name for name in dict.fromkeys((file.name, file.unpacked_name, f"{file.unpacked_name}.gz"))
+        ):
             if _is_file(path):
                 yield path
 

@@ -1,11 +1,13 @@
 """The sources of the data sets: what each one is, its public files, and how a split is read from them."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from data.amat import parse_amat
 from data.dataset import Dataset
 from data.files import DataError, PublicFile
 from data.idx import parse_idx
@@ -16,7 +18,8 @@ class Source:
     """What is known of a data set before any file is opened, and `read(dataset, split)`, which opens files.
 
     `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
-    `binarize` is the meaning of `--binarize auto` for this data set.
+    `binarize` is the meaning of `--binarize auto` for this data set; "none" where the pixels are 0 and 1 already.
+    `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
     """
 
     name: str
@@ -30,6 +33,12 @@ class Source:
     files: tuple[PublicFile, ...]
     licence: str
     origin: str
+    pseudo_pixels: tuple[float, float] = (0.05, 0.01)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the pixels are 0 and 1 as they are published."""
+        return self.max_value == 1
 
 
 DIGIT_NAMES = tuple("0123456789")
@@ -149,6 +158,91 @@ fashionmnist = idx_source(
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
+)
+
+
+def read_static(dataset, split):
+    """Images uint8 (N, 28, 28, 1) of 0 and 1 of a split of static MNIST, which has no labels."""
+    file = dataset.source.files[("train", "val", "test").index(split)]
+    images = parse_amat(dataset.content(file), 28 * 28)
+    return images.reshape(-1, 28, 28, 1), None
+
+
+STATIC_MIRROR = "https://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+
+staticmnist = Source(
+    name="staticmnist",
+    title="Static MNIST: MNIST, binarized once",
+    image_shape=(28, 28, 1),
+    num_images={"train": 50_000, "val": 10_000, "test": 10_000},
+    max_value=1,
+    class_names=(),
+    binarize="none",
+    read=read_static,
+    files=tuple(
+        PublicFile("staticmnist", name, size, sha256, size, sha256, (STATIC_MIRROR + name,))
+        for name, size, sha256 in (
+            (
+                "binarized_mnist_train.amat",
+                78_400_000,
+                "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+            ),
+            (
+                "binarized_mnist_valid.amat",
+                15_680_000,
+                "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+            ),
+            (
+                "binarized_mnist_test.amat",
+                15_680_000,
+                "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+            ),
+        )
+    ),
+    licence="none stated with the files; they are made from MNIST",
+    origin="H. Larochelle's binarization of MNIST after Salakhutdinov and Murray (2008), "
+    "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+)
+
+
+def read_silhouettes(dataset, split):
+    """Images uint8 (N, 28, 28, 1), 1 inside the object, of a split of the silhouettes; no labels (there are 101)."""
+    from scipy.io import loadmat
+
+    key = f"{split}_data"
+    content = loadmat(io.BytesIO(dataset.content(dataset.source.files[0])), variable_names=[key])[key]
+    images = 1 - content.reshape(-1, 28, 28).transpose(0, 2, 1)  # stored column by column, 0 inside the object
+    return np.ascontiguousarray(images[..., None]), None
+
+
+caltech101 = Source(
+    name="caltech101",
+    title="Caltech 101 Silhouettes: outlines of objects, split 1",
+    image_shape=(28, 28, 1),
+    num_images={"train": 4_100, "val": 2_264, "test": 2_307},
+    max_value=1,
+    class_names=(),
+    binarize="none",
+    read=read_silhouettes,
+    files=(
+        PublicFile(
+            "caltech101",
+            "caltech101_silhouettes_28_split1.mat",
+            872_124,
+            "eb6735e8d84b1850fabc5590124aab1755e90c9fd28123585324398405e1e42a",
+            872_124,
+            "eb6735e8d84b1850fabc5590124aab1755e90c9fd28123585324398405e1e42a",
+            (
+                "https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat",
+                "https://raw.githubusercontent.com/YingzhenLi/vae_renyi_divergence/"
+                "f8c08e445567212a745c2f9981597f0d102c5ae8/data/silhouettes/caltech101_silhouettes_28_split1.mat",
+            ),
+        ),
+    ),
+    licence="none stated with the file",
+    origin="B. Marlin's silhouettes of the Caltech 101 objects (Marlin, Swersky, Chen, de Freitas, 2010), "
+    "https://people.cs.umass.edu/~marlin/data.shtml",
+    pseudo_pixels=(0.5, 0.02),
 )
 
 

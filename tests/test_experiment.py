@@ -148,6 +148,10 @@ def test_the_id_knows_what_auto_means():
     assert len(ids) == 3
 
 
+def test_binary_pixels_have_a_likelihood_without_binarization():
+    assert Config(data_set="staticmnist").binarization == "none" and Config(data_set="staticmnist").note == ""
+
+
 def test_grey_pixels_have_no_likelihood():
     assert [mode for mode in data.BINARIZE if not Config(binarize=mode).is_likelihood] == ["none"]
 
