@@ -257,13 +257,19 @@ class RunWriter(keras.callbacks.Callback):
         atomic.write_json(self.path / "status.json", about | more)
 
 
-def smaller(config):
-    """The settings to lower where memory is too small, the one that costs most first, as the end of a sentence."""
-    costs = {"batch_size": 2 * config.batch_size}  # an image goes through encoder and decoder
+def smaller(config, of_weights=False):
+    """The settings to lower where memory is too small, the one that costs most first, as the end of a sentence.
+
+    `of_weights`: it is too small for the weights alone, whose number does not depend on the batch.
+    """
+    costs = {} if of_weights else {"batch_size": 2 * config.batch_size}  # an image goes through encoder and decoder
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
-    flags = [f"--{name} {getattr(config, name)}" for name in sorted(costs, key=costs.get, reverse=True)]
-    return f"lower {', '.join(flags)} or --network_size {config.network_size}"
+    names = sorted(costs, key=costs.get, reverse=True)
+    if config.is_sized or not names:
+        names.append("network_size" if config.is_sized else "latent_dim")
+    flags = [f"--{name} {getattr(config, name)}" for name in names]
+    return f"lower {' or '.join(filter(None, (', '.join(flags[:-1]), flags[-1])))}"
 
 
 class Progress(keras.callbacks.Callback):
@@ -325,7 +331,9 @@ def expected_time(step, epochs, steps, validation_steps, config):
     text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
     if hours < 1:
         return text
-    flags = ["--epochs", "--network_size", "--max_train_images"]
+    flags = ["--epochs", "--max_train_images"]
+    if config.is_sized:
+        flags.append("--network_size")
     if config.has_pseudo_inputs:
         flags.append("--num_pseudo_inputs")
     return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"

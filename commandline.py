@@ -78,6 +78,8 @@ def grid(args):
     """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
     configs = [Config(**dict(zip(lists, choice, strict=True))) for choice in itertools.product(*lists.values())]
+    if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
+        raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")

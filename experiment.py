@@ -27,10 +27,11 @@ import models
 import weights
 from errors import UserError
 
-FORMAT = 2  # of config.json
-ADDED = {
-    2: {"deterministic": "off", "save_minutes": 10.0}
-}  # by format: settings that it brought, as runs before had it
+FORMAT = 3  # of config.json
+ADDED = {  # settings by the format that brought them, with the values that earlier runs had
+    2: {"deterministic": "off", "save_minutes": 10.0},
+    3: {"network": "conv", "pseudo_init": "data"},
+}
 TERMS = ("loss", "elbo", "rate", "distortion")
 COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
@@ -59,6 +60,10 @@ class Config:
 
     model: str = setting("vae", "one latent layer (vae) or two (hvae)", tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior over the top latent", tag="", choices=tuple(models.PRIORS))
+    network: str = setting(
+        "conv", "conv: convolutions; mlp: the gated dense layers of the VampPrior paper", tag="",
+        choices=tuple(models.NETWORKS),
+    )  # fmt: skip
     data_set: str = setting("mnist", "images to train on", tag="", choices=tuple(data.DATA_SETS))
     latent_dim: int = setting(2, "latent dimensions in all, split over the layers of hvae", tag="", low=1, high=4096)
     network_size: float = setting(4.0, "scales the filters of the convolutions", tag="", above=0, high=64)
@@ -67,7 +72,11 @@ class Config:
     lr: float = setting(1e-4, "learning rate of Adam", tag="lr", above=0)
     activation: str = setting("relu", "any name that keras.activations knows", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
-    num_pseudo_inputs: int = setting(500, "components K of a VampPrior", tag="K", low=1, high=1_000_000)
+    num_pseudo_inputs: int = setting(500, "components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000)
+    pseudo_init: str = setting(
+        "data", "pseudo-inputs begin as training images, or as random ones near the data's mean", tag="init",
+        choices=("data", "random"),
+    )  # fmt: skip
     binarize: str = setting(
         "auto", "dynamic: draw pixels anew in each step; threshold: cut at 0.5; none: grey", tag="binarize",
         choices=data.BINARIZE,
@@ -105,6 +114,11 @@ class Config:
         smallest = models.MODELS[self.model].smallest_latent
         if self.latent_dim < smallest:
             raise UserError(f"--latent_dim {self.latent_dim} is too small: {self.model} needs at least {smallest}")
+        if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
+            raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
+                            "--activation go with conv")  # fmt: skip
+        if self.prior == "vampdata" and self.pseudo_init != "data":
+            raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
         if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
             raise UserError(
                 f"--gs_key {_short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'"
@@ -125,8 +139,18 @@ class Config:
         return data.binarization(data.DATA_SETS[self.data_set], self.binarize)
 
     @property
+    def is_sized(self):
+        """Whether the networks have the size and the activation that the settings say, not those of a paper."""
+        return models.NETWORKS[self.network].is_sized
+
+    @property
+    def has_components(self):
+        """Whether the prior is a mixture, of K components."""
+        return models.PRIORS[self.prior].has_components
+
+    @property
     def has_pseudo_inputs(self):
-        """Whether the prior is made of pseudo-inputs."""
+        """Whether these components are made of pseudo-inputs."""
         return models.PRIORS[self.prior].has_pseudo_inputs
 
     @property
@@ -141,16 +165,22 @@ class Config:
 
     @property
     def training_id(self):
-        """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting."""
+        """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
+
+        A network without sizes stands with its name in the place of `factor<F>`.
+        """
         name = f"{self.data_set}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
-        return f"{name}_factor{self.network_size}_epochs{self.epochs}" + "".join(self._suffixes())
+        size = f"factor{self.network_size}" if self.is_sized else self.network
+        return f"{name}_{size}_epochs{self.epochs}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)
         if self.binarization == data.DATA_SETS[self.data_set].binarize:
             effective["binarize"] = "auto"
-        if not self.has_pseudo_inputs:
+        if not self.has_components:
             del effective["num_pseudo_inputs"]
+        if not self.has_pseudo_inputs:
+            del effective["pseudo_init"]
         for field in dataclasses.fields(self):
             value = effective.get(field.name, field.default)
             if field.metadata["tag"] and value != field.default:

@@ -474,9 +474,11 @@ def settings_of(config):
     tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
     values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
     values["binarize"] = config.binarization
-    if not config.has_pseudo_inputs:
+    if not config.has_components:
         del values["num_pseudo_inputs"]
-    plain = ("model", "prior")
+    if not config.has_pseudo_inputs or config.pseudo_init == "data":
+        del values["pseudo_init"]
+    plain = ("model", "prior", "network")
     return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 
 

@@ -69,13 +69,13 @@ def prepare(config):
     _check_enough(split, "max_train_images", config.max_train_images or 0)
     split = split.first(config.max_train_images)
     _check_enough(split, "batch_size", config.batch_size)
-    _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if config.has_pseudo_inputs else 0)
+    from_data = config.has_pseudo_inputs and config.pseudo_init == "data"
+    _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
     pseudo_inputs = None
     if config.has_pseudo_inputs:
-        rng = np.random.default_rng(config.stream("pseudo-inputs"))
-        pseudo_inputs = split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
+        pseudo_inputs = _first_pseudo_inputs(config, dataset.source, split)
     try:
         _check_weights(config, dataset.image_shape)
         keras.utils.set_random_seed(config.seed)
@@ -89,6 +89,15 @@ def prepare(config):
     return Prepared(dataset, Batches(split, config), validation, model)
 
 
+def _first_pseudo_inputs(config, source, split):
+    """(K, H, W, C) in [0, 1]: training images, or pixels from a Normal that is the data set's own."""
+    rng = np.random.default_rng(config.stream("pseudo-inputs"))
+    if config.pseudo_init == "data":
+        return split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
+    pixels = rng.normal(*source.pseudo_pixels, (config.num_pseudo_inputs, *source.image_shape))
+    return np.clip(pixels, 0, 1).astype(np.float32)
+
+
 def _check_enough(split, name, wanted):
     if wanted > len(split.images):
         raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
@@ -100,7 +109,7 @@ def _check_weights(config, image_shape):
     if needed > (there := engine.memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "
-            "lower --network_size" + (" or --num_pseudo_inputs" if config.has_pseudo_inputs else "")
+            f"{smaller(config, of_weights=True)}"
         )
 
 

@@ -12,16 +12,31 @@ class ModelEntry(NamedTuple):
 
 
 class PriorEntry(NamedTuple):
-    """Where a prior's class is, and whether it is made of pseudo-inputs."""
+    """Where a prior's class is, whether it has K components, and whether these are made of pseudo-inputs."""
 
     path: str
+    has_components: bool
     has_pseudo_inputs: bool
+
+
+class NetworkEntry(NamedTuple):
+    """Where a family of networks is, and whether --network_size and --activation mean anything to it."""
+
+    path: str
+    is_sized: bool
 
 
 MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
 PRIORS = {
-    "standard": PriorEntry("priors.StandardPrior", False),
-    "vamp": PriorEntry("priors.VampPrior", True),
+    "standard": PriorEntry("priors.StandardPrior", False, False),
+    "mog": PriorEntry("priors.MixturePrior", True, False),
+    "vamp": PriorEntry("priors.VampPrior", True, True),
+    "vampdata": PriorEntry("priors.VampDataPrior", True, True),
+    "weightedvamp": PriorEntry("priors.WeightedVampPrior", True, True),
+}
+NETWORKS = {
+    "conv": NetworkEntry("networks.ConvNetworks", True),
+    "mlp": NetworkEntry("networks.DenseNetworks", False),
 }
 
 
@@ -34,9 +49,8 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     """
     import numpy as np
 
-    from .networks import ConvNetworks
-
-    networks = ConvNetworks(image_shape, config.network_size, find_activation(config.activation))
+    networks_class = _import(NETWORKS[config.network].path)
+    networks = networks_class(image_shape, config.network_size, find_activation(config.activation))
     if pseudo_inputs is None:
         pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     prior_class = _import(PRIORS[config.prior].path)

@@ -1,6 +1,8 @@
 """Networks: layers with weights and no rules of probability, but for the heads that return a Normal."""
 
+import itertools
 import math
+from functools import partial
 
 from keras import Sequential, layers, ops
 
@@ -9,41 +11,64 @@ from .distributions import Normal
 LOGVAR_LOW, LOGVAR_HIGH = -6.0, 2.0
 
 
+def soft_bound(raw):
+    """c + h tanh((raw - c) / h), in [-6, 2]: the identity to first order around c = -2, and no dead gradient inside."""
+    centre, half = (LOGVAR_LOW + LOGVAR_HIGH) / 2, (LOGVAR_HIGH - LOGVAR_LOW) / 2
+    return centre + half * ops.tanh((raw - centre) / half)
+
+
+def hard_clip(raw):
+    """raw, clipped to [-6, 2] as in the code of Tomczak & Welling (2018); outside of it the gradient is zero."""
+    return ops.clip(raw, LOGVAR_LOW, LOGVAR_HIGH)
+
+
 class GaussianHead(layers.Layer):
-    """Features (..., F) to a Normal over (..., D): two linear maps, the log-variance bounded to [-6, 2].
+    """Features (..., F) to a Normal over (..., D): two linear maps, made by `dense`, the log-variance bounded."""
 
-    logvar = c + h tanh((raw - c) / h) with c = -2 and h = 4: the identity to first order around c, and never a dead
-    gradient inside, as a hard clip has.
-    """
-
-    def __init__(self, features, units):
+    def __init__(self, features, units, dense=layers.Dense, bound=soft_bound):
         super().__init__()
-        self.mean, self.raw_logvar = layers.Dense(units), layers.Dense(units)
+        self.mean, self.raw_logvar, self.bound = dense(units), dense(units), bound
         self.mean.build((None, features))
         self.raw_logvar.build((None, features))
         self.built = True
 
     def call(self, h):
         """Normal with mean and logvar (..., D)."""
-        centre, half = (LOGVAR_LOW + LOGVAR_HIGH) / 2, (LOGVAR_HIGH - LOGVAR_LOW) / 2
-        logvar = centre + half * ops.tanh((self.raw_logvar(h) - centre) / half)
-        return Normal(self.mean(h), logvar)
+        return Normal(self.mean(h), self.bound(self.raw_logvar(h)))
+
+
+class GatedDense(layers.Layer):
+    """linear(h) * sigmoid(linear'(h)) over the last axis: (..., F) -> (..., units) (Tomczak & Welling 2018, code)."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.linear, self.gate = (layers.Dense(units, kernel_initializer="he_normal") for _ in range(2))
+
+    def build(self, shape):
+        """Makes both linear maps."""
+        self.linear.build(shape)
+        self.gate.build(shape)
+        self.built = True
+
+    def call(self, h):
+        """Features (..., units)."""
+        return self.linear(h) * ops.sigmoid(self.gate(h))
 
 
 class DenseStack(layers.Layer):
-    """Dense layers with one activation over the last axis: (..., F) -> (..., units[-1])."""
+    """Layers over the last axis, made by `dense`: (..., F) -> (..., units[-1])."""
 
-    def __init__(self, features, units, activation):
+    def __init__(self, features, units, dense):
         super().__init__()
-        self.stack = [layers.Dense(u, activation=activation) for u in units]
-        for dense, width in zip(self.stack, (features, *units), strict=False):
-            dense.build((None, width))
+        self.stack = [dense(u) for u in units]
+        for one, width in zip(self.stack, (features, *units), strict=False):
+            one.build((None, width))
         self.built = True
 
     def call(self, h):
         """Features (..., units[-1])."""
-        for dense in self.stack:
-            h = dense(h)
+        for one in self.stack:
+            h = one(h)
         return h
 
 
@@ -86,6 +111,34 @@ class ConvDecoder(layers.Layer):
         return ops.reshape(flat, (*ops.shape(z)[:-1], *self.image_shape))
 
 
+class DenseDecoder(layers.Layer):
+    """Latents (..., D) to logits (..., H, W, C): a stack for each of `parts`, one for both together, a linear map.
+
+    `parts` are the sizes of the latent layers, the top one first, that z = [z2, z1] is cut into; a single one has no
+    stack of its own.
+    """
+
+    def __init__(self, parts, image_shape, width):
+        super().__init__()
+        self.parts, self.image_shape = parts, image_shape
+        several = len(parts) > 1
+        self.stacks = [DenseStack(size, (width,), GatedDense) for size in parts] if several else []
+        units = (width,) if several else (width, width)
+        self.joint = DenseStack(len(parts) * width if several else parts[0], units, GatedDense)
+        self.out = layers.Dense(math.prod(image_shape), kernel_initializer="he_normal")
+        self.out.build((None, width))
+        self.floats_per_sample = 3 * 2 * width + math.prod(image_shape)  # both halves of each gated layer
+        self.built = True
+
+    def call(self, z):
+        """Logits (..., H, W, C)."""
+        if self.stacks:
+            ends = list(itertools.accumulate(self.parts))
+            pieces = [z[..., end - size : end] for size, end in zip(self.parts, ends, strict=True)]
+            z = ops.concatenate([stack(piece) for stack, piece in zip(self.stacks, pieces, strict=True)], axis=-1)
+        return ops.reshape(self.out(self.joint(z)), (*ops.shape(z)[:-1], *self.image_shape))
+
+
 class ConditionalNormal(layers.Layer):
     """A stack of layers and the head on top of it: (..., F) to a Normal over (..., D)."""
 
@@ -114,6 +167,7 @@ class ConvNetworks:
 
     def __init__(self, image_shape, size, activation):
         self.image_shape, self.size, self.activation = image_shape, size, activation
+        self.dense = partial(layers.Dense, activation=activation)
 
     def image_encoder(self):
         """Images (B, H, W, C) to features (B, 256)."""
@@ -134,13 +188,17 @@ class ConvNetworks:
             ]
         )
 
+    def lower_image_encoder(self):
+        """The same for q(z1|x, z2), with weights of its own."""
+        return self.image_encoder()
+
     def latent_encoder(self, latent_dim):
         """Latents (..., D) to features (..., 256)."""
-        return DenseStack(latent_dim, (self.FEATURES, self.FEATURES), self.activation)
+        return DenseStack(latent_dim, (self.FEATURES, self.FEATURES), self.dense)
 
     def joint(self):
         """The features of an image and of a latent, concatenated (..., 512), to features (..., 256)."""
-        return DenseStack(2 * self.FEATURES, (self.FEATURES,), self.activation)
+        return DenseStack(2 * self.FEATURES, (self.FEATURES,), self.dense)
 
     def head(self, units):
         """Features (..., 256) to a Normal over (..., units)."""
@@ -148,8 +206,54 @@ class ConvNetworks:
 
     def conditional(self, latent_dim, units):
         """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        return ConditionalNormal(DenseStack(latent_dim, (300, 300), self.activation), GaussianHead(300, units))
+        return ConditionalNormal(DenseStack(latent_dim, (300, 300), self.dense), GaussianHead(300, units))
 
-    def decoder(self, latent_dim):
-        """Latents (..., D) to logits (..., H, W, C)."""
-        return ConvDecoder(latent_dim, self.image_shape, self.size, self.activation)
+    def decoder(self, *parts):
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to logits (..., H, W, C)."""
+        return ConvDecoder(sum(parts), self.image_shape, self.size, self.activation)
+
+
+class DenseNetworks:
+    """The parts of the paper's dense VAE and HVAE (Tomczak & Welling 2018): gated layers of 300 units, any image size.
+
+    Log-variances are clipped hard, as there. `size` and `activation` have no meaning here: the gates are what is not
+    linear.
+    """
+
+    WIDTH = 300
+
+    def __init__(self, image_shape, size, activation):
+        self.image_shape = image_shape
+        self.dense = partial(layers.Dense, kernel_initializer="he_normal")
+
+    def image_encoder(self):
+        """Images (B, H, W, C) to features (B, 300), by two gated layers."""
+        return self._image_encoder(2)
+
+    def lower_image_encoder(self):
+        """The same by one gated layer, for q(z1|x, z2)."""
+        return self._image_encoder(1)
+
+    def _image_encoder(self, depth):
+        gated = [GatedDense(self.WIDTH) for _ in range(depth)]
+        return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
+
+    def latent_encoder(self, latent_dim):
+        """Latents (..., D) to features (..., 300)."""
+        return DenseStack(latent_dim, (self.WIDTH,), GatedDense)
+
+    def joint(self):
+        """The features of an image and of a latent, concatenated (..., 600), to features (..., 300)."""
+        return DenseStack(2 * self.WIDTH, (self.WIDTH,), GatedDense)
+
+    def head(self, units):
+        """Features (..., 300) to a Normal over (..., units)."""
+        return GaussianHead(self.WIDTH, units, self.dense, hard_clip)
+
+    def conditional(self, latent_dim, units):
+        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
+        return ConditionalNormal(DenseStack(latent_dim, (self.WIDTH, self.WIDTH), GatedDense), self.head(units))
+
+    def decoder(self, *parts):
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to logits (..., H, W, C)."""
+        return DenseDecoder(parts, self.image_shape, self.WIDTH)

@@ -4,10 +4,11 @@ Every prior is made from the number of latent dimensions D, a function `encode` 
 q(z | x), and initial pseudo-inputs (K, H, W, C); it takes what it needs.
 """
 
+import abc
 import math
 
 import numpy as np
-from keras import constraints, layers, ops
+from keras import constraints, initializers, layers, ops
 
 from .distributions import Mixture, Normal
 
@@ -32,28 +33,94 @@ class UnitInterval(constraints.Constraint):
         return ops.clip(w, 0.0, 1.0)
 
 
-class VampPrior(layers.Layer):
-    """p(z) = (1/K) sum_k q(z | u_k) with trained pseudo-inputs u_k (Tomczak & Welling 2018, eq. 9).
+class MixturePrior(layers.Layer):
+    """p(z) = (1/K) sum_k N(z; mean_k, diag exp(logvar_k)), all K means and log-variances trained.
 
-    The pseudo-inputs are kept in [0, 1] by projection after each update, not in the forward pass: a clip or a
-    squashing function there would stop the gradient of the many pixels that lie on the border.
+    K is that of `pseudo_inputs`, which have no other part in it. The means begin as draws from N(0, I), the
+    log-variances at 0.
     """
 
     def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__()
+        shape = (len(pseudo_inputs), latent_dim)
+        self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
+        self.mean = self.add_weight(shape=shape, initializer=initializers.RandomNormal(stddev=1.0), name="mean")
+        self.logvar = self.add_weight(shape=shape, initializer="zeros", name="logvar")
+        self.built = True
+
+    def distribution(self):
+        """Mixture of K Normals: log_weights (K,), mean and logvar (K, D)."""
+        return Mixture(
+            uniform_log_weights(self.mean.shape[0]),
+            ops.convert_to_tensor(self.mean),
+            ops.convert_to_tensor(self.logvar),
+        )
+
+
+class PseudoInputPrior(layers.Layer, abc.ABC):
+    """p(z) = sum_k w_k q(z | u_k) with pseudo-inputs u_k, images (K, H, W, C) in [0, 1].
+
+    Trained ones are kept there by projection after each update, not in the forward pass: a clip or a squashing function
+    there would stop the gradient of the many pixels that lie on the border.
+    """
+
+    def __init__(self, latent_dim, encode, pseudo_inputs, trainable):
         super().__init__()
         self.encode = encode
         self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
         self.pseudo_inputs = self.add_weight(
             shape=pseudo_inputs.shape,
             initializer=lambda shape, dtype: ops.convert_to_tensor(pseudo_inputs, dtype),
-            constraint=UnitInterval(),
+            constraint=UnitInterval() if trainable else None,
+            trainable=trainable,
             name="pseudo_inputs",
         )
         self.built = True
 
+    @abc.abstractmethod
+    def log_weights(self):
+        """log w_k: (K,)."""
+
     def distribution(self):
         """Mixture of the K encoded pseudo-inputs: log_weights (K,), mean and logvar (K, D)."""
         components = self.encode(self.pseudo_inputs)
-        k = self.pseudo_inputs.shape[0]
-        log_weights = ops.convert_to_tensor(np.full(k, -math.log(k), "float32"))
-        return Mixture(log_weights, components.mean, components.logvar)
+        return Mixture(self.log_weights(), components.mean, components.logvar)
+
+
+class VampPrior(PseudoInputPrior):
+    """p(z) = (1/K) sum_k q(z | u_k) with trained pseudo-inputs (Tomczak & Welling 2018, eq. 9)."""
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__(latent_dim, encode, pseudo_inputs, trainable=True)
+
+    def log_weights(self):
+        """-log K: (K,)."""
+        return uniform_log_weights(self.pseudo_inputs.shape[0])
+
+
+class VampDataPrior(PseudoInputPrior):
+    """p(z) = (1/K) sum_k q(z | x_k) over K training images, which stay as they are (ibid., section 2)."""
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__(latent_dim, encode, pseudo_inputs, trainable=False)
+
+    def log_weights(self):
+        """-log K: (K,)."""
+        return uniform_log_weights(self.pseudo_inputs.shape[0])
+
+
+class WeightedVampPrior(PseudoInputPrior):
+    """p(z) = sum_k w_k q(z | u_k) with trained pseudo-inputs and weights w = softmax(logits), equal at first."""
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__(latent_dim, encode, pseudo_inputs, trainable=True)
+        self.logits = self.add_weight(shape=(len(pseudo_inputs),), initializer="zeros", name="logits")
+
+    def log_weights(self):
+        """log softmax(logits): (K,)."""
+        return ops.log_softmax(self.logits)
+
+
+def uniform_log_weights(k):
+    """-log K for each of K components: (K,)."""
+    return ops.convert_to_tensor(np.full(k, -math.log(k), "float32"))

@@ -19,9 +19,17 @@ def configs(*words):
 
 def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     assert configs() == [Config()]
-    words = [word for name in FIELDS for word in (f"--{name}", other(name))]
-    (config,) = configs(*words)
-    assert all(getattr(config, name) == other(name) for name in FIELDS)
+    names = [name for name in FIELDS if name != "network"]  # whose others go without sizes
+    (config,) = configs(*[word for name in names for word in (f"--{name}", other(name))])
+    assert all(getattr(config, name) == other(name) for name in names)
+    assert configs("--network", "mlp") == [Config(network="mlp")]
+
+
+def test_a_network_without_sizes_refuses_an_explicit_one_even_if_it_is_the_default():
+    for size in ("4", "2"):
+        with pytest.raises(UserError, match=r"--network_size .*mlp|--network mlp .*--network_size"):
+            configs("--network", "mlp", "--network_size", size)
+    assert len(configs("--network", "conv", "--network_size", "4")) == 1
 
 
 def test_several_values_make_a_grid_in_order():

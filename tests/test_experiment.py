@@ -148,6 +148,21 @@ def test_the_id_knows_what_auto_means():
     assert len(ids) == 3
 
 
+def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
+    config = Config(data_set="staticmnist", network="mlp", prior="mog", latent_dim=40, num_pseudo_inputs=9)
+    assert config.training_id == "staticmnist_vae_mog_bs256_dim40_mlp_epochs250_K9"
+    for settings in ({"network_size": 2.0}, {"activation": "tanh"}):
+        with pytest.raises(UserError, match="--network mlp has the sizes and gates of its paper"):
+            Config(network="mlp", **settings)
+
+
+def test_a_prior_made_of_data_does_not_begin_with_noise():
+    assert Config(prior="vamp", pseudo_init="random").training_id.endswith("_initrandom")
+    assert Config(prior="mog", pseudo_init="random").training_id == Config(prior="mog").training_id
+    with pytest.raises(UserError, match="--pseudo_init random does not go with --prior vampdata"):
+        Config(prior="vampdata", pseudo_init="random")
+
+
 def test_binary_pixels_have_a_likelihood_without_binarization():
     assert Config(data_set="staticmnist").binarization == "none" and Config(data_set="staticmnist").note == ""
 
@@ -271,15 +286,19 @@ def test_a_setting_of_a_run_that_does_not_fit_is_named(folder, settings, expecte
 
 
 def test_a_run_of_an_older_format_is_migrated(folder):
-    """Format 1 had no deterministic operations to choose, and no --save_minutes."""
+    """What a format brought has in older runs the value that they had without it; in newer ones it must be there."""
     record = json.loads((folder / "config.json").read_text())
-    del record["config"]["deterministic"], record["config"]["save_minutes"]
-    (folder / "config.json").write_text(json.dumps(record | {"format": 1}))
-    config = experiment.load(folder).config
-    assert (config.deterministic, config.prior) == ("off", "vamp")
-    (folder / "config.json").write_text(json.dumps(record | {"format": 2}))
-    with pytest.raises(UserError, match="setting 'save_minutes' is missing"):
-        experiment.load(folder)
+    for number in range(experiment.FORMAT - 1, 0, -1):
+        brought = experiment.ADDED[number + 1]
+        for name in brought:
+            del record["config"][name]
+        (folder / "config.json").write_text(json.dumps(record | {"format": number}))
+        config = experiment.load(folder).config
+        assert {name: getattr(config, name) for name in brought} == brought and config.prior == "vamp"
+        (folder / "config.json").write_text(json.dumps(record | {"format": number + 1}))
+        with pytest.raises(UserError, match=r"setting '\w+' is missing"):
+            experiment.load(folder)
+    assert config.deterministic == "off"
 
 
 @pytest.mark.parametrize(
@@ -388,9 +407,9 @@ def test_the_data_folder_of_the_call_goes_before_that_of_training_which_may_be_g
 
 def test_a_run_of_another_format_is_refused(folder):
     record = json.loads((folder / "config.json").read_text())
-    for number in (3, "2", None, 2.0, True):
+    for number in (4, "2", None, 2.0, True):
         atomic.write_json(folder / "config.json", record | {"format": number})
-        with pytest.raises(UserError, match=f"of format {number!r}; this version reads 1 to 2"):
+        with pytest.raises(UserError, match=f"of format {number!r}; this version reads 1 to 3"):
             experiment.load(folder)
 
 

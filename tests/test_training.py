@@ -235,7 +235,7 @@ def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, fla
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
-        (2**17, "weights and optimizer alone need .* GiB.*lower --network_size or --num_pseudo_inputs"),
+        (2**17, "weights and optimizer alone need .* GiB.*lower --num_pseudo_inputs 7 or --network_size 0.25"),
         (2**20, "a training step needs some .* GiB.*lower --batch_size 200, --num_pseudo_inputs 7 or --network_size"),
     ],
 )
