@@ -129,17 +129,24 @@ class StopOnRequest(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-class Patience(keras.callbacks.Callback):
-    """Lets Keras' EarlyStopping, which comes before it in the list, remember the epochs of an earlier `fit`."""
+class Memory(keras.callbacks.Callback):
+    """Lets callbacks that judge the validation ELBO, which come before it in the list, remember an earlier `fit`.
 
-    def __init__(self, early, rows):
+    These are Keras' EarlyStopping and ReduceLROnPlateau, which begin anew with each `fit`. `lr` is what the learning
+    rate was before any of them acted; None if none of them acts on it.
+    """
+
+    def __init__(self, judges, rows, lr=None):
         super().__init__()
-        self.early, self.rows = early, rows
+        self.judges, self.rows, self.lr = judges, rows, lr
 
     def on_train_begin(self, logs=None):
-        """Shows it the validation ELBO of each epoch so far; the model's `stop_training` then says what it thinks."""
+        """Shows them each epoch so far; the model's `stop_training` and learning rate then are what they make of it."""
+        if self.lr is not None:
+            self.model.optimizer.learning_rate = self.lr
         for row in self.rows:
-            self.early.on_epoch_end(row["epoch"] - 1, {"val_elbo": row["val_elbo"]})
+            for judge in self.judges:
+                judge.on_epoch_end(row["epoch"] - 1, {"val_elbo": row["val_elbo"]})
 
 
 class WeightsInMemory(io.BytesIO):

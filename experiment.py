@@ -30,7 +30,15 @@ from errors import UserError
 FORMAT = 3  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
-    3: {"network": "conv", "pseudo_init": "data"},
+    3: {
+        "network": "conv",
+        "pseudo_init": "data",
+        "optimizer": "adam",
+        "lr_schedule": "constant",
+        "lr_final": None,
+        "lr_warmup": 0,
+        "clip_norm": None,
+    },
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
@@ -69,7 +77,18 @@ class Config:
     network_size: float = setting(4.0, "scales the filters of the convolutions", tag="", above=0, high=64)
     epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
     batch_size: int = setting(256, "images in a training step", tag="", low=1, high=INT32)
-    lr: float = setting(1e-4, "learning rate of Adam", tag="lr", above=0)
+    lr: float = setting(1e-4, "learning rate", tag="lr", above=0)
+    optimizer: str = setting(
+        "adam", "adamnormgrad: Adam on gradients of norm 1, the VampPrior paper's", tag="opt",
+        choices=("adam", "adamax", "adamw", "adamnormgrad"),
+    )  # fmt: skip
+    lr_schedule: str = setting(
+        "constant", "how the learning rate falls; plateau: halved after 10 epochs without a better validation ELBO",
+        tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"),
+    )  # fmt: skip
+    lr_final: float = setting(None, "what it falls to; None: a hundredth of --lr", tag="final", above=0, kind=float)
+    lr_warmup: int = setting(0, "epochs over which it first rises from 0", tag="lrwarmup", low=0, high=INT32)
+    clip_norm: float = setting(None, "clip the norm of the whole gradient", tag="clip", above=0, kind=float)
     activation: str = setting("relu", "any name that keras.activations knows", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
     num_pseudo_inputs: int = setting(500, "components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000)
@@ -117,6 +136,14 @@ class Config:
         if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
             raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
                             "--activation go with conv")  # fmt: skip
+        if self.lr_final is not None and self.lr_schedule == "constant":
+            raise UserError(f"--lr_final {self.lr_final} needs a --lr_schedule that falls")
+        if self.lr_final is not None and self.lr_final > self.lr:
+            raise UserError(f"--lr_final {self.lr_final} must be at most --lr {self.lr}")
+        if self.lr_warmup and self.lr_schedule == "plateau":
+            raise UserError("--lr_warmup does not go with --lr_schedule plateau")
+        if self.lr_warmup >= self.epochs:
+            raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
         if self.prior == "vampdata" and self.pseudo_init != "data":
             raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
         if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
@@ -142,6 +169,11 @@ class Config:
     def is_sized(self):
         """Whether the networks have the size and the activation that the settings say, not those of a paper."""
         return models.NETWORKS[self.network].is_sized
+
+    @property
+    def is_made_for_its_epochs(self):
+        """Whether the learning rate depends on how many epochs there are: such a run cannot be trained longer."""
+        return self.lr_schedule in ("cosine", "cosine_restarts", "step")
 
     @property
     def has_components(self):

@@ -15,7 +15,8 @@ import data
 import engine
 import experiment
 import models
-from callbacks import EpochState, Patience, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
+import optimizers
+from callbacks import EpochState, Memory, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
 from errors import UserError
 from experiment import COLUMNS
 
@@ -83,10 +84,10 @@ def prepare(config):
     except ValueError as error:
         raise UserError(str(error)) from error
     _check_step(config, model)
-    model.compile(keras.optimizers.Adam(config.lr), jit_compile=JIT[config.jit])
+    batches = Batches(split, config)
+    model.compile(optimizers.optimizer(config, batches.steps), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
-    validation = data.held_out(dataset, "val", config.binarization)
-    return Prepared(dataset, Batches(split, config), validation, model)
+    return Prepared(dataset, batches, data.held_out(dataset, "val", config.binarization), model)
 
 
 def _first_pseudo_inputs(config, source, split):
@@ -125,25 +126,29 @@ def _check_step(config, model):
         raise UserError(f"a training step needs some {sizes}; {smaller(config)}")
 
 
-def early_stopping(config, rows):
-    """Callbacks that stop on the validation ELBO after a patience, the epochs in `rows` counted; none without one.
+def judges(config):
+    """Keras' callbacks that judge the validation ELBO: those that the settings ask for.
 
-    The warm-up does not count: its training bound is another one.
+    The warm-up of beta does not count for the patience: its training bound is another one.
     """
-    if not config.patience:
-        return []
-    options = {"mode": "max", "patience": config.patience, "start_from_epoch": config.beta_warmup}
-    early = keras.callbacks.EarlyStopping("val_elbo", **options)
-    return [early, Patience(early, rows)]
+    chosen = []
+    if config.patience:
+        options = {"mode": "max", "patience": config.patience, "start_from_epoch": config.beta_warmup}
+        chosen.append(keras.callbacks.EarlyStopping("val_elbo", **options))
+    if config.lr_schedule == "plateau":
+        final = config.lr_final or optimizers.FINAL * config.lr
+        chosen.append(keras.callbacks.ReduceLROnPlateau("val_elbo", mode="max", factor=0.5, patience=10, min_lr=final))
+    return chosen
 
 
 def patience_is_over(config, rows):
     """Whether a training with this history would have stopped."""
-    judge = SimpleNamespace(stop_training=False)
-    for callback in early_stopping(config, rows):
-        callback.set_model(judge)
+    model = SimpleNamespace(stop_training=False, optimizer=SimpleNamespace(learning_rate=np.array(config.lr)))
+    called = judges(config)
+    for callback in [*called, Memory(called, rows)]:
+        callback.set_model(model)
         callback.on_train_begin()
-    return judge.stop_training
+    return model.stop_training
 
 
 def train(config, overwrite=False, source=None):
@@ -157,6 +162,9 @@ def train(config, overwrite=False, source=None):
     if source:
         _check_same(source, prepared.dataset)
         state = _newest_state(source, config, prepared)
+        if config.is_made_for_its_epochs:
+            raise UserError(f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
+                            "it cannot be trained longer")  # fmt: skip
         if state is None:
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to go on from")
     keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
@@ -231,7 +239,8 @@ def _fit(config, path, prepared, state):
         batches.skip, epoch = state.step, state.epoch
     progress = Progress(config, batches, math.ceil(len(prepared.validation) / VALIDATION_BATCH), epoch)
     callbacks = [EpochState(config, batches, state), StopOnNonFinite(batches), writer, progress]
-    callbacks += early_stopping(config, writer.rows)
+    judging = judges(config)
+    callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
     with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress:
         atomic.sweep(path)
         atomic.sweep(path / "last")

@@ -251,6 +251,27 @@ def test_patience_is_remembered(tmp_path, monkeypatch):
     assert experiment.load(config(tmp_path, **settings | {"epochs": 12}).path).status["epochs_done"] == 4
 
 
+@pytest.mark.parametrize(
+    "settings", [{"lr_schedule": "cosine", "lr_warmup": 1}, {"lr_schedule": "plateau", "lr": 1e-30}]
+)
+def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
+    """The plateau halves it after epoch 12, where nothing has become better for 10: it is one of the variables."""
+    settings = settings | {"epochs": 14, "beta_warmup": 0}
+    expected = numbers_of(training.train(config(tmp_path / "whole", **settings)))
+    run = interrupted(tmp_path, monkeypatch, 12, 1, die, **settings)
+    assert gone_on(run) == expected
+    if settings["lr_schedule"] == "plateau":
+        model = training.prepare(run.config).model
+        checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
+        assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
+
+
+def test_what_falls_over_its_epochs_is_not_trained_longer(tmp_path, capfd):
+    path = training.train(config(tmp_path, lr_schedule="cosine", epochs=1))
+    assert called("--resume", path, "--epochs", 2) == 2
+    assert "a learning rate that falls over its 1 epochs: it cannot be trained longer" in capfd.readouterr().err
+
+
 def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
     words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
     assert called(*words) == 0

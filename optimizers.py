@@ -1,0 +1,69 @@
+"""Optimizers and learning rates by the settings of a run: Keras' own, and the one that the VampPrior paper made."""
+
+import keras
+from keras import ops
+from keras.optimizers import schedules
+
+STEPS = (0.5, 0.75)  # parts of the training after which the learning rate of `step` falls
+FINAL = 0.01  # of the learning rate, where no --lr_final is given
+
+
+class AdamNormGrad(keras.optimizers.Adam):
+    """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
+
+    def apply(self, grads, trainable_variables=None):
+        """Takes a step with g / ||g|| in the place of each gradient g."""
+        super().apply([g / (ops.norm(g) + 1e-12) for g in grads], trainable_variables)
+
+
+OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "adamax": keras.optimizers.Adamax,
+    "adamw": keras.optimizers.AdamW,
+    "adamnormgrad": AdamNormGrad,
+}
+
+
+class WarmUp(schedules.LearningRateSchedule):
+    """A learning rate that rises in a line from 0 over so many steps, and then is `after`, a number or a schedule."""
+
+    def __init__(self, steps, after):
+        self.steps, self.after = steps, after
+
+    def __call__(self, step):
+        """The learning rate of a step."""
+        later = self.after(ops.maximum(step - self.steps, 0)) if callable(self.after) else self.after
+        first = self.after(0) if callable(self.after) else self.after
+        return ops.where(step < self.steps, first * ops.cast(step + 1, "float32") / self.steps, later)
+
+    def get_config(self):
+        """The arguments."""
+        return {"steps": self.steps, "after": self.after}
+
+
+def learning_rate(config, steps):
+    """The learning rate of a run of `steps` steps an epoch: a number, or a schedule over steps.
+
+    cosine: from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5); cosine_restarts: the
+    same over a tenth of it, then again over periods of twice the length; step: down to the final value in two equal
+    factors, after half and three quarters. The epochs of the warm-up come first and count.
+    """
+    final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
+    total = max(1, config.epochs * steps - warmup)
+    rate = {
+        "constant": lambda: config.lr,
+        "plateau": lambda: config.lr,
+        "cosine": lambda: schedules.CosineDecay(config.lr, total, alpha=final / config.lr),
+        "cosine_restarts": lambda: schedules.CosineDecayRestarts(
+            config.lr, max(1, total // 10), t_mul=2.0, alpha=final / config.lr
+        ),
+        "step": lambda: schedules.PiecewiseConstantDecay(
+            [round(part * total) for part in STEPS], [config.lr, (config.lr * final) ** 0.5, final]
+        ),
+    }[config.lr_schedule]()
+    return WarmUp(warmup, rate) if warmup else rate
+
+
+def optimizer(config, steps):
+    """The optimizer of a run of `steps` steps an epoch."""
+    return OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm)

@@ -1,0 +1,94 @@
+"""Learning rates against their formulas, and what each optimizer does to a gradient."""
+
+import keras
+import numpy as np
+import pytest
+
+import optimizers
+from errors import UserError
+from experiment import Config
+
+pytestmark = pytest.mark.keras
+STEPS, EPOCHS = 10, 20  # 200 steps
+
+
+def rates(**settings):
+    """The learning rate of each step of a run."""
+    rate = optimizers.learning_rate(Config(**({"lr": 0.1, "epochs": EPOCHS} | settings)), STEPS)
+    one = [float(rate(step)) if callable(rate) else rate for step in range(STEPS * EPOCHS)]
+    return np.array(one)
+
+
+def test_constant_and_plateau_begin_with_lr():
+    assert set(rates()) == set(rates(lr_schedule="plateau")) == {0.1}
+
+
+def test_cosine_is_half_a_cosine_down_to_the_final_value():
+    for final, expected in ((None, 1e-3), (0.02, 0.02)):
+        t = np.arange(200) / 200
+        formula = expected + (0.1 - expected) * (1 + np.cos(np.pi * t)) / 2
+        np.testing.assert_allclose(rates(lr_schedule="cosine", lr_final=final), formula, rtol=1e-4)
+
+
+def test_restarts_begin_again_over_periods_of_twice_the_length():
+    found = rates(lr_schedule="cosine_restarts")
+    tops = np.flatnonzero(np.isclose(found, 0.1))
+    assert tops.tolist() == [0, 20, 60, 140]
+    np.testing.assert_allclose(found[10], (0.1 + 1e-3) / 2, rtol=1e-4)
+
+
+def test_step_falls_twice_by_the_same_factor():
+    found = rates(lr_schedule="step", lr_final=1e-3)
+    np.testing.assert_allclose(found[[0, 99, 102, 149, 152, 199]], [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_the_warm_up_is_a_line_and_the_rest_follows_it(schedule):
+    found, plain = rates(lr_schedule=schedule, lr_warmup=5), rates(lr_schedule=schedule, epochs=EPOCHS - 5)
+    np.testing.assert_allclose(found[:50], 0.1 * np.arange(1, 51) / 50, rtol=1e-5)
+    np.testing.assert_allclose(found[50:], plain[:150], rtol=1e-4)
+
+
+def first_step(**settings):
+    """What one step with these gradients does to two tensors of zeros."""
+    optimizer = optimizers.optimizer(Config(lr=0.1, **settings), STEPS)
+    tensors = [keras.Variable(np.zeros(shape, "float32")) for shape in (2, 3)]
+    optimizer.build(tensors)
+    optimizer.apply([keras.ops.convert_to_tensor(g) for g in GRADIENTS], tensors)
+    return optimizer, [np.asarray(tensor) for tensor in tensors]
+
+
+GRADIENTS = [np.float32([3, 4]), np.float32([0, 0, 1e-3])]
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_the_first_step_of_every_adam_is_the_sign_of_the_gradient(name):
+    _, tensors = first_step(optimizer=name)
+    for tensor, gradient in zip(tensors, GRADIENTS, strict=True):
+        np.testing.assert_allclose(tensor, -0.1 * np.sign(gradient), atol=1e-3)
+
+
+def test_normalised_gradients_have_norm_one_each_tensor_by_itself():
+    optimizer, _ = first_step(optimizer="adamnormgrad")
+    for moment, gradient in zip(optimizer._momentums, GRADIENTS, strict=True):
+        np.testing.assert_allclose(moment, 0.1 * gradient / np.linalg.norm(gradient), rtol=1e-5)
+
+
+def test_the_norm_of_the_whole_gradient_is_clipped():
+    optimizer, _ = first_step(clip_norm=1.0)
+    for moment, gradient in zip(optimizer._momentums, GRADIENTS, strict=True):
+        np.testing.assert_allclose(moment, 0.1 * gradient / np.hypot(5, 1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr_final": 1e-5}, "--lr_final 1e-05 needs a --lr_schedule that falls"),
+        ({"lr_final": 1.0, "lr_schedule": "step"}, "--lr_final 1.0 must be at most --lr"),
+        ({"lr_warmup": 250}, "--lr_warmup 250 must be less than --epochs 250"),
+        ({"lr_warmup": 1, "lr_schedule": "plateau"}, "does not go with --lr_schedule plateau"),
+    ],
+)
+def test_what_does_not_go_together_is_named(settings, expected):
+    with pytest.raises(UserError, match=expected):
+        Config(**settings)
