@@ -38,6 +38,8 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "lr_final": None,
         "lr_warmup": 0,
         "clip_norm": None,
+        "likelihood": "bernoulli",
+        "sigma": 1.0,
     },
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
@@ -100,6 +102,11 @@ class Config:
         "auto", "dynamic: draw pixels anew in each step; threshold: cut at 0.5; none: grey", tag="binarize",
         choices=data.BINARIZE,
     )  # fmt: skip
+    likelihood: str = setting(
+        "auto", "of a pixel; logistic: discretized, 256 grey values; gaussian: of one --sigma; auto: the data set's",
+        tag="likelihood", choices=("auto", *models.LIKELIHOODS),
+    )  # fmt: skip
+    sigma: float = setting(1.0, "standard deviation of a gaussian pixel", tag="sigma", above=0)
     patience: int = setting(
         0, "stop after so many epochs without a better validation ELBO; 0: off", tag="patience", low=0, high=INT32
     )
@@ -146,6 +153,10 @@ class Config:
             raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
         if self.prior == "vampdata" and self.pseudo_init != "data":
             raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
+        if self.observation == "logistic" and (self.binarization != "none" or self._source.is_binary):
+            raise UserError(f"--likelihood logistic is for grey pixels, and those of {self.data_set} are binarized")
+        if self.sigma != Config.sigma and self.observation != "gaussian":
+            raise UserError(f"--sigma {self.sigma} goes with --likelihood gaussian")
         if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
             raise UserError(
                 f"--gs_key {_short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'"
@@ -161,9 +172,20 @@ class Config:
         return cls(**values)
 
     @property
+    def _source(self):
+        return data.DATA_SETS[self.data_set]
+
+    @property
+    def observation(self):
+        """What `likelihood` comes to for this data set: a name in models.LIKELIHOODS."""
+        return self._source.likelihood if self.likelihood == "auto" else self.likelihood
+
+    @property
     def binarization(self):
-        """What `binarize` comes to for this data set: dynamic, threshold or none."""
-        return data.binarization(data.DATA_SETS[self.data_set], self.binarize)
+        """What `binarize` comes to: dynamic, threshold or none; auto is the data set's, for a Bernoulli likelihood."""
+        if self.binarize == "auto" and self.observation != "bernoulli":
+            return "none"
+        return data.binarization(self._source, self.binarize)
 
     @property
     def is_sized(self):
@@ -188,7 +210,7 @@ class Config:
     @property
     def is_likelihood(self):
         """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
-        return self.binarization != "none" or data.DATA_SETS[self.data_set].is_binary
+        return self.observation != "bernoulli" or self.binarization != "none" or self._source.is_binary
 
     @property
     def note(self):
@@ -207,7 +229,9 @@ class Config:
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)
-        if self.binarization == data.DATA_SETS[self.data_set].binarize:
+        if self.observation == self._source.likelihood:
+            effective["likelihood"] = "auto"
+        if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             effective["binarize"] = "auto"
         if not self.has_components:
             del effective["num_pseudo_inputs"]

@@ -473,12 +473,14 @@ def settings_of(config):
     """The settings of a run that change its numbers: a dict of name to words, as "hvae", "epochs 20" or "lr 0.001"."""
     tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
     values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
-    values["binarize"] = config.binarization
+    values |= {"binarize": config.binarization, "likelihood": config.observation}
+    if config.observation != "gaussian":
+        del values["sigma"]
     if not config.has_components:
         del values["num_pseudo_inputs"]
     if not config.has_pseudo_inputs or config.pseudo_init == "data":
         del values["pseudo_init"]
-    plain = ("model", "prior", "network")
+    plain = ("model", "prior", "network", "likelihood")
     return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 
 

@@ -19,6 +19,7 @@ class Source:
 
     `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
     `binarize` is the meaning of `--binarize auto` for this data set; "none" where the pixels are 0 and 1 already.
+    `likelihood` is that of `--likelihood auto`, bernoulli or logistic.
     `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
     """
 
@@ -33,6 +34,7 @@ class Source:
     files: tuple[PublicFile, ...]
     licence: str
     origin: str
+    likelihood: str = "bernoulli"
     pseudo_pixels: tuple[float, float] = (0.05, 0.01)
 
     @property

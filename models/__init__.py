@@ -40,6 +40,13 @@ NETWORKS = {
 }
 
 
+LIKELIHOODS = {
+    "bernoulli": "networks.bernoulli",
+    "logistic": "networks.discretized_logistic",
+    "gaussian": "networks.pixels",
+}
+
+
 def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     """The LatentModel that `config` describes, with fresh weights from Keras' global seed and noise from `config.seed`.
 
@@ -50,7 +57,8 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     import numpy as np
 
     networks_class = _import(NETWORKS[config.network].path)
-    networks = networks_class(image_shape, config.network_size, find_activation(config.activation))
+    observation = _import(LIKELIHOODS[config.observation])(config.sigma)
+    networks = networks_class(image_shape, observation, config.network_size, find_activation(config.activation))
     if pseudo_inputs is None:
         pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     prior_class = _import(PRIORS[config.prior].path)

@@ -13,6 +13,7 @@ from keras import ops, random
 
 LOG_2PI = math.log(2 * math.pi)
 IMAGE_AXES = (-3, -2, -1)  # H, W, C
+BINS = 256  # grey values of a DiscretizedLogistic
 
 
 def _sample_and_log_prob(distribution, n, seed):
@@ -123,6 +124,51 @@ class Bernoulli(NamedTuple):
     def log_prob(self, x):
         """sum of x * logits - softplus(logits) in nats: (..., H, W, C) -> (...); normalised for x in {0, 1} only."""
         return ops.sum(x * self.logits - ops.softplus(self.logits), axis=IMAGE_AXES)
+
+
+class DiscretizedLogistic(NamedTuple):
+    """Independent pixels, a logistic in 256 bins of [0, 1]; the event is an image (Kingma et al. 2016, eq. 6).
+
+    Pixel value k / 255 is bin k, from k / 256 to (k + 1) / 256. The first and the last bin reach to infinity, so that
+    the probabilities sum to 1. Shapes: mean, of the undivided logistic, and log_scale (..., H, W, C).
+    """
+
+    mean: object
+    log_scale: object
+
+    def sample(self, n, seed):
+        """`n` images of 256 grey values: (n, ..., H, W, C) in [0, 1]. Stochastic."""
+        noise = random.uniform((n, *ops.shape(self.mean)), 1e-7, 1 - 1e-7, dtype=self.mean.dtype, seed=seed)
+        value = self.mean + ops.exp(self.log_scale) * (ops.log(noise) - ops.log(1 - noise))
+        return ops.clip(ops.floor(BINS * value), 0, BINS - 1) / (BINS - 1)
+
+    def log_prob(self, x):
+        """log of the sum of bin probabilities in nats, normalised over the 256^(H W C) images: (..., H, W, C) -> (...).
+
+        sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) loses no digits where bins are improbable.
+        """
+        k = ops.round(x * (BINS - 1))
+        scaled = ops.exp(-self.log_scale)
+        low, high = (scaled * ((k + edge) / BINS - self.mean) for edge in (0, 1))
+        below, above = ops.log_sigmoid(high), ops.log_sigmoid(-low)  # logs of what lies below its end, above its start
+        inside = below + above + ops.log1p(-ops.exp(-scaled / BINS))
+        return ops.sum(ops.where(k <= 0, below, ops.where(k >= BINS - 1, above, inside)), axis=IMAGE_AXES)
+
+
+class Pixels(NamedTuple):
+    """Independent pixels N(mean, sigma^2), one sigma for all; the event is an image. Shape: mean (..., H, W, C)."""
+
+    mean: object
+    sigma: float
+
+    def sample(self, n, seed):
+        """`n` images of real numbers: (n, ..., H, W, C). Stochastic."""
+        return self.mean + self.sigma * random.normal((n, *ops.shape(self.mean)), dtype=self.mean.dtype, seed=seed)
+
+    def log_prob(self, x):
+        """The log-density in nats: (..., H, W, C) -> (...)."""
+        squared = ops.square((x - self.mean) / self.sigma)
+        return -0.5 * ops.sum(LOG_2PI + 2 * math.log(self.sigma) + squared, axis=IMAGE_AXES)
 
 
 def binarize(mean, seed):

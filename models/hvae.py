@@ -3,7 +3,7 @@
 from keras import ops
 
 from .base import LatentModel
-from .distributions import Bernoulli, Chain
+from .distributions import Chain
 
 
 class HVAE(LatentModel):
@@ -48,5 +48,5 @@ class HVAE(LatentModel):
         return Chain(top, self.p_z1, self.dim_z2)
 
     def likelihood(self, z):
-        """Bernoulli p(x|z1, z2): (..., D) -> logits (..., H, W, C)."""
-        return Bernoulli(self.decoder(z))
+        """p(x|z1, z2) for latents (..., D)."""
+        return self.decoder(z)

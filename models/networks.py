@@ -1,25 +1,58 @@
-"""Networks: layers with weights and no rules of probability, but for the heads that return a Normal."""
+"""Networks: layers with weights and no rules of probability, but for the heads that return a distribution."""
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from keras import Sequential, layers, ops
 
-from .distributions import Normal
+from .distributions import Bernoulli, DiscretizedLogistic, Normal, Pixels
 
-LOGVAR_LOW, LOGVAR_HIGH = -6.0, 2.0
+LOGVAR = (-6.0, 2.0)  # bounds of log-variances
+LOG_SCALE = (-4.5, 0.0)  # and of a logistic's log-scale, for pixels in [0, 1]
 
 
-def soft_bound(raw):
-    """c + h tanh((raw - c) / h), in [-6, 2]: the identity to first order around c = -2, and no dead gradient inside."""
-    centre, half = (LOGVAR_LOW + LOGVAR_HIGH) / 2, (LOGVAR_HIGH - LOGVAR_LOW) / 2
+def soft_bound(raw, low, high):
+    """c + h tanh((raw - c) / h), in [low, high] around c: to first order the identity, and no dead gradient."""
+    centre, half = (low + high) / 2, (high - low) / 2
     return centre + half * ops.tanh((raw - centre) / half)
 
 
-def hard_clip(raw):
-    """raw, clipped to [-6, 2] as in the code of Tomczak & Welling (2018); outside of it the gradient is zero."""
-    return ops.clip(raw, LOGVAR_LOW, LOGVAR_HIGH)
+def hard_clip(raw, low, high):
+    """raw, clipped as in the code of Tomczak & Welling (2018); outside of the bounds the gradient is zero."""
+    return ops.clip(raw, low, high)
+
+
+class Observation(NamedTuple):
+    """How p(x|z) is made of what a decoder computes: `of(maps, bound)` for maps (..., H, W, maps * C).
+
+    Those below are made from the sigma of Gaussian pixels, and take it if they need it.
+    """
+
+    maps: int
+    of: Callable
+
+
+def bernoulli(sigma):
+    """The Observation whose only map is the logits."""
+    return Observation(1, lambda maps, bound: Bernoulli(maps))
+
+
+def discretized_logistic(sigma):
+    """The Observation with a mean, squashed into [0, 1], and a bounded log-scale for each pixel and channel."""
+
+    def of(maps, bound):
+        mean, log_scale = ops.split(maps, 2, axis=-1)
+        return DiscretizedLogistic(ops.sigmoid(mean), bound(log_scale, *LOG_SCALE))
+
+    return Observation(2, of)
+
+
+def pixels(sigma):
+    """The Observation with a mean, squashed into [0, 1], and the same sigma everywhere."""
+    return Observation(1, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
 
 
 class GaussianHead(layers.Layer):
@@ -34,7 +67,7 @@ class GaussianHead(layers.Layer):
 
     def call(self, h):
         """Normal with mean and logvar (..., D)."""
-        return Normal(self.mean(h), self.bound(self.raw_logvar(h)))
+        return Normal(self.mean(h), self.bound(self.raw_logvar(h), *LOGVAR))
 
 
 class GatedDense(layers.Layer):
@@ -73,12 +106,12 @@ class DenseStack(layers.Layer):
 
 
 class ConvDecoder(layers.Layer):
-    """Latents (..., D) to logits (..., H, W, C): dense to (H/4, W/4, 32), then five transposed convolutions.
+    """Latents (..., D) to p(x|z): dense to (H/4, W/4, 32), then five transposed convolutions.
 
-    Filters, kernel, stride: 32f,3,1 / 16f,3,2 / 16f,3,1 / 8f,3,2 / C,3,1, the last one linear.
+    Filters, kernel, stride: 32f,3,1 / 16f,3,2 / 16f,3,1 / 8f,3,2 / maps,3,1, the last one linear.
     """
 
-    def __init__(self, latent_dim, image_shape, size, activation):
+    def __init__(self, latent_dim, image_shape, observation, size, activation):
         super().__init__()
         height, width, channels = image_shape
         if height % 4 or width % 4:
@@ -98,45 +131,47 @@ class ConvDecoder(layers.Layer):
                 up(f16, 2),
                 up(f16, 1),
                 up(f8, 2),
-                layers.Conv2DTranspose(channels, 3, padding="same"),
+                layers.Conv2DTranspose(channels * observation.maps, 3, padding="same"),
             ]
         )
-        self.image_shape = image_shape
+        self.observation = observation
         self.floats_per_sample = sum(math.prod(layer.output.shape[1:]) for layer in self.net.layers)
         self.built = True
 
     def call(self, z):
-        """Logits (..., H, W, C)."""
-        flat = self.net(ops.reshape(z, (-1, z.shape[-1])))  # (n * B, H, W, C)
-        return ops.reshape(flat, (*ops.shape(z)[:-1], *self.image_shape))
+        """p(x|z) with batch (...)."""
+        flat = self.net(ops.reshape(z, (-1, z.shape[-1])))  # (n * B, H, W, maps * C)
+        return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), soft_bound)
 
 
 class DenseDecoder(layers.Layer):
-    """Latents (..., D) to logits (..., H, W, C): a stack for each of `parts`, one for both together, a linear map.
+    """Latents (..., D) to p(x|z): a stack for each of `parts`, one for both together, a linear map.
 
     `parts` are the sizes of the latent layers, the top one first, that z = [z2, z1] is cut into; a single one has no
     stack of its own.
     """
 
-    def __init__(self, parts, image_shape, width):
+    def __init__(self, parts, image_shape, observation, width):
         super().__init__()
-        self.parts, self.image_shape = parts, image_shape
+        self.parts, self.observation = parts, observation
+        self.maps_shape = (*image_shape[:2], image_shape[2] * observation.maps)
         several = len(parts) > 1
         self.stacks = [DenseStack(size, (width,), GatedDense) for size in parts] if several else []
         units = (width,) if several else (width, width)
         self.joint = DenseStack(len(parts) * width if several else parts[0], units, GatedDense)
-        self.out = layers.Dense(math.prod(image_shape), kernel_initializer="he_normal")
+        self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal")
         self.out.build((None, width))
-        self.floats_per_sample = 3 * 2 * width + math.prod(image_shape)  # both halves of each gated layer
+        self.floats_per_sample = 3 * 2 * width + math.prod(self.maps_shape)  # both halves of each gated layer
         self.built = True
 
     def call(self, z):
-        """Logits (..., H, W, C)."""
+        """p(x|z) with batch (...)."""
         if self.stacks:
             ends = list(itertools.accumulate(self.parts))
             pieces = [z[..., end - size : end] for size, end in zip(self.parts, ends, strict=True)]
             z = ops.concatenate([stack(piece) for stack, piece in zip(self.stacks, pieces, strict=True)], axis=-1)
-        return ops.reshape(self.out(self.joint(z)), (*ops.shape(z)[:-1], *self.image_shape))
+        maps = ops.reshape(self.out(self.joint(z)), (*ops.shape(z)[:-1], *self.maps_shape))
+        return self.observation.of(maps, hard_clip)
 
 
 class ConditionalNormal(layers.Layer):
@@ -165,8 +200,9 @@ class ConvNetworks:
 
     FEATURES = 256
 
-    def __init__(self, image_shape, size, activation):
-        self.image_shape, self.size, self.activation = image_shape, size, activation
+    def __init__(self, image_shape, observation, size, activation):
+        self.image_shape, self.observation = image_shape, observation
+        self.size, self.activation = size, activation
         self.dense = partial(layers.Dense, activation=activation)
 
     def image_encoder(self):
@@ -209,8 +245,8 @@ class ConvNetworks:
         return ConditionalNormal(DenseStack(latent_dim, (300, 300), self.dense), GaussianHead(300, units))
 
     def decoder(self, *parts):
-        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to logits (..., H, W, C)."""
-        return ConvDecoder(sum(parts), self.image_shape, self.size, self.activation)
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
+        return ConvDecoder(sum(parts), self.image_shape, self.observation, self.size, self.activation)
 
 
 class DenseNetworks:
@@ -222,8 +258,8 @@ class DenseNetworks:
 
     WIDTH = 300
 
-    def __init__(self, image_shape, size, activation):
-        self.image_shape = image_shape
+    def __init__(self, image_shape, observation, size, activation):
+        self.image_shape, self.observation = image_shape, observation
         self.dense = partial(layers.Dense, kernel_initializer="he_normal")
 
     def image_encoder(self):
@@ -255,5 +291,5 @@ class DenseNetworks:
         return ConditionalNormal(DenseStack(latent_dim, (self.WIDTH, self.WIDTH), GatedDense), self.head(units))
 
     def decoder(self, *parts):
-        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to logits (..., H, W, C)."""
-        return DenseDecoder(parts, self.image_shape, self.WIDTH)
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
+        return DenseDecoder(parts, self.image_shape, self.observation, self.WIDTH)

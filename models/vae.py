@@ -1,7 +1,6 @@
 """The variational auto-encoder with one latent layer."""
 
 from .base import LatentModel
-from .distributions import Bernoulli
 
 
 class VAE(LatentModel):
@@ -24,5 +23,5 @@ class VAE(LatentModel):
         return self.top_prior.distribution() if top is None else top
 
     def likelihood(self, z):
-        """Bernoulli p(x|z): (..., D) -> logits (..., H, W, C)."""
-        return Bernoulli(self.decoder(z))
+        """p(x|z) for latents (..., D)."""
+        return self.decoder(z)

@@ -18,6 +18,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
 PLACES = [name for name in FIELDS if name not in NUMBERS]
 SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "lr_schedule": "cosine"}
+SMALL |= {"likelihood": "gaussian", "binarize": "none"}  # so that every setting means something
 
 engine.settle(os.environ.get("KERAS_BACKEND"))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over

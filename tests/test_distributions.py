@@ -9,7 +9,7 @@ import scipy.stats
 from keras import ops
 from keras.random import SeedGenerator
 
-from models.distributions import Bernoulli, Chain, Mixture, Normal, binarize
+from models.distributions import Bernoulli, Chain, DiscretizedLogistic, Mixture, Normal, Pixels, binarize
 
 pytestmark = pytest.mark.keras
 N, B, K, D = 5, 3, 4, 2
@@ -83,6 +83,67 @@ def test_bernoulli_is_finite_at_extreme_logits():
     logits = np.float32([-1e4, 1e4]).reshape(1, 2, 1)
     assert float(Bernoulli(logits).log_prob(np.float32([0, 1]).reshape(1, 2, 1))) == 0.0
     assert float(Bernoulli(logits).log_prob(np.float32([1, 1]).reshape(1, 2, 1))) == -1e4
+
+
+GREY = (np.arange(256, dtype="float32") / 255).reshape(256, 1, 1, 1, 1)  # each grey value, as one pixel
+
+
+def one_pixel(mean, log_scale):
+    """A DiscretizedLogistic over one pixel for each pair: batch (len(mean),)."""
+    shape = (len(mean), 1, 1, 1)
+    return DiscretizedLogistic(np.reshape(np.float32(mean), shape), np.reshape(np.float32(log_scale), shape))
+
+
+MEANS, LOG_SCALES = np.meshgrid([0.0, 0.003, 0.5, 0.77, 1.0, 1.7], [-4.5, -2.0, 0.0, 3.0])
+LOGISTIC = one_pixel(MEANS.ravel(), LOG_SCALES.ravel())
+
+
+def test_the_discretized_logistic_sums_to_one_over_all_grey_values():
+    total = scipy.special.logsumexp(np.asarray(LOGISTIC.log_prob(GREY), "float64"), axis=0)
+    np.testing.assert_allclose(total, 0, atol=1e-5)
+
+
+def test_the_discretized_logistic_is_scipys():
+    """The probability of a bin is a difference of cumulative ones; in the far tail only its log can be compared."""
+    edges = np.arange(257)[:, None] / 256
+    edges[0], edges[-1] = -np.inf, np.inf
+    law = scipy.stats.logistic(MEANS.ravel(), np.exp(LOG_SCALES.ravel()))
+    low = np.where(edges[:-1] < MEANS.ravel(), np.diff(law.cdf(edges), axis=0), -np.diff(law.sf(edges), axis=0))
+    found = np.asarray(LOGISTIC.log_prob(GREY), "float64")
+    assert found.shape == (256, MEANS.size)
+    np.testing.assert_allclose(found, np.log(low), rtol=2e-5, atol=2e-4)
+
+
+def test_the_discretized_logistic_has_a_gradient_where_bins_are_improbable():
+    far = one_pixel([0.0], [-4.5])
+    found = np.asarray(far.log_prob(GREY[-1:]))
+    assert np.isfinite(found) and found < -85  # float32 has no such probability
+
+
+def test_the_discretized_logistic_draws_from_its_density():
+    """Counts of grey values against expected ones, those of rare values put together."""
+    n = 40_000
+    drawn = np.asarray(LOGISTIC.sample(n, SeedGenerator(4)), "float64")[:, :, 0, 0, 0]
+    assert np.allclose(drawn * 255, np.round(drawn * 255), atol=1e-3)
+    probability = np.exp(np.asarray(LOGISTIC.log_prob(GREY), "float64"))  # (256, batch)
+    for column, p in zip(drawn.T, probability.T, strict=True):
+        counts = np.bincount(np.round(column * 255).astype(int), minlength=256)
+        group = np.cumsum(p * n) // 50  # about 50 expected in each
+        observed, expected = (np.bincount(group.astype(int), weights=v) for v in (counts, p / p.sum() * n))
+        kept = expected > 0
+        assert kept.sum() == 1 or scipy.stats.chisquare(observed[kept], expected[kept]).pvalue > 1e-5
+    colour = DiscretizedLogistic(np.zeros((2, 4, 5, 3), "float32"), np.zeros((2, 4, 5, 3), "float32"))
+    assert colour.sample(7, SeedGenerator(0)).shape == (7, 2, 4, 5, 3)
+
+
+def test_gaussian_pixels_are_scipys_and_drawn_from_it():
+    mean, x = (rng.random((N, B, 4, 3, 2)).astype("float32") for _ in range(2))
+    law = scipy.stats.norm(mean, 0.3)
+    found = np.asarray(Pixels(mean, 0.3).log_prob(x))
+    np.testing.assert_allclose(found, law.logpdf(x).sum((-3, -2, -1)), rtol=1e-4)
+    drawn = np.asarray(Pixels(np.float32([[[0.2]]]), 0.3).sample(20_000, SeedGenerator(0)))
+    assert drawn.shape == (20_000, 1, 1, 1)
+    assert scipy.stats.kstest(drawn.ravel(), scipy.stats.norm(0.2, 0.3).cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("n", [1, 7])

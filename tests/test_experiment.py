@@ -163,6 +163,30 @@ def test_a_prior_made_of_data_does_not_begin_with_noise():
         Config(prior="vampdata", pseudo_init="random")
 
 
+def test_the_likelihood_decides_what_auto_binarizes():
+    logistic, gaussian = Config(likelihood="logistic"), Config(likelihood="gaussian", sigma=0.5)
+    assert Config().observation == "bernoulli" and Config().binarization == "dynamic"
+    assert (logistic.observation, logistic.binarization, logistic.note) == ("logistic", "none", "")
+    assert logistic.training_id.endswith("_epochs250_likelihoodlogistic")
+    assert gaussian.training_id.endswith("_epochs250_likelihoodgaussian_sigma0.5") and gaussian.note == ""
+    assert Config(likelihood="bernoulli").training_id == Config().training_id
+    assert Config(likelihood="logistic", binarize="none").training_id == logistic.training_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"likelihood": "logistic", "binarize": "dynamic"}, "--likelihood logistic is for grey pixels"),
+        ({"likelihood": "logistic", "data_set": "staticmnist"}, "those of staticmnist are binarized"),
+        ({"sigma": 0.5}, "--sigma 0.5 goes with --likelihood gaussian"),
+        ({"likelihood": "gaussian", "sigma": 0.0}, "--sigma 0.0 must be more than 0"),
+    ],
+)
+def test_a_likelihood_that_does_not_fit_the_pixels_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Config(**settings)
+
+
 def test_binary_pixels_have_a_likelihood_without_binarization():
     assert Config(data_set="staticmnist").binarization == "none" and Config(data_set="staticmnist").note == ""
 

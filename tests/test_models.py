@@ -12,7 +12,7 @@ from keras import ops
 import models
 from experiment import Config
 from models.likelihood import importance_sampling
-from models.networks import ConvDecoder, DenseNetworks, GatedDense, GaussianHead
+from models.networks import ConvDecoder, DenseNetworks, GatedDense, GaussianHead, bernoulli
 from models.priors import UnitInterval
 
 pytestmark = pytest.mark.keras
@@ -50,6 +50,31 @@ def test_shapes(model, prior, shape):
     assert built.sample(N).shape == (N, *shape)
     assert built.embed(x).shape == (B, 3)
     assert built.log_joint(x, np.zeros((N, B, 3), "float32")).shape == (N, B)
+
+
+SIZED = {"conv": {}, "mlp": {"network_size": Config.network_size}}  # each network's settings, where others are not its
+
+
+@pytest.mark.parametrize("network", models.NETWORKS)
+@pytest.mark.parametrize("likelihood", models.LIKELIHOODS)
+def test_each_likelihood_is_that_of_its_maps(network, likelihood):
+    """Normalised over what a pixel can be, a mean in [0, 1], and a gradient for each weight."""
+    shape = (8, 4, 3)
+    settings = {"likelihood": likelihood, "binarize": "dynamic" if likelihood == "bernoulli" else "none"}
+    built = build("hvae", "vamp", shape, network=network, **settings, **SIZED[network])
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    law = built.likelihood(z)
+    assert law.mean.shape == (N, B, *shape) and np.all((np.asarray(law.mean) >= 0) & (np.asarray(law.mean) <= 1))
+    values = {"bernoulli": 2, "logistic": 256, "gaussian": 2001}[likelihood]
+    low, high = (-9, 10) if likelihood == "gaussian" else (0, 1)
+    axis = np.linspace(low, high, values).astype("float32").reshape(-1, 1, 1, 1, 1, 1)
+    one = type(law)(*(part[:1, :1, :1, :1, :1] if getattr(part, "shape", ()) else part for part in law))
+    total = np.exp(np.asarray(one.log_prob(axis[:, 0]), "float64")).sum()
+    assert total * (19 / 2000 if likelihood == "gaussian" else 1) == pytest.approx(1, abs=1e-3)
+    built.compile(keras.optimizers.SGD(1e-3))
+    before = [np.array(w) for w in built.trainable_variables]
+    built.train_on_batch(images(shape=shape))
+    assert all(np.any(np.asarray(w) != b) for w, b in zip(built.trainable_variables, before, strict=True))
 
 
 def test_the_parameter_count_is_that_of_the_documented_layers():
@@ -176,7 +201,7 @@ def test_a_gate_is_a_product():
 
 
 def test_the_papers_logvar_is_clipped_hard():
-    head = DenseNetworks(SHAPE, None, None).head(1)
+    head = DenseNetworks(SHAPE, None, None, None).head(1)
     head.raw_logvar.kernel.assign(np.eye(300, 1))
     h = np.zeros((4, 300), "float32")
     h[:, 0] = [-1e3, -5.9, 1.9, 1e3]
@@ -328,7 +353,7 @@ def test_activations_of_keras_work(name):
 
 
 def test_decoder_takes_any_leading_axes():
-    decoder, z = ConvDecoder(3, (8, 12, 1), 0.5, "relu"), rng.normal(size=(N, B, 3)).astype("float32")
-    together = np.asarray(decoder(z))
+    decoder, z = ConvDecoder(3, (8, 12, 1), bernoulli(1.0), 0.5, "relu"), rng.normal(size=(N, B, 3)).astype("float32")
+    together = np.asarray(decoder(z).logits)
     assert together.shape == (N, B, 8, 12, 1)
-    np.testing.assert_allclose(together[2], decoder(z[2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together[2], decoder(z[2]).logits, rtol=1e-4, atol=1e-5)
