@@ -43,7 +43,7 @@ class LogWeights(keras.Model):
 
     def _constant(self, tensor):
         variable = self.add_weight(shape=tuple(tensor.shape), initializer="zeros", trainable=False)
-        variable.assign(tensor)
+        variable.assign(ops.copy(tensor))  # JAX would share the buffer of a weight, which it gives away twice in a call
         return variable
 
     def call(self, x):
