@@ -71,7 +71,7 @@ class Config:
     model: str = setting("vae", "one latent layer (vae) or two (hvae)", tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior over the top latent", tag="", choices=tuple(models.PRIORS))
     network: str = setting(
-        "conv", "conv: convolutions; mlp: the gated dense layers of the VampPrior paper", tag="",
+        "conv", "conv: convolutions; mlp: the VampPrior paper's gated dense layers; gatedconv: its convHVAE", tag="",
         choices=tuple(models.NETWORKS),
     )  # fmt: skip
     data_set: str = setting("mnist", "images to train on", tag="", choices=tuple(data.DATA_SETS))
@@ -143,6 +143,8 @@ class Config:
         if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
             raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
                             "--activation go with conv")  # fmt: skip
+        if self.model not in (fitting := models.NETWORKS[self.network].models):
+            raise UserError(f"--network {self.network} needs --model {' or '.join(fitting)}")
         if self.lr_final is not None and self.lr_schedule == "constant":
             raise UserError(f"--lr_final {self.lr_final} needs a --lr_schedule that falls")
         if self.lr_final is not None and self.lr_final > self.lr:

@@ -20,10 +20,11 @@ class PriorEntry(NamedTuple):
 
 
 class NetworkEntry(NamedTuple):
-    """Where a family of networks is, and whether --network_size and --activation mean anything to it."""
+    """Where a family of networks is, whether it has the --network_size and --activation that are set, its models."""
 
     path: str
     is_sized: bool
+    models: tuple
 
 
 MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
@@ -35,8 +36,9 @@ PRIORS = {
     "weightedvamp": PriorEntry("priors.WeightedVampPrior", True, True),
 }
 NETWORKS = {
-    "conv": NetworkEntry("networks.ConvNetworks", True),
-    "mlp": NetworkEntry("networks.DenseNetworks", False),
+    "conv": NetworkEntry("networks.ConvNetworks", True, ("vae", "hvae")),
+    "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae")),
+    "gatedconv": NetworkEntry("networks.GatedConvNetworks", False, ("hvae",)),
 }
 
 

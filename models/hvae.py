@@ -17,11 +17,11 @@ class HVAE(LatentModel):
         self.dim_z1 = latent_dim // 2
         self.dim_z2 = latent_dim - self.dim_z1
         self.encoder_z2 = networks.image_encoder()
-        self.q_z2 = networks.head(self.dim_z2)
+        self.q_z2 = networks.head(networks.image_features, self.dim_z2)
         self.encoder_z1 = networks.lower_image_encoder()
         self.encoder_z1_z2 = networks.latent_encoder(self.dim_z2)
         self.joint_z1 = networks.joint()
-        self.q_z1 = networks.head(self.dim_z1)
+        self.q_z1 = networks.head(networks.joint_features, self.dim_z1)
         self.p_z1 = networks.conditional(self.dim_z2, self.dim_z1)
         self.decoder = networks.decoder(self.dim_z2, self.dim_z1)
         self.top_prior = make_prior(self.dim_z2, self.posterior_z2)

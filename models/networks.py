@@ -70,12 +70,12 @@ class GaussianHead(layers.Layer):
         return Normal(self.mean(h), self.bound(self.raw_logvar(h), *LOGVAR))
 
 
-class GatedDense(layers.Layer):
-    """linear(h) * sigmoid(linear'(h)) over the last axis: (..., F) -> (..., units) (Tomczak & Welling 2018, code)."""
+class Gated(layers.Layer):
+    """linear(h) * sigmoid(linear'(h)), both linear layers from `make` (Tomczak & Welling 2018, code)."""
 
-    def __init__(self, units):
+    def __init__(self, make):
         super().__init__()
-        self.linear, self.gate = (layers.Dense(units, kernel_initializer="he_normal") for _ in range(2))
+        self.linear, self.gate = make(), make()
 
     def build(self, shape):
         """Makes both linear maps."""
@@ -84,8 +84,18 @@ class GatedDense(layers.Layer):
         self.built = True
 
     def call(self, h):
-        """Features (..., units)."""
+        """Features of the shape that `make`'s layer gives."""
         return self.linear(h) * ops.sigmoid(self.gate(h))
+
+
+def gated_dense(units):
+    """Features (..., F) to (..., units)."""
+    return Gated(lambda: layers.Dense(units, kernel_initializer="he_normal"))
+
+
+def gated_conv(filters, kernel, stride=1):
+    """Maps (B, H, W, F) to (B, H / stride, W / stride, filters)."""
+    return Gated(lambda: layers.Conv2D(filters, kernel, stride, padding="same"))
 
 
 class DenseStack(layers.Layer):
@@ -144,34 +154,68 @@ class ConvDecoder(layers.Layer):
         return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), soft_bound)
 
 
-class DenseDecoder(layers.Layer):
-    """Latents (..., D) to p(x|z): a stack for each of `parts`, one for both together, a linear map.
+class LatentStacks(layers.Layer):
+    """A gated layer for each of `parts`, side by side: (..., D) -> (..., len(parts) * width).
 
-    `parts` are the sizes of the latent layers, the top one first, that z = [z2, z1] is cut into; a single one has no
-    stack of its own.
+    `parts` are the sizes of the latent layers, the top one first, that z = [z2, z1] is cut into.
     """
+
+    def __init__(self, parts, width):
+        super().__init__()
+        self.ends = list(itertools.accumulate(parts))
+        self.parts, self.features = parts, len(parts) * width
+        self.stacks = [DenseStack(size, (width,), gated_dense) for size in parts]
+        self.built = True
+
+    def call(self, z):
+        """Features (..., len(parts) * width)."""
+        pieces = [z[..., end - size : end] for size, end in zip(self.parts, self.ends, strict=True)]
+        return ops.concatenate([stack(piece) for stack, piece in zip(self.stacks, pieces, strict=True)], axis=-1)
+
+
+class DenseDecoder(layers.Layer):
+    """Latents (..., D) to p(x|z): two gated layers of `width`, the first one for each of `parts`, and a linear one."""
 
     def __init__(self, parts, image_shape, observation, width):
         super().__init__()
-        self.parts, self.observation = parts, observation
-        self.maps_shape = (*image_shape[:2], image_shape[2] * observation.maps)
-        several = len(parts) > 1
-        self.stacks = [DenseStack(size, (width,), GatedDense) for size in parts] if several else []
-        units = (width,) if several else (width, width)
-        self.joint = DenseStack(len(parts) * width if several else parts[0], units, GatedDense)
+        self.observation, self.maps_shape = observation, (*image_shape[:2], image_shape[2] * observation.maps)
+        self.stacks = LatentStacks(parts, width)
+        self.joint = DenseStack(self.stacks.features, (width,), gated_dense)
         self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal")
         self.out.build((None, width))
-        self.floats_per_sample = 3 * 2 * width + math.prod(self.maps_shape)  # both halves of each gated layer
+        self.floats_per_sample = 2 * (self.stacks.features + width) + math.prod(self.maps_shape)  # gates count twice
         self.built = True
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        if self.stacks:
-            ends = list(itertools.accumulate(self.parts))
-            pieces = [z[..., end - size : end] for size, end in zip(self.parts, ends, strict=True)]
-            z = ops.concatenate([stack(piece) for stack, piece in zip(self.stacks, pieces, strict=True)], axis=-1)
-        maps = ops.reshape(self.out(self.joint(z)), (*ops.shape(z)[:-1], *self.maps_shape))
+        maps = ops.reshape(self.out(self.joint(self.stacks(z))), (*ops.shape(z)[:-1], *self.maps_shape))
         return self.observation.of(maps, hard_clip)
+
+
+class GatedConvDecoder(layers.Layer):
+    """Latents (..., D) to p(x|z): a gated layer of `width` for each of `parts`, one to an image, convolutions.
+
+    These are four gated ones of 64 filters, 3x3, and a linear 1x1.
+    """
+
+    FILTERS = 64
+
+    def __init__(self, parts, image_shape, observation, width):
+        super().__init__()
+        self.observation = observation
+        self.stacks = LatentStacks(parts, width)
+        self.image = DenseStack(self.stacks.features, (math.prod(image_shape),), gated_dense)
+        convs = [gated_conv(self.FILTERS, 3) for _ in range(4)]
+        out = layers.Conv2D(image_shape[2] * observation.maps, 1)
+        self.net = Sequential([layers.Input((math.prod(image_shape),)), layers.Reshape(image_shape), *convs, out])
+        self.floats_per_sample = math.prod(image_shape[:2]) * (3 * self.FILTERS * len(convs) + image_shape[2])
+        self.built = True
+
+    def call(self, z):
+        """p(x|z) with batch (...)."""
+        image = self.image(self.stacks(z))  # (..., H * W * C)
+        flat = self.net(ops.reshape(image, (-1, image.shape[-1])))  # (n * B, H, W, maps * C)
+        return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), hard_clip)
 
 
 class ConditionalNormal(layers.Layer):
@@ -198,7 +242,7 @@ class ConvNetworks:
     `size` scales the filters of the convolutions; 4 gives 32 to 128 of them.
     """
 
-    FEATURES = 256
+    FEATURES = image_features = joint_features = 256
 
     def __init__(self, image_shape, observation, size, activation):
         self.image_shape, self.observation = image_shape, observation
@@ -236,9 +280,9 @@ class ConvNetworks:
         """The features of an image and of a latent, concatenated (..., 512), to features (..., 256)."""
         return DenseStack(2 * self.FEATURES, (self.FEATURES,), self.dense)
 
-    def head(self, units):
-        """Features (..., 256) to a Normal over (..., units)."""
-        return GaussianHead(self.FEATURES, units)
+    def head(self, features, units):
+        """Features (..., features) to a Normal over (..., units)."""
+        return GaussianHead(features, units)
 
     def conditional(self, latent_dim, units):
         """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
@@ -249,6 +293,16 @@ class ConvNetworks:
         return ConvDecoder(sum(parts), self.image_shape, self.observation, self.size, self.activation)
 
 
+def clipped_head(features, units):
+    """Features (..., features) to a Normal over (..., units), as the paper has it."""
+    return GaussianHead(features, units, partial(layers.Dense, kernel_initializer="he_normal"), hard_clip)
+
+
+def gated_conditional(latent_dim, units, width=300):
+    """The paper's p(lower | upper): latents (..., D) to a Normal over (..., units)."""
+    return ConditionalNormal(DenseStack(latent_dim, (width, width), gated_dense), clipped_head(width, units))
+
+
 class DenseNetworks:
     """The parts of the paper's dense VAE and HVAE (Tomczak & Welling 2018): gated layers of 300 units, any image size.
 
@@ -256,11 +310,11 @@ class DenseNetworks:
     linear.
     """
 
-    WIDTH = 300
+    WIDTH = image_features = joint_features = 300
+    head, conditional = staticmethod(clipped_head), staticmethod(gated_conditional)
 
     def __init__(self, image_shape, observation, size, activation):
         self.image_shape, self.observation = image_shape, observation
-        self.dense = partial(layers.Dense, kernel_initializer="he_normal")
 
     def image_encoder(self):
         """Images (B, H, W, C) to features (B, 300), by two gated layers."""
@@ -271,25 +325,59 @@ class DenseNetworks:
         return self._image_encoder(1)
 
     def _image_encoder(self, depth):
-        gated = [GatedDense(self.WIDTH) for _ in range(depth)]
+        gated = [gated_dense(self.WIDTH) for _ in range(depth)]
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
 
     def latent_encoder(self, latent_dim):
         """Latents (..., D) to features (..., 300)."""
-        return DenseStack(latent_dim, (self.WIDTH,), GatedDense)
+        return DenseStack(latent_dim, (self.WIDTH,), gated_dense)
 
     def joint(self):
         """The features of an image and of a latent, concatenated (..., 600), to features (..., 300)."""
-        return DenseStack(2 * self.WIDTH, (self.WIDTH,), GatedDense)
-
-    def head(self, units):
-        """Features (..., 300) to a Normal over (..., units)."""
-        return GaussianHead(self.WIDTH, units, self.dense, hard_clip)
-
-    def conditional(self, latent_dim, units):
-        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        return ConditionalNormal(DenseStack(latent_dim, (self.WIDTH, self.WIDTH), GatedDense), self.head(units))
+        return DenseStack(2 * self.WIDTH, (self.WIDTH,), gated_dense)
 
     def decoder(self, *parts):
         """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
         return DenseDecoder(parts, self.image_shape, self.observation, self.WIDTH)
+
+
+class GatedConvNetworks:
+    """The parts of the paper's convHVAE (ibid.): gated convolutions and gated dense layers, any image size.
+
+    Log-variances are clipped hard, as there; `size` and `activation` have no meaning here. `make_decoder` has the
+    arguments of GatedConvDecoder.
+    """
+
+    WIDTH = joint_features = 300
+    head, conditional = staticmethod(clipped_head), staticmethod(gated_conditional)
+    CONVS = ((32, 1), (32, 2), (64, 1), (64, 2), (6, 1))  # filters, stride
+
+    def __init__(self, image_shape, observation, size, activation, make_decoder=GatedConvDecoder):
+        self.image_shape, self.observation, self.make_decoder = image_shape, observation, make_decoder
+        self.image_features = self.CONVS[-1][0] * math.prod(math.ceil(side / 4) for side in image_shape[:2])
+
+    def image_encoder(self):
+        """Images (B, H, W, C) to features (B, 294) for 28x28 pixels."""
+        return self._image_encoder((7, 3, 5, 3, 3))
+
+    def lower_image_encoder(self):
+        """The same with kernels of 3, for q(z1|x, z2)."""
+        return self._image_encoder((3, 3, 3, 3, 3))
+
+    def _image_encoder(self, kernels):
+        convs = [
+            gated_conv(filters, kernel, stride) for (filters, stride), kernel in zip(self.CONVS, kernels, strict=True)
+        ]
+        return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten()])
+
+    def latent_encoder(self, latent_dim):
+        """Latents (..., D) to as many features as an image has."""
+        return DenseStack(latent_dim, (self.image_features,), gated_dense)
+
+    def joint(self):
+        """The features of an image and of a latent, concatenated, to features (..., 300)."""
+        return DenseStack(2 * self.image_features, (self.WIDTH,), gated_dense)
+
+    def decoder(self, *parts):
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
+        return self.make_decoder(parts, self.image_shape, self.observation, self.WIDTH)

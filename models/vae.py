@@ -9,7 +9,7 @@ class VAE(LatentModel):
     def __init__(self, latent_dim, networks, make_prior, dynamic, seed):
         super().__init__(dynamic, seed)
         self.encoder = networks.image_encoder()
-        self.q_z = networks.head(latent_dim)
+        self.q_z = networks.head(networks.image_features, latent_dim)
         self.decoder = networks.decoder(latent_dim)
         self.top_prior = make_prior(latent_dim, self.posterior)
         self.built = True

@@ -74,7 +74,8 @@ def test_a_value_on_the_bound_is_taken_and_one_beyond_is_named(name, good, bad):
 @pytest.mark.parametrize("name", [name for name in FIELDS if FIELDS[name].metadata["choices"]])
 def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
     choices = FIELDS[name].metadata["choices"]
-    assert [getattr(Config(**{name: choice}), name) for choice in choices] == list(choices)
+    base = {"model": "hvae"}  # which goes with every network
+    assert [getattr(Config(**(base | {name: choice})), name) for choice in choices] == list(choices)
     with pytest.raises(UserError, match=f"--{name} 'nonsense'.*{', '.join(choices)}"):
         Config(**{name: "nonsense"})
 
@@ -154,6 +155,12 @@ def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
     for settings in ({"network_size": 2.0}, {"activation": "tanh"}):
         with pytest.raises(UserError, match="--network mlp has the sizes and gates of its paper"):
             Config(network="mlp", **settings)
+
+
+def test_a_network_of_one_model_refuses_the_others():
+    assert Config(network="gatedconv", model="hvae").training_id.split("_")[5] == "gatedconv"
+    with pytest.raises(UserError, match="--network gatedconv needs --model hvae"):
+        Config(network="gatedconv", model="vae")
 
 
 def test_a_prior_made_of_data_does_not_begin_with_noise():

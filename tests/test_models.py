@@ -12,7 +12,7 @@ from keras import ops
 import models
 from experiment import Config
 from models.likelihood import importance_sampling
-from models.networks import ConvDecoder, DenseNetworks, GatedDense, GaussianHead, bernoulli
+from models.networks import ConvDecoder, DenseNetworks, GaussianHead, LatentStacks, bernoulli, gated_dense
 from models.priors import UnitInterval
 
 pytestmark = pytest.mark.keras
@@ -52,7 +52,9 @@ def test_shapes(model, prior, shape):
     assert built.log_joint(x, np.zeros((N, B, 3), "float32")).shape == (N, B)
 
 
-SIZED = {"conv": {}, "mlp": {"network_size": Config.network_size}}  # each network's settings, where others are not its
+def settings_of(network):
+    """Those without which `build` would not fit a network."""
+    return {"network": network} | ({} if models.NETWORKS[network].is_sized else {"network_size": Config.network_size})
 
 
 @pytest.mark.parametrize("network", models.NETWORKS)
@@ -61,7 +63,7 @@ def test_each_likelihood_is_that_of_its_maps(network, likelihood):
     """Normalised over what a pixel can be, a mean in [0, 1], and a gradient for each weight."""
     shape = (8, 4, 3)
     settings = {"likelihood": likelihood, "binarize": "dynamic" if likelihood == "bernoulli" else "none"}
-    built = build("hvae", "vamp", shape, network=network, **settings, **SIZED[network])
+    built = build("hvae", "vamp", shape, **settings, **settings_of(network))
     z = rng.normal(size=(N, B, 3)).astype("float32")
     law = built.likelihood(z)
     assert law.mean.shape == (N, B, *shape) and np.all((np.asarray(law.mean) >= 0) & (np.asarray(law.mean) <= 1))
@@ -164,14 +166,14 @@ def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
     assert any("pseudo_inputs" in weight.path for weight in built.weights)  # so they are saved with the rest
 
 
-PAPER = {"network": "mlp", "network_size": Config.network_size}
+PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.is_sized for model in entry.models]
 GATED = {"vae": 40, "hvae": 80}  # dimensions of the paper's models
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 5, 3)], ids=str)
-@pytest.mark.parametrize("model", models.MODELS)
-def test_the_dense_networks_take_images_of_any_size(model, shape):
-    built, x = build(model, shape=shape, latent_dim=5, **PAPER), images(shape=shape)
+@pytest.mark.parametrize(("model", "network"), PAPER)
+def test_the_papers_networks_take_images_of_any_size(model, network, shape):
+    built, x = build(model, shape=shape, latent_dim=5, **settings_of(network)), images(shape=shape)
     assert {tuple(term.shape) for term in built.terms(x, N, keras.random.SeedGenerator(0))} == {(N, B)}
     assert built.reconstruct(x).shape == x.shape and built.sample(N).shape == (N, *shape)
 
@@ -193,37 +195,55 @@ def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model):
     assert sum(np.prod(weight.shape) for weight in built.trainable_variables) == expected
 
 
+def gated_encoders():
+    """Parameters of the paper's convHVAE but for its decoder: those of z2's and z1's posteriors and of p(z1|z2)."""
+
+    def stack(*kernels):
+        widths = itertools.pairwise((1, 32, 32, 64, 64, 6))
+        return sum(2 * (i * o * k * k + o) for (i, o), k in zip(widths, kernels, strict=True))
+
+    def gated(i, o):
+        return 2 * (i * o + o)
+
+    def head(features):
+        return 2 * (features * 40 + 40)
+
+    q_z1 = stack(3, 3, 3, 3, 3) + gated(40, 294) + gated(588, 300) + head(300)
+    return stack(7, 3, 5, 3, 3) + head(294) + q_z1 + gated(40, 300) + gated(300, 300) + head(300)
+
+
+def test_the_parameter_count_of_the_gated_convolutions_is_that_of_the_paper():
+    image = 2 * 2 * (40 * 300 + 300) + 2 * (600 * 784 + 784)
+    convs = 2 * (1 * 64 * 9 + 64) + 3 * 2 * (64 * 64 * 9 + 64) + 64 + 1
+    built = models.build(Config(model="hvae", latent_dim=80, network="gatedconv"), (28, 28, 1))
+    count = sum(np.prod(weight.shape) for weight in built.trainable_variables)
+    assert count == gated_encoders() + image + convs
+
+
 def test_a_gate_is_a_product():
-    gate, h = GatedDense(3), rng.normal(size=(N, B, 2)).astype("float32")
+    gate, h = gated_dense(3), rng.normal(size=(N, B, 2)).astype("float32")
     gate.build((None, 2))
     (w, c), (v, d) = ([np.asarray(x, "float64") for x in dense.weights] for dense in (gate.linear, gate.gate))
     np.testing.assert_allclose(gate(h), (h @ w + c) * scipy.special.expit(h @ v + d), rtol=1e-5, atol=1e-6)
 
 
 def test_the_papers_logvar_is_clipped_hard():
-    head = DenseNetworks(SHAPE, None, None, None).head(1)
+    head = DenseNetworks(SHAPE, None, None, None).head(300, 1)
     head.raw_logvar.kernel.assign(np.eye(300, 1))
     h = np.zeros((4, 300), "float32")
     h[:, 0] = [-1e3, -5.9, 1.9, 1e3]
     np.testing.assert_allclose(np.asarray(head(h).logvar)[:, 0], [-6, -5.9, 1.9, 2], rtol=1e-6)
 
 
-def test_the_two_latents_of_the_dense_decoder_are_cut_where_they_were_joined():
+def test_the_two_latents_are_cut_where_they_were_joined():
     """Changing z1 changes nothing in the stack of z2, and the other way round."""
-    built = build("hvae", latent_dim=5, **PAPER)
-    for layer, own in zip(built.decoder.stacks, (slice(0, 3), slice(3, 5)), strict=True):
-        assert layer.stack[0].linear.kernel.shape[0] == own.stop - own.start
-    z = rng.normal(size=(B, 5)).astype("float32")
-    for stack, own in zip(built.decoder.stacks, (slice(0, 3), slice(3, 5)), strict=True):
-        kernels = [(part.kernel, np.array(part.kernel)) for part in (stack.stack[0].linear, stack.stack[0].gate)]
-        for kernel, value in kernels:
-            kernel.assign(np.zeros_like(value))
+    stacks, z = LatentStacks((3, 2), 7), rng.normal(size=(N, B, 5)).astype("float32")
+    before = np.asarray(stacks(z))  # (N, B, 2 * 7)
+    for own, out in ((slice(0, 3), slice(0, 7)), (slice(3, 5), slice(7, 14))):
         changed = z.copy()
-        changed[:, own] += 1
-        np.testing.assert_array_equal(built.decoder(z), built.decoder(changed))
-        for kernel, value in kernels:
-            kernel.assign(value)
-        assert np.abs(np.asarray(built.decoder(z)) - np.asarray(built.decoder(changed))).max() > 1e-3
+        changed[..., own] += 1
+        differs = np.any(np.asarray(stacks(changed)) != before, axis=(0, 1))
+        assert differs[out].all() and differs.sum() == 7
 
 
 @pytest.mark.parametrize("model", models.MODELS)
