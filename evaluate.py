@@ -64,6 +64,9 @@ def run(args):
             failed = True
             continue
         name = one.path.resolve().name  # `.` has none
+        if one.config.is_autoregressive:
+            height, width, _ = one.dataset.image_shape
+            print(f"{name}: to sample an image costs {height} x {width} passes through the decoder, one for each pixel")
         rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
     if rows:
         print(f"{args.split} split, S = {args.num_samples}; nats an image, but for bits_per_dim")

@@ -71,7 +71,8 @@ class Config:
     model: str = setting("vae", "one latent layer (vae) or two (hvae)", tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior over the top latent", tag="", choices=tuple(models.PRIORS))
     network: str = setting(
-        "conv", "conv: convolutions; mlp: the VampPrior paper's gated dense layers; gatedconv: its convHVAE", tag="",
+        "conv", "conv: convolutions; the VampPrior paper's dense layers (mlp), convHVAE (gatedconv), PixelHVAE (pixel)",
+        tag="",
         choices=tuple(models.NETWORKS),
     )  # fmt: skip
     data_set: str = setting("mnist", "images to train on", tag="", choices=tuple(data.DATA_SETS))
@@ -195,6 +196,16 @@ class Config:
         return models.NETWORKS[self.network].is_sized
 
     @property
+    def size(self):
+        """What the training id says of the networks: `factor<F>`, or the name of networks without sizes."""
+        return f"factor{self.network_size}" if self.is_sized else self.network
+
+    @property
+    def is_autoregressive(self):
+        """Whether an image is drawn pixel by pixel."""
+        return models.NETWORKS[self.network].is_autoregressive
+
+    @property
     def is_made_for_its_epochs(self):
         """Whether the learning rate depends on how many epochs there are: such a run cannot be trained longer."""
         return self.lr_schedule in ("cosine", "cosine_restarts", "step")
@@ -226,8 +237,7 @@ class Config:
         A network without sizes stands with its name in the place of `factor<F>`.
         """
         name = f"{self.data_set}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
-        size = f"factor{self.network_size}" if self.is_sized else self.network
-        return f"{name}_{size}_epochs{self.epochs}" + "".join(self._suffixes())
+        return f"{name}_{self.size}_epochs{self.epochs}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)

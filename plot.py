@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 import atomic
 import commandline
@@ -103,16 +104,38 @@ class Embedding(NamedTuple):
     logvar: np.ndarray
 
 
+class Drawing:
+    """A bar of the passes through a network that draws pixel by pixel; no bar where there are none."""
+
+    bar = None
+
+    def __call__(self, done):
+        if self.bar is None:
+            self.bar = tqdm(desc="drawing pixel by pixel", unit="pass", leave=False, disable=not sys.stderr.isatty())
+        self.bar.update(done)
+
+
 class View:
     """What the figures of a run are drawn from, each part computed on first use and kept."""
 
     def __init__(self, run, projection):
         self.run, self.config, self.model = run, run.config, run.model
-        self.projection = projection
+        self.projection, self.drawing = projection, Drawing()
+        self.shown = "draw from" if run.config.is_autoregressive else "mean of"
         self.class_names = run.dataset.class_names
         self.images = run.images("test")  # as the model sees them
         self.split = run.dataset.split("test")
         self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
+
+    def decoded(self, z):
+        """Images of latents (..., D), as of LatentModel.decode: (..., H, W, C)."""
+        seed = self.config.seed
+        images = in_batches(lambda part: self.model.decode(part, seed, self.drawing), z.reshape(-1, z.shape[-1]))
+        return images.reshape(*z.shape[:-1], *images.shape[1:])
+
+    def reconstructed(self, x):
+        """Images as of LatentModel.reconstruct for images x (N, H, W, C): the same shape."""
+        return in_batches(lambda part: self.model.reconstruct(part, self.config.seed, self.drawing), x)
 
     def noise(self):
         """A fresh generator of random numbers, from the run's seed."""
@@ -123,7 +146,7 @@ class View:
     @cached_property
     def reconstructions(self):
         """Reconstructions of the examples: (R, PER_CLASS, H, W, C), NaN where a class has fewer images."""
-        rows = reconstructed(self.model, self.images[self.examples.ravel()])
+        rows = self.reconstructed(self.images[self.examples.ravel()])
         return picked(rows, np.where(self.examples < 0, -1, np.arange(self.examples.size).reshape(self.examples.shape)))
 
     @cached_property
@@ -164,8 +187,8 @@ class View:
 
     @cached_property
     def samples(self):
-        """Mean images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
-        return as_numpy(self.model.sample(SAMPLES, self.config.seed))
+        """Images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
+        return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.drawing))
 
 
 def as_numpy(tensor):
@@ -181,17 +204,6 @@ def in_batches(function, values):
 
     parts = [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
     return np.concatenate([as_numpy(function(ops.convert_to_tensor(part, "float32"))) for part in parts])
-
-
-def decoded(model, z):
-    """Mean images of p(x|z) for latents (..., D): (..., H, W, C)."""
-    images = in_batches(lambda part: model.likelihood(part).mean, z.reshape(-1, z.shape[-1]))
-    return images.reshape(*z.shape[:-1], *images.shape[1:])
-
-
-def reconstructed(model, x):
-    """Mean images of p(x|z) at the posterior means of images x (N, H, W, C): the same shape."""
-    return in_batches(model.reconstruct, x)
 
 
 def examples(labels, num_images, class_names):
@@ -256,8 +268,8 @@ def draw_manifold(view):
 def draw_grid(view):
     """Images decoded on a grid of latents, z[0] to the right and z[1] upward, as in the embedding."""
     values, spacing = grid_axes(view)
-    images = decoded(view.model, latent_grid(values))
-    figure = figures.sheet(images, f"mean of p(x|z); z spaced by quantiles of {spacing}")
+    images = view.decoded(latent_grid(values))
+    figure = figures.sheet(images, f"{view.shown} p(x|z); z spaced by quantiles of {spacing}")
     figures.name_columns(figure, figures.every_other(values[0]), "z[0]")
     if len(values) == 2:
         figures.name_rows(figure, figures.every_other(values[1])[::-1], "z[1]")
@@ -291,10 +303,10 @@ def draw_interpolations(view):
     ends = pairs(view.examples)
     means = view.embedding.mean[ends]  # (R, 2, D)
     t = np.linspace(0, 1, STEPS)[:, None]
-    lines = decoded(view.model, means[:, :1] * (1 - t) + means[:, 1:] * t)  # (R, STEPS, H, W, C)
+    lines = view.decoded(means[:, :1] * (1 - t) + means[:, 1:] * t)  # (R, STEPS, H, W, C)
     originals = view.images[ends]
     grid = np.concatenate([originals[:, :1], lines, originals[:, 1:]], axis=1)
-    caption = "mean of p(x|z) on a line between two posterior means"
+    caption = f"{view.shown} p(x|z) on a line between two posterior means"
     figure = figures.sheet(grid, caption, column_breaks=(1, STEPS + 1))
     ticks = [f"{share:g}" if index % 2 == 0 else "" for index, share in enumerate(t[:, 0])]
     figures.name_columns(figure, ["image", *ticks, "image"], "share of the way")
@@ -375,14 +387,14 @@ def draw_losshistory(view):
 
 def draw_samples(view):
     """Mean images of draws from the model's own prior."""
-    return figures.sheet(figures.in_rows(view.samples, 10), f"{SAMPLES} samples: mean of p(x|z), z from the prior")
+    return figures.sheet(figures.in_rows(view.samples, 10), f"{SAMPLES} samples: {view.shown} p(x|z), z from the prior")
 
 
 def draw_pseudoinputs(view):
     """Pseudo-inputs, evenly chosen, each above the image decoded at the mean of its posterior."""
     inputs = as_numpy(view.model.top_prior.pseudo_inputs)
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), PSEUDO_INPUTS)).round().astype(int)
-    images = decoded(view.model, view.components[chosen])
+    images = view.decoded(view.components[chosen])
     grid = figures.alternating(figures.in_rows(inputs[chosen], 10), figures.in_rows(images, 10))
     caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its posterior's mean"
     return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
@@ -408,7 +420,7 @@ class Group(NamedTuple):
 
     data_set: str
     latent_dim: int
-    network_size: float
+    size: str
 
 
 class Drawn(NamedTuple):
@@ -424,14 +436,14 @@ class Drawn(NamedTuple):
     @property
     def group(self):
         """The Group of this run."""
-        return Group(self.config.data_set, self.config.latent_dim, self.config.network_size)
+        return Group(self.config.data_set, self.config.latent_dim, self.config.size.removesuffix(".0"))
 
 
 def drawn_of(view):
     """The Drawn of a view's run."""
     order = view.examples.T if view.rows else view.examples  # one of each class before the second of any
     chosen = order[order >= 0][:10]
-    reconstructions = reconstructed(view.model, view.images[chosen])
+    reconstructions = view.reconstructed(view.images[chosen])
     run = view.run
     return Drawn(run.path, run.config, run.history, view.split.grey(chosen), reconstructions, view.samples[:10])
 
@@ -439,7 +451,7 @@ def drawn_of(view):
 def draw_group(group, members, output):
     """Draws both figures that compare the runs of a group."""
     folder = Path(os.path.normpath(members[0].path / os.pardir), "figures")
-    prefix = f"{group.data_set}_ldim{group.latent_dim}_factor{group.network_size:g}"
+    prefix = f"{group.data_set}_ldim{group.latent_dim}_{group.size}"
     labels = differences(members)
     curves = {}
     for label, one in zip(labels, members, strict=True):

@@ -20,11 +20,15 @@ class PriorEntry(NamedTuple):
 
 
 class NetworkEntry(NamedTuple):
-    """Where a family of networks is, whether it has the --network_size and --activation that are set, its models."""
+    """Where a family of networks is, whether it has the --network_size and --activation that are set, its models.
+
+    `is_autoregressive`: pixels depend on one another, so that an image is drawn in as many passes as it has pixels.
+    """
 
     path: str
     is_sized: bool
     models: tuple
+    is_autoregressive: bool = False
 
 
 MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
@@ -39,6 +43,7 @@ NETWORKS = {
     "conv": NetworkEntry("networks.ConvNetworks", True, ("vae", "hvae")),
     "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae")),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", False, ("hvae",)),
+    "pixel": NetworkEntry("pixelcnn.pixel_networks", False, ("hvae",), is_autoregressive=True),
 }
 
 

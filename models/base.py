@@ -66,17 +66,24 @@ class LatentModel(keras.Model, abc.ABC):
         """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
         return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
-    def sample(self, n, seed=None):
-        """n mean images of p(x|z), z drawn from this model's prior by an integer seed or anew: (n, H, W, C)."""
-        return self.likelihood(self.prior().sample(n, keras.random.SeedGenerator(seed))).mean
+    def decode(self, z, seed=None, progress=lambda done: None):
+        """Images of latents (..., D) to look at: means of p(x|z), or draws where they are not known: (..., H, W, C).
+
+        Draws are stochastic, by an integer seed or anew, and cost H W passes, each of which `progress` is told of.
+        """
+        return self.likelihood(z).picture(keras.random.SeedGenerator(seed), progress)
+
+    def sample(self, n, seed=None, progress=lambda done: None):
+        """n images as of `decode`, z drawn from this model's prior by an integer seed or anew: (n, H, W, C)."""
+        return self.decode(self.prior().sample(n, keras.random.SeedGenerator(seed)), seed, progress)
 
     def embed(self, x):
         """Posterior means of images (B, H, W, C): (B, D)."""
         return self.posterior(x).at_mean().mean
 
-    def reconstruct(self, x):
-        """Mean images of p(x|z) at the posterior means: (B, H, W, C). Deterministic."""
-        return self.likelihood(self.embed(x)).mean
+    def reconstruct(self, x, seed=None, progress=lambda done: None):
+        """Images as of `decode` at the posterior means: (B, H, W, C)."""
+        return self.decode(self.embed(x), seed, progress)
 
     def call(self, x, training=False):
         """`Terms` with one sample for each image, (1, B): what training and validation are made of. Stochastic."""

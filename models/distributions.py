@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops, random
 
 LOG_2PI = math.log(2 * math.pi)
@@ -107,10 +108,16 @@ class Chain(NamedTuple):
         return Normal(mean, ops.concatenate([self.top.logvar, bottom.logvar], axis=-1))
 
 
+def _mean_picture(distribution, seed, progress=None):
+    """The mean image, which needs no draw."""
+    return distribution.mean
+
+
 class Bernoulli(NamedTuple):
     """Independent pixels with p(x = 1) = sigmoid(logits); the event is an image. Shape: logits (..., H, W, C)."""
 
     logits: object
+    picture = _mean_picture
 
     @property
     def mean(self):
@@ -135,6 +142,7 @@ class DiscretizedLogistic(NamedTuple):
 
     mean: object
     log_scale: object
+    picture = _mean_picture
 
     def sample(self, n, seed):
         """`n` images of 256 grey values: (n, ..., H, W, C) in [0, 1]. Stochastic."""
@@ -160,6 +168,7 @@ class Pixels(NamedTuple):
 
     mean: object
     sigma: float
+    picture = _mean_picture
 
     def sample(self, n, seed):
         """`n` images of real numbers: (n, ..., H, W, C). Stochastic."""
@@ -169,6 +178,43 @@ class Pixels(NamedTuple):
         """The log-density in nats: (..., H, W, C) -> (...)."""
         squared = ops.square((x - self.mean) / self.sigma)
         return -0.5 * ops.sum(LOG_2PI + 2 * math.log(self.sigma) + squared, axis=IMAGE_AXES)
+
+
+class Autoregressive(NamedTuple):
+    """prod_i p(x_i | x_<i, planes), pixels in raster order; the event is an image (van den Oord et al. 2016, eq. 1).
+
+    `pixels` maps images (M, H, W, C) and planes (M, H, W, P) to the law of all pixels, batch (M,), that of a pixel
+    being the same whatever it and those after it are. It looks back by `reach` rows at most, so that it may be given
+    only these. Shapes: planes (..., H, W, P); `image_shape` (H, W, C).
+    """
+
+    planes: object
+    pixels: Callable
+    image_shape: tuple
+    reach: int
+
+    def log_prob(self, x):
+        """The sum over pixels in nats: (..., H, W, C) -> (...)."""
+        batch = ops.shape(self.planes)[:-3]
+        x = ops.broadcast_to(x, (*batch, *self.image_shape))
+        flat = self.pixels(*(ops.reshape(part, (-1, *part.shape[-3:])) for part in (x, self.planes)))
+        return ops.reshape(flat.log_prob(ops.reshape(x, (-1, *self.image_shape))), batch)
+
+    def sample(self, n, seed, progress=lambda done: None):
+        """`n` draws, pixel by pixel, H W passes: (n, ..., H, W, C). `progress` is told of each pass. Stochastic."""
+        planes = ops.broadcast_to(self.planes, (n, *ops.shape(self.planes)))
+        flat = ops.reshape(planes, (-1, *planes.shape[-3:]))  # (M, H, W, P)
+        x = np.zeros((flat.shape[0], *self.image_shape), "float32")
+        for row, column in np.ndindex(self.image_shape[:2]):
+            near = slice(max(0, row - self.reach), row + 1)
+            law = self.pixels(ops.convert_to_tensor(x[:, near]), flat[:, near])
+            x[:, row, column] = ops.convert_to_numpy(law.sample(1, seed))[0, :, -1, column]
+            progress(1)
+        return ops.reshape(ops.convert_to_tensor(x), (*planes.shape[:-3], *self.image_shape))
+
+    def picture(self, seed, progress=lambda done: None):
+        """One draw, as the mean would need a sum over all images: (..., H, W, C). Stochastic."""
+        return self.sample(1, seed, progress)[0]
 
 
 def binarize(mean, seed):
