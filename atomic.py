@@ -2,27 +2,39 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
+PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by the process of this number on this host
 
-def write(path, content):
-    """Writes bytes to a file: aside first, then in its place. Raises OSError, with the old content untouched."""
+
+@contextlib.contextmanager
+def replacing(path):
+    """A new file, open for bytes, that takes the place of `path` if the block ends well. Raises OSError."""
     path = Path(path)
     aside = path.with_name(f".{_me()}.{path.name}.part")
     try:
         with open(aside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write(path, content):
+    """Writes bytes to a file: aside first, then in its place. Raises OSError, with the old content untouched."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path, value):
@@ -39,10 +51,14 @@ def write_csv(path, rows):
     write(path, text.getvalue().encode())
 
 
-def sweep(folder):
-    """Removes what processes that were killed while they wrote into `folder` left there: files, or whole folders."""
+def sweep(folder, alone=False):
+    """Removes what processes that were killed while they wrote into `folder` left there: files, or whole folders.
+
+    What another machine's process left may still be written, unless this process is `alone` in writing there.
+    """
     for aside in Path(folder).glob(".*.part"):
-        if _is_at_work(aside.name.split(".")[1]):
+        written = PART.fullmatch(aside.name)
+        if not written or (not alone and _is_at_work(*written.groups())):
             continue
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
@@ -65,11 +81,18 @@ def _me():
     return f"{os.getpid()}@{socket.gethostname().split('.')[0]}"
 
 
-def _is_at_work(writer):
+def _is_at_work(pid, host):
     """Whether this is another process that lives, as far as can be seen from here."""
     import psutil
 
-    pid, _, host = writer.partition("@")
-    if not pid.isdigit() or writer == _me():
-        return False
-    return host != _me().partition("@")[2] or psutil.pid_exists(int(pid))
+    me = _me().partition("@")
+    return host != me[2] or (pid != me[0] and psutil.pid_exists(int(pid)))
+
+
+@contextlib.contextmanager
+def opened(path):
+    """A file, open to read bytes. Raises OSError, also for a pipe or a device, which might never end."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        yield file

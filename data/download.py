@@ -2,14 +2,12 @@
 
 import hashlib
 import http.client
-import os
 import urllib.request
-import uuid
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
+import atomic
 from data.files import DataError, places, read_first
 
 TIMEOUT = 30  # seconds without a byte
@@ -42,26 +40,12 @@ def download(file, folder) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / file.name) as out:
+        atomic.sweep(folder)
+        with atomic.replacing(folder / file.name) as out:
             _receive_from_any(file, out)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}") from error
     return folder / file.name
-
-
-@contextmanager
-def _replacing(target):
-    """A new file that takes the place of `target` if the block ends well, and is removed if it does not."""
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, target)
-    except BaseException:  # an interrupt, too, must leave nothing behind
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _receive_from_any(file, out):

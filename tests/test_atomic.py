@@ -72,3 +72,32 @@ def test_a_folder_stays_where_it_was_renamed_and_goes_where_it_was_not(tmp_path)
     with atomic.folder(tmp_path) as made:
         (made / "y").touch()
     assert names_in(tmp_path) == ["kept"] and names_in(tmp_path / "kept") == ["x"]
+
+
+def test_what_is_not_ours_stays_however_it_is_called(tmp_path):
+    for name in (".thesis.part", ".7@.part", ".x@y.z.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.1.part").write_text("a film")
+    before = names_in(tmp_path)
+    atomic.sweep(tmp_path)
+    atomic.sweep(tmp_path, alone=True)
+    assert names_in(tmp_path) == before
+
+
+def test_where_nobody_else_writes_leftovers_of_other_machines_go(tmp_path):
+    for name in (f".{os.getppid()}@elsewhere.file.part", f".{os.getpid()}@elsewhere.x.part"):
+        (tmp_path / name).touch()
+    atomic.sweep(tmp_path)
+    assert len(names_in(tmp_path)) == 2
+    atomic.sweep(tmp_path, alone=True)
+    assert names_in(tmp_path) == []
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    with atomic.opened(tmp_path / "file") as file:
+        assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(OSError), atomic.opened(other):
+            pass
