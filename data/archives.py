@@ -100,7 +100,7 @@ def unpickle(content, encoding="latin1"):
     `encoding` is that of Python 2's strings. Raises DataError for anything else, and for what is damaged.
     """
     try:
-        return _arrays_in(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
+        return _made(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {}, _Room(len(content)))
     except DataError:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
@@ -135,32 +135,54 @@ class _Array:
     def __setstate__(self, state):
         self.state = state
 
-    def made(self):
+    def made(self, room):
         """The NumPy array, a copy of its own. Raises DataError where the bytes do not fit the shape."""
         if not isinstance(self.state, tuple) or len(self.state) != 5 or not isinstance(self.state[2], _Dtype):
             raise DataError("a pickle holds an array without content")
         _, shape, dtype, fortran, raw = self.state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
         dtype = dtype.made()
         if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 8:
             raise DataError("a pickle holds an array of no shape")
-        if not isinstance(raw, bytes) or len(raw) != math.prod(shape) * dtype.itemsize:
+        text = raw.text if isinstance(raw, _Latin) else raw
+        if not isinstance(text, bytes | str) or len(text) != math.prod(shape) * dtype.itemsize:
             raise DataError(f"a pickle holds an array of shape {shape} with other bytes")
+        room.take(len(text))
+        raw = text.encode("latin1") if isinstance(text, str) else text
         return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 
-def _encode(text, encoding):
+class _Latin:
     """In the place of _codecs.encode, which Python 3 pickles bytes with for protocol 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise DataError(f"a pickle wants the codec {str(encoding)[:20]!r}")
-    return text.encode("latin1")
+
+    def __init__(self, text, encoding):
+        if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+            raise DataError(f"a pickle wants the codec {str(encoding)[:20]!r}")
+        self.text = text
+
+    def made(self, room):
+        """The bytes."""
+        room.take(len(self.text))
+        return self.text.encode("latin1")
+
+
+class _Room:
+    """How many bytes may still be made of a pickle: as many as it has, for two arrays may name the same bytes."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def take(self, wanted):
+        """Raises DataError where that is more."""
+        self.left -= wanted
+        if self.left < 0:
+            raise DataError("a pickle holds more than its own bytes: some of them many times")
 
 
 _GLOBALS = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): _Latin,
 }
 
 
@@ -181,7 +203,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose memo grows with
         """`load` for keys that are text or numbers: hashing pairs of pairs of pairs may never end."""
 
         def checked(self):
-            if not all(type(key) in (str, bytes, int) for key in self.stack[newest]):
+            if not all(type(key) in (str, bytes, int, _Latin) for key in self.stack[newest]):
                 raise DataError("a pickle holds a dict whose keys are neither text nor numbers")
             load(self)
 
@@ -192,19 +214,19 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose memo grows with
     dispatch[pickle.DICT[0]] = _with_plain_keys(dispatch[pickle.DICT[0]], slice(0, None, 2))
 
 
-def _arrays_in(value, made):
-    """`value` with each stand-in replaced by its array, each object once; DataError for one that holds itself."""
+def _made(value, made, room):
+    """`value` with what each stand-in stands for, each object once. Raises DataError for one that holds itself."""
     if id(value) in made:
         if made[id(value)] is _Array:
             raise DataError("a pickle holds a list that holds itself")
         return made[id(value)]
     made[id(value)] = _Array
-    if isinstance(value, _Array):
-        result = value.made()
+    if isinstance(value, _Array | _Latin):
+        result = value.made(room)
     elif type(value) in (list, tuple):
-        result = type(value)(_arrays_in(one, made) for one in value)
+        result = type(value)(_made(one, made, room) for one in value)
     elif type(value) is dict:
-        result = {key: _arrays_in(one, made) for key, one in value.items()}
+        result = {_made(key, made, room): _made(one, made, room) for key, one in value.items()}
     elif value is None or type(value) in (bool, int, float, str, bytes):
         result = value
     else:

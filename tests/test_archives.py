@@ -214,6 +214,24 @@ def test_pickles_that_grow_are_refused_or_stay_small():
         unpickle(b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".")  # lists in lists
 
 
+def test_arrays_that_share_their_bytes_are_not_made_many_times():
+    assert len(unpickle(pickle.dumps([np.zeros(2**16, np.uint8)] * 1000, 2))) == 1000  # one with a thousand names
+    text = b"X" + (2**16).to_bytes(4, "little") + bytes(2**16) + b"q\x63"
+    one = b"c_codecs\nencode\n(" + b"h\x63" + b"X\x06\x00\x00\x00latin1tR"
+    with pytest.raises(DataError, match="holds more than its own bytes"):
+        unpickle(b"\x80\x02" + text + b"0](" + 50 * one + b"e.")
+    dtype = b"cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tR(K\x03X\x01\0\0\0|NNNK\xffK\xffK\0tb"
+    state = b"(K\x01(J" + (2**16).to_bytes(4, "little") + b"t" + dtype + b"\x89"
+    state += b"B" + (2**16).to_bytes(4, "little") + bytes(2**16) + b"tq\x020"
+    for count in (1, 3):
+        arrays = b"](" + count * b"cnumpy.core.multiarray\n_reconstruct\n)Rh\x02b" + b"e."
+        if count == 1:
+            assert len(unpickle(b"\x80\x04" + state + arrays)[0]) == 2**16
+        else:
+            with pytest.raises(DataError, match="holds more than its own bytes"):
+                unpickle(b"\x80\x04" + state + arrays)
+
+
 def test_pickles_that_never_end_are_refused():
     with pytest.raises(DataError, match="keys are neither text nor numbers"):
         unpickle(b"\x80\x02})" + 60 * b"2\x86" + b"Ns.")  # a key of pairs of pairs, hashed one by one
