@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import atomic
+
 SECONDS = 60  # for looking at a file
 MEMORY = 2**32  # bytes of address space for doing so, beside twice the file
 MOST_ARRAYS = 5  # times the model's: each weight, what an optimizer keeps of it, and some to spare
@@ -22,7 +24,7 @@ def check(path, expected):
     An optimizer's state may be there too, of arrays no larger than the weights. Keras does not mind when arrays are
     left over, and finds out how large one is by reading it.
     """
-    with open(path, "rb"):  # that it is there and may be read is known from here
+    with atomic.opened(path):  # that it is there and may be read is known from here
         limit = MEMORY + 2 * Path(path).stat().st_size
     most = max((math.prod(shape) for shape in expected), default=1)
     try:
@@ -69,7 +71,7 @@ def shapes(path, most, most_arrays):
         dict(item.attrs)  # Keras reads one too
         if isinstance(item, h5py.Dataset):
             count += 1
-            if item.dtype.kind not in "fiu" or item.external or item.is_virtual:
+            if item.dtype.kind not in "fiu" or item.external or item.is_virtual or item.chunks:  # which may be packed
                 return "it holds something else than plain arrays of numbers"
             if math.prod(item.shape) > most or count > most_arrays:
                 return f"it holds an array of shape {item.shape}, or too many"

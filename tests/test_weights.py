@@ -1,5 +1,7 @@
 """Weights files that somebody else may have written: what Keras writes is taken, what is hostile is refused."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -54,6 +56,20 @@ def add(path, name, item):
 def test_what_is_no_array_of_numbers_of_the_right_size_is_refused(path, item, expected):
     add(path, "more", item)
     refused(path, expected)
+
+
+@pytest.mark.parametrize("packing", [{"compression": "gzip"}, {"shuffle": True}, {"chunks": (1, 3)}], ids=str)
+def test_arrays_that_are_packed_are_refused_without_unpacking(path, packing):
+    with h5py.File(path, "a") as file:
+        del file["layers/dense_0/vars/0"]
+        file.create_dataset("layers/dense_0/vars/0", data=np.zeros((2, 3), "float32"), **packing)
+    refused(path, "something else than plain arrays of numbers")
+
+
+def test_a_pipe_is_no_weights_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.weights.h5")
+    with pytest.raises(OSError, match="no regular file"):
+        weights.check(tmp_path / "pipe.weights.h5", SHAPES)
 
 
 def test_arrays_that_lie_elsewhere_are_refused(path, tmp_path):
