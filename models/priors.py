@@ -11,6 +11,7 @@ import numpy as np
 from keras import constraints, initializers, layers, ops
 
 from .distributions import Mixture, Normal
+from .networks import LOGVAR, soft_bound
 
 
 class StandardPrior(layers.Layer):
@@ -37,7 +38,7 @@ class MixturePrior(layers.Layer):
     """p(z) = (1/K) sum_k N(z; mean_k, diag exp(logvar_k)), all K means and log-variances trained.
 
     K is that of `pseudo_inputs`, which have no other part in it. The means begin as draws from N(0, I), the
-    log-variances at 0.
+    log-variances near 0; they are bounded as an encoder's are, else a component could collapse onto a point.
     """
 
     def __init__(self, latent_dim, encode, pseudo_inputs):
@@ -45,7 +46,7 @@ class MixturePrior(layers.Layer):
         shape = (len(pseudo_inputs), latent_dim)
         self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
         self.mean = self.add_weight(shape=shape, initializer=initializers.RandomNormal(stddev=1.0), name="mean")
-        self.logvar = self.add_weight(shape=shape, initializer="zeros", name="logvar")
+        self.raw_logvar = self.add_weight(shape=shape, initializer="zeros", name="raw_logvar")
         self.built = True
 
     def distribution(self):
@@ -53,7 +54,7 @@ class MixturePrior(layers.Layer):
         return Mixture(
             uniform_log_weights(self.mean.shape[0]),
             ops.convert_to_tensor(self.mean),
-            ops.convert_to_tensor(self.logvar),
+            soft_bound(ops.convert_to_tensor(self.raw_logvar), *LOGVAR),
         )
 
 

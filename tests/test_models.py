@@ -126,7 +126,7 @@ def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior
     """Over two latents, log p(x) by a sum over a grid is exact: posterior, prior and likelihood fit one another."""
     built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 120
     for weight in built.trainable_variables:
-        if weight.path.split("/")[-1] not in ("pseudo_inputs", "mean", "logvar"):  # the prior's own
+        if weight.path.split("/")[-1] not in ("pseudo_inputs", "mean", "raw_logvar"):  # the prior's own
             weight.assign(np.asarray(weight) * 1.4)  # so that x and z matter to one another
     axis = (np.arange(n) + 0.5) / n * 2 * side - side
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 2).astype("float32")
@@ -139,11 +139,14 @@ def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior
 
 def test_a_mixture_prior_is_that_of_scipy():
     prior, z = build(prior="mog").top_prior, rng.normal(size=(N, B, 3)).astype("float32")
-    prior.logvar.assign(rng.normal(size=(K, 3)))
-    mean, sd = np.asarray(prior.mean, "float64"), np.exp(np.asarray(prior.logvar, "float64") / 2)
+    prior.raw_logvar.assign(rng.normal(size=(K, 3)))
+    law = prior.distribution()
+    mean, sd = np.asarray(prior.mean, "float64"), np.exp(np.asarray(law.logvar, "float64") / 2)
     each = scipy.stats.norm.logpdf(z[..., None, :], mean, sd).sum(-1)  # (N, B, K)
     expected = scipy.special.logsumexp(each, axis=-1, b=1 / K)
-    np.testing.assert_allclose(prior.distribution().log_prob(z), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(law.log_prob(z), expected, rtol=1e-4, atol=1e-4)
+    prior.raw_logvar.assign(np.full((K, 3), -1e3))
+    assert np.all(np.asarray(prior.distribution().logvar) == -6)  # no component collapses onto a point
     assert abs(np.asarray(build(prior="mog", num_pseudo_inputs=4000).top_prior.mean).std() - 1) < 0.05
 
 
