@@ -1,10 +1,13 @@
 """What the scripts share on the command line: flags made from `Config`, exit codes, which runs are meant, tables."""
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import data
@@ -89,9 +92,10 @@ def grid(args):
 def command(run, args):
     """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
     try:
-        code = run(args)
-        sys.stdout.flush()  # here, where a reader that has gone is no surprise
-        return code
+        with stoppable():
+            code = run(args)
+            sys.stdout.flush()  # here, where a reader that has gone is no surprise
+            return code
     except (UserError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,6 +105,22 @@ def command(run, args):
     except KeyboardInterrupt:
         print("stopped; what was written is whole and kept", file=sys.stderr)
         return STOPPED
+
+
+@contextlib.contextmanager
+def stoppable():
+    """Makes SIGTERM and SIGHUP what Ctrl-C is, for the block; what is ignored, as SIGHUP under nohup, stays ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    usual = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # elsewhere it is forbidden
+        usual = []
+    for number in usual:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def table(rows):

@@ -57,7 +57,7 @@ def run_again(args):
         if isinstance(value, list) and len(value) > 1:
             raise UserError(f"--{name} takes one value with --resume, not {len(value)}")
     settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
-    before = experiment.load(args.resume)
+    before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
     engine.settle(args.backend or before.backend, args.device)
     config = dataclasses.replace(before.config, **({"data_dir": before.data_dir} | settings))
     if config.training_id == before.config.training_id:
