@@ -149,9 +149,12 @@ def config(folder):
     """config.json: all of its settings are those that a Config takes."""
     tiny_run(folder)
     new = json.loads((folder / "config.json").read_bytes())
-    old = {name: value for name, value in new["config"].items() if name not in experiment.ADDED[2]}
+    olds, settings = [], new["config"]
+    for number in range(experiment.FORMAT, 1, -1):
+        settings = {name: value for name, value in settings.items() if name not in experiment.ADDED[number]}
+        olds.append(new | {"format": number - 1, "config": settings})
     far = new | {"config": new["config"] | {"data_dir": "x" * 300}}  # a name that no file system takes
-    *valid, far = (json.dumps(record).encode() for record in (new, new | {"format": 1, "config": old}, far))
+    *valid, far = (json.dumps(record).encode() for record in (new, *olds, far))
 
     def read():
         found = experiment.load(folder).config
