@@ -181,6 +181,7 @@ class RunWriter(keras.callbacks.Callback):
         self.rows = state.rows if state else []
         self.best = state.best if state else b""
         self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
+        self.validates = False
         self.saved = time.monotonic()
 
     @property
@@ -191,6 +192,14 @@ class RunWriter(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the epoch's clock."""
         self.epoch, self.started = epoch, time.perf_counter() - (self.spent if self.batches.skip else 0.0)
+
+    def on_test_begin(self, logs=None):
+        """Notes that what fails now does so in validation."""
+        self.validates = True
+
+    def on_test_end(self, logs=None):
+        """Notes that validation is over."""
+        self.validates = False
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes the state where the last one is --save_minutes old."""
@@ -245,12 +254,15 @@ class RunWriter(keras.callbacks.Callback):
             with self._writing():
                 self.write_status("finished")
         except KeyboardInterrupt:
-            self.write_status("stopped")
+            with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
+                self.write_status("stopped")
             raise
         except Exception as error:
             short = engine.is_out_of_memory(error)
-            ending = RunError(f"out of memory in a training step; {smaller(self.config)}") if short else error
-            with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
+            where = "validation" if self.validates else "training"
+            less = smaller(self.config, with_batch=not self.validates)
+            ending = RunError(f"out of memory in a {where} step; {less}") if short else error
+            with contextlib.suppress(OSError):
                 self.write_status("failed", message=str(ending))
             if short:
                 raise ending from error
@@ -264,12 +276,12 @@ class RunWriter(keras.callbacks.Callback):
         atomic.write_json(self.path / "status.json", about | more)
 
 
-def smaller(config, of_weights=False):
+def smaller(config, with_batch=True):
     """The settings to lower where memory is too small, the one that costs most first, as the end of a sentence.
 
-    `of_weights`: it is too small for the weights alone, whose number does not depend on the batch.
+    Without `with_batch` it is too small for something that does not depend on the batch.
     """
-    costs = {} if of_weights else {"batch_size": 2 * config.batch_size}  # an image goes through encoder and decoder
+    costs = {"batch_size": 2 * config.batch_size} if with_batch else {}  # an image goes through encoder and decoder
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
     names = sorted(costs, key=costs.get, reverse=True)

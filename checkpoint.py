@@ -5,6 +5,7 @@ optimizer and metrics in Keras' order; `best.weights.h5`, the best weights so fa
 nothing: every size, shape and type is compared with the model at hand first, and zip's checksums find damage.
 """
 
+import errno
 import io
 import json
 import math
@@ -82,12 +83,12 @@ def newest(folder):
 
 
 def read(path, model):
-    """The State in a file that was written for such a model. Raises Damaged for any other content."""
+    """The State in a file that was written for such a model. Raises Damaged for any other content, and OSError."""
     likes = [ops.convert_to_numpy(variable.value) for variable in variables(model)]
     bytes_ = sum(like.nbytes for like in likes)
     most = {"state.json": MOST_JSON, "variables.bin": bytes_, "best.weights.h5": bytes_ + H5_OVERHEAD * len(likes)}
     try:
-        with zipfile.ZipFile(path) as file:
+        with atomic.opened(path) as opened, zipfile.ZipFile(opened) as file:
             contents = {name: _member(file, name, size) for name, size in most.items()}
             if len(file.infolist()) != len(most):
                 raise Damaged("it holds something else too")
@@ -96,6 +97,8 @@ def read(path, model):
     except Damaged:
         raise
     except (OSError, ValueError, KeyError, ArithmeticError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that of a place before the start
+            raise
         raise Damaged((str(error) or type(error).__name__).splitlines()[0][:200]) from error
     values, start = [], 0
     for like in likes:

@@ -47,6 +47,8 @@ COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term i
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
+MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
+LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
 INT32 = 2**31 - 1
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
 
@@ -304,6 +306,8 @@ class Run:
     def __init__(self, path, data_dir=None):
         self.path = Path(path)
         self.record = _read_json(self.path / "config.json", f"{path} is no run: it has no readable config.json")
+        if links := [name for name in LINKED if (self.path / name).is_symlink()]:
+            raise UserError(f"{path} has a link in the place of its folder {links[0]}, which is not followed")
         try:
             _check_record(self.record)
             self.config = Config.from_dict(_migrated(self.record))
@@ -361,9 +365,9 @@ class Run:
     def history(self):
         """history.csv as a dict of columns, each a float array (epochs,). Raises UserError if there is none to read."""
         try:
-            with open(self.path / "history.csv", newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file, strict=True)
-                rows = list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+            text = io.StringIO(_read(self.path / "history.csv", MOST_HISTORY).decode(), newline="")
+            reader = csv.DictReader(text, strict=True)
+            rows = list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
             if not rows:
                 raise ValueError("it has other columns, or no epoch")
             return {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
@@ -406,11 +410,18 @@ def load(path, data_dir=None):
 
 
 def _read_json(path, complaint):
-    with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-        content = file.read(MOST_JSON + 1)
-        if len(content) <= MOST_JSON and isinstance(value := json.loads(content), dict):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if isinstance(value := json.loads(_read(path, MOST_JSON)), dict):
             return value
     raise UserError(complaint)
+
+
+def _read(path, most):
+    with atomic.opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
 
 
 def _status(path):
@@ -561,10 +572,16 @@ def _set_aside(path):
 def finish_replacing(path):
     """Puts a run that was set aside where it is kept, or back, where its successor never came to be.
 
-    It still lies aside where a process was killed between the two renames of `create`.
+    It still lies aside where a process was killed between the two renames of `create`; where one is between them now,
+    which holds the run, it is left there.
     """
-    if _aside(path).exists():
-        _aside(path).rename(path / "replaced" if path.exists() else path)
+    if not _aside(path).exists():
+        return
+    if not path.exists():
+        _aside(path).rename(path)
+        return
+    with contextlib.suppress(UserError), held(path):
+        _aside(path).rename(path / "replaced")
 
 
 def _record(config, dataset):

@@ -1,6 +1,7 @@
 """How one run is trained, or goes on: batches in an order fixed by the seed, its state, and Keras' `fit`."""
 
 import math
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -77,17 +78,26 @@ def prepare(config):
     pseudo_inputs = None
     if config.has_pseudo_inputs:
         pseudo_inputs = _first_pseudo_inputs(config, dataset.source, split)
+    batches = Batches(split, config)
     try:
         _check_weights(config, dataset.image_shape)
-        keras.utils.set_random_seed(config.seed)
-        model = models.build(config, dataset.image_shape, config.binarization == "dynamic", pseudo_inputs)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        model = _compiled(config, batches, dataset.image_shape, pseudo_inputs)
+    except Exception as error:
+        if engine.is_out_of_memory(error):
+            raise UserError(f"out of memory before the first step; {smaller(config, with_batch=False)}") from error
+        if isinstance(error, ValueError):
+            raise UserError(str(error)) from error
+        raise
     _check_step(config, model)
-    batches = Batches(split, config)
+    return Prepared(dataset, batches, data.held_out(dataset, "val", config.binarization), model)
+
+
+def _compiled(config, batches, image_shape, pseudo_inputs):
+    keras.utils.set_random_seed(config.seed)
+    model = models.build(config, image_shape, config.binarization == "dynamic", pseudo_inputs)
     model.compile(optimizers.optimizer(config, batches.steps), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
-    return Prepared(dataset, batches, data.held_out(dataset, "val", config.binarization), model)
+    return model
 
 
 def _first_pseudo_inputs(config, source, split):
@@ -110,20 +120,26 @@ def _check_weights(config, image_shape):
     if needed > (there := engine.memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "
-            f"{smaller(config, of_weights=True)}"
+            f"{smaller(config, with_batch=False)}"
         )
 
 
 def _check_step(config, model):
     """Raises UserError where a step cannot fit: on most machines its process would be killed without a word.
 
-    The estimate leans to the low side: what a decoder computes and its gradient, for each pass through a network.
+    The estimate leans to the low side: what a decoder computes and, in training, its gradient, for each pass through a
+    network.
     """
-    passes = 2 * config.batch_size + (config.num_pseudo_inputs if config.has_pseudo_inputs else 0)
-    needed = 2 * 4 * passes * model.decoder.floats_per_sample
+    pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
+    steps = {
+        "training": 2 * (2 * config.batch_size + pseudo_inputs),
+        "validation": 2 * VALIDATION_BATCH + pseudo_inputs,
+    }
+    kind = max(steps, key=steps.get)
+    needed = 4 * steps[kind] * model.decoder.floats_per_sample
     if needed > (there := engine.memory()):
         sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
-        raise UserError(f"a training step needs some {sizes}; {smaller(config)}")
+        raise UserError(f"a {kind} step needs some {sizes}; {smaller(config, with_batch=kind == 'training')}")
 
 
 def judges(config):
@@ -157,14 +173,14 @@ def train(config, overwrite=False, source=None):
     Raises UserError or DataError before anything is written; RunError where a term stopped being a number, memory was
     too small or the folder could no longer be written; KeyboardInterrupt on Ctrl-C. `resume` then goes on.
     """
+    if source and config.is_made_for_its_epochs and config.epochs != source.config.epochs:
+        raise UserError(f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
+                        "it cannot be trained longer")  # fmt: skip
     prepared = prepare(config)
     state = None
     if source:
         _check_same(source, prepared.dataset)
         state = _newest_state(source, config, prepared)
-        if config.is_made_for_its_epochs:
-            raise UserError(f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
-                            "it cannot be trained longer")  # fmt: skip
         if state is None:
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to go on from")
     keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
@@ -180,13 +196,15 @@ def resume(run, config):
     `config` is the run's own, but for where things lie. The history is that of a run that was never interrupted.
     Raises as `train` does, and UserError where the run cannot go on or another process trains it.
     """
+    experiment.finish_replacing(run.path)
     with experiment.held(run.path):
-        experiment.finish_replacing(run.path)
         prepared = prepare(config)
         _check_same(run, prepared.dataset)
         state = _newest_state(run, config, prepared, mend=True)
         if state is None and run.weights.is_file():
-            raise UserError(f"{run.path} has epochs, but no state to go on from; --overwrite starts it again")
+            raise UserError(
+                f"{run.path} has epochs, but no state to go on from; its command with --overwrite starts it again"
+            )
         _fit(config, run.path, prepared, state)
     return run.path
 
@@ -219,6 +237,10 @@ def _newest_state(run, config, prepared, mend=False):
             damaged.append(path)
             print(f"warning: {path} is damaged ({damage}); looking at the one before", file=sys.stderr)
             continue
+        except OSError as trouble:
+            if not os.path.lexists(path):  # the run is being trained, and has newer ones by now
+                return _newest_state(run, config, prepared, mend)
+            raise UserError(f"{path} cannot be read: {trouble.strerror}; mend that, and try again") from trouble
         if state.epoch + bool(state.step) > config.epochs:
             raise UserError(f"{run.path} has been trained for {state.epoch} epochs already; --epochs must be more")
         if mend:
@@ -226,7 +248,9 @@ def _newest_state(run, config, prepared, mend=False):
                 checkpoint.discard(one)
         return state
     if error:
-        raise UserError(f"{run.path / 'last'} holds no state that is whole ({error}); --overwrite starts it again")
+        raise UserError(
+            f"{run.path / 'last'} holds no state that is whole ({error}); its command with --overwrite starts it again"
+        )
     return None
 
 
@@ -243,7 +267,7 @@ def _fit(config, path, prepared, state):
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
     with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress:
         atomic.sweep(path)
-        atomic.sweep(path / "last")
+        atomic.sweep(path / "last", alone=True)
         writer.write_results()
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
             model.fit(
@@ -258,3 +282,5 @@ def _fit(config, path, prepared, state):
             )
             batches.skip, epoch = 0, len(writer.rows)
     shutil.rmtree(path / "replaced", ignore_errors=True)
+    if request.asked:  # when all was done but the ending: a grid must not go on
+        raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Nothing that was trained is lost: what is interrupted goes on as if it had not been, bit for bit."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -235,7 +237,7 @@ def test_when_all_states_are_damaged_nothing_is_touched(run, tmp_path, capfd):
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert called("--resume", run.path) == 2
     assert (
-        "last holds no state that is whole (File is not a zip file); --overwrite starts it again"
+        "last holds no state that is whole (File is not a zip file); its command with --overwrite starts it again"
         in capfd.readouterr().err
     )
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
@@ -266,10 +268,117 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
 
 
-def test_what_falls_over_its_epochs_is_not_trained_longer(tmp_path, capfd):
+def test_what_falls_over_its_epochs_is_not_trained_longer_but_with_another_patience(tmp_path, capfd):
     path = training.train(config(tmp_path, lr_schedule="cosine", epochs=1))
     assert called("--resume", path, "--epochs", 2) == 2
     assert "a learning rate that falls over its 1 epochs: it cannot be trained longer" in capfd.readouterr().err
+    assert called("--resume", path, "--patience", 2) == 0
+    assert experiment.load(capfd.readouterr().out.strip()).status["epochs_done"] == 1
+
+
+def test_the_folder_of_a_run_may_be_named_by_a_dot(run, whole, monkeypatch, capfd):
+    monkeypatch.chdir(run.path)
+    assert called("--resume", ".") == 0
+    assert numbers_of(run.path) == whole
+
+
+def test_a_state_that_cannot_be_read_just_now_is_not_thrown_away(run, monkeypatch, whole, capfd):
+    def busy(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    states = checkpoint.newest(run.path / "last")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.atomic, "opened", busy)
+        with pytest.raises(UserError, match="cannot be read: Too many open files; mend that, and try again"):
+            training._newest_state(run, run.config, training.prepare(run.config), mend=True)
+    assert checkpoint.newest(run.path / "last") == states
+    assert gone_on(run) == whole
+
+
+def test_a_state_that_its_owner_replaced_meanwhile_is_no_damage(run, monkeypatch, capfd):
+    """The run goes on elsewhere: it removes its older state after we have listed it."""
+    newest, vanished = checkpoint.newest, run.path / "last" / "epoch999999999_step000000000.zip"
+    monkeypatch.setattr(checkpoint, "newest", lambda folder: [vanished, *newest(folder)])
+    prepared = training.prepare(run.config)
+    monkeypatch.setattr(os.path, "lexists", lambda path: monkeypatch.setattr(checkpoint, "newest", newest))
+    assert training._newest_state(run, run.config, prepared, mend=True) is not None
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["last", "replaced", "evaluations"])
+def test_a_link_in_the_place_of_a_folder_is_not_followed(run, tmp_path, capfd, name):
+    (tmp_path / "victim").mkdir()
+    shutil.rmtree(run.path / name, ignore_errors=True)
+    (run.path / name).symlink_to(tmp_path / "victim")
+    assert called("--resume", run.path) == 2
+    assert f"a link in the place of its folder {name}, which is not followed" in capfd.readouterr().err
+    assert not list((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json", "history.csv", "best.weights.h5", "last/state"])
+def test_a_pipe_or_an_endless_file_in_a_run_is_a_sentence(run, capfd, name):
+    path = checkpoint.newest(run.path / "last")[0] if name == "last/state" else run.path / name
+    for put in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        path.unlink()
+        put()
+        if name in ("history.csv", "best.weights.h5"):
+            with pytest.raises(UserError, match="no regular file"):
+                one = experiment.load(run.path)
+                assert one.history if name == "history.csv" else one.model
+        elif name == "last/state":
+            prepared = training.prepare(run.config)
+            assert training._newest_state(run, run.config, prepared).epoch < run.config.epochs
+            assert "is damaged" in capfd.readouterr().err
+        elif name == "status.json":
+            assert experiment.load(run.path).status == {}
+        else:
+            with pytest.raises(UserError, match="no readable config"):
+                experiment.load(run.path)
+
+
+def test_a_run_that_is_being_replaced_is_not_put_back_by_a_second_process(tmp_path, monkeypatch):
+    """While --overwrite moves an unfinished run away, the finished one that it was to replace lies aside."""
+    path, rename = tmp_path / "run", Path.rename
+    for folder, state in ((path, "failed"), (path / "replaced", "finished")):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "status.json").write_text(json.dumps({"state": state}))
+        (folder / "best.weights.h5").write_text(state)
+
+    def renamed(self, target):
+        result = rename(self, target)
+        if Path(target).name == ".replaced.run":
+            experiment.finish_replacing(path)  # the other process, at this moment
+        return result
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(experiment, "LOCK_WAIT", 0.1)
+    experiment._set_aside(path)
+    experiment.finish_replacing(path)  # as after a kill: nobody holds it
+    assert (path / "best.weights.h5").read_text() == "finished"
+
+
+def test_a_request_to_stop_at_the_very_end_of_a_run_stops_the_grid(tmp_path, monkeypatch, capfd):
+    write = callbacks.RunWriter.write_status
+
+    def asked(self, state, **more):
+        if state == "finished":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, state, **more)
+
+    monkeypatch.setattr(callbacks.RunWriter, "write_status", asked)
+    settings = SMALL_RUN | {"epochs": 1, "runs_dir": tmp_path, "gs_key": "grid"}
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    assert called(*words, "--seed", 0, 1) == commandline.STOPPED
+    assert [experiment.load(path.parent).state for path in tmp_path.glob("grid/*/config.json")] == ["finished"]
+
+
+def test_a_request_to_stop_between_two_runs_of_a_grid_is_ctrl_c(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(training, "prepare", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    settings = SMALL_RUN | {"runs_dir": tmp_path, "gs_key": "grid"}
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    assert called(*words, "--seed", 0, 1) == commandline.STOPPED
+    assert capfd.readouterr().out.count("not started") == 1
 
 
 def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
@@ -321,7 +430,9 @@ def test_a_run_without_a_state_is_not_mistaken_for_one_that_has_not_begun(run, t
     for path in checkpoint.newest(run.path / "last"):
         path.unlink()
     assert called("--resume", run.path) == 2
-    assert "has epochs, but no state to go on from; --overwrite starts it again" in capfd.readouterr().err
+    assert (
+        "has epochs, but no state to go on from; its command with --overwrite starts it again" in capfd.readouterr().err
+    )
 
 
 def test_other_versions_are_a_warning(run, tmp_path, capfd):

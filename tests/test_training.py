@@ -232,17 +232,42 @@ def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, fla
     assert status["state"] == "failed" and status["message"].endswith(flags)
 
 
+@on_both_backends
+def test_want_of_memory_in_validation_does_not_blame_the_batch(tmp_path, monkeypatch):
+    def exhausted(self, *_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    monkeypatch.setattr(keras.Model, "make_test_function", lambda self, **_: setattr(self, "test_function", exhausted))
+    with pytest.raises(
+        RunError, match=r"^out of memory in a validation step; lower --num_pseudo_inputs 7 or --network"
+    ):
+        train(tmp_path)
+
+
+@on_both_backends
+def test_want_of_memory_while_the_model_is_made_is_a_sentence(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    monkeypatch.setattr(training.models, "build", exhausted)
+    monkeypatch.setattr(training.models, "weight_shapes", lambda *_: [])
+    with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
+        train(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
         (2**17, "weights and optimizer alone need .* GiB.*lower --num_pseudo_inputs 7 or --network_size 0.25"),
-        (2**20, "a training step needs some .* GiB.*lower --batch_size 200, --num_pseudo_inputs 7 or --network_size"),
+        (2**20, "a validation step needs some .* GiB.*lower --num_pseudo_inputs 7 or --network_size"),
+        (2**20, "a training step needs some .* GiB.*lower --batch_size 300, --num_pseudo_inputs 7 or --network_size"),
     ],
 )
 def test_what_cannot_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
     monkeypatch.setattr(engine, "memory", lambda: memory)
     with pytest.raises(UserError, match=message):
-        train(tmp_path, batch_size=200)
+        train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400)
     assert list(tmp_path.iterdir()) == []
 
 
