@@ -13,6 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+_mine = set()  # names of what this process writes now
 PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by the process of this number on this host
 
 
@@ -20,15 +21,19 @@ PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by th
 def replacing(path):
     """A new file, open for bytes, that takes the place of `path` if the block ends well. Raises OSError."""
     path = Path(path)
-    aside = path.with_name(f".{_me()}.{path.name}.part")
+    number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
+    aside = Path(name)
+    _mine.add(aside.name)
     try:
-        with open(aside, "wb") as file:
+        with open(number, "wb") as file:
+            aside.chmod(0o666 & ~umask())
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+        _mine.discard(aside.name)
 
 
 def write(path, content):
@@ -58,7 +63,7 @@ def sweep(folder, alone=False):
     """
     for aside in Path(folder).glob(".*.part"):
         written = PART.fullmatch(aside.name)
-        if not written or (not alone and _is_at_work(*written.groups())):
+        if not written or aside.name in _mine or (not alone and _is_at_work(*written.groups())):
             continue
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
@@ -70,10 +75,20 @@ def sweep(folder, alone=False):
 def folder(parent):
     """A new folder in `parent` for the block, which may rename it; what is left of it is removed. Raises OSError."""
     made = Path(tempfile.mkdtemp(prefix=f".{_me()}.", suffix=".part", dir=parent))
+    _mine.add(made.name)
     try:
+        made.chmod(0o777 & ~umask())
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        _mine.discard(made.name)
+
+
+def umask():
+    """The bits that files and folders of this process are made without."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _me():

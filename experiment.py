@@ -525,7 +525,6 @@ def create(config, path, dataset, overwrite=False, fill=None):
         finish_replacing(path)
         atomic.sweep(path.parent)
         with atomic.folder(path.parent) as fresh:  # renamed when whole, so that no half a run is ever seen
-            fresh.chmod(0o777 & ~_umask())
             atomic.write_json(fresh / "config.json", _record(config, dataset))
             atomic.write_json(fresh / "status.json", {"state": "running"})
             if fill:
@@ -543,12 +542,6 @@ def create(config, path, dataset, overwrite=False, fill=None):
             raise UserError(f"{path} has just been made by another process; see what it does there") from error
         reason = error.strerror or error
         raise UserError(f"cannot write a run to {path}: {reason}; choose another --runs_dir") from error
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _aside(path):

@@ -537,7 +537,7 @@ def test_interrupted_download_leaves_nothing_behind(tiny, site, cache, monkeypat
         raise KeyboardInterrupt
 
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
-    monkeypatch.setattr(download.os, "fsync", interrupt)
+    monkeypatch.setattr(download.atomic.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.fetch("tiny")
     assert list((cache / "tiny").iterdir()) == []
