@@ -27,7 +27,7 @@ def run_data(args):
         raise UserError("name the data sets to fetch, or see what there is with --list")
     for name in args.names:
         for file in data.fetch(name, args.data_dir):
-            print(f"{name}: {file.path} verified, {file.bytes:,} bytes")
+            print(f"{name}: {file.path} {file.verdict}, {file.bytes:,} bytes")
         if not data.DATA_SETS[name].files:
             print(f"{name}: comes with a package, nothing to fetch")
     if args.list:
@@ -42,7 +42,7 @@ def describe(source, data_dir):
     lines = [f"{source.name}: {source.title}", f"  {height}x{width}x{channels}; {splits}", f"  {source.origin}"]
     found = dict(data.found(source.name, data_dir))
     for file in source.files:
-        lines.append(f"  {file.name} ({file.bytes:,} bytes): {found[file.name] or 'not found'}")
+        lines.append(f"  {file.name} ({file.size}): {found[file.name] or 'not found'}")
     return "\n".join(lines)
 
 

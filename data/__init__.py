@@ -4,14 +4,22 @@ Nothing here imports Keras, and importing this package opens no file: a --help t
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.dataset import SPLITS, Dataset, Split
+from data.dataset import SPLITS, STAND_IN, Dataset, Split
 from data.files import DataError, as_folder, cache_folder, candidates, places
-from data.sources import Source, caltech101, digits, fashionmnist, mnist, staticmnist
+from data.sources import (
+    Source,
+    caltech101,
+    digits,
+    fashionmnist,
+    mnist,
+    staticmnist,
+)
 
 __all__ = [
     "BINARIZE",
@@ -27,6 +35,7 @@ __all__ = [
     "found",
     "held_out",
     "load",
+    "note",
 ]
 
 DATA_SETS = {source.name: source for source in (mnist, fashionmnist, digits, staticmnist, caltech101)}
@@ -41,11 +50,12 @@ HELD_OUT_SEED = 20_180_409  # part of every published number: never change it
 
 
 class Fetched(NamedTuple):
-    """One file of a data set as it lies on this machine, verified."""
+    """One file of a data set as it lies on this machine, and how it was recognised, in a word or two."""
 
     file: str
     path: Path
     bytes: int
+    verdict: str
 
 
 def load(name, data_dir=None) -> Dataset:
@@ -57,7 +67,7 @@ def load(name, data_dir=None) -> Dataset:
     source = _source(name)
     if data_dir and not os.path.isdir(as_folder(data_dir)):
         raise DataError(f"data_dir {data_dir} is not a folder: name the one that holds {name}.")
-    return Dataset(source, lambda file: _obtain(file, data_dir, cache_folder(name))[1])
+    return Dataset(source, lambda file: _obtain(file, data_dir, cache_folder(name)))
 
 
 def fetch(name, data_dir=None) -> list[Fetched]:
@@ -67,8 +77,7 @@ def fetch(name, data_dir=None) -> list[Fetched]:
     """
     files = _source(name).files
     folder = as_folder(data_dir) / name if data_dir else cache_folder(name)
-    paths = [_obtain(file, data_dir, folder)[0] for file in files]
-    return [Fetched(path.name, path, os.path.getsize(path)) for path in paths]
+    return [_fetched(file, _obtain(file, data_dir, folder)) for file in files]
 
 
 def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
@@ -78,6 +87,14 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
     """
     files, folders = _source(name).files, places(name, data_dir)
     return [(file.name, next(candidates(file, folders), None)) for file in files]
+
+
+def note(name, sha256) -> str:
+    """What has to be said beside every score on `name`, with files of these checksums, a dict of name to sha256.
+
+    Mostly ""; more where files only stand in for the published ones. Raises DataError for an unknown name.
+    """
+    return _source(name).note(sha256)
 
 
 def binarization(dataset, mode) -> str:
@@ -112,4 +129,14 @@ def _obtain(file, data_dir, folder):
     from data.download import obtain  # here, because urllib is slow to import
 
     known = [one for source in DATA_SETS.values() for one in source.files]
-    return obtain(file, data_dir, folder, known)
+    found = obtain(file, data_dir, folder, known)
+    if file.is_stand_in(found.sha256):
+        print(f"warning: {found.path} is not {file}: {STAND_IN}", file=sys.stderr)
+    return found
+
+
+def _fetched(file, found):
+    verdict = "verified" if file.unpacked_sha256 or file.git_blob else "found; its checksum is not known"
+    if file.is_stand_in(found.sha256):
+        verdict = STAND_IN
+    return Fetched(found.path.name, found.path, os.path.getsize(found.path), verdict)

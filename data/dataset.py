@@ -7,6 +7,7 @@ import numpy as np
 from data.files import DataError
 
 SPLITS = ("train", "val", "test")
+STAND_IN = "stand-in data, not comparable with published results"
 
 
 class Split(NamedTuple):
@@ -36,16 +37,20 @@ class Dataset:
     """
 
     def __init__(self, source, read_file):
-        """`read_file` takes one of the source's files and returns its verified content."""
+        """`read_file` takes one of the source's files and returns it as a `files.Found`."""
         self.source = source
         self.name = source.name
-        self.image_shape = source.image_shape
         self.class_names = source.class_names
         self.binarize = source.binarize
         self.sha256 = {}
         self._read_file = read_file
         self._contents = {}
         self._splits = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C), for which the training images are read where the source does not state it."""
+        return self.source.image_shape or self.split("train").images.shape[1:]
 
     def split(self, name) -> Split:
         """The split "train", "val" or "test".
@@ -56,18 +61,18 @@ class Dataset:
             raise DataError(f"{self.name} has no split {name!r}: choose one of {', '.join(SPLITS)}.")
         if name not in self._splits:
             images, labels = self.source.read(self, name)
-            shape = (self.source.num_images[name], *self.image_shape)
-            self._check(f"{name} images", images, shape)
+            if self.source.image_shape:
+                shape = (self.source.counts(self.sha256)[name], *self.source.image_shape)
+                self._check(f"{name} images", images, shape)
             if labels is not None:
-                self._check(f"{name} labels", labels, shape[:1])
+                self._check(f"{name} labels", labels, images.shape[:1])
             self._splits[name] = Split(images, labels, self.source.max_value)
         return self._splits[name]
 
     def content(self, file) -> bytes:
         """The unpacked content of one of the source's files, read once. For the source's own `read`."""
         if file not in self._contents:
-            self._contents[file] = self._read_file(file)
-            self.sha256[file.unpacked_name] = file.unpacked_sha256
+            _, self._contents[file], self.sha256[file.unpacked_name] = self._read_file(file)
         return self._contents[file]
 
     def _check(self, what, array, shape):

@@ -6,11 +6,13 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 GZIP_MAGIC = b"\x1f\x8b"
 MEND = "delete it to download it again, or put the right file there."
+MOST_BYTES = 100 << 20  # of a file whose size is not known; GitHub, where these are published, takes no larger ones
 
 
 class DataError(ValueError):
@@ -18,16 +20,30 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """A file that is taken in the place of a published one, by its sha256, and the image counts that it changes."""
+
+    sha256: str
+    num_images: dict[str, int] = field(hash=False)
+
+
+@dataclass(frozen=True)
 class PublicFile:
-    """One published file: `bytes` and `sha256` as published, `unpacked_*` of what a .gz holds."""
+    """One published file: `bytes` and `sha256` as published, `unpacked_*` of what a .gz holds; None where not known.
+
+    `git_blob`, the SHA-1 that git gives a file, does where no sha256 is known. A file without either is taken as it is:
+    its data set's `read` and the image counts are then all that verifies it, and it is never downloaded.
+    """
 
     data_set: str
     name: str
-    bytes: int
-    sha256: str
-    unpacked_bytes: int
-    unpacked_sha256: str
+    bytes: int | None
+    sha256: str | None
+    unpacked_bytes: int | None
+    unpacked_sha256: str | None
     urls: tuple[str, ...]
+    git_blob: str | None = None
+    stand_in: StandIn | None = None
 
     def __str__(self):
         return f"{self.data_set}'s {self.name}"
@@ -35,6 +51,53 @@ class PublicFile:
     @property
     def unpacked_name(self) -> str:
         return self.name.removesuffix(".gz")
+
+    @property
+    def size(self) -> str:
+        """Its size as published, in words."""
+        return "unknown number of bytes" if self.bytes is None else f"{self.bytes:,} bytes"
+
+    @property
+    def checksum(self) -> str:
+        """What its unpacked content is recognised by, in words."""
+        if self.unpacked_sha256:
+            return f"{self.unpacked_bytes:,} with sha256 {self.unpacked_sha256}"
+        return f"those of git blob {self.git_blob}"
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes it has unpacked, or may have."""
+        return MOST_BYTES if self.unpacked_bytes is None else self.unpacked_bytes
+
+    def is_sent(self, content) -> bool:
+        """Whether `content` is the file as published, packed where it was."""
+        if self.sha256:
+            return hashlib.sha256(content).hexdigest() == self.sha256
+        return _git_blob(content) == self.git_blob
+
+    def takes(self, content, sha256) -> bool:
+        """Whether unpacked `content` of this sha256 is the file, as far as can be told, or its stand-in."""
+        if self.is_stand_in(sha256):
+            return True
+        if self.unpacked_sha256:
+            return sha256 == self.unpacked_sha256
+        return self.git_blob in (None, _git_blob(content))
+
+    def is_stand_in(self, sha256) -> bool:
+        """Whether a content of this sha256 only stands in for the file."""
+        return self.stand_in is not None and sha256 == self.stand_in.sha256
+
+
+class Found(NamedTuple):
+    """A file of a data set on this machine: where it lies, its unpacked content, and the sha256 of that."""
+
+    path: Path
+    content: bytes
+    sha256: str
+
+
+def _git_blob(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def cache_folder(data_set) -> Path:
@@ -75,20 +138,20 @@ def candidates(file, folders) -> Iterator[Path]:
                 yield path
 
 
-def read_first(file, folders, known) -> tuple[Path, bytes] | None:
-    """Path and unpacked content of the first valid copy of `file` in `folders`, or None if there is no copy.
+def read_first(file, folders, known) -> Found | None:
+    """The first valid copy of `file` in `folders`, or None if there is no copy.
 
     Data sets share file names, so a copy of another set's file (one of `known`) is passed over, and raises
     DataError only if no valid copy follows. Any other wrong copy raises it at once: a damaged file is never
     quietly replaced by another.
     """
-    limit = max(one.unpacked_bytes for one in known)
+    limit = max(one.most_bytes for one in known)
     passed_over = None
     for path in candidates(file, folders):
         content = _unpack(path, file, limit)
         sha256 = hashlib.sha256(content).hexdigest()
-        if sha256 == file.unpacked_sha256:
-            return path, content
+        if file.takes(content, sha256):
+            return Found(path, content, sha256)
         owner = next((one for one in known if one.unpacked_sha256 == sha256), None)
         error = _wrong_content(path, file, content, owner)
         if owner is None or owner.data_set == file.data_set:
@@ -119,7 +182,7 @@ def _unpack(path, file, limit):
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or corrupted: it does not unpack. It has {path.stat().st_size:,} bytes, "
-            f"the public file {file.bytes:,}: {MEND}"
+            f"the public file {file.size}: {MEND}"
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -131,8 +194,7 @@ def _wrong_content(path, file, content, owner):
             f"{path} should be {file}, but this is {owner}: put the right file there, or name another folder."
         )
     return DataError(
-        f"{path} is truncated or corrupted: unpacked {len(content):,} bytes, expected "
-        f"{file.unpacked_bytes:,} with sha256 {file.unpacked_sha256}: {MEND}"
+        f"{path} is truncated or corrupted: unpacked {len(content):,} bytes, expected {file.checksum}: {MEND}"
     )
 
 

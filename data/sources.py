@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.amat import parse_amat
-from data.dataset import Dataset
+from data.dataset import STAND_IN, Dataset
 from data.files import DataError, PublicFile
 from data.idx import parse_idx
 
@@ -18,6 +18,7 @@ class Source:
     """What is known of a data set before any file is opened, and `read(dataset, split)`, which opens files.
 
     `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
+    `image_shape` and `num_images` are None where only the user's own files tell.
     `binarize` is the meaning of `--binarize auto` for this data set; "none" where the pixels are 0 and 1 already.
     `likelihood` is that of `--likelihood auto`, bernoulli or logistic.
     `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
@@ -25,8 +26,8 @@ class Source:
 
     name: str
     title: str
-    image_shape: tuple[int, int, int]
-    num_images: dict[str, int]
+    image_shape: tuple[int, int, int] | None
+    num_images: dict[str, int] | None
     max_value: int
     class_names: tuple[str, ...]
     binarize: str
@@ -41,6 +42,20 @@ class Source:
     def is_binary(self) -> bool:
         """Whether the pixels are 0 and 1 as they are published."""
         return self.max_value == 1
+
+    def counts(self, sha256) -> dict[str, int]:
+        """Images of each split where the files have these checksums, a dict of name to sha256."""
+        counts = dict(self.num_images)
+        for stand_in in self._stand_ins(sha256):
+            counts |= stand_in.num_images
+        return counts
+
+    def note(self, sha256) -> str:
+        """What has to be said beside every score on files of these checksums, a dict of name to sha256; mostly ""."""
+        return STAND_IN if self._stand_ins(sha256) else ""
+
+    def _stand_ins(self, sha256):
+        return [file.stand_in for file in self.files if file.is_stand_in(sha256.get(file.unpacked_name))]
 
 
 DIGIT_NAMES = tuple("0123456789")
@@ -207,14 +222,25 @@ staticmnist = Source(
 )
 
 
-def read_silhouettes(dataset, split):
-    """Images uint8 (N, 28, 28, 1), 1 inside the object, of a split of the silhouettes; no labels (there are 101)."""
+def read_matrix(dataset, name):
+    """The array `name` in a data set that is one MATLAB file. Raises DataError if it has none."""
     from scipy.io import loadmat
 
-    key = f"{split}_data"
-    content = loadmat(io.BytesIO(dataset.content(dataset.source.files[0])), variable_names=[key])[key]
-    images = 1 - content.reshape(-1, 28, 28).transpose(0, 2, 1)  # stored column by column, 0 inside the object
-    return np.ascontiguousarray(images[..., None]), None
+    (file,) = dataset.source.files
+    arrays = loadmat(io.BytesIO(dataset.content(file)), variable_names=[name])
+    if name not in arrays:
+        raise DataError(f"{file} has no array {name}")
+    return arrays[name]
+
+
+def upright(rows):
+    """Images (N, 28, 28, 1) of rows of pixels (N, 784) that were stored column by column, as MATLAB does."""
+    return np.ascontiguousarray(rows.reshape(-1, 28, 28).transpose(0, 2, 1)[..., None])
+
+
+def read_silhouettes(dataset, split):
+    """Images uint8 (N, 28, 28, 1), 1 inside the object, of a split of the silhouettes; no labels (there are 101)."""
+    return upright(1 - read_matrix(dataset, f"{split}_data")), None  # stored as 0 inside the object
 
 
 caltech101 = Source(

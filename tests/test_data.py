@@ -102,7 +102,7 @@ def same(split, images, labels):
 
 
 def test_registry_states_every_data_set():
-    assert list(data.DATA_SETS) == ["mnist", "fashionmnist", "digits", "staticmnist", "caltech101"]
+    assert list(data.DATA_SETS) == [*("mnist", "fashionmnist", "digits", "staticmnist", "caltech101")]
     readme = (ROOT / "data" / "README.md").read_text()
     for name, source in data.DATA_SETS.items():
         assert source.name == name and f"## {name}" in readme
@@ -110,8 +110,14 @@ def test_registry_states_every_data_set():
         assert len(source.class_names) in (0, 10) and source.binarize in data.BINARIZE[1:]
         assert source.title and source.licence and source.origin
         for file in source.files:
-            assert file.urls and all(url.startswith("https://") for url in file.urls)
-            assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
+            assert bool(file.urls) == bool(file.sha256 or file.git_blob)
+            assert all(url.startswith("https://") for url in file.urls)
+            if file.sha256:
+                assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
+            else:
+                known = f"git blob `{file.git_blob}`" if file.git_blob else "not known"
+                assert f"| `{file.name}` | not known | {known} | {known} |" in readme
+            assert not file.stand_in or f"`{file.stand_in.sha256}`" in readme
 
 
 def test_import_is_light():
@@ -440,7 +446,8 @@ def test_download_into_the_cache(tiny, site, cache, monkeypatch, capsys):
 def test_fetch_into_data_dir(tiny, site, cache, tmp_path, monkeypatch):
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
     fetched = data.fetch("tiny", tmp_path / "new")
-    assert fetched == [(name, tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()]
+    expected = {name: (tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()}
+    assert fetched == [(name, *where, "verified") for name, where in expected.items()]
     assert data.fetch("tiny", tmp_path / "new") == fetched and len(site.asked) == 4
     assert not cache.exists()
 
@@ -523,6 +530,68 @@ def test_offline_says_what_to_put_where(tiny, cache):
         "or into a folder that --data_dir or $VAMPVAE_DATA names."
     )
     assert "\n" not in message
+
+
+def replace_file(monkeypatch, tiny, **changes):
+    """Changes what is known of the first file of `tiny`, its training images."""
+    first, *others = tiny.source.files
+    new = (dataclasses.replace(first, **changes), *others)
+    monkeypatch.setitem(data.DATA_SETS, "tiny", dataclasses.replace(tiny.source, files=new))
+
+
+NOTHING_KNOWN = dict.fromkeys(("bytes", "sha256", "unpacked_bytes", "unpacked_sha256"))
+
+
+def git_blob(content):
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def test_a_git_blob_does_where_no_sha256_is_known(tiny, site, tmp_path, monkeypatch):
+    content = tiny.unpacked[TRAIN_IMAGES]
+    good = site.offer("good", {TRAIN_IMAGES: content})
+    bad = site.offer("bad", {TRAIN_IMAGES: content[:-1] + b"?"})
+    blob = {"git_blob": git_blob(content)} | NOTHING_KNOWN
+    replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES,), **blob)
+    with pytest.raises(data.DataError, match="sent other content, 58 bytes of an expected unknown number of bytes"):
+        data.fetch("tiny", tmp_path)
+    replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES, good + TRAIN_IMAGES), **blob)
+    put(tmp_path, {name: content for name, content in tiny.packed.items() if name != TRAIN_IMAGES})
+    assert data.fetch("tiny", tmp_path)[0].verdict == "verified"
+    dataset = data.load("tiny", tmp_path)
+    assert same(dataset.split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
+    assert dataset.sha256[TRAIN_IMAGES.removesuffix(".gz")] == sha256(content)
+    put(tmp_path, {TRAIN_IMAGES: content[:-1]})
+    with pytest.raises(data.DataError, match=f"unpacked 57 bytes, expected those of git blob {blob['git_blob']}"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_a_file_without_a_checksum_is_taken_by_its_counts_and_never_downloaded(tiny, tmp_path, monkeypatch):
+    replace_file(monkeypatch, tiny, urls=(), **NOTHING_KNOWN)
+    with pytest.raises(data.DataError, match=r"could not be downloaded \(never, as its checksum is .*--list"):
+        data.load("tiny", tmp_path).split("train")
+    put(tmp_path, tiny.packed)
+    assert data.fetch("tiny", tmp_path)[0].verdict == "found; its checksum is not known"
+    assert same(data.load("tiny", tmp_path).split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
+    put(tmp_path, {TRAIN_IMAGES: idx_bytes(tiny.arrays[0][1:])})
+    with pytest.raises(data.DataError, match=r"train images have shape \(4, 3, 2, 1\), expected \(5, 3, 2, 1\)"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_a_stand_in_is_taken_with_a_warning_and_a_note(tiny, tmp_path, monkeypatch, capsys):
+    content = idx_bytes(tiny.arrays[0][2:])
+    replace_file(monkeypatch, tiny, stand_in=files.StandIn(sha256(content), {"train": 3}))
+    put(tmp_path, tiny.packed)
+    dataset = data.load("tiny", tmp_path)
+    assert len(dataset.split("train").images) == 5
+    assert data.note("tiny", dataset.sha256) == "" and capsys.readouterr().err == ""
+    put(tmp_path, {TRAIN_IMAGES: content, TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
+    assert data.fetch("tiny", tmp_path)[0].verdict == "stand-in data, not comparable with published results"
+    said = f"warning: {tmp_path / TRAIN_IMAGES} is not tiny's {TRAIN_IMAGES}: stand-in data"
+    assert capsys.readouterr().err.startswith(said)
+    dataset = data.load("tiny", tmp_path)
+    with pytest.raises(data.DataError, match=r"labels have shape \(5,\), expected \(3,\)"):  # counted as the stand-in's
+        dataset.split("train")
+    assert data.note("tiny", dataset.sha256) == "stand-in data, not comparable with published results"
 
 
 def test_closed_cache_is_named(tiny, site, cache, monkeypatch):

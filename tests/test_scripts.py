@@ -516,7 +516,7 @@ def test_what_data_there_is_is_said_without_keras(script):
     assert done.stdout.splitlines()[-1] == "0 False" and done.stderr == ""
     for name, source in data.DATA_SETS.items():
         assert re.search(f"^{name}: ", done.stdout, re.MULTILINE) and source.origin in done.stdout
-        assert all(file.name in done.stdout and f"{file.bytes:,}" in done.stdout for file in source.files)
+        assert all(f"{file.name} ({file.size})" in done.stdout for file in source.files)
 
 
 def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
