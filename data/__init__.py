@@ -17,7 +17,10 @@ from data.sources import (
     caltech101,
     digits,
     fashionmnist,
+    freyfaces,
+    histopathology,
     mnist,
+    omniglot,
     staticmnist,
 )
 
@@ -38,7 +41,10 @@ __all__ = [
     "note",
 ]
 
-DATA_SETS = {source.name: source for source in (mnist, fashionmnist, digits, staticmnist, caltech101)}
+DATA_SETS = {
+    source.name: source
+    for source in (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology)
+}
 
 _BINARIZERS = {
     "dynamic": lambda grey, rng: (rng.random(grey.shape, np.float32) < grey).astype(np.float32),

@@ -10,6 +10,16 @@ SPLITS = ("train", "val", "test")
 STAND_IN = "stand-in data, not comparable with published results"
 
 
+def as_bytes(values, what) -> np.ndarray:
+    """Grey values, floats from 0 to 1, as the nearest of 256 levels: uint8 of the same shape, 255 for 1.
+
+    Raises DataError for other values in `what`.
+    """
+    if values.dtype.kind != "f" or not np.all((values >= 0) & (values <= 1)):
+        raise DataError(f"{what} has other values than floats from 0 to 1")
+    return np.rint(255 * values).astype(np.uint8)
+
+
 class Split(NamedTuple):
     """Images as published: images uint8 (N, H, W, C) from 0 to max_value, labels int64 (N,) or None."""
 

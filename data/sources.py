@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.amat import parse_amat
-from data.dataset import STAND_IN, Dataset
-from data.files import DataError, PublicFile
+from data.archives import unpickle
+from data.dataset import SPLITS, STAND_IN, Dataset, as_bytes
+from data.files import DataError, PublicFile, StandIn
 from data.idx import parse_idx
 
 
@@ -271,6 +272,120 @@ caltech101 = Source(
     origin="B. Marlin's silhouettes of the Caltech 101 objects (Marlin, Swersky, Chen, de Freitas, 2010), "
     "https://people.cs.umass.edu/~marlin/data.shtml",
     pseudo_pixels=(0.5, 0.02),
+)
+
+
+SHUFFLE_SEED = 20_180_409  # of the splits below, which the VampPrior code draws anew in each run: never change it
+
+
+def shuffled(n):
+    """The numbers below n in the one order that our own splits have: RandomState's draws are the same for ever."""
+    return np.random.RandomState(SHUFFLE_SEED).permutation(n)
+
+
+OMNIGLOT_VAL = 1_345  # of the training images, as in the VampPrior paper
+
+
+def read_omniglot(dataset, split):
+    """Images uint8 (N, 28, 28, 1), ink 255, of a split of OMNIGLOT; no labels (there are 50 alphabets)."""
+    name = "testdata" if split == "test" else "data"
+    images = upright(as_bytes(read_matrix(dataset, name).T, name))
+    if split == "test":
+        return images, None
+    rows = shuffled(len(images))
+    return images[rows[:-OMNIGLOT_VAL] if split == "train" else rows[-OMNIGLOT_VAL:]], None
+
+
+omniglot = Source(
+    name="omniglot",
+    title="OMNIGLOT: handwritten characters of 50 alphabets, as Burda et al. prepared them",
+    image_shape=(28, 28, 1),
+    num_images={"train": 24_345 - OMNIGLOT_VAL, "val": OMNIGLOT_VAL, "test": 8_070},
+    max_value=255,
+    class_names=(),
+    binarize="dynamic",
+    read=read_omniglot,
+    files=(
+        PublicFile(
+            "omniglot",
+            "chardata.mat",
+            *(None,) * 4,
+            ("https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat",),
+            git_blob="016a3536ffe5e1d38e42563a18d7a78bfaf643ec",
+            stand_in=StandIn("e2ef5049bfe4f4390f1e304e20dacc77cab1abed1bf01d0e38e432a46d0a1c4f", {"test": 8_115}),
+        ),
+    ),
+    licence="MIT for the original drawings; none stated with the file",
+    origin="Y. Burda's file of B. Lake's drawings, https://github.com/yburda/iwae (datasets/OMNIGLOT)",
+)
+
+
+def read_freyfaces(dataset, split):
+    """Images uint8 (N, 28, 20, 1) of a split of the Frey faces, frames of one film in an order of our own."""
+    (frames,) = unpickle(dataset.content(dataset.source.files[0]))
+    ends = np.cumsum([dataset.source.num_images[name] for name in SPLITS])
+    rows = dict(zip(SPLITS, np.split(shuffled(len(frames)), ends[:-1]), strict=True))[split]
+    return frames[rows].reshape(-1, 28, 20, 1), None
+
+
+freyfaces = Source(
+    name="freyfaces",
+    title="Frey faces: the frames of a film of one face",
+    image_shape=(28, 20, 1),
+    num_images={"train": 1_565, "val": 200, "test": 200},
+    max_value=255,
+    class_names=(),
+    binarize="none",
+    read=read_freyfaces,
+    files=(
+        PublicFile(
+            "freyfaces",
+            "freyfaces.pkl",
+            3_568_521,
+            "3b69410c6a5fd6e03f09012905168be3712373a094a776f7e58fcd0670d2138a",
+            3_568_521,
+            "3b69410c6a5fd6e03f09012905168be3712373a094a776f7e58fcd0670d2138a",
+            (
+                "https://raw.githubusercontent.com/jmtomczak/vae_vampprior/"
+                "2b530e5a69b1fe030e71a93c06fa7deed8000f28/datasets/Freyfaces/freyfaces.pkl",
+            ),
+        ),
+    ),
+    licence="none stated with the file; MIT for the repository that it comes from",
+    origin="B. Frey's film, as in https://github.com/jmtomczak/vae_vampprior (datasets/Freyfaces)",
+    pseudo_pixels=(0.5, 0.02),
+)
+
+
+def read_histopathology(dataset, split):
+    """Images uint8 (N, 28, 28, 1) of a split of the histopathology patches, in each an array or a list of arrays."""
+    (file,) = dataset.source.files
+    parts = unpickle(dataset.content(file))
+    key, count = {"train": "training", "val": "validation", "test": "test"}[split], dataset.source.num_images[split]
+    images = parts.get(key) if isinstance(parts, dict) else None
+    if isinstance(images, np.ndarray) and images.ndim:
+        images = list(images)
+    if not isinstance(images, list) or len(images) != count:
+        raise DataError(f"{file} has no part {key!r} of {count:,} images")
+    if not all(isinstance(image, np.ndarray) and image.size == 28 * 28 for image in images):
+        raise DataError(f"{file} has other images than 28x28 in its part {key!r}")
+    return as_bytes(np.stack([image.reshape(28, 28, 1) for image in images]), f"{file}'s part {key!r}"), None
+
+
+histopathology = Source(
+    name="histopathology",
+    title="Histopathology: grey patches of tissue",
+    image_shape=(28, 28, 1),
+    num_images={"train": 6_800, "val": 2_000, "test": 2_000},
+    max_value=255,
+    class_names=(),
+    binarize="none",
+    read=read_histopathology,
+    files=(PublicFile("histopathology", "histopathology.pkl", *(None,) * 4, ()),),
+    licence="none stated with the file, as far as we know",
+    origin="histopathology.pkl.tar.gz of Tomczak and Welling (2016), to be unpacked by hand: "
+    "https://github.com/jmtomczak/vae_householder_flow (datasets/histopathologyGray)",
+    pseudo_pixels=(0.4, 0.05),
 )
 
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import os
+import pickle
 import ssl
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+from data import dataset as dataset_module
 from data import download, files, sources
 from data.idx import parse_idx
 
@@ -102,7 +104,9 @@ def same(split, images, labels):
 
 
 def test_registry_states_every_data_set():
-    assert list(data.DATA_SETS) == [*("mnist", "fashionmnist", "digits", "staticmnist", "caltech101")]
+    assert list(data.DATA_SETS) == [
+        *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology")
+    ]
     readme = (ROOT / "data" / "README.md").read_text()
     for name, source in data.DATA_SETS.items():
         assert source.name == name and f"## {name}" in readme
@@ -719,6 +723,152 @@ def test_real_files(name, train, test):
 
 
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
+
+
+def test_grey_values_are_kept_as_the_nearest_of_256_levels():
+    assert dataset_module.as_bytes(np.array([0, 0.0019, 0.002, 0.5, 1]), "x").tolist() == [0, 0, 1, 128, 255]
+    assert dataset_module.as_bytes(np.arange(256) / 255, "x").tolist() == list(range(256))
+    for wrong in ([-0.1], [1.1], [np.nan], [np.inf], [1]):
+        with pytest.raises(data.DataError, match="x has other values than floats from 0 to 1"):
+            dataset_module.as_bytes(np.array(wrong), "x")
+
+
+def grey_public_set(monkeypatch, folder, name, counts, content):
+    """The data set `name` as it is, but with other counts and `content` for its only file, known by its sha256."""
+    source = data.DATA_SETS[name]
+    known = {"sha256": sha256(content), "unpacked_sha256": sha256(content), "stand_in": None}
+    sizes = {"bytes": len(content), "unpacked_bytes": len(content)}
+    file = dataclasses.replace(source.files[0], **known, **sizes)
+    counts = dict(zip(data.SPLITS, counts, strict=True))
+    monkeypatch.setitem(data.DATA_SETS, name, dataclasses.replace(source, num_images=counts, files=(file,)))
+    put(folder, {file.name: content})
+    return data.load(name, folder)
+
+
+def rows_of(splits):
+    """All images of several splits, sorted, as bytes."""
+    return sorted(image.tobytes() for split in splits for image in split.images)
+
+
+def test_omniglot_in_the_public_format(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    monkeypatch.setattr(sources, "OMNIGLOT_VAL", 3)
+    levels = np.random.default_rng(0).integers(0, 256, (15, 28, 28), np.uint8)
+    columns = levels.transpose(0, 2, 1).reshape(15, 784).T / 255  # each column one image, column by column
+    content = io.BytesIO()
+    savemat(content, {"data": columns[:, :11], "testdata": columns[:, 11:]}, do_compression=True)
+    dataset = grey_public_set(monkeypatch, tmp_path, "omniglot", (8, 3, 4), content.getvalue())
+    train, val, test = (dataset.split(name) for name in data.SPLITS)
+    np.testing.assert_array_equal(test.images[..., 0], levels[11:])
+    assert rows_of([train, val]) == sorted(image.tobytes() for image in levels[:11])
+    assert train.labels is None and test.max_value == 255 and dataset.binarize == "dynamic"
+
+
+def protocol_0(array):
+    """A list of one array as Python 2 pickled it: text, with the bytes as an escaped string."""
+    raw = "".join(f"\\x{byte:02x}" for byte in array.tobytes())
+    head = "(lp0\ncnumpy.core.multiarray\n_reconstruct\np1\n(cnumpy\nndarray\np2\n(I0\ntp3\nS'b'\np4\ntp5\nRp6\n"
+    shape = f"(I1\n(I{array.shape[0]}\nI{array.shape[1]}\ntp7\n"
+    dtype = "cnumpy\ndtype\np8\n(S'u1'\np9\nI0\nI1\ntp10\nRp11\n(I3\nS'|'\np12\nNNNI-1\nI-1\nI0\ntp13\nb"
+    return f"{head}{shape}{dtype}I00\nS'{raw}'\np14\ntp15\nba.".encode()
+
+
+def test_frey_faces_in_the_public_format(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 560), np.uint8)
+    dataset = grey_public_set(monkeypatch, tmp_path, "freyfaces", (7, 3, 2), protocol_0(frames))
+    splits = [dataset.split(name) for name in data.SPLITS]
+    assert [split.images.shape for split in splits] == [(n, 28, 20, 1) for n in (7, 3, 2)]
+    assert rows_of(splits) == sorted(frame.tobytes() for frame in frames)
+    assert splits[0].images[0].tobytes() != frames[0].tobytes()
+
+
+def patches(counts, shape=(28, 28), kind=np.float64):
+    rng = np.random.default_rng(0)
+    parts = zip(("training", "validation", "test"), counts, strict=True)
+    return {name: rng.integers(0, 256, (n, *shape)).astype(kind) / 255 for name, n in parts}
+
+
+def histopathology(monkeypatch, folder, value, counts=(4, 3, 2)):
+    """The histopathology set of a file with this content, or this value pickled, and these counts stated."""
+    content = value if isinstance(value, bytes) else pickle.dumps(value, 2)
+    source = data.DATA_SETS["histopathology"]
+    counts = dict(zip(data.SPLITS, counts, strict=True))
+    monkeypatch.setitem(data.DATA_SETS, "histopathology", dataclasses.replace(source, num_images=counts))
+    put(folder, {"histopathology.pkl": content})
+    return data.load("histopathology", folder)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (784,), (1, 28, 28)])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_histopathology_in_the_public_format(tmp_path, monkeypatch, shape, as_list):
+    parts = patches((4, 3, 2), shape)
+    stored = {name: list(part) for name, part in parts.items()} if as_list else parts
+    dataset = histopathology(monkeypatch, tmp_path, stored)
+    for split, (name, part) in zip(data.SPLITS, parts.items(), strict=True):
+        images = dataset.split(split).images
+        assert images.shape == (len(part), 28, 28, 1), name
+        np.testing.assert_allclose(images.ravel() / 255, part.ravel(), atol=1e-12)
+    assert dataset.sha256 == {"histopathology.pkl": sha256((tmp_path / "histopathology.pkl").read_bytes())}
+
+
+class Malicious:
+    """Its pickle calls a function."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (Malicious(os.system, "touch hit"), r"names (posix|nt)\.system, which is never read"),
+        (patches((4, 3, 2)) | {"more": Malicious(eval, "open('hit', 'w')")}, r"names .*eval, which is never read"),
+        (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is damaged"),
+        (b"", "is damaged"),
+        (b"<html>404</html>", "is damaged"),
+        (patches((5, 3, 2)), "no part 'training' of 4 images"),
+        ({"train": np.zeros((4, 28, 28))}, "no part 'training'"),
+        ([1, 2], "no part 'training'"),
+        ({"training": np.float64(3)}, "pickle|no part 'training'"),
+        ({"training": np.array(3.0)}, "no part 'training'"),
+        ({"training": "abcd"}, "no part 'training'"),
+        ({"training": [[[0.5] * 28] * 28] * 4}, "other images than 28x28"),
+        (patches((4, 3, 2), (28, 27)), "other images than 28x28"),
+        ({"training": np.full((4, 28, 28), 255.0)}, "'training' has other values than floats from 0 to 1"),
+        ({"training": np.full((4, 28, 28), np.nan)}, "'training' has other values"),
+        ({"training": np.zeros((4, 28, 28), int)}, "'training' has other values"),
+    ],
+)
+def test_another_histopathology_file_is_refused(tmp_path, monkeypatch, value, complaint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError, match=complaint):
+        histopathology(monkeypatch, tmp_path, value).split("train")
+    assert not (tmp_path / "hit").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "start", "note"),
+    [
+        ("freyfaces", (1565, 200, 200), "1f94a655a3f40298", ""),
+        ("omniglot", (23_000, 1345, 8115), "4d40ae08b0095f3c", "stand-in data, not comparable with published results"),
+    ],
+)
+def test_grey_sets_are_read_as_they_are(name, sizes, start, note):
+    """By split sizes, no image twice where none is, and by the first ten training images, whose order is ours."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"needs the files of {name} in $VAMPVAE_DATA")
+    dataset = data.load(name, SHARED)
+    splits = [dataset.split(split) for split in data.SPLITS]
+    if name == "omniglot" and len(splits[2].images) == 8_070:
+        pytest.skip("the published file, for once")
+    assert tuple(len(split.images) for split in splits) == sizes and data.note(name, dataset.sha256) == note
+    assert all(split.labels is None and split.max_value == 255 for split in splits)
+    assert sha256(splits[0].images[:10].tobytes()).startswith(start)
+    assert len(set(rows_of(splits))) > 0.99 * sum(sizes)
 
 
 @pytest.mark.parametrize(("name", "mean"), [("staticmnist", 0.1325), ("caltech101", 0.4610)])
