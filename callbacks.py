@@ -175,9 +175,9 @@ class RunWriter(keras.callbacks.Callback):
     so that whatever is lost when the process dies can be written again from that.
     """
 
-    def __init__(self, path, config, batches, state=None):
+    def __init__(self, path, config, batches, state=None, note=""):
         super().__init__()
-        self.path, self.config, self.batches = path, config, batches
+        self.path, self.config, self.batches, self.note = path, config, batches, note
         self.rows = state.rows if state else []
         self.best = state.best if state else b""
         self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
@@ -272,7 +272,7 @@ class RunWriter(keras.callbacks.Callback):
         """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
         done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
         best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
-        about = {"state": state} | done | best | {"note": self.config.note}
+        about = {"state": state} | done | best | {"note": self.note}
         atomic.write_json(self.path / "status.json", about | more)
 
 

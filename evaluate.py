@@ -104,7 +104,7 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
         "estimator": "is",
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
-        "note": run.config.note,
+        "note": run.note,
         "backend": keras.backend.backend(),
         "versions": experiment.versions(),
     }

@@ -229,8 +229,12 @@ class Config:
 
     @property
     def note(self):
-        """What has to be said beside every score of this run."""
+        """What has to be said beside every score with these settings, whatever the data files are."""
         return "" if self.is_likelihood else GREY_NOTE
+
+    def note_on(self, sha256):
+        """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
+        return "; ".join(filter(None, (self.note, data.DATA_SETS[self.data_set].note(sha256))))
 
     @property
     def training_id(self):
@@ -338,6 +342,11 @@ class Run:
         """The data set, loaded by name from `data_dir` or wherever it is found."""
         return data.load(self.config.data_set, self.data_dir)
 
+    @property
+    def note(self):
+        """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
+        return self.config.note_on(self.record["data_sha256"] | self.dataset.sha256)
+
     @cached_property
     def model(self):
         """The LatentModel with its best weights. Raises UserError if there are none or they do not fit the config.
@@ -382,7 +391,14 @@ class Run:
         Of the training split, those that the run was trained on.
         """
         images = data.held_out(self.dataset, split, self.config.binarization)
+        self.check_data(self.dataset)
         return images[: self.config.max_train_images] if split == "train" else images
+
+    def check_data(self, dataset):
+        """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
+        for file, sha256 in dataset.sha256.items():
+            if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
+                raise UserError(f"{self.path} was trained on another {file}, of sha256 {before}; name its --data_dir")
 
     def check_writable(self):
         """Raises UserError where an evaluation could not be stored: better before it takes hours."""
@@ -426,7 +442,7 @@ def _read(path, most):
 
 def _status(path):
     """status.json, which training writes anew whenever it goes on: empty where it cannot be read or makes no sense."""
-    kinds = {"state": str, "epochs_done": int, "best_epoch": int, "best_val_elbo": float, "seconds": float}
+    kinds = {"state": str, "epochs_done": int, "best_epoch": int, "best_val_elbo": float, "seconds": float, "note": str}
     try:
         status = _read_json(path, "unreadable")
         if status["state"] not in ("running", "stopped", "failed", "finished"):

@@ -382,7 +382,7 @@ def embedding_file(view):
 
 def draw_losshistory(view):
     """ELBO, rate and distortion by epoch."""
-    return figures.losshistory(view.run.history, view.config.note)
+    return figures.losshistory(view.run.history, view.run.note)
 
 
 def draw_samples(view):
@@ -432,6 +432,7 @@ class Drawn(NamedTuple):
     originals: np.ndarray
     reconstructions: np.ndarray
     samples: np.ndarray
+    note: str
 
     @property
     def group(self):
@@ -445,7 +446,8 @@ def drawn_of(view):
     chosen = order[order >= 0][:10]
     reconstructions = view.reconstructed(view.images[chosen])
     run = view.run
-    return Drawn(run.path, run.config, run.history, view.split.grey(chosen), reconstructions, view.samples[:10])
+    originals, samples = view.split.grey(chosen), view.samples[:10]
+    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, run.note)
 
 
 def draw_group(group, members, output):
@@ -455,7 +457,7 @@ def draw_group(group, members, output):
     labels = differences(members)
     curves = {}
     for label, one in zip(labels, members, strict=True):
-        said = f"{label} ({one.config.note})" if one.config.note else label
+        said = f"{label} ({one.note})" if one.note else label
         curves[said] = (one.history["epoch"], one.history["val_elbo"])
     output.write(folder, f"{prefix}_losshistory.png", lambda: figures.png(figures.overlay(curves)))
     output.write(folder, f"{prefix}_comparison.png", lambda: figures.png(comparison(labels, members)))

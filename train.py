@@ -175,7 +175,7 @@ def row_of(config, note):
     """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
     status = status_of(config)
     best = status.get("best_val_elbo")
-    notes = (note, "" if best is None else config.note)
+    notes = (note, "" if best is None else status.get("note", ""))
     return {
         "run": config.training_id,
         "state": status.get("state", "none"),

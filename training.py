@@ -213,9 +213,7 @@ def _check_same(run, dataset):
     """Raises UserError unless backend and data are those that the run began with; warns of other versions."""
     if run.backend != keras.backend.backend():
         raise UserError(f"{run.path} was trained on {run.backend}; go on with --backend {run.backend}")
-    for file, sha256 in dataset.sha256.items():
-        if (before := run.record["data_sha256"].get(file)) != sha256:
-            raise UserError(f"{run.path} was trained on another {file}, of sha256 {before}; name its --data_dir")
+    run.check_data(dataset)
     now, then = experiment.versions(), run.record["versions"]
     if changed := [f"{name} {then.get(name)} is now {now[name]}" for name in now if now[name] != then.get(name)]:
         print(f"warning: {run.path}: {', '.join(changed)}; last digits may differ", file=sys.stderr)
@@ -256,7 +254,7 @@ def _newest_state(run, config, prepared, mend=False):
 
 def _fit(config, path, prepared, state):
     batches, model = prepared.batches, prepared.model
-    writer = RunWriter(path, config, batches, state)
+    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256))
     epoch = 0
     if state:
         state.into(model)

@@ -38,7 +38,6 @@ __all__ = [
     "found",
     "held_out",
     "load",
-    "note",
 ]
 
 DATA_SETS = {
@@ -93,14 +92,6 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
     """
     files, folders = _source(name).files, places(name, data_dir)
     return [(file.name, next(candidates(file, folders), None)) for file in files]
-
-
-def note(name, sha256) -> str:
-    """What has to be said beside every score on `name`, with files of these checksums, a dict of name to sha256.
-
-    Mostly ""; more where files only stand in for the published ones. Raises DataError for an unknown name.
-    """
-    return _source(name).note(sha256)
 
 
 def binarization(dataset, mode) -> str:

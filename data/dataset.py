@@ -62,6 +62,11 @@ class Dataset:
         """(H, W, C), for which the training images are read where the source does not state it."""
         return self.source.image_shape or self.split("train").images.shape[1:]
 
+    @property
+    def note(self) -> str:
+        """What has to be said beside every score on the files that were opened so far; mostly ""."""
+        return self.source.note(self.sha256)
+
     def split(self, name) -> Split:
         """The split "train", "val" or "test".
 

@@ -587,7 +587,7 @@ def test_a_stand_in_is_taken_with_a_warning_and_a_note(tiny, tmp_path, monkeypat
     put(tmp_path, tiny.packed)
     dataset = data.load("tiny", tmp_path)
     assert len(dataset.split("train").images) == 5
-    assert data.note("tiny", dataset.sha256) == "" and capsys.readouterr().err == ""
+    assert dataset.note == "" and capsys.readouterr().err == ""
     put(tmp_path, {TRAIN_IMAGES: content, TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
     assert data.fetch("tiny", tmp_path)[0].verdict == "stand-in data, not comparable with published results"
     said = f"warning: {tmp_path / TRAIN_IMAGES} is not tiny's {TRAIN_IMAGES}: stand-in data"
@@ -595,7 +595,7 @@ def test_a_stand_in_is_taken_with_a_warning_and_a_note(tiny, tmp_path, monkeypat
     dataset = data.load("tiny", tmp_path)
     with pytest.raises(data.DataError, match=r"labels have shape \(5,\), expected \(3,\)"):  # counted as the stand-in's
         dataset.split("train")
-    assert data.note("tiny", dataset.sha256) == "stand-in data, not comparable with published results"
+    assert dataset.note == "stand-in data, not comparable with published results"
 
 
 def test_closed_cache_is_named(tiny, site, cache, monkeypatch):
@@ -865,7 +865,7 @@ def test_grey_sets_are_read_as_they_are(name, sizes, start, note):
     splits = [dataset.split(split) for split in data.SPLITS]
     if name == "omniglot" and len(splits[2].images) == 8_070:
         pytest.skip("the published file, for once")
-    assert tuple(len(split.images) for split in splits) == sizes and data.note(name, dataset.sha256) == note
+    assert tuple(len(split.images) for split in splits) == sizes and dataset.note == note
     assert all(split.labels is None and split.max_value == 255 for split in splits)
     assert sha256(splits[0].images[:10].tobytes()).startswith(start)
     assert len(set(rows_of(splits))) > 0.99 * sum(sizes)

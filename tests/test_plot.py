@@ -237,7 +237,7 @@ def test_pairs_join_different_classes(classes, expected):
 def drawn(path="run", **settings):
     """A Drawn of no images with these settings."""
     settings = {"data_set": "digits"} | settings
-    return plot.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3)
+    return plot.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3, note="")
 
 
 def test_runs_are_labelled_by_what_differs():
@@ -433,6 +433,7 @@ def stub(shape, labels, names, **settings):
         model=models.build(config, shape, pseudo_inputs=noise(3, *shape)),
         dataset=SimpleNamespace(class_names=names, split=lambda name: split),
         images=lambda name: split.grey(),
+        note="",
     )
 
 

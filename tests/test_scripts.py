@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from conftest import ROOT, flags
 
 import atomic
@@ -28,6 +29,8 @@ import experiment
 import plot
 import train
 import vampvae
+from data.dataset import STAND_IN
+from data.files import StandIn
 from experiment import Config
 
 GREY = "grey-pixel bound, not a likelihood"
@@ -312,7 +315,8 @@ def without_training(values, state="finished"):
         record |= {"versions": {}, "data_sha256": {}}
         atomic.write_json(config.path / "config.json", record)
         atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
-        atomic.write_json(config.path / "status.json", {"state": state, "best_val_elbo": value, "best_epoch": 4})
+        status = {"state": state, "best_val_elbo": value, "best_epoch": 4, "note": config.note}
+        atomic.write_json(config.path / "status.json", status)
         return config.path
 
     return fit
@@ -495,6 +499,39 @@ def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_pa
     assert abs(ours["log_px"] - theirs["log_px"]) < 4 * error
     assert np.corrcoef(*per_image.values())[0, 1] > 0.95
     assert not np.array_equal(*per_image.values())  # else one backend was compared with itself
+
+
+def omniglot_stand_in(folder, monkeypatch, seed):
+    """Writes a tiny chardata.mat of noise, which is made a stand-in for the one of OMNIGLOT."""
+    images = np.random.default_rng(seed).random((784, 48))
+    (folder / "omniglot").mkdir(parents=True)
+    path = folder / "omniglot" / "chardata.mat"
+    scipy.io.savemat(path, {"data": images[:, :36], "testdata": images[:, 36:]})
+    monkeypatch.setattr(data.sources, "OMNIGLOT_VAL", 12)
+    stand_in = StandIn(hashlib.sha256(path.read_bytes()).hexdigest(), {"train": 24, "val": 12, "test": 12})
+    source = data.DATA_SETS["omniglot"]
+    file = dataclasses.replace(source.files[0], stand_in=stand_in)
+    monkeypatch.setitem(data.DATA_SETS, "omniglot", dataclasses.replace(source, files=(file,)))
+
+
+@pytest.mark.keras
+def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
+    settings = {"data_set": "omniglot", "epochs": 1, "batch_size": 12, "runs_dir": tmp_path / "runs", "gs_key": "key"}
+    omniglot_stand_in(tmp_path / "data", monkeypatch, seed=0)
+    words = [*flags(data_dir=tmp_path / "data", **settings), "--seed", 1, 2, "--binarize", "none"]
+    assert called(train.main, *words) == 0
+    printed = capfd.readouterr()
+    assert printed.out.count(f"{GREY}; {STAND_IN}\n") == 2 and printed.err.count("warning: ") == 2
+    path, _ = sorted((tmp_path / "runs" / "key").iterdir())
+    assert read(path / "status.json")["note"] == f"{GREY}; {STAND_IN}"
+    assert called(evaluate.main, path, "--num_samples", 3) == 0
+    assert f"  {GREY}; {STAND_IN}\n" in capfd.readouterr().out
+    assert read(path / "metrics.json")["note"] == f"{GREY}; {STAND_IN}"
+    assert plot.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
+    omniglot_stand_in(tmp_path / "other", monkeypatch, seed=1)
+    expected = "was trained on another chardata.mat, of sha256 "
+    assert called(evaluate.main, path, "--num_samples", 3, "--data_dir", tmp_path / "other") == 2
+    assert expected in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- vampvae.py
