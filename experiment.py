@@ -49,6 +49,7 @@ GREY_NOTE = "grey-pixel bound, not a likelihood"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
+MOST_VALUES = 1 << 24  # in an image
 INT32 = 2**31 - 1
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
 
@@ -77,7 +78,9 @@ class Config:
         tag="",
         choices=tuple(models.NETWORKS),
     )  # fmt: skip
-    data_set: str = setting("mnist", "images to train on", tag="", choices=tuple(data.DATA_SETS))
+    data_set: str = setting(
+        "mnist", "images to train on; folder:PATH are your own, see data/README.md", tag="", choices=data.NAMES
+    )
     latent_dim: int = setting(2, "latent dimensions in all, split over the layers of hvae", tag="", low=1, high=4096)
     network_size: float = setting(4.0, "scales the filters of the convolutions", tag="", above=0, high=64)
     epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
@@ -158,7 +161,7 @@ class Config:
             raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
         if self.prior == "vampdata" and self.pseudo_init != "data":
             raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
-        if self.observation == "logistic" and (self.binarization != "none" or self._source.is_binary):
+        if self.observation == "logistic" and (self.binarization != "none" or self.source.is_binary):
             raise UserError(f"--likelihood logistic is for grey pixels, and those of {self.data_set} are binarized")
         if self.sigma != Config.sigma and self.observation != "gaussian":
             raise UserError(f"--sigma {self.sigma} goes with --likelihood gaussian")
@@ -177,20 +180,21 @@ class Config:
         return cls(**values)
 
     @property
-    def _source(self):
-        return data.DATA_SETS[self.data_set]
+    def source(self):
+        """What is known of the data set before anything is opened, a data.Source."""
+        return data.source(self.data_set)
 
     @property
     def observation(self):
         """What `likelihood` comes to for this data set: a name in models.LIKELIHOODS."""
-        return self._source.likelihood if self.likelihood == "auto" else self.likelihood
+        return self.source.likelihood if self.likelihood == "auto" else self.likelihood
 
     @property
     def binarization(self):
         """What `binarize` comes to: dynamic, threshold or none; auto is the data set's, for a Bernoulli likelihood."""
         if self.binarize == "auto" and self.observation != "bernoulli":
             return "none"
-        return data.binarization(self._source, self.binarize)
+        return data.binarization(self.source, self.binarize)
 
     @property
     def is_sized(self):
@@ -225,7 +229,7 @@ class Config:
     @property
     def is_likelihood(self):
         """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
-        return self.observation != "bernoulli" or self.binarization != "none" or self._source.is_binary
+        return self.observation != "bernoulli" or self.binarization != "none" or self.source.is_binary
 
     @property
     def note(self):
@@ -234,20 +238,21 @@ class Config:
 
     def note_on(self, sha256):
         """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
-        return "; ".join(filter(None, (self.note, data.DATA_SETS[self.data_set].note(sha256))))
+        return "; ".join(filter(None, (self.note, self.source.note(sha256))))
 
     @property
     def training_id(self):
         """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
 
-        A network without sizes stands with its name in the place of `factor<F>`.
+        A network without sizes stands with its name in the place of `factor<F>`, and the images of a user's own
+        as `folder-<name>-<8 hex of the path>`.
         """
-        name = f"{self.data_set}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
+        name = f"{self.source.name}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
         return f"{name}_{self.size}_epochs{self.epochs}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)
-        if self.observation == self._source.likelihood:
+        if self.observation == self.source.likelihood:
             effective["likelihood"] = "auto"
         if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             effective["binarize"] = "auto"
@@ -315,6 +320,7 @@ class Run:
         try:
             _check_record(self.record)
             self.config = Config.from_dict(_migrated(self.record))
+            _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
         trained_from = self.config.data_dir
@@ -343,6 +349,11 @@ class Run:
         return data.load(self.config.data_set, self.data_dir)
 
     @property
+    def image_shape(self):
+        """(H, W, C), for which no data file is opened."""
+        return self.config.source.image_shape or tuple(self.record["image_shape"])
+
+    @property
     def note(self):
         """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
         return self.config.note_on(self.record["data_sha256"] | self.dataset.sha256)
@@ -356,14 +367,13 @@ class Run:
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             engine.settle()
             engine.start()
-        image_shape = data.DATA_SETS[self.config.data_set].image_shape
         try:
-            expected = models.weight_shapes(self.config, image_shape)
-        except ValueError as error:
+            expected = models.weight_shapes(self.config, self.image_shape)
+        except (ValueError, MemoryError) as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
             weights.check(self.weights, expected)
-            model = models.build(self.config, image_shape)
+            model = models.build(self.config, self.image_shape)
             model.load_weights(self.weights)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -392,13 +402,16 @@ class Run:
         """
         images = data.held_out(self.dataset, split, self.config.binarization)
         self.check_data(self.dataset)
+        if images.shape[1:] != self.image_shape:
+            raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")
         return images[: self.config.max_train_images] if split == "train" else images
 
     def check_data(self, dataset):
         """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
         for file, sha256 in dataset.sha256.items():
             if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
-                raise UserError(f"{self.path} was trained on another {file}, of sha256 {before}; name its --data_dir")
+                raise UserError(f"{self.path} was trained on another {file}, of sha256 {before}; "
+                                "put that back, or name its --data_dir")  # fmt: skip
 
     def check_writable(self):
         """Raises UserError where an evaluation could not be stored: better before it takes hours."""
@@ -465,6 +478,13 @@ def _check_record(record):
     for name in ("versions", "data_sha256"):
         if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
             raise UserError(f"its {name} is {_short(record[name])}")
+
+
+def _check_shape(shape):
+    """Raises UserError unless this could be the (H, W, C) of images."""
+    whole = isinstance(shape, list | tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    if not whole or math.prod(shape) > MOST_VALUES:
+        raise UserError(f"its image_shape is {_short(shape)}")
 
 
 def _migrated(record):
@@ -598,11 +618,20 @@ def _record(config, dataset):
 
     return {
         "format": FORMAT,
-        "config": dataclasses.asdict(config) | {"data_dir": config.data_dir and os.path.abspath(config.data_dir)},
+        "config": dataclasses.asdict(config) | _places(config),
         "backend": keras.backend.backend(),
         "git_commit": git_commit(),
         "versions": versions(),
         "data_sha256": dataset.sha256,
+        "image_shape": list(dataset.image_shape),
+    }
+
+
+def _places(config):
+    """The settings that name where data lie, so that they can be found from every folder."""
+    return {
+        "data_set": data.absolute(config.data_set),
+        "data_dir": config.data_dir and os.path.abspath(config.data_dir),
     }
 
 

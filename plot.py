@@ -232,7 +232,7 @@ def picked(images, index):
 def draw_run(run, output, projection):
     """Draws all figures of a run and returns what the figures that compare runs need, a `Drawn`."""
     view, folder, prefix = View(run, projection), run.path / "figures", run.config.training_id
-    names = {name: f"{prefix}_{name}.png" for name in FIGURES} | {"input": f"{run.config.data_set}_input.png"}
+    names = {name: f"{prefix}_{name}.png" for name in FIGURES} | {"input": f"{run.config.source.name}_input.png"}
     for name, draw in FIGURES.items():
         if name != "pseudoinputs" or run.config.has_pseudo_inputs:
             output.write(folder, names[name], lambda draw=draw: figures.png(draw(view)))
@@ -437,7 +437,7 @@ class Drawn(NamedTuple):
     @property
     def group(self):
         """The Group of this run."""
-        return Group(self.config.data_set, self.config.latent_dim, self.config.size.removesuffix(".0"))
+        return Group(self.config.source.name, self.config.latent_dim, self.config.size.removesuffix(".0"))
 
 
 def drawn_of(view):

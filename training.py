@@ -105,7 +105,7 @@ def _first_pseudo_inputs(config, source, split):
     rng = np.random.default_rng(config.stream("pseudo-inputs"))
     if config.pseudo_init == "data":
         return split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
-    pixels = rng.normal(*source.pseudo_pixels, (config.num_pseudo_inputs, *source.image_shape))
+    pixels = rng.normal(*source.pseudo_pixels, (config.num_pseudo_inputs, *split.images.shape[1:]))
     return np.clip(pixels, 0, 1).astype(np.float32)
 
 

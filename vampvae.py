@@ -27,11 +27,12 @@ def run_data(args):
         raise UserError("name the data sets to fetch, or see what there is with --list")
     for name in args.names:
         for file in data.fetch(name, args.data_dir):
-            print(f"{name}: {file.path} {file.verdict}, {file.bytes:,} bytes")
-        if not data.DATA_SETS[name].files:
-            print(f"{name}: comes with a package, nothing to fetch")
+            print(f"{name}: {file.path}, {file.bytes:,} bytes: {file.verdict}")
+        if not (source := data.source(name)).files:
+            print(f"{name}: nothing to fetch, it is {source.origin}")
     if args.list:
         print("\n\n".join(describe(source, args.data_dir) for source in data.DATA_SETS.values()))
+        print("\nfolder:PATH: your own images, a folder of them or one .npy or .npz file")
     return 0
 
 

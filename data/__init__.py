@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import folder
 from data.dataset import SPLITS, STAND_IN, Dataset, Split
 from data.files import DataError, as_folder, cache_folder, candidates, places
 from data.sources import (
@@ -27,23 +28,35 @@ from data.sources import (
 __all__ = [
     "BINARIZE",
     "DATA_SETS",
+    "NAMES",
     "SPLITS",
     "DataError",
     "Dataset",
     "Fetched",
     "Source",
     "Split",
+    "absolute",
     "binarization",
     "fetch",
     "found",
     "held_out",
     "load",
+    "source",
 ]
 
 DATA_SETS = {
-    source.name: source
-    for source in (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology)
+    one.name: one for one in (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology)
 }
+
+
+class Names(tuple):
+    """The names that `load` takes, to be listed: those of DATA_SETS, and folder:PATH for a user's own images."""
+
+    def __contains__(self, name):
+        return name in DATA_SETS or folder.is_name(name)
+
+
+NAMES = Names((*DATA_SETS, "folder:PATH"))
 
 _BINARIZERS = {
     "dynamic": lambda grey, rng: (rng.random(grey.shape, np.float32) < grey).astype(np.float32),
@@ -63,16 +76,28 @@ class Fetched(NamedTuple):
     verdict: str
 
 
+def source(name) -> Source:
+    """What is known of the data set `name` before anything is opened. Raises DataError for an unknown name."""
+    if name not in NAMES:
+        raise DataError(f"unknown data set {str(name)[:60]!r}: choose one of {', '.join(NAMES)}.")
+    return DATA_SETS[name] if name in DATA_SETS else folder.source(name)
+
+
+def absolute(name) -> str:
+    """The name that means the same in every folder: another one for a folder:PATH whose path is relative."""
+    return folder.absolute(name) if folder.is_name(name) else name
+
+
 def load(name, data_dir=None) -> Dataset:
     """The data set `name`, with no file opened yet: each split is found, or downloaded, when it is asked for.
 
     Files are looked for in data_dir, data_dir/name, $VAMPVAE_DATA, $VAMPVAE_DATA/name and the user's cache,
     and downloaded into the cache. Raises DataError for an unknown name or a data_dir that is not a folder.
     """
-    source = _source(name)
+    one = source(name)
     if data_dir and not os.path.isdir(as_folder(data_dir)):
         raise DataError(f"data_dir {data_dir} is not a folder: name the one that holds {name}.")
-    return Dataset(source, lambda file: _obtain(file, data_dir, cache_folder(name)))
+    return Dataset(one, lambda file: _obtain(file, data_dir, cache_folder(one.name)))
 
 
 def fetch(name, data_dir=None) -> list[Fetched]:
@@ -80,9 +105,9 @@ def fetch(name, data_dir=None) -> list[Fetched]:
 
     Empty for a data set that comes with a package. Raises DataError as `load` and `Dataset.split` do.
     """
-    files = _source(name).files
-    folder = as_folder(data_dir) / name if data_dir else cache_folder(name)
-    return [_fetched(file, _obtain(file, data_dir, folder)) for file in files]
+    files = source(name).files
+    place = as_folder(data_dir) / name if data_dir else cache_folder(name)
+    return [_fetched(file, _obtain(file, data_dir, place)) for file in files]
 
 
 def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
@@ -90,7 +115,7 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
 
     Empty for a data set that comes with a package. Raises DataError for an unknown name or a closed folder.
     """
-    files, folders = _source(name).files, places(name, data_dir)
+    files, folders = source(name).files, places(name, data_dir)
     return [(file.name, next(candidates(file, folders), None)) for file in files]
 
 
@@ -116,17 +141,11 @@ def held_out(dataset, split_name, mode) -> np.ndarray:
     return binarize(grey, np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)]))
 
 
-def _source(name):
-    if name not in DATA_SETS:
-        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}.")
-    return DATA_SETS[name]
-
-
-def _obtain(file, data_dir, folder):
+def _obtain(file, data_dir, place):
     from data.download import obtain  # here, because urllib is slow to import
 
-    known = [one for source in DATA_SETS.values() for one in source.files]
-    found = obtain(file, data_dir, folder, known)
+    known = [one for every in DATA_SETS.values() for one in every.files]
+    found = obtain(file, data_dir, place, known)
     if file.is_stand_in(found.sha256):
         print(f"warning: {found.path} is not {file}: {STAND_IN}", file=sys.stderr)
     return found

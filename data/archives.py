@@ -42,6 +42,15 @@ def read_member(path, name, most) -> bytes:
     return content
 
 
+def zip_names(path) -> list[str]:
+    """The names of what is in a .zip, as it states them. Raises DataError for one that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except _DAMAGE as error:
+        raise DataError(f"{path} is damaged, or no archive: {str(error) or type(error).__name__}") from error
+
+
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError)
 _DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
 

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,16 @@ def test_a_likelihood_that_does_not_fit_the_pixels_is_refused(settings, message)
         Config(**settings)
 
 
+def test_own_images_stand_in_the_id_with_their_folders_name_and_a_hash_of_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(data_set="folder:my cats/")
+    assert re.fullmatch(r"folder-my-cats-[0-9a-f]{8}_vae_standard_bs256_dim2_factor4.0_epochs250", config.training_id)
+    assert config.training_id == Config(data_set=f"folder:{tmp_path}/my cats").training_id
+    assert config.training_id != Config(data_set="folder:other/my cats").training_id
+    assert config.binarization == "dynamic" and config.note == "" and not any(tmp_path.iterdir())
+    assert Config(data_set="folder:x", binarize="none").note == experiment.GREY_NOTE
+
+
 def test_binary_pixels_have_a_likelihood_without_binarization():
     assert Config(data_set="staticmnist").binarization == "none" and Config(data_set="staticmnist").note == ""
 
@@ -299,6 +310,11 @@ def test_a_folder_that_is_no_run_is_named(folder, name, content, expected):
         ({"lr": 10**400}, "--lr 1000"),
         ({"lr": [[]] * 1000}, "[], [], [], [], [], ... must be float, not list"),
         ({"data_set": "cats"}, "--data_set 'cats' is unknown"),
+        ({"data_set": "folder:"}, "--data_set 'folder:' is unknown"),
+        ({"data_set": "folder:\0"}, "--data_set 'folder:\\x00' is unknown"),
+        ({"data_set": "folder:\ud800"}, "--data_set 'folder:\\ud800' is unknown"),
+        ({"data_set": "folder:" + 5000 * "x"}, "is unknown"),
+        ({"data_set": "folder:/dev/zero"}, "its image_shape is None"),
         ({"model": {"a": 1}}, "--model {'a': 1} must be str, not dict"),
         ({"epochs": True}, "--epochs True must be int, not bool"),
         ({"epochs": 10**30}, "--epochs 1000"),
@@ -314,6 +330,30 @@ def test_a_setting_of_a_run_that_does_not_fit_is_named(folder, settings, expecte
     with pytest.raises(UserError) as raised:
         experiment.load(folder)
     assert str(folder) in str(raised.value) and expected in str(raised.value) and len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "shape", [None, 3, [8, 8], [8, 8, 1, 1], [8, 8, -1], [10**5, 10**5, 3], [8, 8.0, 1], [8, 8, "1"], {"a": 1}]
+)
+def test_an_image_shape_that_is_none_is_refused(folder, shape):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"image_shape": shape}))
+    with pytest.raises(UserError, match=r"its image_shape is"):
+        experiment.load(folder)
+
+
+@pytest.mark.keras
+def test_a_path_in_a_config_json_is_read_only_when_images_are_asked_for(folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    edit(folder, data_set=f"folder:{tmp_path}/pipe.npy")
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"image_shape": SHAPE}))
+    run = experiment.load(folder)
+    assert run.note == "" and run.image_shape == SHAPE
+    with pytest.raises(UserError, match=r"best.weights.h5 does not fit .*No such file"):  # and not the pipe
+        run.model  # noqa: B018
+    with pytest.raises(data.DataError, match=r"pipe.npy is neither a folder nor"):
+        run.images("test")
 
 
 def test_a_run_of_an_older_format_is_migrated(folder):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import scipy.io
 from conftest import ROOT, flags
+from PIL import Image
 
 import atomic
 import commandline
@@ -134,7 +135,8 @@ def test_config_json_has_what_is_needed_to_do_it_again(trained):
     from sklearn.datasets import load_digits
 
     record = read(trained[1] / "config.json")
-    assert set(record) == {"format", "config", "backend", "git_commit", "versions", "data_sha256"}
+    named = {"format", "config", "backend", "git_commit", "versions", "data_sha256", "image_shape"}
+    assert set(record) == named and record["image_shape"] == [8, 8, 1]
     small = {"data_set": "digits", "network_size": 0.25, "lr": 1e-3, "num_pseudo_inputs": 12}
     assert Config.from_dict(record["config"]) == Config(runs_dir=str(trained[1].parent), **small, **SETTINGS)
     assert record["backend"] == os.environ["KERAS_BACKEND"]
@@ -534,6 +536,67 @@ def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch)
     assert expected in capfd.readouterr().err
 
 
+@pytest.mark.keras
+def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch):
+    """From a path that is relative; the run is then found and understood from everywhere."""
+    images = np.random.default_rng(0).integers(0, 256, (130, 9, 6, 3), np.uint8)
+    (tmp_path / "here" / "cats").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "here" / "cats" / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["--data_set", "folder:cats", "--network", "mlp", "--epochs", 1, "--prior", "vamp", "--batch_size", 26]
+    assert called(train.main, *words, "--num_pseudo_inputs", 7) == 0
+    (path,) = (tmp_path / "here" / "runs").iterdir()
+    assert re.fullmatch(r"folder-cats-[0-9a-f]{8}_vae_vamp_bs26_dim2_mlp_epochs1_K7", path.name)
+    record = read(path / "config.json")
+    assert record["config"]["data_set"] == f"folder:{tmp_path}/here/cats" and record["image_shape"] == [9, 6, 3]
+    label = path.name.split("_")[0]
+    assert set(record["data_sha256"]) == {label, f"{label} train", f"{label} val"}
+    assert called(train.main, *words, "--num_pseudo_inputs", 7) == 0
+    assert "is finished already" in capfd.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert called(evaluate.main, path, "--num_samples", 3) == 0 and read(path / "metrics.json")["num_images"] == 13
+    assert called(plot.main, path) == 0 and f"{label}_input.png" in files_below(path / "figures")
+    Image.fromarray(images[0]).save(tmp_path / "here" / "cats" / "more.png")  # the split is now another one
+    capfd.readouterr()
+    refused(capfd, evaluate.main, [path], f"was trained on another {label}, of sha256 ")
+    refused(capfd, train.main, ["--resume", path, "--epochs", 2], f"was trained on another {label}, of sha256 ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data_set", "folder:nowhere"], "nowhere cannot be read (No such file or directory): name your folder"),
+        (["--data_set", "folder:"], "argument --data_set: invalid choice: 'folder:' (choose from"),
+        (["--data_set", "folder:odd.npy"], "divisible by 4"),
+        (["--data_set", "folder:odd.npy", "--batch_size", "17"], "--batch_size 17 is more than the 16 training images"),
+    ],
+)
+def test_own_images_that_cannot_be_trained_on_are_refused(tmp_path, capfd, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    np.save("odd.npy", np.random.default_rng(0).random((20, 9, 6)))
+    refused(capfd, train.main, ["--batch_size", "4", *words, "--runs_dir", "runs"], expected, tmp_path / "runs")
+
+
+@pytest.mark.keras
+@pytest.mark.skipif(not (SHARED.parent / "freyfaces").is_dir(), reason="needs the Frey faces in $VAMPVAE_DATA")
+def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_path, capfd):
+    words = flags(data_set="freyfaces", network="mlp", epochs=1, max_train_images=128, runs_dir=tmp_path)
+    words[(at := words.index("--network_size")) : at + 2] = []  # which mlp does not take
+    assert called(train.main, *words) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == "freyfaces_vae_standard_bs64_dim2_mlp_epochs1_lr0.001_n128"
+    assert called(evaluate.main, path, "--num_samples", 3) == 0
+    metrics = read(path / "metrics.json")
+    assert (metrics["num_images"], metrics["note"]) == (200, GREY)
+    assert called(plot.main, path) == 0
+    view = plot.View(experiment.load(path), "pca")
+    assert view.rows == () and view.examples.ravel().tolist() == list(range(100))
+    axes = plot.draw_embedding_mean(view).axes[0]
+    assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) == 1
+    assert axes.get_legend().get_texts()[0].get_text() == "test images"
+
+
 # ---------------------------------------------------------------------------------------------- vampvae.py
 
 
@@ -557,8 +620,9 @@ def test_what_data_there_is_is_said_without_keras(script):
 
 
 def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
-    assert called(vampvae.main, "data", "digits") == 0
-    assert "nothing to fetch" in capfd.readouterr().out
+    assert called(vampvae.main, "data", "digits", "folder:/cats") == 0
+    printed = capfd.readouterr().out
+    assert "digits: nothing to fetch, it is Optical" in printed and "/cats: nothing to fetch, it is /cats" in printed
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
     assert called(vampvae.main, "data", "mnist", "--data_dir", tmp_path) == 2
