@@ -337,6 +337,7 @@ freyfaces = Source(
     class_names=(),
     binarize="none",
     read=read_freyfaces,
+    likelihood="logistic",
     files=(
         PublicFile(
             "freyfaces",
@@ -381,6 +382,7 @@ histopathology = Source(
     class_names=(),
     binarize="none",
     read=read_histopathology,
+    likelihood="logistic",
     files=(PublicFile("histopathology", "histopathology.pkl", *(None,) * 4, ()),),
     licence="none stated with the file, as far as we know",
     origin="histopathology.pkl.tar.gz of Tomczak and Welling (2016), to be unpacked by hand: "

@@ -150,6 +150,14 @@ def test_the_id_knows_what_auto_means():
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize("name", ["freyfaces", "histopathology"])
+def test_grey_sets_have_a_likelihood_of_grey_values(name):
+    config = Config(data_set=name)
+    assert (config.observation, config.binarization, config.note) == ("logistic", "none", "")
+    assert config.training_id == f"{name}_vae_standard_bs256_dim2_factor4.0_epochs250"
+    assert Config(data_set=name, likelihood="bernoulli").note == experiment.GREY_NOTE
+
+
 def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
     config = Config(data_set="staticmnist", network="mlp", prior="mog", latent_dim=40, num_pseudo_inputs=9)
     assert config.training_id == "staticmnist_vae_mog_bs256_dim40_mlp_epochs250_K9"

@@ -588,7 +588,7 @@ def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_p
     assert path.name == "freyfaces_vae_standard_bs64_dim2_mlp_epochs1_lr0.001_n128"
     assert called(evaluate.main, path, "--num_samples", 3) == 0
     metrics = read(path / "metrics.json")
-    assert (metrics["num_images"], metrics["note"]) == (200, GREY)
+    assert (metrics["num_images"], metrics["note"]) == (200, "")  # a likelihood of grey values
     assert called(plot.main, path) == 0
     view = plot.View(experiment.load(path), "pca")
     assert view.rows == () and view.examples.ravel().tolist() == list(range(100))
