@@ -19,13 +19,13 @@ PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by th
 
 @contextlib.contextmanager
 def replacing(path):
-    """A new file, open to write and read bytes, that takes the place of `path` if the block ends well. Raises OSError."""
+    """A new file, open to write and read bytes, in the place of `path` if the block ends well. Raises OSError."""
     path = Path(path)
     number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
     aside = Path(name)
     _mine.add(aside.name)
     try:
-        with open(number, "wb") as file:
+        with open(number, "w+b") as file:
             aside.chmod(0o666 & ~umask())
             yield file
             file.flush()
