@@ -3,12 +3,15 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import os
 import signal
 import sys
 import threading
+import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import data
 import engine
@@ -16,6 +19,7 @@ import experiment
 from errors import UserError
 from experiment import Config
 
+PRESETS = Path(__file__).parent / "presets"
 STOPPED = 130  # the shell's exit code for Ctrl-C
 
 
@@ -33,6 +37,7 @@ def add_settings(parser):
     Only what was given lands in the parsed arguments; `grid` fills in the rest.
     """
     grid = parser.add_argument_group("what is trained", "each takes one value or more; more make a grid, with --gs_key")
+    grid.add_argument("--preset", metavar="NAME", help="settings that belong together; flags beside it override them")
     place = parser.add_argument_group("where things lie and how fast they run")
     for field in dataclasses.fields(Config):
         meta = field.metadata
@@ -43,6 +48,36 @@ def add_settings(parser):
         group = place if meta["tag"] is None else grid
         group.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
     return place
+
+
+class Preset(NamedTuple):
+    """Settings that belong together, with words on what they are, what they cost and what comes out."""
+
+    about: str
+    cost: str
+    expected: str
+    settings: dict
+
+
+def preset_names():
+    """The names that --preset takes."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset(name):
+    """The Preset of this name. Raises UserError for an unknown one, or one with something unknown in its file."""
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), 1)
+        raise UserError(
+            f"--preset {name} is unknown{f'; did you mean {near[0]}?' if near else ''} (see --list_presets)"
+        )
+    path = PRESETS / f"{name}.toml"
+    try:
+        found = Preset(**tomllib.loads(path.read_text()))
+        Config.from_dict(found.settings)
+    except (TypeError, tomllib.TOMLDecodeError, UserError) as error:
+        raise UserError(f"{path}: {error}") from error
+    return found
 
 
 def given(args):
@@ -80,6 +115,8 @@ def add_runs(parser):
 def grid(args):
     """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
+    if args.preset:
+        lists = {name: [value] for name, value in preset(args.preset).settings.items()} | lists
     configs = [Config(**dict(zip(lists, choice, strict=True))) for choice in itertools.product(*lists.values())]
     if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")

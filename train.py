@@ -23,16 +23,28 @@ def add_arguments(parser):
     parser.add_argument("--resume", metavar="RUN", help=f"{text}command again with an unfinished run)")
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     place.add_argument("--overwrite", action="store_true", help=text)
+    text = "print the presets, what they cost and what comes out, and train nothing"
+    parser.add_argument("--list_presets", action="store_true", help=text)
     commandline.add_backend(place)
 
 
 def run(args):
     """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
+    if args.list_presets:
+        return list_presets()
     if args.resume is not None:
         return run_again(args)
     engine.settle(args.backend, args.device)
     configs = commandline.grid(args)
     return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)
+
+
+def list_presets():
+    """Prints each preset with its cost and its expected result; returns the exit code."""
+    for name in commandline.preset_names():
+        about, cost, expected, _ = commandline.preset(name)
+        print(f"{name}\n  {about}\n  {cost}; {expected}")
+    return 0
 
 
 def fit(config, args, run=None):
@@ -51,7 +63,8 @@ def fit(config, args, run=None):
 def run_again(args):
     """Goes on with the run that --resume names, or trains it longer; returns the exit code."""
     settings = commandline.given(args)
-    if fixed := [name for name in settings if name not in CHANGEABLE] + ["overwrite"] * args.overwrite:
+    words = ["overwrite"] * args.overwrite + ["preset"] * (args.preset is not None)
+    if fixed := [name for name in settings if name not in CHANGEABLE] + words:
         raise UserError(f"--{fixed[0]} cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
     for name, value in settings.items():
         if isinstance(value, list) and len(value) > 1:

@@ -196,9 +196,9 @@ class Autoregressive(NamedTuple):
     def log_prob(self, x):
         """The sum over pixels in nats: (..., H, W, C) -> (...)."""
         batch = ops.shape(self.planes)[:-3]
-        x = ops.broadcast_to(x, (*batch, *self.image_shape))
-        flat = self.pixels(*(ops.reshape(part, (-1, *part.shape[-3:])) for part in (x, self.planes)))
-        return ops.reshape(flat.log_prob(ops.reshape(x, (-1, *self.image_shape))), batch)
+        x = ops.reshape(ops.broadcast_to(x, (*batch, *self.image_shape)), (-1, *self.image_shape))  # (M, H, W, C)
+        law = self.pixels(x, ops.reshape(self.planes, (-1, *self.planes.shape[-3:])))
+        return ops.reshape(law.log_prob(x), batch)
 
     def sample(self, n, seed, progress=lambda done: None):
         """`n` draws, pixel by pixel, H W passes: (n, ..., H, W, C). `progress` is told of each pass. Stochastic."""

@@ -59,7 +59,7 @@ class PixelDecoder(layers.Layer):
     def call(self, z):
         """p(x|z) with batch (...)."""
         planes = self.stacks(z)  # (..., parts * H * W)
-        planes = ops.reshape(planes, (*ops.shape(z)[:-1], -1, *self.image_shape[:2]))
+        planes = ops.reshape(planes, (*ops.shape(z)[:-1], len(self.stacks.parts), *self.image_shape[:2]))
         return Autoregressive(ops.moveaxis(planes, -3, -1), self.pixels, self.image_shape, DEPTH * (KERNEL // 2))
 
     def pixels(self, x, planes):

@@ -6,6 +6,7 @@ import pytest
 from conftest import FIELDS, PLACES, other
 
 import commandline
+import models
 from errors import UserError
 from experiment import Config
 
@@ -31,6 +32,37 @@ def test_a_network_without_sizes_refuses_an_explicit_one_even_if_it_is_the_defau
         with pytest.raises(UserError, match=r"--network_size .*mlp|--network mlp .*--network_size"):
             configs("--network", "mlp", "--network_size", size)
     assert len(configs("--network", "conv", "--network_size", "4")) == 1
+
+
+@pytest.mark.parametrize("name", commandline.preset_names())
+def test_a_preset_is_its_settings_and_flags_override_them(name):
+    settings = commandline.preset(name).settings
+    assert configs("--preset", name) == [Config(**settings)]
+    changed = configs("--preset", name, "--epochs", 7, "--batch_size", 9, 11, "--gs_key", "key")
+    assert changed == [Config(**(settings | {"epochs": 7, "batch_size": b, "gs_key": "key"})) for b in (9, 11)]
+
+
+def test_there_is_a_preset_of_each_network():
+    assert {commandline.preset(name).settings["network"] for name in commandline.preset_names()} == set(models.NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[settings]\nlearning_rate = 1", "unknown setting 'learning_rate'"),
+        ("[settings]\nepochs = 'many'", "--epochs 'many' must be int"),
+        ("price = 'none'\n[settings]", "unexpected keyword argument 'price'"),
+        ("settings", "Expected '=' after a key"),
+    ],
+)
+def test_a_preset_with_something_unknown_is_an_error(tmp_path, monkeypatch, content, message):
+    about = "" if message.startswith("Exp") else "about = ''\ncost = ''\nexpected = ''\n"
+    (tmp_path / "mine.toml").write_text(about + content)
+    monkeypatch.setattr(commandline, "PRESETS", tmp_path)
+    with pytest.raises(UserError, match=f"mine.toml: .*{message}"):
+        configs("--preset", "mine")
+    with pytest.raises(UserError, match=r"--preset mini is unknown; did you mean mine\? \(see --list_presets\)"):
+        configs("--preset", "mini")
 
 
 def test_several_values_make_a_grid_in_order():

@@ -644,6 +644,31 @@ def refused(capfd, main, words, expected, nothing_in=None):
     assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())
 
 
+PRESETS = ("mnist_hvae_vamp", "staticmnist_vae_vampdata", "staticmnist_convhvae_vamp", "staticmnist_pixelhvae_vamp")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, preset):
+    small = {"data_set": "digits", "epochs": 1, "max_train_images": 40, "batch_size": 20, "num_pseudo_inputs": 3}
+    words = ["--preset", preset, *(word for name, value in small.items() for word in (f"--{name}", str(value)))]
+    assert train.main([*words, "--runs_dir", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert experiment.load(path).config.network == commandline.preset(preset).settings["network"]
+    assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
+    said = "to sample an image costs 8 x 8 passes through the decoder, one for each pixel"
+    assert (said in capfd.readouterr().out) == ("pixel" in preset)
+    assert plot.main([str(path)]) == 0
+    assert (path / "figures" / f"{path.name}_samples.png").is_file()
+
+
+def test_presets_are_listed_with_cost_and_result(capfd):
+    assert train.main(["--list_presets"]) == 0
+    out = capfd.readouterr().out
+    for name in commandline.preset_names():
+        about, cost, expected, _ = commandline.preset(name)
+        assert f"{name}\n  {about}\n  {cost}; {expected}\n" in out
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
