@@ -26,6 +26,7 @@ COLUMNS = (
     "ess_median",
     "seconds",
 )
+LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
 
 
 def add_arguments(parser):
@@ -54,7 +55,7 @@ def run(args):
     runs = commandline.chosen_runs(args)[::-1]
     engine.settle(args.backend, args.device)
     engine.start(args.device)
-    rows, failed = [], False
+    rows, carried, failed = [], [], False
     while runs:  # popped, so that one model at a time is in memory
         one = runs.pop()
         try:
@@ -68,10 +69,20 @@ def run(args):
             height, width, _ = one.dataset.image_shape
             print(f"{name}: to sample an image costs {height} x {width} passes through the decoder, one for each pixel")
         rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
+        carried.append({"run": name} | {column: shown(metrics[column]) for column in LATENTS})
     if rows:
         print(f"{args.split} split, S = {args.num_samples}; nats an image, but for bits_per_dim")
         print(commandline.table(rows))
+        print("\nlatents, the top layer first")
+        print(commandline.table(carried))
     return 2 if failed else 0
+
+
+def shown(value):
+    """A value of one layer or several as a cell of the table: 12.3 + 4.56."""
+    if not isinstance(value, list):
+        return value
+    return " + ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
 
 
 def evaluate(run, num_samples, split="test", max_images=None, seed=0):
@@ -82,6 +93,7 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
     """
     import keras
 
+    from models.diagnostics import latents
     from models.likelihood import importance_sampling
 
     run.check_writable()
@@ -90,6 +102,7 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
     with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
         try:
             estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
+            carried = latents(run.model, images, seed)
         except Exception as error:
             if not engine.is_out_of_memory(error):
                 raise
@@ -97,17 +110,21 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
                 f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
                 "--max_images say, so its --network_size or --num_pseudo_inputs is too large here: try --device cpu"
             ) from error
-    metrics = summary(estimate, images[0].size) | {
-        "num_samples": num_samples,
-        "num_images": len(images),
-        "split": split,
-        "estimator": "is",
-        "seed": seed,
-        "seconds": round(time.perf_counter() - started, 3),
-        "note": run.note,
-        "backend": keras.backend.backend(),
-        "versions": experiment.versions(),
-    }
+    metrics = (
+        summary(estimate, images[0].size)
+        | carried._asdict()
+        | {
+            "num_samples": num_samples,
+            "num_images": len(images),
+            "split": split,
+            "estimator": "is",
+            "seed": seed,
+            "seconds": round(time.perf_counter() - started, 3),
+            "note": run.note,
+            "backend": keras.backend.backend(),
+            "versions": experiment.versions(),
+        }
+    )
     if not math.isfinite(metrics["log_px"]):
         bad = int(np.flatnonzero(~np.isfinite(estimate.log_px))[0])
         raise UserError(f"{run.path}: log p(x) of {split} image {bad} is not finite; the weights are not usable")

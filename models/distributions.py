@@ -23,12 +23,23 @@ def _sample_and_log_prob(distribution, n, seed):
     return z, distribution.log_prob(z)
 
 
+def _one_layer(distribution, z):
+    """log_prob, layer by layer, of which there is one: a tuple of it."""
+    return (distribution.log_prob(z),)
+
+
 class Normal(NamedTuple):
     """N(mean, diag exp(logvar)); the event is the last axis. Shapes: mean and logvar (..., D)."""
 
     mean: object
     logvar: object
     sample_and_log_prob = _sample_and_log_prob
+    log_prob_of_layers = _one_layer
+
+    @property
+    def top(self):
+        """This Normal itself; see `Chain`."""
+        return self
 
     def sample(self, n, seed):
         """`n` reparameterised draws, mean + exp(logvar / 2) * eps: (n, ..., D). Stochastic."""
@@ -54,6 +65,12 @@ class Mixture(NamedTuple):
     mean: object
     logvar: object
     sample_and_log_prob = _sample_and_log_prob
+    log_prob_of_layers = _one_layer
+
+    @property
+    def top(self):
+        """This Mixture itself; see `Chain`."""
+        return self
 
     def sample(self, n, seed):
         """`n` draws: a component by its weight, then a point of that component: (n, D). Stochastic."""
@@ -62,7 +79,11 @@ class Mixture(NamedTuple):
         return chosen.sample(1, seed)[0]
 
     def log_prob(self, z):
-        """log-sum-exp over the K components in nats: (..., D) -> (...).
+        """log-sum-exp over the K components in nats: (..., D) -> (...)."""
+        return ops.logsumexp(self.log_parts(z), axis=-1)
+
+    def log_parts(self, z):
+        """log of weight times density of each component: (..., D) -> (..., K).
 
         (z - m)^2 / v is z^2 / v - 2 z m / v + m^2 / v, so that a product of matrices takes the place of a
         (..., K, D) temporary. Differences of large numbers are small here; centred means keep them from being larger.
@@ -72,7 +93,7 @@ class Mixture(NamedTuple):
         both = ops.concatenate([precision, -2 * mean * precision], axis=-1)  # (K, 2D)
         squared = ops.matmul(ops.concatenate([ops.square(z), z], axis=-1), ops.transpose(both))  # (..., K)
         of_component = ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
-        return ops.logsumexp(self.log_weights - 0.5 * (squared + of_component), axis=-1)
+        return self.log_weights - 0.5 * (squared + of_component)
 
 
 class Chain(NamedTuple):
@@ -92,8 +113,12 @@ class Chain(NamedTuple):
 
     def log_prob(self, z):
         """log p(top) + log p(bottom | top) in nats: (..., D2 + D1) -> (...)."""
+        return sum(self.log_prob_of_layers(z))
+
+    def log_prob_of_layers(self, z):
+        """log p(top) and log p(bottom | top) in nats: (..., D2 + D1) -> two of (...)."""
         top, bottom = z[..., : self.split], z[..., self.split :]
-        return self.top.log_prob(top) + self.conditional(top).log_prob(bottom)
+        return self.top.log_prob(top), self.conditional(top).log_prob(bottom)
 
     def sample_and_log_prob(self, n, seed):
         """As `sample` and `log_prob`, with one pass through `conditional`: (n, ..., D2 + D1) and (n, ...)."""
