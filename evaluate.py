@@ -93,23 +93,10 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
     """
     import keras
 
-    from models.diagnostics import latents
-    from models.likelihood import importance_sampling
-
     run.check_writable()
     images = run.images(split)[:max_images]
     started = time.perf_counter()
-    with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
-        try:
-            estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
-            carried = latents(run.model, images, seed)
-        except Exception as error:
-            if not engine.is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
-                "--max_images say, so its --network_size or --num_pseudo_inputs is too large here: try --device cpu"
-            ) from error
+    estimate, carried = estimated(run, images, num_samples, seed)
     metrics = (
         summary(estimate, images[0].size)
         | carried._asdict()
@@ -131,6 +118,24 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
     per_image = {"log_px": estimate.log_px, "log_px_se": estimate.log_px_se, "ess": estimate.ess}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
     return metrics
+
+
+def estimated(run, images, num_samples, seed):
+    """The `Estimate` and the `Latents` of these images. Raises UserError where memory is too small."""
+    from models.diagnostics import latents
+    from models.likelihood import importance_sampling
+
+    with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
+        try:
+            estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
+            return estimate, latents(run.model, images, seed)
+        except Exception as error:
+            if not engine.is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
+                "--max_images say, so its --network_size or --num_pseudo_inputs is too large here: try --device cpu"
+            ) from error
 
 
 def summary(estimate, dimensions):

@@ -50,6 +50,7 @@ class PublicFile:
 
     @property
     def unpacked_name(self) -> str:
+        """Its name without the .gz, if it has that."""
         return self.name.removesuffix(".gz")
 
     @property
