@@ -11,9 +11,11 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 from pathlib import Path
 
 _mine = set()  # names of what this process writes now
+_making = threading.RLock()  # held from the making of a name to its entry there, so that no thread sweeps it between
 PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by the process of this number on this host
 
 
@@ -21,9 +23,10 @@ PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by th
 def replacing(path):
     """A new file, open to write and read bytes, in the place of `path` if the block ends well. Raises OSError."""
     path = Path(path)
-    number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
-    aside = Path(name)
-    _mine.add(aside.name)
+    with _making:
+        number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
+        aside = Path(name)
+        _mine.add(aside.name)
     try:
         with open(number, "w+b") as file:
             aside.chmod(0o666 & ~umask())
@@ -61,9 +64,12 @@ def sweep(folder, alone=False):
 
     What another machine's process left may still be written, unless this process is `alone` in writing there.
     """
-    for aside in Path(folder).glob(".*.part"):
+    with _making:
+        mine = frozenset(_mine)
+        asides = list(Path(folder).glob(".*.part"))
+    for aside in asides:
         written = PART.fullmatch(aside.name)
-        if not written or aside.name in _mine or (not alone and _is_at_work(*written.groups())):
+        if not written or aside.name in mine or (not alone and _is_at_work(*written.groups())):
             continue
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
@@ -74,8 +80,9 @@ def sweep(folder, alone=False):
 @contextlib.contextmanager
 def folder(parent):
     """A new folder in `parent` for the block, which may rename it; what is left of it is removed. Raises OSError."""
-    made = Path(tempfile.mkdtemp(prefix=f".{_me()}.", suffix=".part", dir=parent))
-    _mine.add(made.name)
+    with _making:
+        made = Path(tempfile.mkdtemp(prefix=f".{_me()}.", suffix=".part", dir=parent))
+        _mine.add(made.name)
     try:
         made.chmod(0o777 & ~umask())
         yield made
@@ -86,8 +93,9 @@ def folder(parent):
 
 def umask():
     """The bits that files and folders of this process are made without."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _making:  # another thread would restore the 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

@@ -7,6 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -91,6 +95,42 @@ def test_where_nobody_else_writes_leftovers_of_other_machines_go(tmp_path):
     assert len(names_in(tmp_path)) == 2
     atomic.sweep(tmp_path, alone=True)
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", ["mkstemp", "mkdtemp"])
+def test_a_thread_does_not_sweep_what_another_has_just_made(tmp_path, monkeypatch, make):
+    sweeper = threading.Thread(target=atomic.sweep, args=[tmp_path])
+    made = getattr(tempfile, make)
+
+    def make_and_be_overtaken(**where):
+        result = made(**where)
+        sweeper.start()
+        sweeper.join(0.3)
+        return result
+
+    monkeypatch.setattr(tempfile, make, make_and_be_overtaken)
+    if make == "mkstemp":
+        atomic.write(tmp_path / "file", b"content")
+        assert (tmp_path / "file").read_bytes() == b"content"
+    else:
+        with atomic.folder(tmp_path) as folder:
+            sweeper.join()
+            assert folder.is_dir()
+
+
+def test_the_umask_outlives_threads_that_ask_for_it(monkeypatch):
+    asked = os.umask
+
+    def slowly(mask):
+        before = asked(mask)
+        time.sleep(0.01)
+        return before
+
+    before = atomic.umask()
+    monkeypatch.setattr(os, "umask", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: atomic.umask(), range(8))) == [before] * 8
+    assert atomic.umask() == before
 
 
 def test_only_regular_files_are_opened(tmp_path):
