@@ -149,6 +149,19 @@ class Memory(keras.callbacks.Callback):
                 judge.on_epoch_end(row["epoch"] - 1, {"val_elbo": row["val_elbo"]})
 
 
+class Averaged(keras.callbacks.SwapEMAWeights):
+    """Puts the moving average of the weights in their place while they are judged, and in the block of `instead`."""
+
+    @contextlib.contextmanager
+    def instead(self):
+        """For the block, too."""
+        self.on_test_begin()
+        try:
+            yield
+        finally:
+            self.on_test_end()
+
+
 class WeightsInMemory(io.BytesIO):
     """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
 
@@ -175,8 +188,9 @@ class RunWriter(keras.callbacks.Callback):
     so that whatever is lost when the process dies can be written again from that.
     """
 
-    def __init__(self, path, config, batches, state=None, note=""):
+    def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
         super().__init__()
+        self.instead = instead  # a context in which the model has the weights that are kept
         self.path, self.config, self.batches, self.note = path, config, batches, note
         self.rows = state.rows if state else []
         self.best = state.best if state else b""
@@ -219,11 +233,15 @@ class RunWriter(keras.callbacks.Callback):
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(COLUMNS, (epoch + 1, *values, seconds), strict=True))
         is_best = not self.rows or row["val_elbo"] > self.best_row["val_elbo"]
-        best = weights_file(self.model) if is_best else self.best
+        best = self._weights() if is_best else self.best
         self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
         self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
         self.best = best
         self.write_results(is_best)
+
+    def _weights(self):
+        with self.instead():
+            return weights_file(self.model)
 
     def _save(self, epoch, step, seconds, rows, best):
         with self._writing():

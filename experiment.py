@@ -27,7 +27,7 @@ import models
 import weights
 from errors import UserError
 
-FORMAT = 3  # of config.json
+FORMAT = 4  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -41,6 +41,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "likelihood": "bernoulli",
         "sigma": 1.0,
     },
+    4: {"ema": 0.0},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
@@ -97,6 +98,10 @@ class Config:
     lr_final: float = setting(None, "what it falls to; None: a hundredth of --lr", tag="final", above=0, kind=float)
     lr_warmup: int = setting(0, "epochs over which it first rises from 0", tag="lrwarmup", low=0, high=INT32)
     clip_norm: float = setting(None, "clip the norm of the whole gradient", tag="clip", above=0, kind=float)
+    ema: float = setting(
+        0.0, "momentum of an average of the weights, which is then judged and kept, as 0.999; 0: off", tag="ema",
+        low=0, high=0.999999,
+    )  # fmt: skip
     activation: str = setting("relu", "any name that keras.activations knows", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
     num_pseudo_inputs: int = setting(500, "components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000)

@@ -65,5 +65,8 @@ def learning_rate(config, steps):
 
 
 def optimizer(config, steps):
-    """The optimizer of a run of `steps` steps an epoch."""
-    return OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm)
+    """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights."""
+    average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+    chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm, **average)
+    chosen.finalize_variable_values = lambda variables: None  # `fit` would end with the average in the weights' place
+    return chosen

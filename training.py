@@ -1,5 +1,6 @@
 """How one run is trained, or goes on: batches in an order fixed by the seed, its state, and Keras' `fit`."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ import engine
 import experiment
 import models
 import optimizers
-from callbacks import EpochState, Memory, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
+from callbacks import Averaged, EpochState, Memory, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
 from errors import UserError
 from experiment import COLUMNS
 
@@ -254,13 +255,15 @@ def _newest_state(run, config, prepared, mend=False):
 
 def _fit(config, path, prepared, state):
     batches, model = prepared.batches, prepared.model
-    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256))
+    averaged = [Averaged()] if config.ema else []
+    instead = averaged[0].instead if averaged else contextlib.nullcontext
+    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256), instead)
     epoch = 0
     if state:
         state.into(model)
         batches.skip, epoch = state.step, state.epoch
     progress = Progress(config, batches, math.ceil(len(prepared.validation) / VALIDATION_BATCH), epoch)
-    callbacks = [EpochState(config, batches, state), StopOnNonFinite(batches), writer, progress]
+    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, progress]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
     with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress:

@@ -41,6 +41,15 @@ def flags(**settings):
     return [word for name, value in (TINY | settings).items() for word in (f"--{name}", str(value))]
 
 
+def validated(run):
+    """What validation gives, with the noise that it has in training, for the weights that a run kept."""
+    from training import VALIDATION_BATCH
+
+    run.model.compile()
+    run.model.test_noise.state.assign(run.config.stream("validation noise").generate_state(2) % 2**31)
+    return run.model.evaluate(run.images("val"), batch_size=VALIDATION_BATCH, verbose=0, return_dict=True)
+
+
 def other(name):
     """Another value of this setting than the one in SMALL, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
@@ -49,4 +58,4 @@ def other(name):
         return 1e-6
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)
-    return "tanh" if kind is str else kind((used or 6) + 1)
+    return "tanh" if kind is str else kind(min((used or 6) + 1, field.metadata["high"]))

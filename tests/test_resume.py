@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, flags
+from conftest import ROOT, flags, validated
 
 import callbacks
 import checkpoint
@@ -266,6 +266,22 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
         model = training.prepare(run.config).model
         checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
+
+
+def test_an_average_of_the_weights_is_remembered_judged_and_kept(tmp_path, monkeypatch):
+    """best.weights.h5 is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
+    settings = {"ema": 0.7, "epochs": 3}
+    path = training.train(config(tmp_path / "whole", **settings))
+    expected = numbers_of(path)
+    assert gone_on(interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)) == expected
+    run, trained = experiment.load(path), training.prepare(config(tmp_path, **settings)).model
+    checkpoint.read(checkpoint.newest(path / "last")[0], trained).into(trained)
+    assert run.status["best_epoch"] == 3  # which is the last, so that the average is still there
+    kept = [np.asarray(variable) for variable in run.model.trainable_variables]
+    for one, average in zip(kept, trained.optimizer._model_variables_moving_average, strict=True):
+        np.testing.assert_allclose(one, average, rtol=1e-5, atol=1e-6)
+    assert any(np.abs(one - raw).max() > 1e-4 for one, raw in zip(kept, trained.trainable_variables, strict=True))
+    assert validated(run)["elbo"] == pytest.approx(run.history["val_elbo"][2], rel=1e-5)
 
 
 def test_what_falls_over_its_epochs_is_not_trained_longer_but_with_another_patience(tmp_path, capfd):
