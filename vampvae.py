@@ -52,7 +52,8 @@ def main(argv=None):
     parser = commandline.Parser(prog="vampvae.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
-        one = commands.add_parser(name, help=script.__doc__.split(":")[0], description=script.__doc__)
+        aliases = ["evaluate"] if name == "eval" else []
+        one = commands.add_parser(name, aliases=aliases, help=script.__doc__.split(":")[0], description=script.__doc__)
         script.add_arguments(one)
         one.set_defaults(run=script.run)
     one = commands.add_parser("data", help="Fetch and verify data sets, or list them")

@@ -15,8 +15,12 @@ def as_bytes(values, what) -> np.ndarray:
 
     Raises DataError for other values in `what`.
     """
-    if values.dtype.kind != "f" or not np.all((values >= 0) & (values <= 1)):
-        raise DataError(f"{what} has other values than floats from 0 to 1")
+    if values.dtype.kind != "f":
+        raise DataError(f"{what} holds {values.dtype}; make it uint8, 0 to 255, or floats from 0 to 1")
+    if not np.isfinite(values).all():
+        raise DataError(f"{what} has values that are NaN or infinite")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise DataError(f"{what} has floats from {values.min():g} to {values.max():g}; they must lie between 0 and 1")
     return np.rint(255 * values).astype(np.uint8)
 
 

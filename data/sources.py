@@ -320,9 +320,17 @@ omniglot = Source(
 )
 
 
+def _unpickled(dataset, file):
+    """The value in a file that is a pickle. Raises DataError, which names it."""
+    try:
+        return unpickle(dataset.content(file))
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
 def read_freyfaces(dataset, split):
     """Images uint8 (N, 28, 20, 1) of a split of the Frey faces, frames of one film in an order of our own."""
-    (frames,) = unpickle(dataset.content(dataset.source.files[0]))
+    (frames,) = _unpickled(dataset, dataset.source.files[0])
     ends = np.cumsum([dataset.source.num_images[name] for name in SPLITS])
     rows = dict(zip(SPLITS, np.split(shuffled(len(frames)), ends[:-1]), strict=True))[split]
     return frames[rows].reshape(-1, 28, 20, 1), None
@@ -361,7 +369,7 @@ freyfaces = Source(
 def read_histopathology(dataset, split):
     """Images uint8 (N, 28, 28, 1) of a split of the histopathology patches, in each an array or a list of arrays."""
     (file,) = dataset.source.files
-    parts = unpickle(dataset.content(file))
+    parts = _unpickled(dataset, file)
     key, count = {"train": "training", "val": "validation", "test": "test"}[split], dataset.source.num_images[split]
     images = parts.get(key) if isinstance(parts, dict) else None
     if isinstance(images, np.ndarray) and images.ndim:

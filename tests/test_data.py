@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import ssl
@@ -728,9 +729,15 @@ SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
 def test_grey_values_are_kept_as_the_nearest_of_256_levels():
     assert dataset_module.as_bytes(np.array([0, 0.0019, 0.002, 0.5, 1]), "x").tolist() == [0, 0, 1, 128, 255]
     assert dataset_module.as_bytes(np.arange(256) / 255, "x").tolist() == list(range(256))
-    for wrong in ([-0.1], [1.1], [np.nan], [np.inf], [1]):
-        with pytest.raises(data.DataError, match="x has other values than floats from 0 to 1"):
-            dataset_module.as_bytes(np.array(wrong), "x")
+    for wrong, said in {
+        -0.1: "x has floats from -0.1 to -0.1; they must lie between 0 and 1",
+        1.1: "x has floats from 1.1",
+        math.nan: "x has values that are NaN or infinite",
+        math.inf: "x has values that are NaN or infinite",
+        1: "x holds int64; make it uint8, 0 to 255, or floats from 0 to 1",
+    }.items():
+        with pytest.raises(data.DataError, match=said):
+            dataset_module.as_bytes(np.array([wrong]), "x")
 
 
 def grey_public_set(monkeypatch, folder, name, counts, content):
@@ -838,9 +845,9 @@ class Malicious:
         ({"training": "abcd"}, "no part 'training'"),
         ({"training": [[[0.5] * 28] * 28] * 4}, "other images than 28x28"),
         (patches((4, 3, 2), (28, 27)), "other images than 28x28"),
-        ({"training": np.full((4, 28, 28), 255.0)}, "'training' has other values than floats from 0 to 1"),
-        ({"training": np.full((4, 28, 28), np.nan)}, "'training' has other values"),
-        ({"training": np.zeros((4, 28, 28), int)}, "'training' has other values"),
+        ({"training": np.full((4, 28, 28), 255.0)}, "'training' has floats from 255 to 255"),
+        ({"training": np.full((4, 28, 28), np.nan)}, "'training' has values that are NaN"),
+        ({"training": np.zeros((4, 28, 28), int)}, "'training' holds int64"),
     ],
 )
 def test_another_histopathology_file_is_refused(tmp_path, monkeypatch, value, complaint):

@@ -268,9 +268,9 @@ def npy(array):
         (npy(GREY[0]), r"has an array of shape \(12, 8\); expected \(N, H, W\)"),
         (npy(COLOUR.transpose(0, 3, 1, 2)), r"has an array of shape \(23, 3, 12, 8\); expected"),
         (npy(GREY[:, :0]), r"has an array of shape \(23, 0, 8\); expected"),
-        (npy(GREY.astype(float)), "has other values than floats from 0 to 1"),
-        (npy(np.full((N, H, W), np.nan)), "has other values than floats from 0 to 1"),
-        (npy(GREY.astype(int)), "has other values than floats from 0 to 1"),
+        (npy(GREY.astype(float)), "has floats from [0-9]+ to 2[0-9]+; they must lie between 0 and 1"),
+        (npy(np.full((N, H, W), np.nan)), "has values that are NaN or infinite"),
+        (npy(GREY.astype(int)), "holds int64; make it uint8, 0 to 255, or floats from 0 to 1"),
         (npy(GREY // 200), "no value above 1 of 255: store 0 and 255"),
     ],
 )
