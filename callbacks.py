@@ -18,15 +18,16 @@ import checkpoint
 import engine
 import experiment
 from errors import RunError
-from experiment import COLUMNS, TERMS
 
 FORMULAS = {  # the order in which they are looked at
     "distortion": "distortion, -log p(x|z),",
     "rate": "rate, log q(z|x) - log p(z),",
     "elbo": "elbo, -distortion - rate,",
-    "loss": "loss, distortion + beta rate,",
+    "bound": "bound on log p(x)",
+    "loss": "loss",
 }
 STEPS_TIMED = 10
+MANY = 0.01  # of all Langevin steps, from which on it is worth a word that they diverged
 VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's or kill's request, a closed terminal
 
@@ -84,8 +85,8 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
     def _look(self, logs, prefix, where):
         for name, term in FORMULAS.items():
-            if not math.isfinite(logs[prefix + name]):
-                raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {logs[prefix + name]}")
+            if not math.isfinite(value := logs.get(prefix + name, 0.0)):
+                raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {value}")
 
 
 class StopOnRequest(keras.callbacks.Callback):
@@ -146,11 +147,50 @@ class Memory(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = self.lr
         for row in self.rows:
             for judge in self.judges:
-                judge.on_epoch_end(row["epoch"] - 1, {"val_elbo": row["val_elbo"]})
+                judge.on_epoch_end(row["epoch"] - 1, dict(row))
 
 
-class Averaged(keras.callbacks.SwapEMAWeights):
-    """Puts the moving average of the weights in their place while they are judged, and in the block of `instead`."""
+class _NotInWarmUp:
+    """Lets a callback of Keras that counts epochs without a better value begin to count after so many epochs."""
+
+    def __init__(self, warmup, monitor, **options):
+        super().__init__(monitor, **options)
+        self.warmup = warmup
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Notes the value; it counts after the warm-up only."""
+        if epoch < self.warmup:
+            self.wait = -1  # which it adds 1 to
+        super().on_epoch_end(epoch, logs)
+
+
+class Patience(_NotInWarmUp, keras.callbacks.EarlyStopping):
+    """Keras' EarlyStopping, whose patience begins after the warm-up, as in the VampPrior paper's code."""
+
+
+class Plateau(_NotInWarmUp, keras.callbacks.ReduceLROnPlateau):
+    """Keras' ReduceLROnPlateau, whose patience begins after the warm-up."""
+
+
+class Averaged(keras.callbacks.Callback):
+    """Puts the moving average of the weights in their place while they are judged, and in the block of `instead`.
+
+    Keras' SwapEMAWeights exchanges both by sums and differences, which rounds, and leaves an average of projected
+    weights where no projected weight would be.
+    """
+
+    def on_test_begin(self, logs=None):
+        """The averages, projected where the weights are."""
+        optimizer = self.model.optimizer
+        pairs = zip(self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
+        for weight, average in pairs:
+            weight.assign(weight.constraint(average) if weight.constraint else average)
+
+    def on_test_end(self, logs=None):
+        """The weights again, bit for bit."""
+        for weight, value in self.raw:
+            weight.assign(value)
 
     @contextlib.contextmanager
     def instead(self):
@@ -184,8 +224,8 @@ def weights_file(model):
 class RunWriter(keras.callbacks.Callback):
     """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
 
-    That is best.weights.h5, the best by validation ELBO, history.csv and status.json; all are written after the state,
-    so that whatever is lost when the process dies can be written again from that.
+    That is best.weights.h5, the best by the validation value of the trained bound, history.csv and status.json; all are
+    written after the state, so that whatever is lost when the process dies can be written again from that.
     """
 
     def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
@@ -200,8 +240,8 @@ class RunWriter(keras.callbacks.Callback):
 
     @property
     def best_row(self):
-        """The row of history.csv with the best validation ELBO; None before there is one."""
-        return max(self.rows, key=lambda row: row["val_elbo"], default=None)
+        """The row of history.csv with the best validation value of the trained bound; None before there is one."""
+        return max(self.rows, key=lambda row: row[self.config.judged], default=None)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the epoch's clock."""
@@ -229,10 +269,10 @@ class RunWriter(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds a row and writes all of it, each file atomically."""
-        values = [logs[key + term] for key in ("", "val_") for term in TERMS]
+        values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
         seconds = round(time.perf_counter() - self.started, 3)
-        row = dict(zip(COLUMNS, (epoch + 1, *values, seconds), strict=True))
-        is_best = not self.rows or row["val_elbo"] > self.best_row["val_elbo"]
+        row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
+        is_best = not self.rows or row[self.config.judged] > self.best_row[self.config.judged]
         best = self._weights() if is_best else self.best
         self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
         self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
@@ -299,13 +339,16 @@ def smaller(config, with_batch=True):
 
     Without `with_batch` it is too small for something that does not depend on the batch.
     """
-    costs = {"batch_size": 2 * config.batch_size} if with_batch else {}  # an image goes through encoder and decoder
+    costs = {"batch_size": (1 + config.decodings) * config.batch_size} if with_batch else {}  # encoded, and decoded
+    if config.samples > 1:
+        costs["num_samples"] = config.decodings * config.batch_size
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
     names = sorted(costs, key=costs.get, reverse=True)
     if config.is_sized or not names:
         names.append("network_size" if config.is_sized else "latent_dim")
-    flags = [f"--{name} {getattr(config, name)}" for name in names]
+    values = {"num_samples": config.samples}
+    flags = [f"--{name} {values.get(name, getattr(config, name))}" for name in names]
     return f"lower {' or '.join(filter(None, (', '.join(flags[:-1]), flags[-1])))}"
 
 
@@ -315,7 +358,7 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, config, batches, validation_steps, epoch=0):
         super().__init__()
         self.config, self.batches, self.validation_steps, self.first = config, batches, validation_steps, epoch
-        self.seconds, self.val_elbo = [], {}
+        self.seconds, self.validated, self.has_warned = [], {}, False
 
     def __enter__(self):
         """Opens the bar; it stays silent where the output is no terminal."""
@@ -331,7 +374,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar by one step and, once, says how long the run will take."""
-        self.bar.set_postfix({"elbo": f"{logs['elbo']:.2f}"} | self.val_elbo, refresh=False)
+        bound = self.config.judged.removeprefix("val_")
+        self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
         done = (self.batches.skip + batch + 1) / self.batches.steps
         self.bar.n = self.epoch + done  # not a sum, which would overshoot by rounding
         self.bar.update(0)
@@ -351,8 +395,12 @@ class Progress(keras.callbacks.Callback):
         self.epoch, self.started = epoch, None
 
     def on_epoch_end(self, epoch, logs=None):
-        """Shows the validation ELBO from here on."""
-        self.val_elbo = {"val_elbo": f"{logs['val_elbo']:.2f}"}
+        """Shows the validation bound from here on, and says once if many steps of chains diverge."""
+        self.validated = {self.config.judged: f"{logs[self.config.judged]:.2f}"}
+        if logs.get("diverged", 0) > MANY and not self.has_warned:
+            text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
+            tqdm.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
+            self.has_warned = True
 
     def __exit__(self, *_):
         """Closes the bar however training ended, so that what is said next has a line of its own."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import data
 import engine
 import experiment
+import models
 from errors import UserError
 from experiment import Config
 
@@ -68,12 +69,14 @@ def preset(name):
     """The Preset of this name. Raises UserError for an unknown one, or one with something unknown in its file."""
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), 1)
-        raise UserError(
-            f"--preset {name} is unknown{f'; did you mean {near[0]}?' if near else ''} (see --list_presets)"
-        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--preset {name or repr(name)} is unknown{hint} (see --list_presets)")
     path = PRESETS / f"{name}.toml"
     try:
-        found = Preset(**tomllib.loads(path.read_text()))
+        content = tomllib.loads(path.read_text())
+        if set(content) != set(Preset._fields):
+            raise UserError(f"it has {', '.join(content) or 'nothing'}, and should have {', '.join(Preset._fields)}")
+        found = Preset(**content)
         Config.from_dict(found.settings)
     except (TypeError, tomllib.TOMLDecodeError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
@@ -115,15 +118,38 @@ def add_runs(parser):
 def grid(args):
     """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
-    if args.preset:
-        lists = {name: [value] for name, value in preset(args.preset).settings.items()} | lists
-    configs = [Config(**dict(zip(lists, choice, strict=True))) for choice in itertools.product(*lists.values())]
+    if args.preset is not None:
+        lists = _preset_settings(args.preset, lists) | lists
+    configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
     if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")
     return unique
+
+
+def _configs(choices):
+    """A Config for each choice of settings. Raises UserError, for several with the number of those that are none."""
+    configs, errors = [], []
+    for settings in choices:
+        try:
+            configs.append(Config(**settings))
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        many = f" (so {len(errors)} of the {len(choices)} runs of this grid cannot be)" if len(choices) > 1 else ""
+        raise UserError(f"{errors[0]}{many}")
+    return configs
+
+
+def _preset_settings(name, overriding):
+    """The settings of a preset as lists of one, but for sizes that a network chosen instead does not have."""
+    settings = preset(name).settings
+    networks = overriding.get("network", [settings.get("network", Config.network)])
+    unsized = [one for one in networks if not models.NETWORKS[one].is_sized]
+    dropped = ("network_size", "activation") if unsized else ()
+    return {key: [value] for key, value in settings.items() if key not in dropped}
 
 
 def command(run, args):

@@ -1,6 +1,7 @@
 """Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --num_samples 5000"""
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -108,6 +109,9 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
             "seed": seed,
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
+            "weights_sha256": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
+            "data_sha256": run.dataset.sha256,
+            "git_commit": experiment.git_commit(),
             "backend": keras.backend.backend(),
             "versions": experiment.versions(),
         }
@@ -127,8 +131,8 @@ def estimated(run, images, num_samples, seed):
 
     with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
         try:
-            estimate = importance_sampling(run.model, images, num_samples, seed, progress=bar.update)
-            return estimate, latents(run.model, images, seed)
+            carried = latents(run.model, images, seed)  # first: it takes seconds, and may fail, too
+            return importance_sampling(run.model, images, num_samples, seed, progress=bar.update), carried
         except Exception as error:
             if not engine.is_out_of_memory(error):
                 raise

@@ -41,12 +41,21 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "likelihood": "bernoulli",
         "sigma": 1.0,
     },
-    4: {"ema": 0.0},
+    4: {
+        "ema": 0.0,
+        "objective": "elbo",
+        "num_samples": None,
+        "num_steps": 5,
+        "step_size": 0.01,
+        "target_accept": None,
+        "learn_schedule": "off",
+        "learn_step_size": "off",
+    },
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
-COLUMNS = ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in TERMS), "seconds")  # of history.csv
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
+DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
@@ -79,6 +88,22 @@ class Config:
         tag="",
         choices=tuple(models.NETWORKS),
     )  # fmt: skip
+    objective: str = setting(
+        "elbo", "bound that is trained: elbo; iwae, or dreg with its better gradient; Monte Carlo VAEs, lmcvae by "
+        "Langevin steps and amcvae by accepted ones", tag="", choices=tuple(models.OBJECTIVES),
+    )  # fmt: skip
+    num_samples: int = setting(
+        None, "samples or chains an image in the bound; None: 1 for elbo and lmcvae, 5 else", tag="samples", low=1,
+        high=100_000, kind=int,
+    )  # fmt: skip
+    num_steps: int = setting(5, "annealing steps T of lmcvae and amcvae", tag="steps", low=1, high=1000)
+    step_size: float = setting(0.01, "of their Langevin steps", tag="step", above=0, high=1)
+    target_accept: float = setting(
+        None, "acceptance that step sizes adapt to; None: 0.8 for amcvae, and fixed ones for lmcvae", tag="accept",
+        above=0, high=0.999, kind=float,
+    )  # fmt: skip
+    learn_schedule: str = setting("off", "train the annealing schedule", tag="learnschedule", choices=("off", "on"))
+    learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
     data_set: str = setting(
         "mnist", "images to train on; folder:PATH are your own, see data/README.md", tag="", choices=data.NAMES
     )
@@ -164,16 +189,36 @@ class Config:
             raise UserError("--lr_warmup does not go with --lr_schedule plateau")
         if self.lr_warmup >= self.epochs:
             raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
+        if self.ema and models.NETWORKS[self.network].normalises_batches:
+            raise UserError(f"--ema {self.ema} does not go with --network {self.network}: the statistics of its batch "
+                            "normalisation are not averaged")  # fmt: skip
         if self.prior == "vampdata" and self.pseudo_init != "data":
             raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
-        if self.observation == "logistic" and (self.binarization != "none" or self.source.is_binary):
-            raise UserError(f"--likelihood logistic is for grey pixels, and those of {self.data_set} are binarized")
+        if self.observation != "bernoulli" and (self.binarization != "none" or self.source.is_binary):
+            what = f"--likelihood {self.observation}"
+            raise UserError(f"{what} is for grey pixels, and those of {self.data_set} are binarized")
         if self.sigma != Config.sigma and self.observation != "gaussian":
             raise UserError(f"--sigma {self.sigma} goes with --likelihood gaussian")
+        self._check_objective()
         if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
             raise UserError(
                 f"--gs_key {_short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'"
             )
+
+    def _check_objective(self):
+        entry = models.OBJECTIVES[self.objective]
+        if self.samples < entry.fewest:
+            needs = f"{self.objective} needs at least {entry.fewest}"
+            raise UserError(f"--num_samples {self.samples} is too small: {needs}")
+        walking = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")
+        changed = [name for name in walking if getattr(self, name) != getattr(Config, name)]
+        if changed and not entry.is_annealed:
+            raise UserError(f"--{changed[0]} {getattr(self, changed[0])} goes with --objective lmcvae or amcvae")
+        if self.learn_step_size == "on" and self.target_accept is not None:
+            raise UserError(f"--target_accept {self.target_accept} does not go with --learn_step_size on")
+        if entry.has_gradients and models.NETWORKS[self.network].normalises_batches:
+            raise UserError(f"--objective {self.objective} does not go with --network {self.network}: its gradients "
+                            "with respect to z would pass through batch normalisation")  # fmt: skip
 
     @classmethod
     def from_dict(cls, values):
@@ -202,6 +247,37 @@ class Config:
         return data.binarization(self.source, self.binarize)
 
     @property
+    def samples(self):
+        """What `num_samples` comes to: samples or chains an image."""
+        return models.OBJECTIVES[self.objective].samples if self.num_samples is None else self.num_samples
+
+    @property
+    def decodings(self):
+        """How often an image is decoded in a training step: once a sample, or once more than a chain has steps."""
+        return self.samples * (1 + self.num_steps * models.OBJECTIVES[self.objective].is_annealed)
+
+    @property
+    def acceptance(self):
+        """What `target_accept` comes to; None where step sizes do not adapt."""
+        adapts = self.objective == "amcvae" and self.learn_step_size == "off"
+        return 0.8 if adapts and self.target_accept is None else self.target_accept
+
+    @property
+    def terms(self):
+        """The names of what the history has of each split."""
+        return (*TERMS, *models.OBJECTIVES[self.objective].logged)
+
+    @property
+    def columns(self):
+        """The names of the columns of history.csv."""
+        return ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in self.terms), "seconds")
+
+    @property
+    def judged(self):
+        """The column of the validation value of what is trained: the best weights and patience follow it."""
+        return "val_bound" if "bound" in self.terms else "val_elbo"
+
+    @property
     def is_sized(self):
         """Whether the networks have the size and the activation that the settings say, not those of a paper."""
         return models.NETWORKS[self.network].is_sized
@@ -210,6 +286,13 @@ class Config:
     def size(self):
         """What the training id says of the networks: `factor<F>`, or the name of networks without sizes."""
         return f"factor{self.network_size}" if self.is_sized else self.network
+
+    @property
+    def law(self):
+        """The part of the training id that says of what pixels, and by what law, scores are; those of others differ."""
+        tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(self)}
+        suffixes = [f"_{tags[name]}" for name in ("binarize", "likelihood", "sigma")]
+        return "".join(one for one in self._suffixes() if one.startswith(tuple(suffixes)))
 
     @property
     def is_autoregressive(self):
@@ -239,6 +322,8 @@ class Config:
     @property
     def note(self):
         """What has to be said beside every score with these settings, whatever the data files are."""
+        if self.observation == "gaussian":
+            return DENSITY_NOTE
         return "" if self.is_likelihood else GREY_NOTE
 
     def note_on(self, sha256):
@@ -249,11 +334,12 @@ class Config:
     def training_id(self):
         """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
 
-        A network without sizes stands with its name in the place of `factor<F>`, and the images of a user's own
-        as `folder-<name>-<8 hex of the path>`.
+        A network without sizes stands with its name in the place of `factor<F>`, an objective that is not the ELBO
+        before the suffixes, and the images of a user's own as `folder-<name>-<8 hex of the path>`.
         """
         name = f"{self.source.name}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
-        return f"{name}_{self.size}_epochs{self.epochs}" + "".join(self._suffixes())
+        objective = "" if self.objective == "elbo" else f"_{self.objective}"
+        return f"{name}_{self.size}_epochs{self.epochs}{objective}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)
@@ -261,6 +347,10 @@ class Config:
             effective["likelihood"] = "auto"
         if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             effective["binarize"] = "auto"
+        for name in ("num_samples", "target_accept"):
+            usual = dataclasses.replace(self, **{name: None})
+            if (self.samples, self.acceptance) == (usual.samples, usual.acceptance):
+                effective[name] = None
         if not self.has_components:
             del effective["num_pseudo_inputs"]
         if not self.has_pseudo_inputs:
@@ -388,13 +478,14 @@ class Run:
     @cached_property
     def history(self):
         """history.csv as a dict of columns, each a float array (epochs,). Raises UserError if there is none to read."""
+        columns = self.config.columns
         try:
             text = io.StringIO(_read(self.path / "history.csv", MOST_HISTORY).decode(), newline="")
             reader = csv.DictReader(text, strict=True)
-            rows = list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+            rows = list(reader) if tuple(reader.fieldnames or ()) == columns else []
             if not rows:
                 raise ValueError("it has other columns, or no epoch")
-            return {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
+            return {name: np.array([float(row[name]) for row in rows]) for name in columns}
         except OSError as error:
             raise UserError(f"{self.path} has no history yet: {error.strerror}") from error
         except (ValueError, TypeError, csv.Error) as error:

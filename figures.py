@@ -251,19 +251,25 @@ def draw_legend(axes, palette, names):
 def losshistory(history, note=""):
     """A figure of ELBO, rate and distortion of training and validation by epoch, the best epoch marked.
 
-    Args: history, columns (epochs,): epoch, and {train,val}_{elbo,rate,distortion} in nats.
+    Args: history, columns (epochs,): epoch, and {train,val}_{elbo,rate,distortion} in nats. Where it has a
+    `bound`, that was trained, and comes first.
     """
-    figure = new_figure(9, 3, layout="constrained")
-    best = int(np.argmax(history["val_elbo"]))
-    for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
+    from matplotlib.ticker import MaxNLocator
+
+    names = ("bound",) * ("val_bound" in history) + ("elbo", "rate", "distortion")
+    figure = new_figure(3 * len(names), 3, layout="constrained")
+    best = int(np.argmax(history[f"val_{names[0]}"]))
+    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
         curves = {label: history[f"{split}_{name}"] for split, label in (("train", "training"), ("val", "validation"))}
         for (label, values), colour in zip(curves.items(), ("#949494", PALETTE[0]), strict=True):
             draw_curve(axes, history["epoch"], values, color=colour, label=label)
         axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label="best epoch, kept")
         axes.plot(history["epoch"][best], curves["validation"][best], "o", color="black", markersize=3.5)
         axes.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         zoom(axes, curves.values())
-    figure.axes[0].set_title(f"best: {decimals(history['val_elbo'][best])} in epoch {history['epoch'][best]:.0f}")
+    value = decimals(history[f"val_{names[0]}"][best])
+    figure.axes[0].set_title(f"best: {value} in epoch {history['epoch'][best]:.0f}")
     figure.axes[1].set_title(note)
     figure.legend(handles=figure.axes[0].lines[:3], loc="outside upper right", ncols=3)
     return figure

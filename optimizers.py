@@ -1,5 +1,7 @@
 """Optimizers and learning rates by the settings of a run: Keras' own, and the one that the VampPrior paper made."""
 
+import math
+
 import keras
 from keras import ops
 from keras.optimizers import schedules
@@ -13,7 +15,8 @@ class AdamNormGrad(keras.optimizers.Adam):
 
     def apply(self, grads, trainable_variables=None):
         """Takes a step with g / ||g|| in the place of each gradient g."""
-        super().apply([g / (ops.norm(g) + 1e-12) for g in grads], trainable_variables)
+        # not ops.norm, which on TensorFlow takes vectors and matrices only
+        super().apply([g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads], trainable_variables)
 
 
 OPTIMIZERS = {
@@ -45,7 +48,7 @@ def learning_rate(config, steps):
     """The learning rate of a run of `steps` steps an epoch: a number, or a schedule over steps.
 
     cosine: from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5); cosine_restarts: the
-    same over a tenth of it, then again over periods of twice the length; step: down to the final value in two equal
+    same over a seventh of it, then again over two and four of them; step: down to the final value in two equal
     factors, after half and three quarters. The epochs of the warm-up come first and count.
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
@@ -55,7 +58,7 @@ def learning_rate(config, steps):
         "plateau": lambda: config.lr,
         "cosine": lambda: schedules.CosineDecay(config.lr, total, alpha=final / config.lr),
         "cosine_restarts": lambda: schedules.CosineDecayRestarts(
-            config.lr, max(1, total // 10), t_mul=2.0, alpha=final / config.lr
+            config.lr, max(1, math.ceil(total / 7)), t_mul=2.0, alpha=final / config.lr
         ),
         "step": lambda: schedules.PiecewiseConstantDecay(
             [round(part * total) for part in STEPS], [config.lr, (config.lr * final) ** 0.5, final]
@@ -64,9 +67,16 @@ def learning_rate(config, steps):
     return WarmUp(warmup, rate) if warmup else rate
 
 
-def optimizer(config, steps):
-    """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights."""
+def optimizer(config, steps, model):
+    """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights.
+
+    What decays, with `adamw`, are the kernels of the networks: not their biases, and no weight of the prior or the
+    objective, which it would pull to black pixels, or together.
+    """
     average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm, **average)
     chosen.finalize_variable_values = lambda variables: None  # `fit` would end with the average in the weights' place
+    own = {id(weight) for weight in model.top_prior.trainable_weights}
+    spared = [one for one in model.trainable_variables if len(one.shape) < 2 or id(one) in own]
+    chosen.exclude_from_weight_decay(var_list=spared)
     return chosen

@@ -129,13 +129,14 @@ class View:
 
     def decoded(self, z):
         """Images of latents (..., D), as of LatentModel.decode: (..., H, W, C)."""
-        seed = self.config.seed
-        images = in_batches(lambda part: self.model.decode(part, seed, self.drawing), z.reshape(-1, z.shape[-1]))
+        noise = self.noise()
+        images = in_batches(lambda part: self.model.decode(part, noise, self.drawing), z.reshape(-1, z.shape[-1]))
         return images.reshape(*z.shape[:-1], *images.shape[1:])
 
     def reconstructed(self, x):
         """Images as of LatentModel.reconstruct for images x (N, H, W, C): the same shape."""
-        return in_batches(lambda part: self.model.reconstruct(part, self.config.seed, self.drawing), x)
+        noise = self.noise()
+        return in_batches(lambda part: self.model.reconstruct(part, noise, self.drawing), x)
 
     def noise(self):
         """A fresh generator of random numbers, from the run's seed."""
@@ -416,11 +417,17 @@ FIGURES = {
 
 
 class Group(NamedTuple):
-    """What runs share whose figures can be compared."""
+    """What runs share whose figures can be compared; `law` says what their scores are of, where that is not usual."""
 
     data_set: str
     latent_dim: int
     size: str
+    law: str
+
+    @property
+    def name(self):
+        """What the names of the figures begin with."""
+        return f"{self.data_set}_ldim{self.latent_dim}_{self.size}{self.law}"
 
 
 class Drawn(NamedTuple):
@@ -437,7 +444,8 @@ class Drawn(NamedTuple):
     @property
     def group(self):
         """The Group of this run."""
-        return Group(self.config.source.name, self.config.latent_dim, self.config.size.removesuffix(".0"))
+        config = self.config
+        return Group(config.source.name, config.latent_dim, config.size.removesuffix(".0"), config.law)
 
 
 def drawn_of(view):
@@ -453,14 +461,13 @@ def drawn_of(view):
 def draw_group(group, members, output):
     """Draws both figures that compare the runs of a group."""
     folder = Path(os.path.normpath(members[0].path / os.pardir), "figures")
-    prefix = f"{group.data_set}_ldim{group.latent_dim}_{group.size}"
     labels = differences(members)
     curves = {}
     for label, one in zip(labels, members, strict=True):
         said = f"{label} ({one.note})" if one.note else label
         curves[said] = (one.history["epoch"], one.history["val_elbo"])
-    output.write(folder, f"{prefix}_losshistory.png", lambda: figures.png(figures.overlay(curves)))
-    output.write(folder, f"{prefix}_comparison.png", lambda: figures.png(comparison(labels, members)))
+    output.write(folder, f"{group.name}_losshistory.png", lambda: figures.png(figures.overlay(curves)))
+    output.write(folder, f"{group.name}_comparison.png", lambda: figures.png(comparison(labels, members)))
 
 
 def comparison(labels, members):

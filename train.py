@@ -105,7 +105,8 @@ def go_on(run, config, args):
     """Goes on with a Run unless it is finished; returns the exit code."""
     state = run.state
     if state == "finished":
-        print(f"{run.path} is finished already; --resume it with more --epochs, or --overwrite trains it again")
+        longer = "" if run.config.is_made_for_its_epochs else "--resume it with more --epochs, or "
+        print(f"{run.path} is finished already; {longer}--overwrite trains it again")
         return 0
     if state != "running":  # else it is another process', and the sentence that says so follows
         print(f"going on with {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
@@ -180,8 +181,8 @@ def status_of(config):
 
 
 def rank(config, row):
-    """Sorts by validation ELBO, the best first, within a data set and a binarization: others cannot be compared."""
-    return config.data_set, config.binarization, -row["val_elbo"]
+    """Sorts by validation ELBO, the best first, among runs that can be compared: of the same law of the same pixels."""
+    return config.data_set, config.law, -row["val_elbo"]
 
 
 def row_of(config, note):

@@ -18,9 +18,19 @@ import engine
 import experiment
 import models
 import optimizers
-from callbacks import Averaged, EpochState, Memory, Progress, RunWriter, StopOnNonFinite, StopOnRequest, smaller
+from callbacks import (
+    Averaged,
+    EpochState,
+    Memory,
+    Patience,
+    Plateau,
+    Progress,
+    RunWriter,
+    StopOnNonFinite,
+    StopOnRequest,
+    smaller,
+)
 from errors import UserError
-from experiment import COLUMNS
 
 VALIDATION_BATCH = 500
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
@@ -96,7 +106,7 @@ def prepare(config):
 def _compiled(config, batches, image_shape, pseudo_inputs):
     keras.utils.set_random_seed(config.seed)
     model = models.build(config, image_shape, config.binarization == "dynamic", pseudo_inputs)
-    model.compile(optimizers.optimizer(config, batches.steps), jit_compile=JIT[config.jit])
+    model.compile(optimizers.optimizer(config, batches.steps, model), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     return model
 
@@ -133,7 +143,7 @@ def _check_step(config, model):
     """
     pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
     steps = {
-        "training": 2 * (2 * config.batch_size + pseudo_inputs),
+        "training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs),
         "validation": 2 * VALIDATION_BATCH + pseudo_inputs,
     }
     kind = max(steps, key=steps.get)
@@ -144,17 +154,18 @@ def _check_step(config, model):
 
 
 def judges(config):
-    """Keras' callbacks that judge the validation ELBO: those that the settings ask for.
+    """Keras' callbacks that judge the validation value of the trained bound: those that the settings ask for.
 
-    The warm-up of beta does not count for the patience: its training bound is another one.
+    Epochs of the warm-up of beta may be the best ones, but are not counted as ones without a better value: what is
+    trained there is another bound.
     """
     chosen = []
     if config.patience:
-        options = {"mode": "max", "patience": config.patience, "start_from_epoch": config.beta_warmup}
-        chosen.append(keras.callbacks.EarlyStopping("val_elbo", **options))
+        chosen.append(Patience(config.beta_warmup, config.judged, mode="max", patience=config.patience))
     if config.lr_schedule == "plateau":
         final = config.lr_final or optimizers.FINAL * config.lr
-        chosen.append(keras.callbacks.ReduceLROnPlateau("val_elbo", mode="max", factor=0.5, patience=10, min_lr=final))
+        options = {"mode": "max", "factor": 0.5, "patience": 10, "min_lr": final}
+        chosen.append(Plateau(config.beta_warmup, config.judged, **options))
     return chosen
 
 
@@ -229,7 +240,7 @@ def _newest_state(run, config, prepared, mend=False):
     for path in checkpoint.newest(run.path / "last"):
         try:
             state = checkpoint.read(path, prepared.model)
-            if state.step >= prepared.batches.steps or (state.rows and tuple(state.rows[0]) != COLUMNS):
+            if state.step >= prepared.batches.steps or (state.rows and tuple(state.rows[0]) != config.columns):
                 raise checkpoint.Damaged("it belongs to another version or another run")
         except checkpoint.Damaged as damage:
             error = damage
@@ -262,7 +273,8 @@ def _fit(config, path, prepared, state):
     if state:
         state.into(model)
         batches.skip, epoch = state.step, state.epoch
-    progress = Progress(config, batches, math.ceil(len(prepared.validation) / VALIDATION_BATCH), epoch)
+    validation_batch = max(1, VALIDATION_BATCH // config.samples)
+    progress = Progress(config, batches, math.ceil(len(prepared.validation) / validation_batch), epoch)
     callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, progress]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
@@ -277,7 +289,7 @@ def _fit(config, path, prepared, state):
                 epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
                 shuffle=False,  # the order is Batches' own
                 validation_data=(prepared.validation, None),
-                validation_batch_size=VALIDATION_BATCH,
+                validation_batch_size=validation_batch,
                 callbacks=[*callbacks, request],
                 verbose=0,
             )

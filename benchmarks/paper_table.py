@@ -4,10 +4,11 @@
 
 A ROW is a preset (`python train.py --list_presets`). What is trained and scored already is not done again, and what was
 interrupted goes on. Each result becomes a file in benchmarks/results/; without a ROW the table alone is written, from
-the files that are there. The last column but one is of this project, the last one somebody else's.
+the files that are there. What others report stands in the column "reference" alone.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,7 +26,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ROWS = [name for name in commandline.preset_names() if commandline.preset(name).settings["network"] != "conv"]
 NUM_SAMPLES = 5000
-HEADER = ("preset", "K", "log p(x)", "bits/dim", "ELBO", "rate", "seeds", "training, min", "hardware", "reference")
+HEADER = (
+    *("data", "model", "prior", "K", "log p(x)", "ELBO", "active units", "ESS", "seeds", "training, min", "hardware"),
+    *("reference", "command"),
+)
 START, END = "<!-- benchmarks/paper_table.py writes from here -->\n", "<!-- to here -->\n"
 
 
@@ -40,25 +44,39 @@ def config_of(name, seed, runs_dir):
 
 
 def produce(name, seed, args):
-    """Trains and scores a row, as far as that is not done, and writes its result file."""
+    """Trains and scores a row, as far as that is not done, and writes its result file. Stops on stand-in data."""
     config = config_of(name, seed, args.runs_dir)
-    where = ["--backend", args.backend] if args.backend else []
+    backend = args.backend or (experiment.load(config.path).backend if config.path.is_dir() else None)
     place = ["--preset", name, "--seed", str(seed), "--runs_dir", str(args.runs_dir)]
-    subprocess.run([sys.executable, ROOT / "train.py", *place, *where], check=True)
-    if not is_scored(config):
-        words = [config.path, "--num_samples", str(NUM_SAMPLES), *where]
-        subprocess.run([sys.executable, ROOT / "evaluate.py", *words], check=True)
-    atomic.write_json(result_file(name, seed), collected(experiment.load(config.path), name, args.hardware))
+    call("train.py", *place, *with_backend(backend))
+    run = experiment.load(config.path)
+    if run.note:
+        sys.exit(f"{run.path}: {run.note}; such a result has no place in the table")
+    if not is_scored(run):
+        call("evaluate.py", run.path, "--num_samples", str(NUM_SAMPLES), *with_backend(args.score_backend or backend))
+    atomic.write_json(result_file(name, seed), collected(run, name, args.hardware))
 
 
-def is_scored(config):
-    """Whether the run's latest evaluation is of the whole test split with all samples."""
+def call(script, *words):
+    """Runs a script of this project, and ends as it does if it fails."""
+    if code := subprocess.run([sys.executable, ROOT / script, *words], check=False).returncode:
+        sys.exit(code)
+
+
+def with_backend(name):
+    """The words that choose it, if it is named."""
+    return ["--backend", name] if name else []
+
+
+def is_scored(run):
+    """Whether the run's latest evaluation is of the weights that it has, the whole test split and all samples."""
     try:
-        metrics = json.loads((config.path / "metrics.json").read_text())
-    except FileNotFoundError:
+        metrics = json.loads((run.path / "metrics.json").read_text())
+    except (FileNotFoundError, ValueError):
         return False
-    wanted = {"split": "test", "num_samples": NUM_SAMPLES, "num_images": config.source.num_images["test"]}
-    return wanted.items() <= metrics.items()
+    wanted = {"split": "test", "num_samples": NUM_SAMPLES, "num_images": len(run.images("test"))}
+    wanted["weights_sha256"] = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    return isinstance(metrics, dict) and wanted.items() <= metrics.items()
 
 
 def collected(run, name, hardware):
@@ -85,23 +103,38 @@ def results_of(name):
 def line(name):
     """A line of the table."""
     preset, results = commandline.preset(name), results_of(name)
-    k = preset.settings.get("num_pseudo_inputs", experiment.Config.num_pseudo_inputs)
-    k = k if experiment.Config(**preset.settings).has_components else ""
-    if not results:
-        cells = [f"`{name}`", k, "not run here", "", "", "", "", "", "", preset.expected]
-    else:
-        values = {key: [one["metrics"][key] for one in results] for key in ("log_px", "bits_per_dim", "elbo", "rate")}
-        error = stdev(values["log_px"]) if len(results) > 1 else results[0]["metrics"]["log_px_se"]
-        minutes = mean(one["status"]["seconds"] for one in results) / 60
-        cells = [f"`{name}`", k, f"{mean(values['log_px']):.2f} ± {error:.2g}"]
-        cells += [f"{mean(values['bits_per_dim']):.3f}", f"{mean(values['elbo']):.2f}", f"{mean(values['rate']):.2f}"]
-        cells += [len(results), f"{minutes:.0f}", results[0]["hardware"], preset.expected]
-    return f"| {' | '.join(map(str, cells))} |"
+    config = experiment.Config(**preset.settings)
+    what = [config.data_set, f"{config.model}, {config.network}", config.prior]
+    what.append(config.num_pseudo_inputs if config.has_components else "")
+    backends = sorted({one["backend"] for one in results})
+    command = " ".join(["python benchmarks/paper_table.py", name, *(f"--backend {one}" for one in backends)])
+    cells = numbers(results, config) if results else ["not run here", *[""] * 6]
+    return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"
+
+
+def numbers(results, config):
+    """The cells of what was measured: log p(x) and its error, that of Monte Carlo or, of several seeds, their sd."""
+    mean_of = {key: mean(one["metrics"][key] for one in results) for key in ("log_px", "elbo", "bits_per_dim")}
+    log_px = [one["metrics"]["log_px"] for one in results]
+    error = stdev(log_px) if len(results) > 1 else results[0]["metrics"]["log_px_se"]
+    bits = "" if config.observation == "bernoulli" else f" ({mean_of['bits_per_dim']:.3f} bits/dim)"
+    ess = mean(one["metrics"]["ess_median"] for one in results)
+    minutes = mean(one["status"]["seconds"] for one in results) / 60
+    cells = [f"{mean_of['log_px']:.2f} ± {error:.2g}{bits}", f"{mean_of['elbo']:.2f}", active_units(results)]
+    return [*cells, f"{ess:.0f}", len(results), f"{minutes:.0f}", results[0]["hardware"]]
+
+
+def active_units(results):
+    """The active units of each layer, the top one first, the mean over seeds, of how many there are: 38 + 25 of 80."""
+    layers = zip(*(one["metrics"]["active_units"] for one in results), strict=True)
+    return f"{' + '.join(f'{mean(layer):g}' for layer in layers)} of {sum(results[0]['metrics']['units'])}"
 
 
 def table():
-    """The whole table."""
-    return "\n".join([f"| {' | '.join(HEADER)} |", "|---|---:|---|" + "---:|" * 5 + "---|---|", *map(line, ROWS), ""])
+    """The whole table, the rows with results first."""
+    ordered = sorted(ROWS, key=lambda name: not results_of(name))
+    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7 + "---|---|---|"]
+    return "\n".join([*head, *map(line, ordered), ""])
 
 
 def with_table(readme):
@@ -117,6 +150,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "paper"))
     parser.add_argument("--backend", choices=engine.BACKENDS)
+    parser.add_argument("--score_backend", choices=engine.BACKENDS, help="if it is to be another one")
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):

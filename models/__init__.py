@@ -23,12 +23,28 @@ class NetworkEntry(NamedTuple):
     """Where a family of networks is, whether it has the --network_size and --activation that are set, its models.
 
     `is_autoregressive`: pixels depend on one another, so that an image is drawn in as many passes as it has pixels.
+    `normalises_batches`: in training, an image's terms depend on the others of its batch.
     """
 
     path: str
     is_sized: bool
     models: tuple
     is_autoregressive: bool = False
+    normalises_batches: bool = False
+
+
+class ObjectiveEntry(NamedTuple):
+    """Where an objective's class is, its usual and its smallest number of samples, what it adds to the history.
+
+    `has_gradients`: it takes gradients with respect to z; `is_annealed`: along chains of several steps.
+    """
+
+    path: str
+    samples: int
+    fewest: int
+    logged: tuple
+    has_gradients: bool = False
+    is_annealed: bool = False
 
 
 MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
@@ -43,7 +59,15 @@ NETWORKS = {
     "conv": NetworkEntry("networks.ConvNetworks", True, ("vae", "hvae")),
     "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae")),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", False, ("hvae",)),
-    "pixel": NetworkEntry("pixelcnn.pixel_networks", False, ("hvae",), is_autoregressive=True),
+    "pixel": NetworkEntry("pixelcnn.pixel_networks", False, ("hvae",), is_autoregressive=True, normalises_batches=True),
+}
+WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
+OBJECTIVES = {
+    "elbo": ObjectiveEntry("objectives.Elbo", 1, 1, ()),
+    "iwae": ObjectiveEntry("objectives.Iwae", 5, 1, WEIGHED),
+    "dreg": ObjectiveEntry("objectives.Dreg", 5, 1, WEIGHED, has_gradients=True),
+    "lmcvae": ObjectiveEntry("objectives.LangevinMcvae", 1, 1, WALKED, has_gradients=True, is_annealed=True),
+    "amcvae": ObjectiveEntry("objectives.MetropolisMcvae", 5, 2, WALKED, has_gradients=True, is_annealed=True),
 }
 
 
@@ -74,7 +98,8 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
         return prior_class(latent_dim, encode, pseudo_inputs)
 
     model_class = _import(MODELS[config.model].path)
-    return model_class(config.latent_dim, networks, make_prior, dynamic, config.seed)
+    objective = _import(OBJECTIVES[config.objective].path)(config)
+    return model_class(config.latent_dim, networks, make_prior, objective, dynamic, config.seed)
 
 
 def weight_shapes(config, image_shape):

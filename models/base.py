@@ -1,25 +1,17 @@
 """LatentModel: q(z|x), p(z) and p(x|z) are written by each model; what follows from the three is derived here."""
 
 import abc
-from typing import NamedTuple
 
 import keras
 from keras import ops
 
-from . import objectives
 from .distributions import binarize
+from .objectives import Terms
 
 
-class Terms(NamedTuple):
-    """Log-densities of n samples z ~ q(z|x) for each of B images, in nats: each (n, B)."""
-
-    log_px_z: object
-    log_pz: object
-    log_qz_x: object
-
-    def log_w(self, beta=1.0):
-        """Log-weights log p(x|z) + beta (log p(z) - log q(z|x)): (n, B)."""
-        return self.log_px_z + beta * (self.log_pz - self.log_qz_x)
+def generator(seed=None):
+    """A SeedGenerator: `seed` itself if it is one, else a new one from that integer, or from chance."""
+    return seed if isinstance(seed, keras.random.SeedGenerator) else keras.random.SeedGenerator(seed)
 
 
 class LatentModel(keras.Model, abc.ABC):
@@ -27,17 +19,18 @@ class LatentModel(keras.Model, abc.ABC):
 
     A subclass also sets `top_prior`, the layer whose `distribution()` is p(z) of the top latent, and `decoder`, the
     network below p(x|z); each tells how many `floats_per_sample` it computes for one z. Images x are (B, H, W, C) in
-    [0, 1]. With `dynamic`, training batches are grey and are binarized afresh in each step. `beta` weighs the rate
-    in the training loss; it is 1 wherever a bound is reported.
+    [0, 1]. It is trained by an `objective` (see objectives.py). With `dynamic`, training batches are grey and are
+    binarized afresh in each step. `beta` weighs the rate in the training loss; it is 1 wherever a bound is reported.
     """
 
-    def __init__(self, dynamic, seed):
+    def __init__(self, objective, dynamic, seed):
         super().__init__()
-        self.dynamic = dynamic
+        self.objective, self.dynamic = objective, dynamic
         self.train_noise = keras.random.SeedGenerator(seed)
         self.test_noise = keras.random.SeedGenerator(seed)  # its own, else training would depend on validation
         self.beta = self.add_weight(shape=(), initializer="ones", trainable=False, name="beta")
-        self.trackers = [keras.metrics.Mean(name=name) for name in ("elbo", "rate", "distortion")]
+        logged = ("elbo", "rate", "distortion", *objective.logged)
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in logged}
 
     @abc.abstractmethod
     def posterior(self, x):
@@ -48,19 +41,21 @@ class LatentModel(keras.Model, abc.ABC):
         """p(z): a distribution with event (D,). `top`: the value of `top_prior.distribution()`, if it is at hand."""
 
     @abc.abstractmethod
-    def likelihood(self, z):
-        """p(x|z) for latents (..., D): a distribution with event (H, W, C)."""
+    def likelihood(self, z, training=False):
+        """p(x|z) for latents (..., D): a distribution with event (H, W, C). `training` matters to networks that
+        normalise batches.
+        """
 
     @property
     def bytes_per_sample(self):
         """Bytes of activations that one z costs in `terms`, roughly; estimators choose their chunks by it."""
         return 4 * (self.decoder.floats_per_sample + self.top_prior.floats_per_sample)
 
-    def terms(self, x, n, seed, prior=None):
+    def terms(self, x, n, seed, prior=None, training=False):
         """`Terms` of n samples from q(z|x): each (n, B). `prior`: the value of `prior()`, if at hand. Stochastic."""
         z, log_qz_x = self.posterior(x).sample_and_log_prob(n, seed)  # (n, B, D), (n, B)
         prior = self.prior() if prior is None else prior
-        return Terms(self.likelihood(z).log_prob(x), prior.log_prob(z), log_qz_x)
+        return Terms(self.likelihood(z, training).log_prob(x), prior.log_prob(z), log_qz_x)
 
     def log_joint(self, x, z):
         """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
@@ -69,13 +64,14 @@ class LatentModel(keras.Model, abc.ABC):
     def decode(self, z, seed=None, progress=lambda done: None):
         """Images of latents (..., D) to look at: means of p(x|z), or draws where they are not known: (..., H, W, C).
 
-        Draws are stochastic, by an integer seed or anew, and cost H W passes, each of which `progress` is told of.
+        Draws are stochastic, by a seed as of `generator`, and cost H W passes, each of which `progress` is told of.
         """
-        return self.likelihood(z).picture(keras.random.SeedGenerator(seed), progress)
+        return self.likelihood(z).picture(generator(seed), progress)
 
     def sample(self, n, seed=None, progress=lambda done: None):
-        """n images as of `decode`, z drawn from this model's prior by an integer seed or anew: (n, H, W, C)."""
-        return self.decode(self.prior().sample(n, keras.random.SeedGenerator(seed)), seed, progress)
+        """n images as of `decode`, z drawn from this model's prior: (n, H, W, C). Stochastic, by a seed likewise."""
+        noise = generator(seed)  # one for both, else z and the pixels would be made of the same numbers
+        return self.decode(self.prior().sample(n, noise), noise, progress)
 
     def embed(self, x):
         """Posterior means of images (B, H, W, C): (B, D)."""
@@ -86,18 +82,26 @@ class LatentModel(keras.Model, abc.ABC):
         return self.decode(self.embed(x), seed, progress)
 
     def call(self, x, training=False):
-        """`Terms` with one sample for each image, (1, B): what training and validation are made of. Stochastic."""
+        """The objective's `Outcome` for images, grey ones binarized: what training and validation are. Stochastic."""
         if training and self.dynamic:
             x = binarize(x, self.train_noise)
-        return self.terms(x, 1, self.train_noise if training else self.test_noise)
+        if training:
+            return self.objective.outcome(self, x, self.train_noise, self.beta, True)
+        return self.objective.outcome(self, x, self.test_noise, 1.0, False)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The negative ELBO in nats, the mean over the batch; the rate is weighed by `beta` in training only."""
-        return -ops.mean(objectives.elbo(y_pred.log_w(self.beta if training else 1.0)))
+        """The mean over the batch of the objective's loss, in nats; the rate is weighed by `beta` in training only."""
+        return ops.mean(y_pred.loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z))."""
-        values = (y_pred.log_w(), y_pred.log_qz_x - y_pred.log_pz, -y_pred.log_px_z)
-        for tracker, value in zip(self.trackers, values, strict=True):
-            tracker.update_state(ops.mean(value, axis=0))  # a vector of B, so that a short last batch weighs less
+        """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).
+
+        Those are of samples of q(z|x); `bound` and what else the objective logs follow, where it is not the ELBO.
+        """
+        terms = y_pred.terms
+        values = {"elbo": terms.log_w(), "rate": terms.log_qz_x - terms.log_pz, "distortion": -terms.log_px_z}
+        values = {name: ops.mean(value, axis=0) for name, value in values.items()}
+        values |= {"bound": y_pred.bound} | y_pred.logs
+        for name, tracker in self.trackers.items():
+            tracker.update_state(values[name])  # a vector of B, so that a short last batch weighs less
         return self.get_metrics_result()

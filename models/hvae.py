@@ -12,8 +12,8 @@ class HVAE(LatentModel):
     The latent vector everywhere is z = [z2, z1]; z2 has ceil(latent_dim / 2) dimensions, z1 the rest.
     """
 
-    def __init__(self, latent_dim, networks, make_prior, dynamic, seed):
-        super().__init__(dynamic, seed)
+    def __init__(self, latent_dim, networks, make_prior, objective, dynamic, seed):
+        super().__init__(objective, dynamic, seed)
         self.dim_z1 = latent_dim // 2
         self.dim_z2 = latent_dim - self.dim_z1
         self.encoder_z2 = networks.image_encoder()
@@ -47,6 +47,6 @@ class HVAE(LatentModel):
         top = self.top_prior.distribution() if top is None else top
         return Chain(top, self.p_z1, self.dim_z2)
 
-    def likelihood(self, z):
+    def likelihood(self, z, training=False):
         """p(x|z1, z2) for latents (..., D)."""
-        return self.decoder(z)
+        return self.decoder(z, training=training)

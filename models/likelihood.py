@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
+FEWEST = 200  # samples in one, however many bytes that takes: each call has its own cost
 
 
 class Estimate(NamedTuple):
@@ -98,7 +99,7 @@ def importance_sampling(model, images, num_samples, seed=0, progress=lambda done
     `num_samples` samples z_s ~ q(z|x) an image, in chunks of bounded memory. `progress` is told the number of
     images done since its last call. Stochastic, a function of `seed`.
     """
-    most = max(1, CHUNK_BYTES // model.bytes_per_sample)  # samples in a chunk, over all its images
+    most = max(FEWEST, CHUNK_BYTES // model.bytes_per_sample)  # samples in a chunk, over all its images
     chunks = math.ceil(num_samples / most)
     n = math.ceil(num_samples / chunks)
     blocks = math.ceil(len(images) / max(1, most // n))

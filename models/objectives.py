@@ -1,8 +1,226 @@
-"""Bounds on log p(x): each is one function of log-weights log p(x|z) + beta (log p(z) - log q(z|x))."""
+"""What training maximises: bounds on log p(x), each a function of log-weights, and where their log-weights come from.
 
-from keras import ops
+Log-weights are log p(x|z) + beta (log p(z) - log q(z|x)), (n, B), or those of annealed chains. An objective is made
+from a Config; `outcome(model, x, seed, beta, training)` is its `Outcome`, and `logged` names what it adds to the
+history.
+"""
+
+import math
+from typing import NamedTuple
+
+from keras import initializers, layers, ops
+
+from . import OBJECTIVES, mcmc
+
+STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
+RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
 
 
 def elbo(log_w):
     """Evidence lower bound, the mean over samples (Kingma & Welling 2014, eq. 2): (n, B) -> (B,) nats, <= log p(x)."""
     return ops.mean(log_w, axis=0)
+
+
+def iwae(log_w):
+    """log (1/n) sum exp log_w (Burda et al. 2016, eq. 8): (n, B) -> (B,) nats, <= log p(x) in expectation."""
+    return ops.logsumexp(log_w, axis=0) - math.log(log_w.shape[0])
+
+
+def effective_samples(log_w):
+    """(sum w)^2 / sum w^2: (n, B) -> (B,), from 1 to n."""
+    return ops.exp(2 * ops.logsumexp(log_w, axis=0) - ops.logsumexp(2 * log_w, axis=0))
+
+
+class Terms(NamedTuple):
+    """Log-densities of n samples z ~ q(z|x) for each of B images, in nats: each (n, B)."""
+
+    log_px_z: object
+    log_pz: object
+    log_qz_x: object
+
+    def log_w(self, beta=1.0):
+        """Log-weights log p(x|z) + beta (log p(z) - log q(z|x)): (n, B)."""
+        return self.log_px_z + beta * (self.log_pz - self.log_qz_x)
+
+
+class Outcome(NamedTuple):
+    """What an objective says of B images, each (B,): the `loss`, whose gradient trains, and the `bound` in nats.
+
+    In the bound beta is 1; the loss need not be the negative bound, and where its gradient is a surrogate's, it is no
+    bound at all. `terms` are those of samples of q(z|x), and `logs`, by name, what else goes into the history.
+    """
+
+    terms: Terms
+    loss: object
+    bound: object
+    logs: dict
+
+
+class Sampled:
+    """A bound on the log-weights of n samples from q(z|x), differentiated as it is."""
+
+    def __init__(self, config):
+        self.n, self.logged = config.samples, OBJECTIVES[config.objective].logged
+
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome. Stochastic."""
+        terms = model.terms(x, self.n, seed, training=training)
+        log_w = terms.log_w()
+        return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), self.logs(log_w))
+
+
+class Elbo(Sampled):
+    """The evidence lower bound."""
+
+    bound = staticmethod(elbo)
+
+    def logs(self, log_w):
+        """Nothing: the bound has a column of its own already."""
+        return {}
+
+
+class Iwae(Sampled):
+    """The importance-weighted bound (Burda et al. 2016); its gradient weighs samples by their normalised weights."""
+
+    bound = staticmethod(iwae)
+
+    def logs(self, log_w):
+        """The effective number of samples."""
+        return {"ess": effective_samples(log_w)}
+
+
+class Dreg(Iwae):
+    """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2018, eq. 8).
+
+    With normalised weights v_i, held fixed: sum v_i d log p(x, z_i) for the weights of p, sum v_i^2 (d log w_i / d z_i)
+    (d z_i / d phi) for those of q, whose own part of log w_i drops out of the expectation. A VampPrior's encoder gets
+    both: it belongs to p and to q.
+    """
+
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome; its loss in training has the gradient, and no meaning of its own. Stochastic."""
+        if not training:
+            return super().outcome(model, x, seed, beta, training)
+        path, z = path_of(model, x, self.n, seed, beta)
+        point = path.at(ops.stop_gradient(z))
+        terms = terms_of(point)
+        v = ops.stop_gradient(ops.softmax(terms.log_w(beta), axis=0))  # (n, B)
+        pulls = ops.stop_gradient(ops.expand_dims(v * v, -1) * (point.grad_end - beta * point.grad_start))
+        of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
+        of_q = ops.sum(pulls * z, axis=(0, -1))
+        log_w = terms.log_w()
+        return Outcome(terms, -of_p - of_q, iwae(log_w), self.logs(log_w))
+
+
+def path_of(model, x, n, seed, beta=1.0):
+    """The Path from q(z|x) to log p(x|z) + beta log p(z), whose `more` are both terms, and n draws of q(z|x).
+
+    Draws are (n, B, D). Stochastic.
+    """
+    posterior, prior = model.posterior(x), model.prior()
+
+    def log_end(z):
+        log_px_z, log_pz = model.likelihood(z).log_prob(x), prior.log_prob(z)
+        return log_px_z + beta * log_pz, (log_px_z, log_pz)
+
+    return mcmc.Path(posterior.log_prob, log_end), posterior.sample(n, seed)
+
+
+def terms_of(point):
+    """The Terms of a Point on such a path."""
+    return Terms(*point.more, point.log_start)
+
+
+class Annealed(layers.Layer):
+    """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
+
+    Step k goes towards q(z|x)^(1 - b_k) p(x, z)^b_k with b_k = k / (T + 1), or a schedule that is learned, by a step
+    size of its own: fixed, learned, or moved by 0.2 % a training step so that Metropolis accepts `target` of the
+    steps. Where beta is not 1, it weighs what is not log p(x|z) in the loss; the chains are the same.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n, self.logged, steps = config.samples, OBJECTIVES[config.objective].logged, config.num_steps
+        self.target = config.acceptance
+        self.log_step = self.add_weight(
+            shape=(steps,),
+            initializer=initializers.Constant(math.log(config.step_size)),
+            trainable=config.learn_step_size == "on",
+            name="log_step",
+        )
+        linear = [math.log(k) for k in range(1, steps + 1)]  # logit of k / (k + 1)
+        self.schedule = self.add_weight(
+            shape=(steps,),
+            initializer=lambda shape, dtype: ops.convert_to_tensor(linear, dtype),
+            trainable=config.learn_schedule == "on",
+            name="schedule",
+        )
+        self.built = True
+
+    def betas(self):
+        """b_k = prod_{j >= k} sigmoid(u_j) for k = 1..T, which rise and lie between 0 and 1: (T,)."""
+        return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(ops.convert_to_tensor(self.schedule))))))
+
+    def steps(self):
+        """The step sizes: (T,)."""
+        return ops.exp(ops.clip(ops.convert_to_tensor(self.log_step), *map(math.log, STEPS)))
+
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
+        path, z = path_of(model, x, self.n, seed)
+        betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
+        walk = self.walk(path, path.at(z), betas, steps, seed)
+        acceptance = ops.exp(walk.log_accept)  # (T, n, B)
+        if training and self.target:
+            self._adapt(ops.mean(acceptance, axis=(1, 2)))
+        loss = -self.objective(walk, self.weighed(walk, [*betas, 1.0], beta)) if training else -elbo(walk.log_weight)
+        logs = {
+            "ess": effective_samples(walk.log_weight),
+            "acceptance": ops.mean(acceptance, axis=(0, 1)),
+            "diverged": ops.mean(walk.diverged, axis=(0, 1)),
+        }
+        return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
+
+    def _adapt(self, acceptance):
+        change = ops.where(ops.stop_gradient(acceptance) >= self.target, RISE, FALL)
+        self.log_step.assign(ops.clip(self.log_step + change, *map(math.log, STEPS)))
+
+
+class LangevinMcvae(Annealed):
+    """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated."""
+
+    walk = staticmethod(mcmc.langevin)
+
+    def weighed(self, walk, betas, beta):
+        """W with the weight beta on all but the last log p(x|z): (n, B)."""
+        last = terms_of(walk.points[-1])
+        return last.log_px_z + beta * (walk.log_weight - last.log_px_z)
+
+    def objective(self, walk, log_weight):
+        """Its mean over chains: (B,)."""
+        return elbo(log_weight)
+
+
+class MetropolisMcvae(Annealed):
+    """A-MCVAE: Langevin steps that are accepted or refused; each decision is trained by how well its chain fared.
+
+    The gradient is that of W at the decisions taken, plus (W - mean W of the other chains) times that of their
+    log-probability.
+    """
+
+    walk = staticmethod(mcmc.metropolis)
+
+    def weighed(self, walk, betas, beta):
+        """W with the weight beta on log p(z) - log q(z|x): (n, B)."""
+        starts = [0.0, *betas[:-1]]
+        return sum(
+            (end - start) * terms_of(point).log_w(beta)
+            for start, end, point in zip(starts, betas, walk.points, strict=True)
+        )
+
+    def objective(self, walk, log_weight):
+        """Its mean over chains, with a term of mean 0 that adds the decisions' gradient: (B,)."""
+        baseline = (ops.sum(log_weight, axis=0) - log_weight) / (self.n - 1)  # of the other chains
+        score = ops.stop_gradient(log_weight - baseline) * walk.log_decisions
+        return elbo(log_weight + score)

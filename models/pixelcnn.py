@@ -1,5 +1,7 @@
 """The autoregressive decoder of the paper's PixelHVAE: masked convolutions over an image and what latents say of it."""
 
+from functools import partial
+
 import numpy as np
 from keras import Sequential, layers, ops
 
@@ -56,15 +58,18 @@ class PixelDecoder(layers.Layer):
         self.floats_per_sample = height * width * (3 * DEPTH * FILTERS + len(parts) + channels)
         self.built = True
 
-    def call(self, z):
-        """p(x|z) with batch (...)."""
+    def call(self, z, training=False):
+        """p(x|z) with batch (...); in training, normalised by the batch's own statistics, of which a trace is kept."""
         planes = self.stacks(z)  # (..., parts * H * W)
         planes = ops.reshape(planes, (*ops.shape(z)[:-1], len(self.stacks.parts), *self.image_shape[:2]))
-        return Autoregressive(ops.moveaxis(planes, -3, -1), self.pixels, self.image_shape, DEPTH * (KERNEL // 2))
+        # JAX's trainer calls a model outside of any call context, and `pixels` is called later: it must be told
+        pixels = partial(self.pixels, training=training)
+        return Autoregressive(ops.moveaxis(planes, -3, -1), pixels, self.image_shape, DEPTH * (KERNEL // 2))
 
-    def pixels(self, x, planes):
+    def pixels(self, x, planes, training=False):
         """The law of each pixel of x (M, H, W, C) given those before it and planes (M, H, W, P): batch (M,)."""
-        return self.observation.of(self.net(ops.concatenate([x, planes], axis=-1)), hard_clip)
+        maps = self.net(ops.concatenate([x, planes], axis=-1), training=training)
+        return self.observation.of(maps, hard_clip)
 
 
 def pixel_networks(*args):

@@ -6,8 +6,8 @@ from .base import LatentModel
 class VAE(LatentModel):
     """q(z|x), p(z), p(x|z) with one layer of latents (Kingma & Welling 2014)."""
 
-    def __init__(self, latent_dim, networks, make_prior, dynamic, seed):
-        super().__init__(dynamic, seed)
+    def __init__(self, latent_dim, networks, make_prior, objective, dynamic, seed):
+        super().__init__(objective, dynamic, seed)
         self.encoder = networks.image_encoder()
         self.q_z = networks.head(networks.image_features, latent_dim)
         self.decoder = networks.decoder(latent_dim)
@@ -22,6 +22,6 @@ class VAE(LatentModel):
         """p(z), the top prior itself: event (D,)."""
         return self.top_prior.distribution() if top is None else top
 
-    def likelihood(self, z):
+    def likelihood(self, z, training=False):
         """p(x|z) for latents (..., D)."""
-        return self.decoder(z)
+        return self.decoder(z, training=training)

@@ -20,11 +20,24 @@ def configs(*words):
 
 def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     assert configs() == [Config()]
-    apart = ("network", "lr_warmup", "likelihood", "sigma")  # which do not go with the rest
+    apart = ["network", "lr_warmup", "likelihood", "sigma"]  # which do not go with the rest
+    apart += ["objective", "num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size"]
     names = [name for name in FIELDS if name not in apart]
     (config,) = configs(*[word for name in names for word in (f"--{name}", other(name))])
     assert all(getattr(config, name) == other(name) for name in names)
     assert configs("--network", "mlp") == [Config(network="mlp")]
+
+
+def test_a_preset_s_network_size_goes_with_its_network():
+    preset = commandline.preset("mnist_hvae_vamp").settings
+    (config,) = configs("--preset", "mnist_hvae_vamp", "--network", "mlp")
+    kept = {name: value for name, value in preset.items() if name != "network_size"}
+    assert config == Config(**kept | {"network": "mlp"})
+
+
+def test_an_empty_preset_is_none():
+    with pytest.raises(UserError, match="--preset '' is unknown"):
+        configs("--preset", "")
 
 
 def test_a_network_without_sizes_refuses_an_explicit_one_even_if_it_is_the_default():
@@ -51,7 +64,7 @@ def test_there_is_a_preset_of_each_network():
     [
         ("[settings]\nlearning_rate = 1", "unknown setting 'learning_rate'"),
         ("[settings]\nepochs = 'many'", "--epochs 'many' must be int"),
-        ("price = 'none'\n[settings]", "unexpected keyword argument 'price'"),
+        ("price = 'none'\n[settings]", "it has about, cost, expected, price, settings, and should have about"),
         ("settings", "Expected '=' after a key"),
     ],
 )

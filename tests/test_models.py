@@ -333,11 +333,12 @@ def test_keras_global_seed_decides_the_weights():
 def test_loss_weighs_the_rate_by_beta_in_training_only():
     model, x = build(), images()
     model.beta.assign(0.25)
-    terms = model(x)
-    distortion, rate = -np.mean(terms.log_px_z), np.mean(terms.log_qz_x - terms.log_pz)
-    assert abs(rate) > 1e-3
-    np.testing.assert_allclose(model.compute_loss(y_pred=terms, training=True), distortion + 0.25 * rate, rtol=1e-5)
-    np.testing.assert_allclose(model.compute_loss(y_pred=terms, training=False), distortion + rate, rtol=1e-5)
+    for training, beta in ((True, 0.25), (False, 1.0)):
+        outcome = model(x, training=training)
+        distortion, rate = -np.mean(outcome.terms.log_px_z), np.mean(outcome.terms.log_qz_x - outcome.terms.log_pz)
+        assert abs(rate) > 1e-3
+        np.testing.assert_allclose(model.compute_loss(y_pred=outcome), distortion + beta * rate, rtol=1e-5)
+        np.testing.assert_allclose(np.mean(outcome.bound), -distortion - rate, rtol=1e-5)
 
 
 def test_metrics_weigh_a_short_last_batch_by_its_images():
@@ -353,12 +354,12 @@ def test_metrics_weigh_a_short_last_batch_by_its_images():
 def test_training_binarizes_grey_images_afresh_and_validation_never():
     model = build(dynamic=True)
     grey = np.full((B, 8, 8, 1), 0.5, "float32")
-    first, second = (model(grey, training=True).log_px_z for _ in range(2))
+    first, second = (model(grey, training=True).terms.log_px_z for _ in range(2))
     assert np.abs(np.asarray(first) - np.asarray(second)).min() > 0
-    probabilities = np.asarray(model(grey).log_px_z)
+    probabilities = np.asarray(model(grey).terms.log_px_z)
     z_free = build(dynamic=False)
     z_free.set_weights(model.get_weights())
-    np.testing.assert_allclose(probabilities, z_free(grey).log_px_z, rtol=1e-5)
+    np.testing.assert_allclose(probabilities, z_free(grey).terms.log_px_z, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

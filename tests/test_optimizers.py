@@ -1,5 +1,7 @@
 """Learning rates against their formulas, and what each optimizer does to a gradient."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ STEPS, EPOCHS = 10, 20  # 200 steps
 
 def rates(**settings):
     """The learning rate of each step of a run."""
-    rate = optimizers.learning_rate(Config(**({"lr": 0.1, "epochs": EPOCHS} | settings)), STEPS)
-    one = [float(rate(step)) if callable(rate) else rate for step in range(STEPS * EPOCHS)]
+    config = Config(**({"lr": 0.1, "epochs": EPOCHS} | settings))
+    rate = optimizers.learning_rate(config, STEPS)
+    one = [float(rate(step)) if callable(rate) else rate for step in range(STEPS * config.epochs)]
     return np.array(one)
 
 
@@ -30,11 +33,12 @@ def test_cosine_is_half_a_cosine_down_to_the_final_value():
         np.testing.assert_allclose(rates(lr_schedule="cosine", lr_final=final), formula, rtol=1e-4)
 
 
-def test_restarts_begin_again_over_periods_of_twice_the_length():
-    found = rates(lr_schedule="cosine_restarts")
+def test_restarts_begin_again_over_periods_of_twice_the_length_and_end_at_the_final_value():
+    found = rates(lr_schedule="cosine_restarts", epochs=21)  # 210 steps: periods of 30, 60 and 120
     tops = np.flatnonzero(np.isclose(found, 0.1))
-    assert tops.tolist() == [0, 20, 60, 140]
-    np.testing.assert_allclose(found[10], (0.1 + 1e-3) / 2, rtol=1e-4)
+    assert tops.tolist() == [0, 30, 90]
+    np.testing.assert_allclose(found[[15, 60, 150]], (0.1 + 1e-3) / 2, rtol=1e-4)
+    np.testing.assert_allclose(found[[29, 89, 209]], 1e-3, rtol=0.3)
 
 
 def test_step_falls_twice_by_the_same_factor():
@@ -50,15 +54,19 @@ def test_the_warm_up_is_a_line_and_the_rest_follows_it(schedule):
 
 
 def first_step(**settings):
-    """What one step with these gradients does to two tensors of zeros."""
-    optimizer = optimizers.optimizer(Config(lr=0.1, **settings), STEPS)
-    tensors = [keras.Variable(np.zeros(shape, "float32")) for shape in (2, 3)]
+    """What one step with these gradients does to tensors of zeros."""
+    tensors = [keras.Variable(np.zeros(gradient.shape, "float32")) for gradient in GRADIENTS]
+    optimizer = optimizers.optimizer(Config(lr=0.1, **settings), STEPS, model_of(tensors))
     optimizer.build(tensors)
     optimizer.apply([keras.ops.convert_to_tensor(g) for g in GRADIENTS], tensors)
     return optimizer, [np.asarray(tensor) for tensor in tensors]
 
 
-GRADIENTS = [np.float32([3, 4]), np.float32([0, 0, 1e-3])]
+def model_of(tensors, of_prior=()):
+    return SimpleNamespace(trainable_variables=tensors, top_prior=SimpleNamespace(trainable_weights=list(of_prior)))
+
+
+GRADIENTS = [np.float32([3, 4]), np.float32([0, 0, 1e-3]), np.full((2, 3, 3, 2), -2, "float32")]
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -77,7 +85,8 @@ def test_normalised_gradients_have_norm_one_each_tensor_by_itself():
 def test_the_norm_of_the_whole_gradient_is_clipped():
     optimizer, _ = first_step(clip_norm=1.0)
     for moment, gradient in zip(optimizer._momentums, GRADIENTS, strict=True):
-        np.testing.assert_allclose(moment, 0.1 * gradient / np.hypot(5, 1e-3), rtol=1e-4)
+        whole = np.sqrt(sum(np.square(one).sum() for one in GRADIENTS))
+        np.testing.assert_allclose(moment, 0.1 * gradient / whole, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +101,11 @@ def test_the_norm_of_the_whole_gradient_is_clipped():
 def test_what_does_not_go_together_is_named(settings, expected):
     with pytest.raises(UserError, match=expected):
         Config(**settings)
+
+
+def test_adamw_decays_kernels_alone():
+    kernel, bias, pseudo_inputs = tensors = [keras.Variable(np.ones(shape, "float32")) for shape in ((2, 3), 3, (4, 5))]
+    optimizer = optimizers.optimizer(Config(lr=0.1, optimizer="adamw"), STEPS, model_of(tensors, [pseudo_inputs]))
+    optimizer.build(tensors)
+    optimizer.apply([np.zeros(tensor.shape, "float32") for tensor in tensors], tensors)
+    assert np.all(np.asarray(kernel) < 1) and np.all(np.asarray(bias) == 1) and np.all(np.asarray(pseudo_inputs) == 1)

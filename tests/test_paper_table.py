@@ -1,6 +1,8 @@
 """The README's table is that of the result files, and a result says what it takes to repeat it."""
 
+import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -29,6 +31,7 @@ def test_a_result_is_of_its_preset_the_whole_test_split_and_all_samples(path):
     assert path == paper_table.result_file(result["preset"], settings["seed"])
     metrics = result["metrics"]
     assert (metrics["split"], metrics["num_samples"]) == ("test", paper_table.NUM_SAMPLES)
+    assert metrics["note"] == ""
     assert metrics["num_images"] == expected.source.num_images["test"] and result["status"]["state"] == "finished"
 
 
@@ -36,14 +39,43 @@ def test_rows_without_a_result_say_so_and_have_no_number_of_others_in_our_column
     monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
     for name in paper_table.ROWS:
         cells = paper_table.line(name).strip("| ").split(" | ")
-        assert cells[2] == "not run here" and not any(cells[3:-1])
+        assert cells[4] == "not run here" and not any(cells[5:11])
+        assert cells[-1] == f"`python benchmarks/paper_table.py {name}`"
 
 
 def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path):
     monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
     for seed, log_px in enumerate((-85.0, -87.0)):
-        metrics = {"log_px": log_px, "log_px_se": 0.01, "bits_per_dim": 0.5, "elbo": -90.0, "rate": 20.0}
-        result = {"metrics": metrics, "status": {"seconds": 600.0}, "hardware": "a machine"}
+        metrics = {"log_px": log_px, "log_px_se": 0.01, "bits_per_dim": 0.5, "elbo": -90.0}
+        metrics |= {"active_units": [20 + seed, 7], "units": [40, 40], "ess_median": 12.0}
+        result = {"metrics": metrics, "status": {"seconds": 600.0}, "hardware": "a machine", "backend": "jax"}
         (tmp_path / f"paper_staticmnist_vae_vamp_seed{seed}.json").write_text(json.dumps(result))
     cells = [cell.strip() for cell in paper_table.line("staticmnist_vae_vamp").split("|")[1:-1]]
-    assert cells[1:9] == ["500", "-86.00 ± 1.4", "0.500", "-90.00", "20.00", "2", "10", "a machine"]
+    assert cells[:4] == ["staticmnist", "vae, mlp", "vamp", "500"]
+    assert cells[4:11] == ["-86.00 ± 1.4", "-90.00", "20.5 + 7 of 80", "12", "2", "10", "a machine"]
+    assert cells[12] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
+
+
+def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
+    run = SimpleNamespace(path=tmp_path, weights=tmp_path / "weights", images=lambda split: [0] * 30)
+    run.weights.write_bytes(b"new")
+    metrics = {"split": "test", "num_samples": paper_table.NUM_SAMPLES, "num_images": 30}
+    for content, expected in ((b"old", False), (b"new", True)):
+        scored = metrics | {"weights_sha256": hashlib.sha256(content).hexdigest()}
+        (tmp_path / "metrics.json").write_text(json.dumps(scored))
+        assert paper_table.is_scored(run) is expected
+    (tmp_path / "metrics.json").write_text("half a fil")
+    assert not paper_table.is_scored(run)
+
+
+def test_a_result_on_stand_in_data_is_refused(monkeypatch, tmp_path):
+    config = Config(**(commandline.preset("staticmnist_vae_vamp").settings | {"runs_dir": str(tmp_path)}))
+    config.path.mkdir(parents=True)
+    run = SimpleNamespace(path=config.path, note="stand-in data", backend="jax")
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    monkeypatch.setattr(paper_table, "call", lambda *words: None)
+    monkeypatch.setattr(paper_table.experiment, "load", lambda path: run)
+    args = SimpleNamespace(runs_dir=tmp_path, backend=None, score_backend=None, hardware="a machine")
+    with pytest.raises(SystemExit, match="stand-in data; such a result has no place in the table"):
+        paper_table.produce("staticmnist_vae_vamp", 0, args)
+    assert not paper_table.result_file("staticmnist_vae_vamp", 0).exists()

@@ -110,3 +110,37 @@ def test_every_weight_gets_a_gradient(likelihood):
     model.train_on_batch((rng.random((5, 8, 4, 1)) < 0.5).astype("float32"))
     after = [(weight.path, np.asarray(weight)) for weight in model.trainable_variables]
     assert not [path for (path, new), old in zip(after, before, strict=True) if not np.any(new != old)]
+
+
+def pixel_model(**settings):
+    config = Config(model="hvae", network="pixel", data_set="digits", latent_dim=2, batch_size=4, epochs=1, **settings)
+    return models.build(config, (4, 4, 1))
+
+
+def test_batches_are_normalised_in_training_and_traces_of_them_are_used_elsewhere():
+    """JAX's trainer says nothing of training to layers inside a model, unlike TensorFlow's."""
+    model, x = pixel_model(), (rng.random((8, 4, 4, 1)) > 0.5).astype("float32")
+    model.compile(keras.optimizers.SGD(0.0))
+    traces = [weight for weight in model.non_trainable_weights if "moving" in weight.path]
+    assert len(traces) == 16
+    before = [np.array(trace) for trace in traces]
+    model.test_on_batch(x)
+    assert all(np.array_equal(old, new) for old, new in zip(before, traces, strict=True))
+    model.train_on_batch(x)
+    assert all(np.abs(old - np.asarray(new)).max() > 1e-4 for old, new in zip(before, traces, strict=True))
+
+
+def test_latents_and_pixels_of_a_sample_are_made_of_different_noise():
+    model, drawn = pixel_model(), []
+    for weight in model.decoder.net.layers[-1].weights:
+        weight.assign(np.zeros(weight.shape))  # so that pixels are independent of z
+    decode = model.decode
+    model.decode = lambda z, *args: drawn.append(np.asarray(z)) or decode(z, *args)
+    n = 1024
+    x = np.asarray(model.sample(n * 8, 7)).reshape(8 * n, 16)
+    z = drawn[0]
+    for pixel in (0, 1):
+        for start in range(8):  # either's n-th number against the other's
+            assert abs(np.corrcoef(z[: n * 8 : 8, 0], x[start * n : (start + 1) * n, pixel])[0, 1]) < 5 / np.sqrt(n)
+            assert abs(np.corrcoef(z[start * n : (start + 1) * n, 0], x[::8, pixel])[0, 1]) < 5 / np.sqrt(n)
+            assert abs(np.corrcoef(z[:n, 0], x[start * n : (start + 1) * n, pixel])[0, 1]) < 5 / np.sqrt(n)

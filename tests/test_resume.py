@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -282,6 +283,38 @@ def test_an_average_of_the_weights_is_remembered_judged_and_kept(tmp_path, monke
         np.testing.assert_allclose(one, average, rtol=1e-5, atol=1e-6)
     assert any(np.abs(one - raw).max() > 1e-4 for one, raw in zip(kept, trained.trainable_variables, strict=True))
     assert validated(run)["elbo"] == pytest.approx(run.history["val_elbo"][2], rel=1e-5)
+
+
+def test_an_average_of_projected_weights_is_projected(tmp_path):
+    """It may lie outside by rounding, or far: its optimizer averages before it projects."""
+    settings = {"ema": 0.5, "epochs": 2, "lr": 1.0, "prior": "vamp", "model": "vae"}
+    prepared = training.prepare(config(tmp_path, **settings))
+    u = prepared.model.top_prior.pseudo_inputs
+    assert u.constraint is not None
+    index = [one is u for one in prepared.model.trainable_variables].index(True)
+    average = prepared.model.optimizer._model_variables_moving_average[index]
+    u.assign(np.full(u.shape, 0.25))
+    average.assign(np.full(u.shape, 1.5))
+    averaged = callbacks.Averaged()
+    averaged.set_model(prepared.model)
+    with averaged.instead():
+        assert np.all(np.asarray(u) == 1.0)
+    assert np.all(np.asarray(u) == 0.25) and np.all(np.asarray(average) == 1.5)
+
+
+@pytest.mark.parametrize("judge", [callbacks.Patience, callbacks.Plateau])
+def test_epochs_of_the_warm_up_may_be_the_best_but_are_not_counted(judge):
+    """With a patience of 2 and a warm-up of 3, the best value in epoch 1 is noted and epochs 4 and 5 are counted."""
+    options = {"mode": "max", "patience": 2} | ({"factor": 0.5, "min_lr": 0.0} if judge is callbacks.Plateau else {})
+    called = judge(3, "val_elbo", **options)
+    optimizer = SimpleNamespace(learning_rate=np.array(1.0))
+    called.set_model(SimpleNamespace(stop_training=False, optimizer=optimizer))
+    called.on_train_begin()
+    acted = []
+    for epoch, value in enumerate([-1.0, -3.0, -3.0, -2.0, -2.0]):
+        called.on_epoch_end(epoch, {"val_elbo": value})
+        acted.append(called.model.stop_training or optimizer.learning_rate < 1)
+    assert acted == [False, False, False, False, True] and called.best == -1.0
 
 
 def test_what_falls_over_its_epochs_is_not_trained_longer_but_with_another_patience(tmp_path, capfd):

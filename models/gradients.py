@@ -1,0 +1,24 @@
+"""Gradients inside a loss, which Keras has no function for: written once for both backends."""
+
+import keras
+
+
+def value_and_gradient(f, z):
+    """`f(z)`, which is a pair (value, more), and the gradient of the sum of `value` with respect to z, of z's shape.
+
+    Where each entry of `value` depends on its own part of z, these are the gradients of each. All three can be
+    differentiated again, with respect to weights, too. `f` must draw no noise and change no weight.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, pull, more = jax.vjp(f, z, has_aux=True)
+        (gradient,) = pull(keras.ops.ones_like(value))
+    else:
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            value, more = f(z)
+        gradient = tape.gradient(value, z)
+    return value, more, gradient

@@ -1,0 +1,146 @@
+"""Chains that walk from one density to another, and the weights that they gather: they know log-densities, no model.
+
+Both kinds of weights W have E[exp W] = p(x) if the walk goes from q(z|x) to p(x, z), for any step sizes and any path,
+so that E[W] <= log p(x). Chains are (n, B): n of them for each of B images.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras import ops, random, tree
+
+from .gradients import value_and_gradient
+
+DIVERGED = 1000.0  # nats of log-ratio, from which on a step counts as diverged (as Stan counts)
+FARTHEST = 1000.0  # of a coordinate, beyond which densities may overflow
+
+
+class Point(NamedTuple):
+    """Where chains are: z (n, B, D), both log-densities there (n, B) and their gradients (n, B, D).
+
+    `more` is what the path's end tells beside its density, tensors (n, B).
+    """
+
+    z: object
+    log_start: object
+    log_end: object
+    grad_start: object
+    grad_end: object
+    more: object
+
+    def log_density(self, b):
+        """log gamma_b = (1 - b) log_start + b log_end: (n, B)."""
+        return (1 - b) * self.log_start + b * self.log_end
+
+    def gradient(self, b):
+        """The gradient of log gamma_b with respect to z: (n, B, D)."""
+        return (1 - b) * self.grad_start + b * self.grad_end
+
+    def where(self, condition, other):
+        """This point where `condition` (n, B), `other` elsewhere."""
+        wide = ops.expand_dims(condition, -1)
+        return tree.map_structure(
+            lambda a, b: ops.where(wide if len(a.shape) > len(condition.shape) else condition, a, b), self, other
+        )
+
+
+class Path(NamedTuple):
+    """Two unnormalised log-densities, functions of z (n, B, D): `log_start` gives (n, B), `log_end` that and more."""
+
+    log_start: Callable
+    log_end: Callable
+
+    def at(self, z):
+        """The Point at z. As gamma_b mixes both linearly, one evaluation of each serves every b."""
+        log_start, _, grad_start = value_and_gradient(lambda z: (self.log_start(z), ()), z)
+        log_end, more, grad_end = value_and_gradient(self.log_end, z)
+        return Point(z, log_start, log_end, grad_start, grad_end, more)
+
+
+class Proposal(NamedTuple):
+    """A Langevin step from a point towards gamma_b.
+
+    `log_kernels` is log l(z|z') - log m(z'|z), of the step back against the step (n, B); `log_ratio` that plus
+    log gamma_b(z') - log gamma_b(z), of which min(0, .) is the log-probability that Metropolis accepts it; `is_sane` is
+    false for a step that diverged: one that leaves the box where densities are finite, or whose ratio is absurd.
+    """
+
+    point: Point
+    log_kernels: object
+    log_ratio: object
+    is_sane: object
+
+
+def propose(path, point, b, step, seed):
+    """z' = z + step * grad log gamma_b(z) + sqrt(2 step) a with a ~ N(0, I): a Proposal. Stochastic.
+
+    With r = (z - z' - step * grad log gamma_b(z')) / sqrt(2 step), the noise of the way back, `log_kernels` is
+    (|a|^2 - |r|^2) / 2. A step that is not sane has another one's numbers in its place, so that no gradient is NaN.
+    """
+    a = random.normal(ops.shape(point.z), dtype=point.z.dtype, seed=seed)
+    moved = point.z + step * point.gradient(b) + ops.sqrt(2 * step) * a
+    inside = ops.all((ops.abs(moved) < FARTHEST) & (ops.abs(point.z) < FARTHEST), axis=-1)
+    new = path.at(ops.where(ops.expand_dims(inside, -1), moved, point.z))
+    r = (point.z - new.z - step * new.gradient(b)) / ops.sqrt(2 * step)
+    log_kernels = 0.5 * ops.sum(ops.square(a) - ops.square(r), axis=-1)
+    log_ratio = log_kernels + new.log_density(b) - point.log_density(b)
+    return Proposal(new, log_kernels, log_ratio, inside & (ops.abs(log_ratio) < DIVERGED))
+
+
+class Walk(NamedTuple):
+    """What chains of T steps were: `points`, T + 1 of them, and for each step, (T, n, B), what follows.
+
+    `log_accept`: the log-probability with which Metropolis accepts it, whether it is asked or not; `diverged`: 1 where
+    it was not sane. `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all that was
+    decided on the way, 0 where nothing was.
+    """
+
+    points: list
+    log_accept: object
+    diverged: object
+    log_weight: object
+    log_decisions: object
+
+
+def langevin(path, point, betas, steps, seed):
+    """Unadjusted Langevin steps from z_0 ~ exp(log_start), the k-th towards gamma_{betas[k]}: a Walk. Stochastic.
+
+    W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T), all of it differentiable
+    (Thin et al. 2021, L-MCVAE). A step that diverged is left out, z and W as they were; as the step back would be left
+    out, too, W remains valid.
+    """
+    points, accepts, diverged, log_weight = [point], [], [], -point.log_start
+    for b, step in zip(betas, steps, strict=True):
+        proposal = propose(path, point, b, step, seed)
+        point = proposal.point.where(proposal.is_sane, point)
+        log_weight = log_weight + ops.where(proposal.is_sane, proposal.log_kernels, 0.0)
+        points.append(point)
+        accepts.append(ops.where(proposal.is_sane, ops.minimum(proposal.log_ratio, 0.0), -DIVERGED))
+        diverged.append(ops.cast(ops.logical_not(proposal.is_sane), point.z.dtype))
+    log_weight = log_weight + point.log_end
+    return Walk(points, ops.stack(accepts), ops.stack(diverged), log_weight, ops.zeros_like(log_weight))
+
+
+def metropolis(path, point, betas, steps, seed):
+    """Langevin steps from z_0 ~ exp(log_start), each accepted or refused (MALA), towards gamma_{betas[k]}: a Walk.
+
+    W = sum_{k=0..T} (b_{k+1} - b_k) (log_end - log_start)(z_k) with b_0 = 0, b_{T+1} = 1, and `betas` between them
+    (Neal 2001, eq. 3; Thin et al. 2021, A-MCVAE). Stochastic; z is differentiable, the decisions are not.
+    """
+    points, accepts, diverged, log_decisions = [point], [], [], ops.zeros_like(point.log_start)
+    for b, step in zip(betas, steps, strict=True):
+        proposal = propose(path, point, b, step, seed)
+        log_accept = ops.where(proposal.is_sane, ops.minimum(proposal.log_ratio, 0.0), -DIVERGED)
+        noise = random.uniform(ops.shape(log_accept), 1e-7, dtype=log_accept.dtype, seed=seed)
+        accepted = ops.log(noise) < log_accept
+        refusable = ops.where(accepted, -1.0, ops.minimum(log_accept, -1e-6))  # log(1 - 1) is never asked for
+        log_refuse = ops.log(-ops.expm1(refusable))
+        log_decisions = log_decisions + ops.where(accepted, log_accept, log_refuse)
+        point = proposal.point.where(accepted, point)
+        points.append(point)
+        accepts.append(log_accept)
+        diverged.append(ops.cast(ops.logical_not(proposal.is_sane), point.z.dtype))
+    ends = [*betas, 1.0]
+    starts = [0.0, *betas]
+    parts = [(end - start) * (p.log_end - p.log_start) for start, end, p in zip(starts, ends, points, strict=True)]
+    return Walk(points, ops.stack(accepts), ops.stack(diverged), sum(parts), log_decisions)
