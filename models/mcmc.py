@@ -118,7 +118,7 @@ def langevin(path, point, betas, steps, seed):
         accepts.append(ops.where(proposal.is_sane, ops.minimum(proposal.log_ratio, 0.0), -DIVERGED))
         diverged.append(ops.cast(ops.logical_not(proposal.is_sane), point.z.dtype))
     log_weight = log_weight + point.log_end
-    return Walk(points, ops.stack(accepts), ops.stack(diverged), log_weight, ops.zeros_like(log_weight))
+    return Walk(points, _stacked(accepts, point), _stacked(diverged, point), log_weight, ops.zeros_like(log_weight))
 
 
 def metropolis(path, point, betas, steps, seed):
@@ -143,4 +143,8 @@ def metropolis(path, point, betas, steps, seed):
     ends = [*betas, 1.0]
     starts = [0.0, *betas]
     parts = [(end - start) * (p.log_end - p.log_start) for start, end, p in zip(starts, ends, points, strict=True)]
-    return Walk(points, ops.stack(accepts), ops.stack(diverged), sum(parts), log_decisions)
+    return Walk(points, _stacked(accepts, point), _stacked(diverged, point), sum(parts), log_decisions)
+
+
+def _stacked(values, point):
+    return ops.stack(values) if values else ops.zeros((0, *point.log_end.shape))

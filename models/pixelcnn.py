@@ -3,7 +3,7 @@
 from functools import partial
 
 import numpy as np
-from keras import Sequential, layers, ops
+from keras import Sequential, backend, layers, ops
 
 from .distributions import Autoregressive
 from .networks import GatedConvNetworks, LatentStacks, hard_clip
@@ -20,7 +20,7 @@ class MaskedConv2D(layers.Layer):
     def __init__(self, filters, kernel, sees_itself):
         super().__init__()
         self.filters, self.size = filters, kernel
-        seen = np.zeros(kernel * kernel, "float32")
+        seen = np.zeros(kernel * kernel, backend.floatx())
         seen[: kernel * kernel // 2 + sees_itself] = 1
         self.mask = seen.reshape(kernel, kernel, 1, 1)
 

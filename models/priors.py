@@ -8,7 +8,7 @@ import abc
 import math
 
 import numpy as np
-from keras import constraints, initializers, layers, ops
+from keras import backend, constraints, initializers, layers, ops
 
 from .distributions import Mixture, Normal
 from .networks import LOGVAR, soft_bound
@@ -124,4 +124,4 @@ class WeightedVampPrior(PseudoInputPrior):
 
 def uniform_log_weights(k):
     """-log K for each of K components: (K,)."""
-    return ops.convert_to_tensor(np.full(k, -math.log(k), "float32"))
+    return ops.convert_to_tensor(np.full(k, -math.log(k), backend.floatx()))

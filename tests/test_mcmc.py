@@ -1,0 +1,196 @@
+"""Annealed weights where log p(x) and their mean are known: probabilistic PCA, and a posterior that is a ring."""
+
+import numpy as np
+import pytest
+from keras import ops
+from keras.random import SeedGenerator
+from scipy.stats import multivariate_normal
+
+from models.distributions import Normal
+from models.gradients import value_and_gradient
+from models.mcmc import FARTHEST, Path, langevin, metropolis, propose
+
+pytestmark = pytest.mark.keras
+D, SIGMA, SCALE = 3, 0.7, 0.6  # dimensions of z, noise of x, and the width of q, whose mean is off by 0.35
+rng = np.random.default_rng(0)
+W, M = rng.normal(size=(10, D)), 0.3 * rng.normal(size=10)
+Z0 = rng.normal(size=D)
+X = W @ Z0 + M + SIGMA * rng.normal(size=10)
+COVARIANCE = np.linalg.inv(np.eye(D) + W.T @ W / SIGMA**2)  # of the exact posterior
+POSTERIOR = COVARIANCE @ W.T @ (X - M) / SIGMA**2
+MEAN = POSTERIOR + 0.35
+LOG_PX = multivariate_normal(M, W @ W.T + SIGMA**2 * np.eye(10)).logpdf(X)
+CHAINS = 50_000
+
+
+def as32(value):
+    return np.float32(value)
+
+
+def log_joint(z):
+    """log p(x, z) for z (..., D)."""
+    prior = Normal(ops.zeros_like(z), ops.zeros_like(z)).log_prob(z)
+    mean = ops.matmul(z, as32(W.T)) + as32(M)
+    return prior + Normal(mean, ops.zeros_like(mean) + 2 * np.log(SIGMA)).log_prob(as32(X)), ()
+
+
+def pca(mean=MEAN, scale=SCALE):
+    """The path from q to p(x, z), and draws of q: (CHAINS, 1, D)."""
+    q = Normal(as32(np.broadcast_to(mean, (1, D))), as32(np.full((1, D), 2 * np.log(scale))))
+    return Path(q.log_prob, log_joint), q.sample(CHAINS, SeedGenerator(1))
+
+
+def linear(steps):
+    return [k / (steps + 1) for k in range(1, steps + 1)]
+
+
+def walked(walk, step, steps, path_and_z=None, seed=2):
+    path, z = path_and_z or pca()
+    return walk(path, path.at(z), linear(steps), [step] * steps, SeedGenerator(seed))
+
+
+def weights(*args, **more):
+    return np.asarray(walked(*args, **more).log_weight, "float64").ravel()
+
+
+def expected_bound(step, steps):
+    """E[W] of unadjusted Langevin steps on a linear path: all is Gaussian, so that moments follow one another."""
+    p_q, p_p = np.eye(D) / SCALE**2, np.linalg.inv(COVARIANCE)
+    v, p, total = MEAN, SCALE**2 * np.eye(D), D / 2 * np.log(2 * np.pi * np.e) + D * np.log(SCALE)
+    for b in linear(steps):
+        precision = (1 - b) * p_q + b * p_p
+        h = (1 - b) * p_q @ MEAN + b * p_p @ POSTERIOR
+        a = np.eye(D) - step * precision
+        v_new, p_new = a @ v + step * h, a @ p @ a.T + 2 * step * np.eye(D)
+        cross = p @ a.T
+        e_mean = v - a @ v_new - step * h
+        e_cov = p + a @ p_new @ a.T - cross @ a.T - a @ cross.T
+        total += (D - (np.trace(e_cov) + e_mean @ e_mean) / (2 * step)) / 2
+        v, p = v_new, p_new
+    residual = X - M - W @ v
+    total -= D / 2 * np.log(2 * np.pi) + (np.trace(p) + v @ v) / 2 + 10 / 2 * np.log(2 * np.pi * SIGMA**2)
+    return total - (residual @ residual + np.trace(W @ p @ W.T)) / (2 * SIGMA**2)
+
+
+def test_the_reference_is_that_of_the_specification():
+    assert pytest.approx(-15.98318, abs=1e-4) == LOG_PX
+    table = {(0.01, 0): -23.9756, (0.01, 5): -20.5543, (0.03, 10): -17.5857, (0.06, 1): -18.6228, (0.1, 5): -38.43}
+    for (step, steps), value in table.items():
+        assert expected_bound(step, steps) == pytest.approx(value, abs=1e-2)
+
+
+@pytest.mark.parametrize("step", [0.01, 0.03, 0.06])
+@pytest.mark.parametrize("steps", [0, 1, 5, 10])
+def test_the_langevin_bound_is_its_closed_form(step, steps):
+    w = weights(langevin, step, steps)
+    assert abs(w.mean() - expected_bound(step, steps)) < 4.5 * w.std() / np.sqrt(CHAINS)
+
+
+@pytest.mark.parametrize(("step", "steps", "value"), [(0.1, 1, -21.25), (0.1, 3, -18.42), (0.1, 10, -17.03)])
+def test_the_metropolis_bound_is_that_of_an_independent_implementation(step, steps, value):
+    w = weights(metropolis, step, steps)
+    assert abs(w.mean() - value) < 0.03 + 4.5 * w.std() / np.sqrt(CHAINS)
+
+
+@pytest.mark.parametrize(
+    ("walk", "step", "steps"), [(langevin, 0.03, 10), (langevin, 0.06, 5), (metropolis, 0.03, 10), (metropolis, 0.1, 5)]
+)
+def test_weights_are_unbiased_whatever_the_step_size(walk, step, steps):
+    ratio = np.exp(weights(walk, step, steps) - LOG_PX)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS)
+
+
+def test_more_steps_tighten_the_bound_unless_steps_are_too_large():
+    stable = [weights(langevin, 0.03, steps).mean() for steps in (0, 1, 5, 20)]
+    accepted = [weights(metropolis, 0.1, steps).mean() for steps in (0, 1, 5, 20)]
+    assert np.all(np.diff(stable) > 0.3) and np.all(np.diff(accepted) > 0.3)
+    assert max(stable + accepted) < LOG_PX
+    assert weights(langevin, 0.1, 5).mean() < weights(langevin, 0.1, 1).mean() - 5  # beyond 2 / the largest curvature
+
+
+def test_with_the_exact_posterior_metropolis_weights_are_log_px_and_langevin_s_approach_it():
+    chol = as32(np.linalg.cholesky(COVARIANCE))
+
+    def log_start(z):  # in coordinates in which the covariance is the identity
+        flat = ops.matmul(z - as32(POSTERIOR), np.linalg.inv(chol).T)
+        return Normal(ops.zeros_like(flat), ops.zeros_like(flat)).log_prob(flat) - np.float32(
+            np.log(np.diag(chol)).sum()
+        )
+
+    z = ops.convert_to_tensor(as32(POSTERIOR + np.random.default_rng(3).normal(size=(2000, 1, D)) @ chol.T))
+    path = Path(log_start, log_joint)
+    np.testing.assert_allclose(weights(metropolis, 0.05, 4, (path, z)), LOG_PX, atol=2e-3)
+    spread = [np.abs(weights(langevin, step, 4, (path, z)) - LOG_PX).max() for step in (0.03, 0.003, 0.0003)]
+    assert spread[0] > spread[1] > spread[2] and spread[2] < 0.1
+
+
+def test_log_kernels_are_those_of_the_normal_laws():
+    path, z = pca()
+    point = path.at(z)
+    proposal, step, b = propose(path, point, 0.3, 0.02, SeedGenerator(4)), 0.02, 0.3
+    there = Normal(point.z + step * point.gradient(b), ops.zeros_like(z) + np.log(2 * step))
+    back = Normal(proposal.point.z + step * proposal.point.gradient(b), ops.zeros_like(z) + np.log(2 * step))
+    expected = back.log_prob(point.z) - there.log_prob(proposal.point.z)
+    np.testing.assert_allclose(proposal.log_kernels, expected, rtol=1e-3, atol=1e-3)
+    change = proposal.point.log_density(b) - point.log_density(b)
+    np.testing.assert_allclose(proposal.log_ratio, proposal.log_kernels + change, rtol=1e-4, atol=1e-3)
+
+
+def test_acceptance_falls_with_the_step_size_and_decisions_have_their_probability():
+    rates = [np.exp(np.asarray(walked(metropolis, step, 3).log_accept)).mean() for step in (0.01, 0.1, 1.0)]
+    assert rates[0] > 0.9 > rates[1] > 0.4 > rates[2]
+    walk = walked(metropolis, 0.1, 1)
+    accepted = np.any(np.asarray(walk.points[0].z != walk.points[1].z), axis=-1)
+    p = np.exp(np.asarray(walk.log_accept, "float64"))[0]
+    assert abs(accepted.mean() - p.mean()) < 4.5 * np.sqrt((p * (1 - p)).mean() / CHAINS)
+    expected = np.where(accepted, np.log(p), np.log1p(-np.minimum(p, 1 - 1e-6)))
+    np.testing.assert_allclose(walk.log_decisions, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("walk", [langevin, metropolis])
+@pytest.mark.parametrize("step", [0.3, 10.0, 1e6])
+def test_chains_that_diverge_are_counted_and_stay_finite_and_differentiable(walk, step):
+    path, z = pca()
+    z = z[:200]
+
+    def bound(step):
+        found = walk(path, path.at(z), linear(5), [step] * 5, SeedGenerator(5))
+        return ops.mean(found.log_weight), found
+
+    value, found, gradient = value_and_gradient(bound, ops.convert_to_tensor(np.float32(step)))
+    assert np.isfinite(value) and np.isfinite(gradient) and np.isfinite(np.asarray(found.log_decisions)).all()
+    diverged, moved = np.asarray(found.diverged), np.asarray(found.points[-1].z != found.points[0].z)
+    assert diverged.shape == (5, 200, 1) and set(np.unique(diverged)) <= {0.0, 1.0}
+    assert diverged.mean() > 0.9 if step > 1 else diverged.mean() < 0.9
+    assert np.abs(np.asarray(found.points[-1].z)).max() < FARTHEST
+    assert not moved[diverged.sum(axis=0) == 5].any()
+
+
+def test_leaving_out_what_diverges_keeps_weights_unbiased(monkeypatch):
+    """With a threshold that is met often: the step and the step back are left out together."""
+    monkeypatch.setattr("models.mcmc.DIVERGED", 1.0)
+    walk = walked(langevin, 0.1, 3)
+    assert 0.1 < np.asarray(walk.diverged).mean() < 0.9
+    ratio = np.exp(np.asarray(walk.log_weight, "float64").ravel() - LOG_PX)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS)
+
+
+@pytest.mark.parametrize("walk", [langevin, metropolis])
+@pytest.mark.parametrize(("d", "x", "log_px"), [(2, 8 * np.pi, -3.1328), (2, 20.0, -2.3898)])
+def test_a_ring_is_found_from_its_centre(walk, d, x, log_px):
+    """x = 2 pi (|z| + 2) + noise, q(z|x) = N(0, I): the posterior is a ring. log p(x) by quadrature over |z|."""
+
+    def log_end(z):
+        prior = Normal(ops.zeros_like(z), ops.zeros_like(z)).log_prob(z)
+        mean = 2 * np.pi * (ops.sqrt(ops.sum(ops.square(z), axis=-1, keepdims=True) + 1e-12) + 2)
+        return prior + Normal(mean, ops.zeros_like(mean)).log_prob(np.float32([x])), ()
+
+    q = Normal(np.zeros((1, d), "float32"), np.zeros((1, d), "float32"))
+    path = Path(q.log_prob, log_end)
+    found = walked(walk, 0.01, 10, (path, q.sample(CHAINS, SeedGenerator(6))))
+    w = np.asarray(found.log_weight, "float64").ravel()
+    ratio = np.exp(w - log_px)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS) + 1e-3
+    assert w.mean() < log_px
+    mean_z = np.average(np.asarray(found.points[-1].z)[:, 0], axis=0, weights=ratio)
+    assert np.abs(mean_z).max() < 0.1  # on all sides
