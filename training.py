@@ -264,6 +264,11 @@ def _newest_state(run, config, prepared, mend=False):
     return None
 
 
+def validation_batch(config):
+    """Images in a validation step, fewer where each of them has several samples."""
+    return max(1, VALIDATION_BATCH // config.samples)
+
+
 def _fit(config, path, prepared, state):
     batches, model = prepared.batches, prepared.model
     averaged = [Averaged()] if config.ema else []
@@ -273,8 +278,7 @@ def _fit(config, path, prepared, state):
     if state:
         state.into(model)
         batches.skip, epoch = state.step, state.epoch
-    validation_batch = max(1, VALIDATION_BATCH // config.samples)
-    progress = Progress(config, batches, math.ceil(len(prepared.validation) / validation_batch), epoch)
+    progress = Progress(config, batches, math.ceil(len(prepared.validation) / validation_batch(config)), epoch)
     callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, progress]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
@@ -289,7 +293,7 @@ def _fit(config, path, prepared, state):
                 epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
                 shuffle=False,  # the order is Batches' own
                 validation_data=(prepared.validation, None),
-                validation_batch_size=validation_batch,
+                validation_batch_size=validation_batch(config),
                 callbacks=[*callbacks, request],
                 verbose=0,
             )

@@ -43,11 +43,11 @@ def flags(**settings):
 
 def validated(run):
     """What validation gives, with the noise that it has in training, for the weights that a run kept."""
-    from training import VALIDATION_BATCH
+    from training import validation_batch
 
     run.model.compile()
     run.model.test_noise.state.assign(run.config.stream("validation noise").generate_state(2) % 2**31)
-    return run.model.evaluate(run.images("val"), batch_size=VALIDATION_BATCH, verbose=0, return_dict=True)
+    return run.model.evaluate(run.images("val"), batch_size=validation_batch(run.config), verbose=0, return_dict=True)
 
 
 def other(name):

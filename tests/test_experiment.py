@@ -83,6 +83,44 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 1, "objective": "amcvae"}, "--num_samples 1 is too small: amcvae needs at least 2"),
+        ({"num_steps": 3}, "--num_steps 3 goes with --objective lmcvae or amcvae"),
+        ({"learn_schedule": "on", "objective": "iwae"}, "--learn_schedule on goes with --objective lmcvae or amcvae"),
+        (
+            {"objective": "lmcvae", "learn_step_size": "on", "target_accept": 0.9},
+            "--target_accept 0.9 does not go with --learn_step_size on",
+        ),
+        (
+            {"objective": "dreg", "network": "pixel", "model": "hvae"},
+            "--objective dreg does not go with --network pixel",
+        ),
+        ({"objective": "lmcvae", "network": "pixel", "model": "hvae"}, "would pass through batch normalisation"),
+        ({"network": "pixel", "model": "hvae", "ema": 0.9}, "--ema 0.9 does not go with --network pixel"),
+        ({"num_samples": 0}, "--num_samples 0 must be at least 1"),
+        ({"num_steps": 0, "objective": "lmcvae"}, "--num_steps 0 must be at least 1"),
+        ({"step_size": 0.0, "objective": "lmcvae"}, "--step_size 0.0 must be more than 0"),
+        ({"target_accept": 1.5, "objective": "amcvae"}, "--target_accept 1.5 must be more than 0 and at most 0.999"),
+    ],
+)
+def test_an_objective_and_what_does_not_go_with_it(settings, message):
+    with pytest.raises(UserError, match=message):
+        Config(**settings)
+
+
+def test_the_id_of_an_objective_says_what_is_unusual():
+    def suffix(**settings):
+        return Config(**settings).training_id.partition("_epochs250")[2]
+
+    assert suffix() == suffix(num_samples=1) == "" and suffix(num_samples=3) == "_samples3"
+    assert suffix(objective="iwae") == suffix(objective="iwae", num_samples=5) == "_iwae"
+    assert suffix(objective="iwae", num_samples=50, lr=1e-3) == "_iwae_samples50_lr0.001"
+    assert suffix(objective="amcvae", target_accept=0.8) == "_amcvae"
+    assert suffix(objective="lmcvae", target_accept=0.9, num_steps=10) == "_lmcvae_steps10_accept0.9"
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("latent_dim", True), ("epochs", 3.0), ("lr", "1e-4"), ("lr", True), ("activation", 3), ("model", None)],
 )

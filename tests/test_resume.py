@@ -269,6 +269,17 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
 
 
+@pytest.mark.parametrize("settings", [{"objective": "dreg"}, {"objective": "amcvae", "num_samples": 2, "num_steps": 1}])
+def test_an_objective_goes_on_with_its_step_sizes(tmp_path, monkeypatch, settings):
+    settings = settings | {"network": "mlp", "network_size": Config.network_size, "model": "vae", "epochs": 3}
+    expected = numbers_of(training.train(config(tmp_path / "whole", **settings)))
+    run = interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)
+    assert gone_on(run) == expected
+    if settings["objective"] == "amcvae":
+        steps = np.asarray(experiment.load(run.path).model.objective.steps())
+        assert np.all(np.abs(np.log(steps / 0.01)) > 1e-3)  # they have adapted, and are kept
+
+
 def test_an_average_of_the_weights_is_remembered_judged_and_kept(tmp_path, monkeypatch):
     """best.weights.h5 is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
     settings = {"ema": 0.7, "epochs": 3}

@@ -127,6 +127,34 @@ def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
     np.testing.assert_allclose(train(tmp_path / "b").history["train_elbo"], plain["train_elbo"], rtol=1e-5)
 
 
+@on_both_backends
+@pytest.mark.parametrize("name", [name for name in models.OBJECTIVES if name != "elbo"])
+def test_every_objective_trains_and_its_own_bound_is_judged(tmp_path, name):
+    settings = {"num_steps": 1} if models.OBJECTIVES[name].is_annealed else {}
+    settings |= {"network": "mlp", "network_size": Config.network_size, "num_samples": 3, "epochs": 3, "beta_warmup": 2}
+    run = train(tmp_path, objective=name, **settings)
+    history = run.history
+    assert tuple(history) == run.config.columns and "val_bound" in history
+    assert history["val_bound"][-1] > history["val_bound"][0] + 1
+    assert np.all(history["val_bound"] > history["val_elbo"]) and np.all(history["val_ess"] >= 1)
+    np.testing.assert_allclose(history["val_loss"], -history["val_bound"], rtol=1e-5)
+    assert run.status["best_epoch"] == np.argmax(history["val_bound"]) + 1
+    assert validated(run)["bound"] == pytest.approx(history["val_bound"].max(), rel=1e-5)
+    before = [np.array(weight) for weight in run.model.weights]
+    run.model.evaluate(run.images("val")[:20], verbose=0)
+    changed = [not np.array_equal(a, b) for a, b in zip(before, run.model.weights, strict=True)]
+    assert not any(changed)
+
+
+def test_chains_that_diverge_are_said_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("models.mcmc.DIVERGED", 0.1)
+    settings = {"network": "mlp", "network_size": Config.network_size, "epochs": 3, "num_steps": 1}
+    run = train(tmp_path, objective="lmcvae", step_size=1.0, **settings)
+    assert run.history["train_diverged"][0] > 0.01 and np.isfinite(run.history["train_bound"]).all()
+    said = capfd.readouterr().err
+    assert said.count("of the Langevin steps diverged and were left out; lower --step_size 1.0") == 1
+
+
 def test_patience_stops_and_does_not_count_the_warm_up(tmp_path):
     run = train(tmp_path, epochs=9, patience=1, lr=1e-30)
     assert run.state == "finished" and len(run.history["epoch"]) == 2
