@@ -27,7 +27,7 @@ import models
 import weights
 from errors import UserError
 
-FORMAT = 4  # of config.json
+FORMAT = 5  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -51,6 +51,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "learn_schedule": "off",
         "learn_step_size": "off",
     },
+    5: {"posterior": "gaussian"},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
@@ -88,6 +89,9 @@ class Config:
         tag="",
         choices=tuple(models.NETWORKS),
     )  # fmt: skip
+    posterior: str = setting(
+        "gaussian", "gaussian, or bent by a flow of 5 couplings (realnvp)", tag="", choices=tuple(models.POSTERIORS)
+    )
     objective: str = setting(
         "elbo", "bound that is trained: elbo; iwae, or dreg with its better gradient; Monte Carlo VAEs, lmcvae by "
         "Langevin steps and amcvae by accepted ones", tag="", choices=tuple(models.OBJECTIVES),
@@ -176,6 +180,9 @@ class Config:
         smallest = models.MODELS[self.model].smallest_latent
         if self.latent_dim < smallest:
             raise UserError(f"--latent_dim {self.latent_dim} is too small: {self.model} needs at least {smallest}")
+        if self.posterior == "realnvp" and self.latent_dim < 2 * smallest:
+            needs = f"--posterior realnvp needs two dimensions in each layer, so {2 * smallest} for {self.model}"
+            raise UserError(f"--latent_dim {self.latent_dim} is too small: {needs}")
         if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
             raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
                             "--activation go with conv")  # fmt: skip
@@ -334,12 +341,13 @@ class Config:
     def training_id(self):
         """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
 
-        A network without sizes stands with its name in the place of `factor<F>`, an objective that is not the ELBO
-        before the suffixes, and the images of a user's own as `folder-<name>-<8 hex of the path>`.
+        A network without sizes stands with its name in the place of `factor<F>`, a posterior and an objective that are
+        not usual before the suffixes, and the images of a user's own as `folder-<name>-<8 hex of the path>`.
         """
         name = f"{self.source.name}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
+        posterior = "" if self.posterior == "gaussian" else f"_{self.posterior}"
         objective = "" if self.objective == "elbo" else f"_{self.objective}"
-        return f"{name}_{self.size}_epochs{self.epochs}{objective}" + "".join(self._suffixes())
+        return f"{name}_{self.size}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)

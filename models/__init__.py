@@ -1,5 +1,6 @@
 """Models by name. The registries import no Keras: a script can offer the names before the backend is settled."""
 
+import functools
 import importlib
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ OBJECTIVES = {
 }
 
 
+POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.realnvp"}
 LIKELIHOODS = {
     "bernoulli": "networks.bernoulli",
     "logistic": "networks.discretized_logistic",
@@ -90,6 +92,7 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
     networks_class = _import(NETWORKS[config.network].path)
     observation = _import(LIKELIHOODS[config.observation])(config.sigma)
     networks = networks_class(image_shape, observation, config.network_size, find_activation(config.activation))
+    networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if pseudo_inputs is None:
         pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     prior_class = _import(PRIORS[config.prior].path)

@@ -37,7 +37,9 @@ def latents(model, images, seed=0):
     log_ratios, means, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
     dim, n = top_means.shape[1], len(images)
     widths = [dim] if means.shape[1] == dim else [dim, means.shape[1] - dim]
-    posterior = Mixture(np.full(n, -np.log(n), "float32"), top_means, top_logvars)  # q(z), over all images
+    posterior = model.posterior(ops.convert_to_tensor(images[:1])).top.of(  # q(z), over all images
+        Mixture(np.full(n, -np.log(n), "float32"), top_means, top_logvars)
+    )
     top, log_q = prior.top, _in_batches(posterior.log_prob, z[:, :dim])
     own = _in_batches(top.log_prob, z[:, :dim]) + log_ratios[:, 0]  # log q(z|x) of the top layer
     active = np.split(means.var(axis=0) > ACTIVE, np.cumsum(widths)[:-1])
@@ -47,7 +49,7 @@ def latents(model, images, seed=0):
         units=widths,
         mutual_information=float(np.mean(own - log_q, dtype="float64")),
         marginal_kl=float(np.mean(log_ratios[:, 0] - (own - log_q), dtype="float64")),
-        components_in_use=_perplexity(top, z[:, :dim]) if isinstance(top, Mixture) else None,
+        components_in_use=_perplexity(top, z[:, :dim]) if isinstance(top.base, Mixture) else None,
     )
 
 
@@ -57,7 +59,7 @@ def _of_batch(model, prior, x, noise):
     z = posterior.sample(1, noise)
     log_q, log_p = (law.log_prob_of_layers(z) for law in (posterior, prior))
     ratios = ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
-    values = (ratios, posterior.at_mean().mean, z[0], posterior.top.mean, posterior.top.logvar)
+    values = (ratios, posterior.at_mean().mean, z[0], posterior.top.base.mean, posterior.top.base.logvar)
     return [ops.convert_to_numpy(value) for value in values]
 
 

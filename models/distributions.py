@@ -57,6 +57,69 @@ class Normal(NamedTuple):
         """This Normal itself; see `Chain.at_mean`."""
         return self
 
+    @property
+    def base(self):
+        """This Normal itself; see `Flow`."""
+        return self
+
+    def of(self, base):
+        """`base` itself; see `Flow`."""
+        return base
+
+
+class Flow(NamedTuple):
+    """The law of forward(y), y ~ `base`, a Normal or a Mixture (Dinh et al. 2017, eq. 2); the event is the last axis.
+
+    `transform` has `forward` and its `inverse`, which both also return the log-determinant of `forward`.
+    """
+
+    base: object
+    transform: object
+    log_prob_of_layers = _one_layer
+
+    @property
+    def top(self):
+        """This Flow itself; see `Chain`."""
+        return self
+
+    @property
+    def mean(self):
+        """The image of the base's mean, which is not quite the mean: (..., D)."""
+        return self.transform.forward(self.base.mean)[0]
+
+    @property
+    def logvar(self):
+        """The base's, from before it is bent: (..., D)."""
+        return self.base.logvar
+
+    def of(self, base):
+        """`base`, bent in the same way."""
+        return Flow(base, self.transform)
+
+    def sample(self, n, seed):
+        """`n` reparameterised draws: (n, ..., D). Stochastic."""
+        return self.transform.forward(self.base.sample(n, seed))[0]
+
+    def log_prob(self, z):
+        """log base(inverse(z)) - log |d forward| in nats: (..., D) -> (...)."""
+        y, log_det = self.transform.inverse(z)
+        return self.base.log_prob(y) - log_det
+
+    def sample_and_log_prob(self, n, seed):
+        """As `sample` and `log_prob`, without the inverse: (n, ..., D) and (n, ...). Stochastic."""
+        y, log_p = self.base.sample_and_log_prob(n, seed)
+        z, log_det = self.transform.forward(y)
+        return z, log_p - log_det
+
+    def log_parts(self, z):
+        """log of weight times density of each component of a Mixture: (..., D) -> (..., K)."""
+        y, log_det = self.transform.inverse(z)
+        return self.base.log_parts(y) - ops.expand_dims(log_det, -1)
+
+    def at_mean(self):
+        """This Flow itself, which has a mean and a logvar; see `Chain.at_mean`."""
+        return self
+
 
 class Mixture(NamedTuple):
     """sum_k exp(log_weights[k]) N(mean[k], diag exp(logvar[k])). Shapes: log_weights (K,), mean and logvar (K, D)."""
@@ -77,6 +140,11 @@ class Mixture(NamedTuple):
         k = random.categorical(ops.expand_dims(self.log_weights, 0), n, seed=seed)[0]  # (n,)
         chosen = Normal(ops.take(self.mean, k, axis=0), ops.take(self.logvar, k, axis=0))
         return chosen.sample(1, seed)[0]
+
+    @property
+    def base(self):
+        """This Mixture itself; see `Flow`."""
+        return self
 
     def log_prob(self, z):
         """log-sum-exp over the K components in nats: (..., D) -> (...)."""

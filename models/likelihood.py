@@ -37,19 +37,22 @@ class LogWeights(keras.Model):
         self.model, self.n = model, n
         self.noise = keras.random.SeedGenerator(seed)
         value = model.top_prior.distribution()
-        self.prior_class = type(value)
-        self.prior_values = [self._constant(tensor) for tensor in value]
+        self.prior = keras.tree.map_structure(self._constant, value)
         self.built = True
         self.compile(jit_compile=jit)
 
     def _constant(self, tensor):
+        if not keras.ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
+            return tensor
         variable = self.add_weight(shape=tuple(tensor.shape), initializer="zeros", trainable=False)
         variable.assign(ops.copy(tensor))  # JAX would share the buffer of a weight, which it gives away twice in a call
         return variable
 
     def call(self, x):
         """log p(x|z) and log p(z) - log q(z|x), each (B, n), image first as `predict_on_batch` wants it. Stochastic."""
-        top = self.prior_class(*(ops.convert_to_tensor(value) for value in self.prior_values))
+        top = keras.tree.map_structure(
+            lambda value: ops.convert_to_tensor(value) if isinstance(value, keras.Variable) else value, self.prior
+        )
         terms = self.model.terms(x, self.n, self.noise, self.model.prior(top))
         return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 

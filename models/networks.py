@@ -70,6 +70,11 @@ class GaussianHead(layers.Layer):
         return Normal(self.mean(h), self.bound(self.raw_logvar(h), *LOGVAR))
 
 
+def gaussian(make_head, features, units):
+    """The head of `make_head(features, units)` as it is: q is a Normal."""
+    return make_head(features, units)
+
+
 class Gated(layers.Layer):
     """linear(h) * sigmoid(linear'(h)), both linear layers from `make` (Tomczak & Welling 2018, code)."""
 

@@ -83,9 +83,10 @@ class PseudoInputPrior(layers.Layer, abc.ABC):
         """log w_k: (K,)."""
 
     def distribution(self):
-        """Mixture of the K encoded pseudo-inputs: log_weights (K,), mean and logvar (K, D)."""
+        """Mixture, bent if q is, of the K encoded pseudo-inputs: log_weights (K,), mean and logvar (K, D)."""
         components = self.encode(self.pseudo_inputs)
-        return Mixture(self.log_weights(), components.mean, components.logvar)
+        base = components.base  # all are bent by the same flow, if by any, and so is their mixture
+        return components.of(Mixture(self.log_weights(), base.mean, base.logvar))
 
 
 class VampPrior(PseudoInputPrior):

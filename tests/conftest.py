@@ -17,7 +17,7 @@ TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
 PLACES = [name for name in FIELDS if name not in NUMBERS]
-SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "lr_schedule": "cosine"}
+SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine"}
 SMALL |= {"likelihood": "gaussian", "binarize": "none", "objective": "lmcvae"}  # so that every setting means something
 
 engine.settle(os.environ.get("KERAS_BACKEND"))

@@ -75,7 +75,7 @@ def test_a_value_on_the_bound_is_taken_and_one_beyond_is_named(name, good, bad):
 @pytest.mark.parametrize("name", [name for name in FIELDS if FIELDS[name].metadata["choices"]])
 def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
     choices = FIELDS[name].metadata["choices"]
-    base = {"model": "hvae"}  # which goes with every network
+    base = {"model": "hvae", "latent_dim": 4}  # which goes with every network, and posterior
     base |= {"objective": "lmcvae"} if name.startswith("learn") else {}
     assert [getattr(Config(**(base | {name: choice})), name) for choice in choices] == list(choices)
     with pytest.raises(UserError, match=f"--{name} 'nonsense'.*{', '.join(choices)}"):

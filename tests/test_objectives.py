@@ -260,15 +260,19 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("network", "name"), CASES)
-def test_gradients_are_finite_differences(network, name, monkeypatch):
+CASES = [(network, objective, "gaussian") for network, objective in CASES]
+CASES += [("mlp", objective, "realnvp") for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
+
+
+@pytest.mark.parametrize(("network", "name", "posterior"), CASES)
+def test_gradients_are_finite_differences(network, name, posterior, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
     settings = settings if models.OBJECTIVES[name].is_annealed else {}
     more = {"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}
     config = Config(
         model="hvae", prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2, num_pseudo_inputs=3,
-        data_set="digits", **settings, **more,
+        data_set="digits", posterior=posterior, **settings, **more,
     )  # fmt: skip
     frozen = Frozen()
     with float64():
