@@ -90,7 +90,7 @@ class Iwae(Sampled):
 
 
 class Dreg(Iwae):
-    """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2018, eq. 8).
+    """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, section 4).
 
     With normalised weights v_i, held fixed: sum v_i d log p(x, z_i) for the weights of p, sum v_i^2 (d log w_i / d z_i)
     (d z_i / d phi) for those of q, whose own part of log w_i drops out of the expectation. A VampPrior's encoder gets
