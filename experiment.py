@@ -62,6 +62,7 @@ MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
 MOST_VALUES = 1 << 24  # in an image
 INT32 = 2**31 - 1
+WALKING = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # settings of chains
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
 
 
@@ -217,8 +218,7 @@ class Config:
         if self.samples < entry.fewest:
             needs = f"{self.objective} needs at least {entry.fewest}"
             raise UserError(f"--num_samples {self.samples} is too small: {needs}")
-        walking = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")
-        changed = [name for name in walking if getattr(self, name) != getattr(Config, name)]
+        changed = [name for name in WALKING if getattr(self, name) != getattr(Config, name)]
         if changed and not entry.is_annealed:
             raise UserError(f"--{changed[0]} {getattr(self, changed[0])} goes with --objective lmcvae or amcvae")
         if self.learn_step_size == "on" and self.target_accept is not None:

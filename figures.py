@@ -5,6 +5,7 @@ matplotlib is imported when a figure is drawn, and never pyplot: no display is n
 
 import contextlib
 import io
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -242,6 +243,30 @@ def draw_legend(axes, palette, names):
     dots = [axes.plot([], [], "o", markersize=5, color=c, label=n)[0] for c, n in zip(palette, names, strict=True)]
     columns = 1 + (len(dots) + len(others)) // 26
     axes.legend(handles=dots + others, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
+
+
+@style()
+def posteriors(density, fitted, log_px):
+    """A figure of a two-dimensional posterior and, beside it, of draws of what was fitted to it, around 95 % of it.
+
+    Args: density, the unnormalised posterior; fitted, (name, z (n, 2), bound in nats) of each; log_px, what it bounds.
+    """
+    columns = math.ceil((1 + len(fitted)) / 2)
+    figure = new_figure(2.4 * columns, 5.4, layout="constrained")
+    limits = {"xlim": density.x[[0, -1]], "ylim": density.y[[0, -1]], "aspect": "equal"}
+    axes, *others = figure.subplots(2, columns, sharex=True, sharey=True).ravel()
+    axes.imshow(np.exp(density.log_p), extent=(*limits["xlim"], *limits["ylim"]), origin="lower", cmap="Greys")
+    axes.set(title=f"p(z|x)\nlog p(x) = {log_px:.2f}", **limits)
+    line = {"colors": "black", "linewidths": 0.7, "linestyles": "solid"}
+    for axes, (name, z, bound) in zip(others, fitted, strict=False):
+        axes.plot(*z.T, ".", color=PALETTE[0], markersize=2, alpha=0.4, markeredgewidth=0)
+        axes.contour(*density, levels=mass_levels(density.log_p, (0.95,)), **line)
+        axes.set(title=f"{name}\nbound {bound:.2f}", **limits)
+    for axes in others[len(fitted) :]:
+        axes.remove()
+    figure.supxlabel("$z_1$")
+    figure.supylabel("$z_2$")
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- curves

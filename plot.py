@@ -19,6 +19,7 @@ import commandline
 import engine
 import experiment
 import figures
+import models
 from errors import UserError
 
 BATCH = 500  # images or latents through the model at once
@@ -35,12 +36,16 @@ def add_arguments(parser):
     commandline.add_runs(parser)
     text = "where all figures go (default: figures/ in each run; what compares runs: figures/ beside them)"
     parser.add_argument("--out", metavar="DIR", type=Path, help=text)
+    text = "train the two-dimensional example of the Monte Carlo VAE paper, in a minute or two, and draw its posteriors"
+    parser.add_argument("--toy_posteriors", action="store_true", help=text)
     text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
     parser.add_argument("--projection", choices=tuple(PROJECTIONS), default="pca", help=text)
 
 
 def run(args):
     """Draws the figures of the runs that the flags name and prints each file; returns the exit code."""
+    if args.toy_posteriors:
+        return draw_toy(args)
     runs = list({one.path.resolve(): one for one in commandline.chosen_runs(args)}.values())
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):
@@ -56,6 +61,23 @@ def run(args):
     for group, members in groups.items():
         if len(members) > 1:
             draw_group(group, members, output)
+    return 0
+
+
+def draw_toy(args):
+    """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
+    if args.runs or args.gs_key:
+        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
+    output = Output(args.out)
+    engine.settle(args.backend, args.device)
+    engine.start(args.device)
+    import toy
+
+    fitted = [toy.fit(name) for name in tqdm(toy.CASES, unit="model", disable=not sys.stderr.isatty())]
+    axis = np.linspace(-3.5, 3.5, 401)
+    density = figures.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
+    figure = figures.posteriors(density, fitted, toy.log_px())
+    output.write(Path(args.runs_dir, "figures"), "toy_posteriors.png", lambda: figures.png(figure))
     return 0
 
 
@@ -495,13 +517,16 @@ def settings_of(config):
     tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
     values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
     values |= {"binarize": config.binarization, "likelihood": config.observation}
+    values |= {"num_samples": config.samples, "target_accept": config.acceptance}
     if config.observation != "gaussian":
         del values["sigma"]
     if not config.has_components:
         del values["num_pseudo_inputs"]
     if not config.has_pseudo_inputs or config.pseudo_init == "data":
         del values["pseudo_init"]
-    plain = ("model", "prior", "network", "likelihood")
+    if not models.OBJECTIVES[config.objective].is_annealed:
+        values = {name: value for name, value in values.items() if name not in experiment.WALKING}
+    plain = ("model", "prior", "network", "posterior", "objective", "likelihood")
     return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 
 

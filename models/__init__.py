@@ -101,8 +101,12 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
         return prior_class(latent_dim, encode, pseudo_inputs)
 
     model_class = _import(MODELS[config.model].path)
-    objective = _import(OBJECTIVES[config.objective].path)(config)
-    return model_class(config.latent_dim, networks, make_prior, objective, dynamic, config.seed)
+    return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
+
+
+def objective(config):
+    """The objective that `config` names and describes."""
+    return _import(OBJECTIVES[config.objective].path)(config)
 
 
 def weight_shapes(config, image_shape):

@@ -299,9 +299,10 @@ class Autoregressive(NamedTuple):
         flat = ops.reshape(planes, (-1, *planes.shape[-3:]))  # (M, H, W, P)
         x = np.zeros((flat.shape[0], *self.image_shape), "float32")
         for row, column in np.ndindex(self.image_shape[:2]):
-            near = slice(max(0, row - self.reach), row + 1)
+            start = max(0, row - self.reach)
+            near = slice(start, start + self.reach + 1)  # of one height, for which all is compiled once
             law = self.pixels(ops.convert_to_tensor(x[:, near]), flat[:, near])
-            x[:, row, column] = ops.convert_to_numpy(law.sample(1, seed))[0, :, -1, column]
+            x[:, row, column] = ops.convert_to_numpy(law.sample(1, seed))[0, :, row - start, column]
             progress(1)
         return ops.reshape(ops.convert_to_tensor(x), (*planes.shape[:-3], *self.image_shape))
 

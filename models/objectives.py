@@ -5,6 +5,7 @@ from a Config; `outcome(model, x, seed, beta, training)` is its `Outcome`, and `
 history.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -131,6 +132,13 @@ def terms_of(point):
     return Terms(*point.more, point.log_start)
 
 
+def draw(model, x, seed):
+    """One draw for each image of what the model's objective fits to p(z|x): q(z|x), or the end of a chain: (B, D)."""
+    path, z = path_of(model, x, 1, seed)
+    objective = model.objective
+    return objective.walked(path, path.at(z), seed).points[-1].z[0] if isinstance(objective, Annealed) else z[0]
+
+
 class Annealed(layers.Layer):
     """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
 
@@ -169,18 +177,22 @@ class Annealed(layers.Layer):
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
         path, z = path_of(model, x, self.n, seed)
-        betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
-        walk = self.walk(path, path.at(z), betas, steps, seed)
+        walk = self.walked(path, path.at(z), seed)
         acceptance = ops.exp(walk.log_accept)  # (T, n, B)
         if training and self.target:
             self._adapt(ops.mean(acceptance, axis=(1, 2)))
-        loss = -self.objective(walk, self.weighed(walk, [*betas, 1.0], beta)) if training else -elbo(walk.log_weight)
+        loss = -self.objective(walk, self.weighed(walk, beta)) if training else -elbo(walk.log_weight)
         logs = {
             "ess": effective_samples(walk.log_weight),
             "acceptance": ops.mean(acceptance, axis=(0, 1)),
             "diverged": ops.mean(walk.diverged, axis=(0, 1)),
         }
         return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
+
+    def walked(self, path, point, seed):
+        """The Walk from a Point of n chains. Stochastic."""
+        betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
+        return self.walk(path, point, betas, steps, seed)
 
     def _adapt(self, acceptance):
         change = ops.where(ops.stop_gradient(acceptance) >= self.target, RISE, FALL)
@@ -192,7 +204,7 @@ class LangevinMcvae(Annealed):
 
     walk = staticmethod(mcmc.langevin)
 
-    def weighed(self, walk, betas, beta):
+    def weighed(self, walk, beta):
         """W with the weight beta on all but the last log p(x|z): (n, B)."""
         last = terms_of(walk.points[-1])
         return last.log_px_z + beta * (walk.log_weight - last.log_px_z)
@@ -211,13 +223,11 @@ class MetropolisMcvae(Annealed):
 
     walk = staticmethod(mcmc.metropolis)
 
-    def weighed(self, walk, betas, beta):
+    def weighed(self, walk, beta):
         """W with the weight beta on log p(z) - log q(z|x): (n, B)."""
-        starts = [0.0, *betas[:-1]]
-        return sum(
-            (end - start) * terms_of(point).log_w(beta)
-            for start, end, point in zip(starts, betas, walk.points, strict=True)
-        )
+        ends = [0.0, *ops.unstack(self.betas()), 1.0]
+        parts = zip(itertools.pairwise(ends), walk.points, strict=True)
+        return sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
 
     def objective(self, walk, log_weight):
         """Its mean over chains, with a term of mean 0 that adds the decisions' gradient: (B,)."""

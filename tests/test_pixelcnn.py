@@ -136,7 +136,7 @@ def test_latents_and_pixels_of_a_sample_are_made_of_different_noise():
         weight.assign(np.zeros(weight.shape))  # so that pixels are independent of z
     decode = model.decode
     model.decode = lambda z, *args: drawn.append(np.asarray(z)) or decode(z, *args)
-    n = 1024
+    n = 256
     x = np.asarray(model.sample(n * 8, 7)).reshape(8 * n, 16)
     z = drawn[0]
     for pixel in (0, 1):
