@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import commandline
-from benchmarks import paper_table
+from benchmarks import bounds_table, paper_table
 from experiment import Config
 
 FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
@@ -79,3 +79,28 @@ def test_a_result_on_stand_in_data_is_refused(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="stand-in data; such a result has no place in the table"):
         paper_table.produce("staticmnist_vae_vamp", 0, args)
     assert not paper_table.result_file("staticmnist_vae_vamp", 0).exists()
+
+
+def test_the_readme_has_the_table_of_bounds():
+    readme = (ROOT / "README.md").read_text()
+    assert bounds_table.with_table(readme) == readme
+    assert all(f"| `{row}` |" in bounds_table.table() for row in bounds_table.ROWS) and len(bounds_table.ROWS) == 6
+
+
+def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    costs = {"elbo": {"seconds": 0.02, "mib": 800.0}, "iwae5": {"seconds": 0.05, "mib": 912.4}}
+    metrics = {
+        "log_px": -86.0,
+        "log_px_se": 0.01,
+        "elbo": -90.0,
+        "active_units": [20],
+        "units": [50],
+        "ess_median": 9.0,
+    }
+    result = {"metrics": metrics | {"bits_per_dim": 0.1}, "status": {"seconds": 120.0}, "hardware": "a machine"}
+    (tmp_path / "paper_bounds_iwae5_seed0.json").write_text(json.dumps(result))
+    cells = [cell.strip() for cell in bounds_table.line("iwae5", costs).split("|")[1:-1]]
+    assert cells[:6] == ["`iwae5`", "-86.00 ± 0.01", "-90.00", "20 of 50", "9", "0.050"]
+    assert cells[6:10] == ["2.5", "912", "2", "a machine"]
+    assert [cell.strip() for cell in bounds_table.line("elbo", {}).split("|")[2:-2]] == ["not run here", *[""] * 8]

@@ -1,0 +1,139 @@
+"""Train one VAE by each bound, score all alike, measure what a step costs, and write the README's table of bounds.
+
+    python benchmarks/bounds_table.py [ROW ...] [--backend jax] [--hardware "two cores of ..."]
+    python benchmarks/bounds_table.py --cost [--rounds 7]
+
+A ROW is a preset whose name begins with bounds_, without that. What is trained and scored already is not done again,
+and what was interrupted goes on (as of benchmarks/paper_table.py). `--cost` times a training step of all rows in turn,
+each in a process of its own, and writes medians and peak memory.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import atomic
+import commandline
+import engine
+from benchmarks import paper_table
+from benchmarks.paper_table import RESULTS, ROOT
+
+ROWS = [name.removeprefix("bounds_") for name in commandline.preset_names() if name.startswith("bounds_")]
+COST = RESULTS / "bounds_cost.json"
+HEADER = (
+    *("trained by", "log p(x)", "ELBO", "active units", "ESS", "s a step", "of elbo's", "memory, MiB", "training, min"),
+    *("hardware", "reference"),
+)
+START, END = (
+    "<!-- benchmarks/bounds_table.py writes from here -->\n",
+    "<!-- benchmarks/bounds_table.py wrote to here -->\n",
+)
+
+
+def line(row, costs):
+    """A line of the table."""
+    preset, results = commandline.preset(f"bounds_{row}"), paper_table.results_of(f"bounds_{row}")
+    cells = ["not run here", *[""] * 3]
+    trained = ["", ""]
+    if results:
+        log_px, elbo, units, ess, _, minutes, hardware = paper_table.numbers(results, "bernoulli")
+        cells, trained = [log_px, elbo, units, ess], [minutes, hardware]
+    spent = [""] * 3
+    if cost := costs.get(row):
+        spent = [f"{cost['seconds']:.3f}", f"{cost['seconds'] / costs['elbo']['seconds']:.1f}", f"{cost['mib']:.0f}"]
+    return f"| {' | '.join(map(str, [f'`{row}`', *cells, *spent, *trained, preset.expected]))} |"
+
+
+def table():
+    """The whole table, in the order of cost."""
+    costs = json.loads(COST.read_text())["rows"] if COST.exists() else {}
+    ordered = sorted(ROWS, key=lambda row: costs.get(row, {"seconds": 0})["seconds"])
+    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 8 + "---|---|"]
+    return "\n".join([*head, *(line(row, costs) for row in ordered), ""])
+
+
+def with_table(readme):
+    """The text of the README with the table of today in its place."""
+    before, rest = readme.split(START)
+    return before + START + "\n" + table() + "\n" + END + rest.split(END)[1]
+
+
+def work(row, backend):
+    """A worker: trains `n` steps for each line "n" on stdin, and answers with seconds a step and its peak memory."""
+    import resource
+
+    engine.settle(backend)
+    engine.start("cpu")
+    import training
+
+    prepared = training.prepare(paper_table.config_of(f"bounds_{row}", 0, "."))
+    grey = prepared.batches[0][0]
+    prepared.model.train_on_batch(grey)
+    print("ready", flush=True)
+    for asked in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(int(asked)):
+            prepared.model.train_on_batch(grey)
+        seconds = (time.perf_counter() - began) / int(asked)
+        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]), flush=True)
+
+
+def measured(args):
+    """Median seconds of a step and peak memory of each row, all measured in turn; the first round is not counted."""
+    command = [sys.executable, __file__, "--backend", args.backend or "tensorflow", "--worker"]
+    workers = {
+        row: subprocess.Popen([*command, row], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for row in ROWS
+    }
+    found = {row: [] for row in ROWS}
+    try:
+        for worker in workers.values():
+            worker.stdout.readline()
+        for _ in range(args.rounds + 1):
+            for row, worker in workers.items():
+                worker.stdin.write("2\n")
+                worker.stdin.flush()
+                found[row].append(json.loads(worker.stdout.readline()))
+                time.sleep(0.2)  # until its threads sleep
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    return {
+        row: {"seconds": median(seconds for seconds, _ in values[1:]), "mib": max(mib for _, mib in values)}
+        for row, values in found.items()
+    }
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs", "bounds"))
+    parser.add_argument("--backend", choices=engine.BACKENDS)
+    parser.add_argument("--score_backend", choices=engine.BACKENDS, help="if it is to be another one")
+    parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
+    parser.add_argument("--cost", action="store_true", help="time a step of every row")
+    parser.add_argument("--rounds", type=int, default=7, help="of timing (default: 7)")
+    parser.add_argument("--worker", choices=ROWS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker, args.backend)
+    if unknown := set(args.rows) - set(ROWS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+    for row in args.rows:
+        paper_table.produce(f"bounds_{row}", 0, args)
+    if args.cost:
+        about = {"backend": args.backend or "tensorflow", "rounds": args.rounds, "hardware": args.hardware}
+        atomic.write_json(COST, about | {"cores": os.cpu_count(), "rows": measured(args)})
+    atomic.write(ROOT / "README.md", with_table((ROOT / "README.md").read_text()).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
