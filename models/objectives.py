@@ -95,7 +95,8 @@ class Dreg(Iwae):
 
     With normalised weights v_i, held fixed: sum v_i d log p(x, z_i) for the weights of p, sum v_i^2 (d log w_i / d z_i)
     (d z_i / d phi) for those of q, whose own part of log w_i drops out of the expectation. A VampPrior's encoder gets
-    both: it belongs to p and to q.
+    both: it belongs to p and to q. With beta below 1 it is beta of that part that drops out, and v_i^2 becomes
+    (1 - beta) v_i + beta v_i^2.
     """
 
     def outcome(self, model, x, seed, beta, training):
@@ -106,7 +107,8 @@ class Dreg(Iwae):
         point = path.at(ops.stop_gradient(z))
         terms = terms_of(point)
         v = ops.stop_gradient(ops.softmax(terms.log_w(beta), axis=0))  # (n, B)
-        pulls = ops.stop_gradient(ops.expand_dims(v * v, -1) * (point.grad_end - beta * point.grad_start))
+        of_path = ops.expand_dims((1 - beta) * v + beta * v * v, -1)
+        pulls = ops.stop_gradient(of_path * (point.grad_end - beta * point.grad_start))
         of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
         of_q = ops.sum(pulls * z, axis=(0, -1))
         log_w = terms.log_w()
