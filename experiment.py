@@ -101,8 +101,8 @@ class Config:
         None, "samples or chains an image in the bound; None: 1 for elbo and lmcvae, 5 else", tag="samples", low=1,
         high=100_000, kind=int,
     )  # fmt: skip
-    num_steps: int = setting(5, "annealing steps T of lmcvae and amcvae", tag="steps", low=1, high=1000)
-    step_size: float = setting(0.01, "of their Langevin steps", tag="step", above=0, high=1)
+    num_steps: int = setting(5, "annealing steps T of lmcvae and amcvae", tag="steps", low=1, high=100)
+    step_size: float = setting(0.01, "of their Langevin steps", tag="step", low=1e-5, high=1)
     target_accept: float = setting(
         None, "acceptance that step sizes adapt to; None: 0.8 for amcvae, and fixed ones for lmcvae", tag="accept",
         above=0, high=0.999, kind=float,

@@ -12,7 +12,6 @@ from keras import layers, ops
 
 import models
 from experiment import Config
-from models import objectives
 from models.base import LatentModel
 from models.distributions import Normal, Pixels
 from models.flows import realnvp
@@ -77,7 +76,7 @@ def fit(name, epochs=EPOCHS, seed=0):
     model.fit(data(seed), epochs=epochs, batch_size=BATCH, verbose=0)
     x = np.full((DRAWS, 1, 1, 1), X0, "float32")
     bound = np.mean(model(x).bound, dtype="float64")
-    return Fitted(name, np.asarray(objectives.draw(model, x, model.test_noise)), float(bound))
+    return Fitted(name, np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound))
 
 
 def log_joint(z):

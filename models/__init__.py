@@ -91,7 +91,12 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
 
     networks_class = _import(NETWORKS[config.network].path)
     observation = _import(LIKELIHOODS[config.observation])(config.sigma)
-    networks = networks_class(image_shape, observation, config.network_size, find_activation(config.activation))
+    activation = find_activation(config.activation)
+    if OBJECTIVES[config.objective].has_gradients and not _is_twice_differentiable(activation):
+        raise ValueError(
+            f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
+        )
+    networks = networks_class(image_shape, observation, config.network_size, activation)
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if pseudo_inputs is None:
         pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
@@ -135,6 +140,20 @@ def find_activation(name):
             f"activation {name!r} changes the number of features, or needs arguments: it cannot be used here"
         )
     return activation
+
+
+def _is_twice_differentiable(activation):
+    from keras import ops
+
+    from .gradients import value_and_gradient
+
+    def slope(z):
+        return value_and_gradient(lambda z: (ops.sum(activation(z), axis=-1), ()), z)[2], ()
+
+    try:
+        return value_and_gradient(slope, ops.linspace(-1.0, 1.0, 6)[None])[2] is not None
+    except LookupError:  # TensorFlow lacks the derivative of some derivatives, as softsign's
+        return False
 
 
 def _import(path):

@@ -61,37 +61,40 @@ class Proposal(NamedTuple):
     """A Langevin step from a point towards gamma_b.
 
     `log_kernels` is log l(z|z') - log m(z'|z), of the step back against the step (n, B); `log_ratio` that plus
-    log gamma_b(z') - log gamma_b(z), of which min(0, .) is the log-probability that Metropolis accepts it; `is_sane` is
-    false for a step that diverged: one that leaves the box where densities are finite, or whose ratio is absurd.
+    log gamma_b(z') - log gamma_b(z), and `log_accept` the log-probability with which Metropolis accepts it; `is_inside`
+    is false for a step that leaves the box in which densities are finite, and is never accepted.
     """
 
     point: Point
     log_kernels: object
     log_ratio: object
-    is_sane: object
+    log_accept: object
+    is_inside: object
 
 
 def propose(path, point, b, step, seed):
     """z' = z + step * grad log gamma_b(z) + sqrt(2 step) a with a ~ N(0, I): a Proposal. Stochastic.
 
-    With r = (z - z' - step * grad log gamma_b(z')) / sqrt(2 step), the noise of the way back, `log_kernels` is
-    (|a|^2 - |r|^2) / 2. A step that is not sane has another one's numbers in its place, so that no gradient is NaN.
+    The noise of the way back is r = -(a + h) with h = sqrt(step / 2) (grad log gamma_b(z) + grad log gamma_b(z')), and
+    `log_kernels` (|a|^2 - |r|^2) / 2 = -h (a + h / 2), without differences of large numbers. A step that is not inside
+    has another one's numbers in its place, so that no gradient is NaN.
     """
     a = random.normal(ops.shape(point.z), dtype=point.z.dtype, seed=seed)
     moved = point.z + step * point.gradient(b) + ops.sqrt(2 * step) * a
     inside = ops.all((ops.abs(moved) < FARTHEST) & (ops.abs(point.z) < FARTHEST), axis=-1)
     new = path.at(ops.where(ops.expand_dims(inside, -1), moved, point.z))
-    r = (point.z - new.z - step * new.gradient(b)) / ops.sqrt(2 * step)
-    log_kernels = 0.5 * ops.sum(ops.square(a) - ops.square(r), axis=-1)
+    h = ops.sqrt(step / 2) * (point.gradient(b) + new.gradient(b))
+    log_kernels = -ops.sum(h * (a + 0.5 * h), axis=-1)
     log_ratio = log_kernels + new.log_density(b) - point.log_density(b)
-    return Proposal(new, log_kernels, log_ratio, inside & (ops.abs(log_ratio) < DIVERGED))
+    log_accept = ops.where(inside, ops.clip(log_ratio, -DIVERGED, 0.0), -DIVERGED)
+    return Proposal(new, log_kernels, log_ratio, log_accept, inside)
 
 
 class Walk(NamedTuple):
     """What chains of T steps were: `points`, T + 1 of them, and for each step, (T, n, B), what follows.
 
     `log_accept`: the log-probability with which Metropolis accepts it, whether it is asked or not; `diverged`: 1 where
-    it was not sane. `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all that was
+    it diverged. `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all that was
     decided on the way, 0 where nothing was.
     """
 
@@ -112,11 +115,12 @@ def langevin(path, point, betas, steps, seed):
     points, accepts, diverged, log_weight = [point], [], [], -point.log_start
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
-        point = proposal.point.where(proposal.is_sane, point)
-        log_weight = log_weight + ops.where(proposal.is_sane, proposal.log_kernels, 0.0)
+        is_sane = proposal.is_inside & (ops.abs(proposal.log_ratio) < DIVERGED)
+        point = proposal.point.where(is_sane, point)
+        log_weight = log_weight + ops.where(is_sane, proposal.log_kernels, 0.0)
         points.append(point)
-        accepts.append(ops.where(proposal.is_sane, ops.minimum(proposal.log_ratio, 0.0), -DIVERGED))
-        diverged.append(ops.cast(ops.logical_not(proposal.is_sane), point.z.dtype))
+        accepts.append(proposal.log_accept)
+        diverged.append(ops.cast(ops.logical_not(is_sane), point.z.dtype))
     log_weight = log_weight + point.log_end
     return Walk(points, _stacked(accepts, point), _stacked(diverged, point), log_weight, ops.zeros_like(log_weight))
 
@@ -130,7 +134,7 @@ def metropolis(path, point, betas, steps, seed):
     points, accepts, diverged, log_decisions = [point], [], [], ops.zeros_like(point.log_start)
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
-        log_accept = ops.where(proposal.is_sane, ops.minimum(proposal.log_ratio, 0.0), -DIVERGED)
+        log_accept = proposal.log_accept
         noise = random.uniform(ops.shape(log_accept), 1e-7, dtype=log_accept.dtype, seed=seed)
         accepted = ops.log(noise) < log_accept
         refusable = ops.where(accepted, -1.0, ops.minimum(log_accept, -1e-6))  # log(1 - 1) is never asked for
@@ -139,7 +143,7 @@ def metropolis(path, point, betas, steps, seed):
         point = proposal.point.where(accepted, point)
         points.append(point)
         accepts.append(log_accept)
-        diverged.append(ops.cast(ops.logical_not(proposal.is_sane), point.z.dtype))
+        diverged.append(ops.cast(log_accept <= -DIVERGED, point.z.dtype))
     ends = [*betas, 1.0]
     starts = [0.0, *betas]
     parts = [(end - start) * (p.log_end - p.log_start) for start, end, p in zip(starts, ends, points, strict=True)]

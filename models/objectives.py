@@ -9,7 +9,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from keras import initializers, layers, ops
+from keras import constraints, initializers, layers, ops
 
 from . import OBJECTIVES, mcmc
 
@@ -29,6 +29,7 @@ def iwae(log_w):
 
 def effective_samples(log_w):
     """(sum w)^2 / sum w^2: (n, B) -> (B,), from 1 to n."""
+    log_w = log_w - ops.max(log_w, axis=0, keepdims=True)  # of large ones, the difference below would have no digits
     return ops.exp(2 * ops.logsumexp(log_w, axis=0) - ops.logsumexp(2 * log_w, axis=0))
 
 
@@ -68,6 +69,10 @@ class Sampled:
         terms = model.terms(x, self.n, seed, training=training)
         log_w = terms.log_w()
         return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), self.logs(log_w))
+
+    def draw(self, model, x, seed):
+        """One draw for each image of what is fitted to p(z|x), which is q(z|x): (B, D). Stochastic."""
+        return model.posterior(x).sample(1, seed)[0]
 
 
 class Elbo(Sampled):
@@ -134,11 +139,11 @@ def terms_of(point):
     return Terms(*point.more, point.log_start)
 
 
-def draw(model, x, seed):
-    """One draw for each image of what the model's objective fits to p(z|x): q(z|x), or the end of a chain: (B, D)."""
-    path, z = path_of(model, x, 1, seed)
-    objective = model.objective
-    return objective.walked(path, path.at(z), seed).points[-1].z[0] if isinstance(objective, Annealed) else z[0]
+class Bounded(constraints.Constraint):
+    """Projects the log of a step size onto its bounds after each update."""
+
+    def __call__(self, w):
+        return ops.clip(w, *map(math.log, STEPS))
 
 
 class Annealed(layers.Layer):
@@ -156,6 +161,7 @@ class Annealed(layers.Layer):
         self.log_step = self.add_weight(
             shape=(steps,),
             initializer=initializers.Constant(math.log(config.step_size)),
+            constraint=Bounded(),
             trainable=config.learn_step_size == "on",
             name="log_step",
         )
@@ -174,7 +180,7 @@ class Annealed(layers.Layer):
 
     def steps(self):
         """The step sizes: (T,)."""
-        return ops.exp(ops.clip(ops.convert_to_tensor(self.log_step), *map(math.log, STEPS)))
+        return ops.exp(ops.convert_to_tensor(self.log_step))
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
@@ -196,9 +202,14 @@ class Annealed(layers.Layer):
         betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
         return self.walk(path, point, betas, steps, seed)
 
+    def draw(self, model, x, seed):
+        """One draw for each image of what is fitted to p(z|x), which is the end of a chain: (B, D). Stochastic."""
+        path, z = path_of(model, x, 1, seed)
+        return self.walked(path, path.at(z), seed).points[-1].z[0]
+
     def _adapt(self, acceptance):
         change = ops.where(ops.stop_gradient(acceptance) >= self.target, RISE, FALL)
-        self.log_step.assign(ops.clip(self.log_step + change, *map(math.log, STEPS)))
+        self.log_step.assign(Bounded()(self.log_step + change))
 
 
 class LangevinMcvae(Annealed):

@@ -100,7 +100,7 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
         ({"network": "pixel", "model": "hvae", "ema": 0.9}, "--ema 0.9 does not go with --network pixel"),
         ({"num_samples": 0}, "--num_samples 0 must be at least 1"),
         ({"num_steps": 0, "objective": "lmcvae"}, "--num_steps 0 must be at least 1"),
-        ({"step_size": 0.0, "objective": "lmcvae"}, "--step_size 0.0 must be more than 0"),
+        ({"step_size": 0.0, "objective": "lmcvae"}, "--step_size 0.0 must be at least 1e-05 and at most 1"),
         ({"target_accept": 1.5, "objective": "amcvae"}, "--target_accept 1.5 must be more than 0 and at most 0.999"),
     ],
 )

@@ -371,6 +371,15 @@ def test_unusable_activations_are_refused(name, word):
         models.find_activation(name)
 
 
+def test_an_activation_without_a_second_derivative_is_refused_where_it_is_needed():
+    assert models._is_twice_differentiable(models.find_activation("gelu"))
+    assert models._is_twice_differentiable(models.find_activation("relu"))
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="'softsign' has no second derivative here, which objective lmcvae needs"):
+            build(activation="softsign", objective="lmcvae")
+    assert build(activation="softsign", objective="iwae")
+
+
 @pytest.mark.parametrize("name", ["relu", "elu", "gelu", "silu", "tanh", "leaky_relu", "softplus"])
 def test_activations_of_keras_work(name):
     assert np.isfinite(np.asarray(build(activation=name).reconstruct(images()))).all()

@@ -121,6 +121,10 @@ def test_one_sample_of_iwae_is_the_elbo_and_an_even_weight_counts_all():
     log_w = rng.normal(size=(1, 5)).astype("float32")
     np.testing.assert_allclose(objectives.iwae(log_w), objectives.elbo(log_w), rtol=1e-6)
     np.testing.assert_allclose(objectives.effective_samples(np.zeros((7, 2), "float32")), 7, rtol=1e-5)
+    near = np.float32(rng.normal(size=(5, 3)) * 0.3)
+    np.testing.assert_allclose(
+        objectives.effective_samples(near - np.float32(2**18)), objectives.effective_samples(near), rtol=2e-2
+    )
     uneven = np.float32([[0, 0], [-100, 0], [-100, -100]])
     np.testing.assert_allclose(objectives.effective_samples(uneven), [1, 2], rtol=1e-5)
 
@@ -318,6 +322,33 @@ class FrozenOps:
 
     def __getattr__(self, name):
         return getattr(ops, name)
+
+
+# Cost
+
+
+@pytest.mark.parametrize("model_name", ["vae", "hvae"])
+@pytest.mark.parametrize(
+    ("name", "decoded"), [("elbo", 15), ("iwae", 15), ("dreg", 15), ("lmcvae", 45), ("amcvae", 45)]
+)
+def test_images_are_encoded_once_and_decoded_once_a_sample_and_step(model_name, name, decoded, monkeypatch):
+    """Five images, three samples or chains, two steps."""
+    settings = {"num_steps": 2} if models.OBJECTIVES[name].is_annealed else {}
+    config = Config(model=model_name, network="mlp", latent_dim=4, objective=name, num_samples=3, **settings)
+    model, seen = models.build(config, (4, 4, 1)), {"encoder": 0, "decoder": 0}
+
+    def counted(part, method, axes):
+        def call(value, *rest, **more):
+            seen[part] += math.prod(value.shape[:-axes])
+            return method(value, *rest, **more)
+
+        return call
+
+    encoder = model.encoder if model_name == "vae" else model.encoder_z2
+    monkeypatch.setattr(encoder, "call", counted("encoder", encoder.call, 3))
+    monkeypatch.setattr(model, "likelihood", counted("decoder", model.likelihood, 1))
+    model(np.zeros((5, 4, 4, 1), "float32"), training=True)
+    assert seen == {"encoder": 5, "decoder": decoded}
 
 
 # Annealing

@@ -41,7 +41,7 @@ def test_a_short_training_raises_the_bound_and_its_draws_have_the_radius(name):
 def test_draws_of_chains_are_where_they_end():
     model, x = toy.Ring(toy.CASES["L-MCVAE, 5 steps"]), np.full((50, 1, 1, 1), toy.X0, "float32")
     path, z = objectives.path_of(model, x, 1, SeedGenerator(1))
-    drawn = objectives.draw(model, x, SeedGenerator(1))
+    drawn = model.objective.draw(model, x, SeedGenerator(1))
     assert drawn.shape == (50, 2) and np.abs(np.asarray(drawn) - np.asarray(z[0])).min() > 0
     closer = np.asarray(path.log_end(drawn[None])[0]).mean() - np.asarray(path.log_end(z)[0]).mean()
     assert closer > 1
