@@ -115,6 +115,17 @@ def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected)
 # ---------------------------------------------------------------------------------------------- train.py
 
 
+def test_chains_train_with_xla(script, tmp_path):
+    """In a process of its own: where operations are to be deterministic, TensorFlow does not compile with XLA."""
+    settings = {"network": "mlp", "objective": "lmcvae", "num_steps": 1, "epochs": 2, "max_train_images": 200}
+    words = flags(**settings, jit="on", deterministic="off", runs_dir=tmp_path)
+    del words[words.index("--network_size") : words.index("--network_size") + 2]
+    done = script("train.py", *words)
+    assert done.returncode == 0 and "doesn't support" not in done.stderr
+    history = experiment.load(done.stdout.strip().splitlines()[-1]).history
+    assert history["val_bound"][1] > history["val_bound"][0] and history["val_diverged"].max() == 0
+
+
 @pytest.mark.keras
 def test_training_says_how_long_it_takes_and_ends_with_the_folder(trained):
     done, path = trained

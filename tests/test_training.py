@@ -146,12 +146,6 @@ def test_every_objective_trains_and_its_own_bound_is_judged(tmp_path, name):
     assert not any(changed)
 
 
-def test_chains_train_with_xla(tmp_path):
-    settings = {"network": "mlp", "network_size": Config.network_size, "num_steps": 1, "jit": "on"}
-    history = train(tmp_path, objective="lmcvae", **settings).history
-    assert history["val_bound"][1] > history["val_bound"][0] and history["val_diverged"].max() == 0
-
-
 def test_chains_that_diverge_are_said_once(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("models.mcmc.DIVERGED", 0.1)
     settings = {"network": "mlp", "network_size": Config.network_size, "epochs": 3, "num_steps": 1}
