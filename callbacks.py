@@ -340,7 +340,7 @@ def smaller(config, with_batch=True):
     Without `with_batch` it is too small for something that does not depend on the batch.
     """
     costs = {"batch_size": (1 + config.decodings) * config.batch_size} if with_batch else {}  # encoded, and decoded
-    if config.samples > 1:
+    if with_batch and config.samples > 1:  # in validation, more of them make a smaller batch
         costs["num_samples"] = config.decodings * config.batch_size
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only

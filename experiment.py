@@ -149,7 +149,7 @@ class Config:
     )  # fmt: skip
     sigma: float = setting(1.0, "standard deviation of a gaussian pixel", tag="sigma", above=0)
     patience: int = setting(
-        0, "stop after so many epochs without a better validation ELBO; 0: off", tag="patience", low=0, high=INT32
+        0, "stop after so many epochs without a better validation bound; 0: off", tag="patience", low=0, high=INT32
     )
     beta_warmup: int = setting(
         0, "epochs over which the weight of the rate rises to 1", tag="warmup", low=0, high=INT32
@@ -189,14 +189,7 @@ class Config:
                             "--activation go with conv")  # fmt: skip
         if self.model not in (fitting := models.NETWORKS[self.network].models):
             raise UserError(f"--network {self.network} needs --model {' or '.join(fitting)}")
-        if self.lr_final is not None and self.lr_schedule == "constant":
-            raise UserError(f"--lr_final {self.lr_final} needs a --lr_schedule that falls")
-        if self.lr_final is not None and self.lr_final > self.lr:
-            raise UserError(f"--lr_final {self.lr_final} must be at most --lr {self.lr}")
-        if self.lr_warmup and self.lr_schedule == "plateau":
-            raise UserError("--lr_warmup does not go with --lr_schedule plateau")
-        if self.lr_warmup >= self.epochs:
-            raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
+        self._check_learning_rate()
         if self.ema and models.NETWORKS[self.network].normalises_batches:
             raise UserError(f"--ema {self.ema} does not go with --network {self.network}: the statistics of its batch "
                             "normalisation are not averaged")  # fmt: skip
@@ -212,6 +205,16 @@ class Config:
             raise UserError(
                 f"--gs_key {_short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'"
             )
+
+    def _check_learning_rate(self):
+        if self.lr_final is not None and self.lr_schedule == "constant":
+            raise UserError(f"--lr_final {self.lr_final} needs a --lr_schedule that falls")
+        if self.lr_final is not None and self.lr_final > self.lr:
+            raise UserError(f"--lr_final {self.lr_final} must be at most --lr {self.lr}")
+        if self.lr_warmup and self.lr_schedule == "plateau":
+            raise UserError("--lr_warmup does not go with --lr_schedule plateau")
+        if self.lr_warmup >= self.epochs:
+            raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
 
     def _check_objective(self):
         entry = models.OBJECTIVES[self.objective]
@@ -443,7 +446,7 @@ class Run:
 
     @property
     def weights(self):
-        """The file of the weights with the best validation ELBO."""
+        """The file of the weights with the best validation value of the trained bound."""
         return self.path / "best.weights.h5"
 
     @cached_property

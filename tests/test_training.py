@@ -329,3 +329,20 @@ def test_the_expected_time_names_flags_only_where_it_is_hours(step, epochs, said
 def test_status_is_json_without_nan(tmp_path):
     status = json.loads((train(tmp_path).path / "status.json").read_text())
     assert status["state"] == "finished" and status["epochs_done"] == 2 and math.isfinite(status["best_val_elbo"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "with_batch", "expected"),
+    [
+        ({}, True, "lower --batch_size 256 or --network_size 4.0"),
+        ({"objective": "iwae"}, True, "lower --batch_size 256, --num_samples 5 or --network_size 4.0"),
+        ({"objective": "iwae"}, False, "lower --network_size 4.0"),  # more samples make the validation batch smaller
+        (
+            {"objective": "amcvae", "prior": "vamp", "num_pseudo_inputs": 9000},
+            True,
+            "lower --num_pseudo_inputs 9000, --batch_size 256, --num_samples 5 or --network_size 4.0",
+        ),
+    ],
+)
+def test_what_to_lower_is_named_by_its_cost(settings, with_batch, expected):
+    assert callbacks.smaller(Config(**settings), with_batch) == expected
