@@ -201,6 +201,11 @@ class Chain(NamedTuple):
         return Normal(mean, ops.concatenate([self.top.logvar, bottom.logvar], axis=-1))
 
 
+def _log_prob_of_each(law, x):
+    """log_prob of every image (N, H, W, C) under each law of the batch (M,), in nats: (N, M). An image at a time."""
+    return ops.stack([law.log_prob(image) for image in x])
+
+
 def _mean_picture(distribution, seed, progress=None):
     """The mean image, which needs no draw."""
     return distribution.mean
@@ -225,6 +230,12 @@ class Bernoulli(NamedTuple):
         """sum of x * logits - softplus(logits) in nats: (..., H, W, C) -> (...); normalised for x in {0, 1} only."""
         return ops.sum(x * self.logits - ops.softplus(self.logits), axis=IMAGE_AXES)
 
+    def log_prob_of_each(self, x):
+        """log_prob of every image (N, H, W, C) under each law of the batch (M,), in nats: (N, M), a matrix product."""
+        logits = ops.reshape(self.logits, (self.logits.shape[0], -1))
+        x = ops.reshape(x, (x.shape[0], -1))
+        return ops.matmul(x, ops.transpose(logits)) - ops.sum(ops.softplus(logits), axis=-1)
+
 
 class DiscretizedLogistic(NamedTuple):
     """Independent pixels, a logistic in 256 bins of [0, 1]; the event is an image (Kingma et al. 2016, eq. 6).
@@ -236,6 +247,7 @@ class DiscretizedLogistic(NamedTuple):
     mean: object
     log_scale: object
     picture = _mean_picture
+    log_prob_of_each = _log_prob_of_each
 
     def sample(self, n, seed):
         """`n` images of 256 grey values: (n, ..., H, W, C) in [0, 1]. Stochastic."""
@@ -262,6 +274,7 @@ class Pixels(NamedTuple):
     mean: object
     sigma: float
     picture = _mean_picture
+    log_prob_of_each = _log_prob_of_each
 
     def sample(self, n, seed):
         """`n` images of real numbers: (n, ..., H, W, C). Stochastic."""
@@ -285,6 +298,7 @@ class Autoregressive(NamedTuple):
     pixels: Callable
     image_shape: tuple
     reach: int
+    log_prob_of_each = _log_prob_of_each
 
     def log_prob(self, x):
         """The sum over pixels in nats: (..., H, W, C) -> (...)."""

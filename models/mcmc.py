@@ -90,6 +90,31 @@ def propose(path, point, b, step, seed):
     return Proposal(new, log_kernels, log_ratio, log_accept, inside)
 
 
+def hamiltonian(path, point, b, step, scale, leapfrogs, seed):
+    """A step of Hamiltonian Monte Carlo towards gamma_b: the Point after it, and log min(1, ratio) (n, B). Stochastic.
+
+    Momenta are N(0, I) in coordinates z / scale, `scale` (B, D); `leapfrogs` steps of `step` (Neal 2011, section 5.3),
+    a length that each chain varies by up to 40 %, as trajectories of one length can return to where they began. Chains
+    that leave the box in which densities are finite, or whose energy is NaN, stay where they were.
+    """
+    shape, dtype = ops.shape(point.log_end), point.z.dtype
+    momentum = random.normal(ops.shape(point.z), dtype=dtype, seed=seed)
+    length = step * random.uniform((*shape, 1), 0.6, 1.4, dtype=dtype, seed=seed) * scale
+    start = point.log_density(b) - 0.5 * ops.sum(ops.square(momentum), axis=-1)
+    new, inside = point, ops.ones(shape, dtype="bool")
+    moving = momentum + 0.5 * length * point.gradient(b)
+    for number in range(leapfrogs):
+        moved = new.z + length * moving
+        inside = inside & ops.all(ops.abs(moved) < FARTHEST, axis=-1)  # false for NaN, too
+        new = path.at(ops.where(ops.expand_dims(inside, -1), moved, point.z))
+        moving = moving + (1.0 if number + 1 < leapfrogs else 0.5) * length * new.gradient(b)
+    log_ratio = new.log_density(b) - 0.5 * ops.sum(ops.square(moving), axis=-1) - start
+    sane = inside & (log_ratio > -DIVERGED) & (log_ratio < DIVERGED)
+    log_accept = ops.where(sane, ops.minimum(log_ratio, 0.0), -DIVERGED)
+    accepted = ops.log(random.uniform(shape, 1e-7, dtype=dtype, seed=seed)) < log_accept
+    return new.where(accepted, point), log_accept
+
+
 class Walk(NamedTuple):
     """What chains of T steps were: `points`, T + 1 of them, and for each step, (T, n, B), what follows.
 

@@ -11,7 +11,7 @@ from experiment import Config
 from models.diagnostics import latents
 from models.distributions import Flow, Mixture, Normal
 from models.flows import COUPLINGS, RealNVP
-from models.likelihood import LogWeights
+from models.proposals import Posterior
 
 rng = np.random.default_rng(0)
 
@@ -108,7 +108,7 @@ def test_samples_of_q_have_its_density_and_scores_and_diagnostics_take_it(model)
     z, log_q = model.posterior(x).sample_and_log_prob(6, SeedGenerator(0))
     np.testing.assert_allclose(log_q, model.posterior(x).log_prob(z), rtol=1e-3, atol=2e-3)
     assert model.embed(x).shape == (20, 4)
-    log_px_z, log_ratio = LogWeights(model, 6, 1).predict_on_batch(x)
+    log_px_z, log_ratio = Posterior(model, 6, 20, 1).predict_on_batch(x)
     terms = model.terms(x, 6, SeedGenerator(1))
     np.testing.assert_allclose(log_px_z, np.transpose(terms.log_px_z), rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(log_ratio, np.transpose(terms.log_pz - terms.log_qz_x), rtol=1e-3, atol=1e-2)

@@ -1,0 +1,165 @@
+"""log p(x) by integration over a grid of latents, for models with one or two latent dimensions in all."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from .base import generator
+from .compiled import Compiled, NotFiniteError, padded
+from .likelihood import CHUNK_BYTES, unknown
+
+MOST_DIMENSIONS = 2
+CELLS = 4096  # of the first grid
+DRAWS = 4000  # of p(z), which the first grid must hold
+REACH = 6.0  # standard deviations of each q(z|x), likewise
+NEGLIGIBLE = -18.0  # log of a cell's share of p(x), below which it is not divided further
+COARSEST = 2.0  # width of a cell in standard deviations of q(z|x) with which an image may be done
+WIDENINGS = 12  # of the first grid, each by half of it
+MOST_POINTS = 2**22
+
+
+class NotResolvedError(ValueError):
+    """The grid had to become too large, or too fine, to hold and to resolve all of p(z|x)."""
+
+
+class Cells(NamedTuple):
+    """Cells of a grid over a box: whole numbers (M, D); each is `width` (D,) wide, and the first is at `low` (D,)."""
+
+    index: np.ndarray
+    low: np.ndarray
+    width: np.ndarray
+
+    @classmethod
+    def over(cls, low, high):
+        """All cells of the first grid over the box from `low` to `high`."""
+        side = round(CELLS ** (1 / len(low)))
+        index = np.array(list(itertools.product(range(side), repeat=len(low))))
+        return cls(index, low, (high - low) / side)
+
+    @property
+    def centres(self):
+        """Their midpoints: (M, D)."""
+        return self.low + (self.index + 0.5) * self.width
+
+    @property
+    def log_size(self):
+        """log of the volume of one."""
+        return float(np.log(self.width).sum())
+
+    def divided(self, chosen):
+        """The halves in each direction of the chosen ones."""
+        corners = np.array(list(itertools.product(range(2), repeat=len(self.low))))
+        index = (2 * self.index[chosen][:, None] + corners).reshape(-1, len(self.low))
+        return Cells(index, self.low, self.width / 2)
+
+    def holding(self, z):
+        """Which of them hold one of the points z (N, D): (M,)."""
+        places = np.floor((z - self.low) / self.width).astype("int64")
+        own, wanted = (part @ (2**30) ** np.arange(part.shape[1]) for part in (self.index, places))  # one number each
+        return np.isin(own, wanted)
+
+
+class Shares(NamedTuple):
+    """Sums over cells for N images: `total` and `rest`, of the cells not to be divided, logs (N,); `divide` (M,)."""
+
+    total: np.ndarray
+    rest: np.ndarray
+    divide: np.ndarray
+
+
+def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
+    """log p(x) = log sum_g p(x|z_g) p(z_g) |cell g|, by the midpoint rule: an `Estimate`.
+
+    The first grid holds draws of p(z) and all q(z|x), and is widened until nothing counts at its rim. Then each cell
+    that counts for an image not yet done is divided in all directions, until the image's log p(x) moves by no more
+    than `tolerance` and cells are at most twice as wide as q(z|x). The last move is `log_px_se`, a bound rather than an
+    error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the fourth power is
+    left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is their number.
+    `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
+    """
+    grid = Integrand(model, images, max_bytes)
+    means, sds, cells, log_px = _first_grid(model, grid, images, seed)
+    n = len(images)
+    active, left, moved, points = np.arange(n), np.full(n, -np.inf), np.full(n, np.inf), len(cells.index)
+    while True:
+        shares = grid.shares(cells, active, log_px[active], means)
+        left[active] = np.logaddexp(left[active], shares.rest)
+        cells = cells.divided(shares.divide)
+        points += len(cells.index)
+        if points > MOST_POINTS:
+            raise NotResolvedError(
+                f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
+                + (f"; it still moves by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
+            )
+        new = np.logaddexp(left[active], grid.shares(cells, active, log_px[active], means).total)
+        moved[active], log_px[active] = np.abs(new - log_px[active]), new
+        done = (moved[active] <= tolerance) & (cells.width <= COARSEST * sds[active]).all(axis=1)
+        progress(int(done.sum()))
+        active = active[~done]
+        if not len(active):
+            return unknown(n)._replace(log_px=log_px, log_px_se=moved, samples=np.full(n, float(points)))
+
+
+def _first_grid(model, grid, images, seed):
+    """Means and standard deviations of q(z|x) (N, D), the first cells, and the sums over them, (N,)."""
+    posteriors = Posteriors(model)
+    means, sds = posteriors.on([images], min(500, len(images)))
+    NotFiniteError.check(0, means, sds)
+    drawn = np.asarray(ops.convert_to_numpy(model.prior().sample(DRAWS, generator(seed))), "float64")
+    ends = np.concatenate([drawn, means - REACH * sds, means + REACH * sds])
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    for _ in range(WIDENINGS):
+        cells, everyone = Cells.over(low, high), np.arange(len(images))
+        log_px = grid.shares(cells, everyone, np.zeros(len(images)), means).total
+        counts = grid.shares(cells, everyone, log_px, means).divide
+        side = cells.index.max()
+        at_low, at_high = ((cells.index[counts] == end).any(axis=0) for end in (0, side))
+        if not (at_low.any() or at_high.any()):
+            return means, sds, cells, log_px
+        low, high = low - at_low * (high - low) / 2, high + at_high * (high - low) / 2
+    raise NotResolvedError(f"p(z|x) reaches beyond z = {low.round(1)} to {high.round(1)}")
+
+
+class Posteriors(Compiled):
+    """Images to mean and standard deviation of q(z|x), each (B, D); a lower layer's at the mean of the upper one."""
+
+    def call(self, x):
+        """The pair, for images (B, H, W, C)."""
+        centre = self.model.posterior(x).at_mean()
+        return centre.mean, ops.exp(0.5 * centre.logvar)
+
+
+class Integrand:
+    """p(x|z) p(z) of images at points, in calls of bounded memory."""
+
+    def __init__(self, model, images, max_bytes):
+        self.model, self.x, self.prior = model, ops.convert_to_tensor(images), model.prior()
+        most = max_bytes or CHUNK_BYTES
+        self.rows = max(1, min(most // model.bytes_per_sample, most // (12 * len(images))))
+
+    def shares(self, cells, active, reference, means):
+        """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
+
+        To be divided: where an image has more than a negligible share, or the mean of its q(z|x).
+        """
+        x = self.x if len(active) == len(self.x) else ops.take(self.x, active, axis=0)
+        known, divide = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
+        total, rest = np.full((2, len(active)), -np.inf)
+        for start in range(0, len(cells.index), self.rows):
+            part = divide[start : start + self.rows]  # a view
+            z = padded(cells.centres[start : start + self.rows], self.rows)
+            z = ops.convert_to_tensor(z, "float32")
+            law = self.model.likelihood(z)
+            log_p = (law.log_prob_of_each(x) + self.prior.log_prob(z) + cells.log_size)[:, : len(part)]  # (N, M)
+            part |= ops.convert_to_numpy(ops.max(log_p - known, axis=0)) > NEGLIGIBLE
+            total = np.logaddexp(total, _log_sum(log_p))
+            rest = np.logaddexp(rest, _log_sum(ops.where(ops.convert_to_tensor(part), -np.inf, log_p)))
+        if not (total < np.inf).all():
+            raise NotFiniteError(int(active[~(total < np.inf)][0]))
+        return Shares(total, rest, divide)
+
+
+def _log_sum(log_p):
+    return ops.convert_to_numpy(ops.logsumexp(log_p, axis=1)).astype("float64")
