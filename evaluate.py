@@ -1,10 +1,11 @@
-"""Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --num_samples 5000"""
+"""Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --estimator is"""
 
 import argparse
 import hashlib
 import math
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,18 +26,52 @@ COLUMNS = (
     "rate",
     "distortion",
     "ess_median",
+    "doubtful",
     "seconds",
 )
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
+PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")
+ESTIMATORS = {  # which flags go with each, and their usual values
+    "is": {"num_samples": 5000, "proposal": "fitted", "target_se": None, "max_samples": None},
+    "quadrature": {},
+    "ais": {"num_samples": 16, "num_steps": 100, "leapfrogs": 5, "start": "posterior", "bracket": None},
+}
+MOST_SAMPLES = 100_000  # of an image, with --target_se
+SIMULATED = 64  # images, with --bracket
+DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
 
 
 def add_arguments(parser):
     """Adds the flags of evaluate.py."""
     commandline.add_runs(parser)
-    parser.add_argument("--num_samples", type=whole(1), default=5000, metavar="S", help="samples an image (5000)")
     parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
     parser.add_argument("--max_images", type=whole(1), metavar="N", help="score the first N images only")
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the samples (default: 0)")
+    parser.add_argument("--compare", action="store_true", help="compare the runs with the first one, image by image")
+    text = "is: importance sampling; quadrature: a sum over a grid, for two latent dimensions at most, as good as "
+    text += "exact; ais: annealed importance sampling by Hamiltonian steps, slow (default: is)"
+    parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="is", help=text)
+    text = "samples an image (default: is 5000; ais, where they are chains, 16)"
+    parser.add_argument("--num_samples", type=whole(2), metavar="S", help=text)
+    text = (
+        "is: what is drawn from, a density fitted to p(z|x) of each image, or its posterior q(z|x), as in most papers, "
+    )
+    text += "which needs far more samples (default: fitted)"
+    parser.add_argument("--proposal", choices=("fitted", "posterior"), help=text)
+    text = "is: as many samples as each image needs for this standard error, instead of --num_samples"
+    parser.add_argument("--target_se", type=positive, metavar="NATS", help=text)
+    text = f"is: the most that --target_se may take of an image (default: {MOST_SAMPLES})"
+    parser.add_argument("--max_samples", type=whole(2), metavar="M", help=text)
+    text = "ais: temperatures between start and p(z|x) (default: 100)"
+    parser.add_argument("--num_steps", type=whole(1), metavar="T", help=text)
+    parser.add_argument("--leapfrogs", type=whole(1, 1000), metavar="L", help="ais: of each step (default: 5)")
+    text = "ais: where chains begin, at q(z|x) or p(z), which needs many more steps (default: posterior)"
+    parser.add_argument("--start", choices=("posterior", "prior"), help=text)
+    text = "ais: also N images drawn from the model, with bounds from both sides; their gap says how far to trust the "
+    text += f"others' scores (default: {SIMULATED}, if given)"
+    parser.add_argument("--bracket", type=whole(1), nargs="?", const=SIMULATED, metavar="N", help=text)
+    text = "of what is computed at once (default: 1/16; more gains nothing on a CPU)"
+    parser.add_argument("--max_memory", type=positive, metavar="GIB", help=text)
 
 
 def whole(low, high=2**31 - 1):
@@ -51,32 +86,102 @@ def whole(low, high=2**31 - 1):
     return read
 
 
+def positive(text):
+    """A reader of finite numbers above 0 for argparse."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be more than 0, and finite")
+    return value
+
+
+positive.__name__ = "float"
+
+
+class Scoring(NamedTuple):
+    """How log p(x) is estimated: an estimator, its own settings by name, the seed, and bytes to be used at once."""
+
+    estimator: str = "is"
+    settings: dict = ESTIMATORS["is"]
+    seed: int = 0
+    max_bytes: int | None = None
+
+    @classmethod
+    def of(cls, estimator="is", seed=0, max_memory=None, **given):
+        """The Scoring with these settings, None standing for the usual value. Raises UserError for strange ones."""
+        usual = ESTIMATORS[estimator]
+        given = {name: value for name, value in given.items() if value is not None}
+        if strange := [name for name in given if name not in usual]:
+            owners = " or ".join(name for name, its in ESTIMATORS.items() if strange[0] in its)
+            raise UserError(f"--{strange[0]} goes with --estimator {owners}, not {estimator}")
+        settings = usual | given
+        if given.get("target_se") is not None:
+            if "num_samples" in given:
+                raise UserError("--target_se says how many samples there are; limit them by --max_samples")
+            settings |= {"num_samples": given.get("max_samples", MOST_SAMPLES)}
+        elif "max_samples" in given:
+            raise UserError("--max_samples goes with --target_se; without it, say --num_samples")
+        settings.pop("max_samples", None)
+        return cls(estimator, settings, seed, None if max_memory is None else int(max_memory * 2**30))
+
+    @property
+    def tag(self):
+        """Part of the names of files: is_S5000, isfitted_se0.05, quadrature, ais_S16_T100."""
+        named = {"num_samples": "S", "target_se": "se", "num_steps": "T", "leapfrogs": "L"}
+        values = {name: value for name, value in self.settings.items() if value is not None and name in named}
+        if "target_se" in values:
+            del values["num_samples"]
+        fitted = "fitted" * (self.settings.get("proposal") == "fitted")
+        prior = "prior" * (self.settings.get("start") == "prior")
+        return "_".join([f"{self.estimator}{fitted}{prior}", *(f"{named[name]}{values[name]}" for name in values)])
+
+    @property
+    def said(self):
+        """The same in words, for the line above the table."""
+        words = {name: value for name, value in self.settings.items() if value is not None}
+        return ", ".join([self.estimator, *(f"{name} {value}" for name, value in words.items())])
+
+
+class Scored(NamedTuple):
+    """What `evaluate` finds of a run: the metrics that it stores, a dict, and the Estimate of each image."""
+
+    name: str
+    config: experiment.Config
+    metrics: dict
+    estimate: object
+
+
 def run(args):
-    """Scores the runs that the flags name and prints one table; returns the exit code."""
+    """Scores the runs that the flags name and prints tables; returns the exit code."""
+    own = {name for usual in ESTIMATORS.values() for name in usual}
+    scoring = Scoring.of(args.estimator, args.seed, args.max_memory, **{name: getattr(args, name) for name in own})
     runs = commandline.chosen_runs(args)[::-1]
+    if args.compare and len(runs) < 2:
+        raise UserError("--compare needs two runs or more")
+    for one in runs:
+        check(one, scoring)
     engine.settle(args.backend, args.device)
     engine.start(args.device)
-    rows, carried, failed = [], [], False
+    found, failed = [], False
     while runs:  # popped, so that one model at a time is in memory
-        one = runs.pop()
         try:
-            metrics = evaluate(one, args.num_samples, args.split, args.max_images, args.seed)
+            found.append(evaluate(runs.pop(), scoring, args.split, args.max_images))
+            say(found[-1], scoring)
         except UserError as error:  # the scores of the others are worth having
             print(f"error: {error}", file=sys.stderr)
             failed = True
-            continue
-        name = one.path.resolve().name  # `.` has none
-        if one.config.is_autoregressive:
-            height, width, _ = one.dataset.image_shape
-            print(f"{name}: to sample an image costs {height} x {width} passes through the decoder, one for each pixel")
-        rows.append({"run": name} | {column: metrics[column] for column in COLUMNS} | {"note": metrics["note"]})
-        carried.append({"run": name} | {column: shown(metrics[column]) for column in LATENTS})
-    if rows:
-        print(f"{args.split} split, S = {args.num_samples}; nats an image, but for bits_per_dim")
-        print(commandline.table(rows))
+    if found:
+        print(f"{args.split} split, {scoring.said}; nats an image, but for bits_per_dim")
+        print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
         print("\nlatents, the top layer first")
-        print(commandline.table(carried))
+        print(commandline.table([row(one, LATENTS) for one in found]))
+    if args.compare and not failed:
+        print(f"\ncompared with {found[0].name}, image by image, in nats")
+        print(commandline.table([compared(one, found[0]) for one in found[1:]]))
     return 2 if failed else 0
+
+
+def row(one, columns):
+    """A line of a table: the name of what was scored, and these of its metrics."""
+    return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
 
 
 def shown(value):
@@ -86,30 +191,86 @@ def shown(value):
     return " + ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
 
 
-def evaluate(run, num_samples, split="test", max_images=None, seed=0):
-    """Scores one run, stores the result in its folder and returns the metrics, a dict.
+def say(one, scoring):
+    """Prints what has to be said of a score beside its numbers; of what is doubtful, on stderr."""
+    metrics, name = one.metrics, one.name
+    if one.config.is_autoregressive:
+        height, width, _ = metrics["image_shape"]
+        print(f"{name}: to sample an image costs {height} x {width} passes through the decoder, one for each pixel")
+    for warning in (doubts(one, scoring), missed(one, scoring)):
+        if warning:
+            print(f"warning: {name}: {warning}", file=sys.stderr)
+    if "acceptance" in metrics:
+        print(f"{name}: {metrics['acceptance']:.0%} of all steps were accepted")
+    if bracket := metrics.get("bracket"):
+        print(f"{name}: on {bracket['num_images']} images drawn from the model, log p(x) is above "
+              f"{bracket['lower']:.2f} and below {bracket['upper']:.2f}, a gap of {bracket['gap']:.3f}")  # fmt: skip
 
-    `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N;
-    `log_px_se_images` the standard deviation over images / sqrt(N). Raises UserError for a run that cannot be scored.
+
+def doubts(one, scoring):
+    """A sentence on the images whose weights have too heavy a tail, if there are any."""
+    if not one.metrics["doubtful"]:
+        return ""
+    worst = int(np.nanargmax(one.estimate.khat))
+    remedy = "raise --num_samples" if scoring.settings.get("proposal") == "fitted" else "try --proposal fitted"
+    return (
+        f"the estimates of {one.metrics['doubtful']} of {one.metrics['num_images']} images are not to be trusted, nor "
+        f"are their errors: Pareto k-hat is above {DOUBTFUL}, {one.estimate.khat[worst]:.2f} for image {worst}; "
+        f"{remedy}"
+    )
+
+
+def missed(one, scoring):
+    """A sentence on the images whose error did not come down to --target_se, if there are any."""
+    target, errors = scoring.settings.get("target_se"), one.estimate.log_px_se
+    if target is None or (errors <= target).all():
+        return ""
+    return (
+        f"--target_se {target} was not reached for {np.count_nonzero(errors > target)} of {len(errors)} images with "
+        f"{scoring.settings['num_samples']} samples each, where it is up to {errors.max():.2g}; raise --max_samples"
+    )
+
+
+def check(run, scoring):
+    """Raises UserError where this estimator cannot score the run."""
+    if scoring.estimator == "quadrature" and run.config.latent_dim > 2:
+        raise UserError(
+            f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.config.latent_dim}; "
+            "try --estimator is"
+        )
+
+
+def evaluate(run, scoring=None, split="test", max_images=None):
+    """Scores one run as of `scoring`, stores the result in its folder and returns it, a `Scored`.
+
+    `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
+    the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N); `doubtful` the
+    number of images whose k-hat is above 0.7. Raises UserError for a run that cannot be scored.
     """
     import keras
 
+    scoring = scoring or Scoring()
+    check(run, scoring)
     run.check_writable()
     images = run.images(split)[:max_images]
     started = time.perf_counter()
-    estimate, carried = estimated(run, images, num_samples, seed)
+    estimate, carried, more = estimated(run, images, scoring, split)
     metrics = (
-        summary(estimate, images[0].size)
+        summary(estimate, images[0].size, is_sampled=scoring.estimator != "quadrature")
         | carried._asdict()
+        | more
+        | {name: value for name, value in scoring.settings.items() if name != "bracket"}
         | {
-            "num_samples": num_samples,
             "num_images": len(images),
+            "image_shape": list(run.image_shape),
             "split": split,
-            "estimator": "is",
-            "seed": seed,
+            "estimator": scoring.estimator,
+            "tag": scoring.tag,
+            "seed": scoring.seed,
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
             "weights_sha256": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
+            "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
             "data_sha256": run.dataset.sha256,
             "git_commit": experiment.git_commit(),
             "backend": keras.backend.backend(),
@@ -117,46 +278,123 @@ def evaluate(run, num_samples, split="test", max_images=None, seed=0):
         }
     )
     if not math.isfinite(metrics["log_px"]):
-        bad = int(np.flatnonzero(~np.isfinite(estimate.log_px))[0])
-        raise UserError(f"{run.path}: log p(x) of {split} image {bad} is not finite; the weights are not usable")
-    per_image = {"log_px": estimate.log_px, "log_px_se": estimate.log_px_se, "ess": estimate.ess}
+        raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
+    per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
-    return metrics
+    return Scored(run.path.resolve().name, run.config, metrics, estimate)  # the path `.` has no name
 
 
-def estimated(run, images, num_samples, seed):
-    """The `Estimate` and the `Latents` of these images. Raises UserError where memory is too small."""
+def unusable(run, split, image):
+    """The UserError for weights that give an image no log p(x)."""
+    return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
+
+
+def estimated(run, images, scoring, split):
+    """The Estimate and the Latents of these images, and metrics of the estimator's own.
+
+    Raises UserError where memory is too small, weights are unusable, or an integral is not resolved.
+    """
     from models.diagnostics import latents
-    from models.likelihood import importance_sampling
+    from models.likelihood import NotFiniteError
+    from models.quadrature import NotResolvedError
 
     with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
         try:
-            carried = latents(run.model, images, seed)  # first: it takes seconds, and may fail, too
-            return importance_sampling(run.model, images, num_samples, seed, progress=bar.update), carried
+            carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail, too
+            estimate, more = ESTIMATE[scoring.estimator](run, images, scoring, split, bar)
+            return estimate, carried, more
+        except NotFiniteError as error:
+            raise unusable(run, split, error.image) from error
+        except NotResolvedError as error:
+            raise UserError(f"{run.path}: {error}; try --estimator is") from error
         except Exception as error:
             if not engine.is_out_of_memory(error):
                 raise
             raise UserError(
                 f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
-                "--max_images say, so its --network_size or --num_pseudo_inputs is too large here: try --device cpu"
+                "--max_images say, so try a small --max_memory, or --device cpu"
             ) from error
 
 
-def summary(estimate, dimensions):
-    """The means over N images of an `Estimate`, with both standard errors of log p(x); None where N or S is 1."""
+def by_importance_sampling(run, images, scoring, split, bar):
+    """An Estimate, and nothing else."""
+    from models import likelihood
+
+    arguments = (run.model, images, scoring.settings["num_samples"], scoring.seed, bar.update)
+    rest = {name: scoring.settings[name] for name in ("proposal", "target_se")}
+    return likelihood.importance_sampling(*arguments, max_bytes=scoring.max_bytes, **rest), {}
+
+
+def by_quadrature(run, images, scoring, split, bar):
+    """An Estimate, and nothing else."""
+    from models.quadrature import quadrature
+
+    return quadrature(run.model, images, progress=bar.update, seed=scoring.seed, max_bytes=scoring.max_bytes), {}
+
+
+def by_annealing(run, images, scoring, split, bar):
+    """An Estimate, with the acceptance and, where it is asked for, the bracket on simulated images."""
+    from models.ais import AnnealedSampling, Annealing
+
+    settings = scoring.settings
+    annealing = Annealing(settings["num_samples"], settings["num_steps"], settings["leapfrogs"], settings["start"])
+    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.max_bytes)
+    bar.set_postfix_str("choosing step sizes")
+    sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
+    bar.set_postfix_str("")
+    estimate = sampling.log_px(images, bar.update)
+    more = {"acceptance": sampling.acceptance}
+    if count := settings["bracket"]:
+        bar.set_postfix_str("bracketing")
+        bracket = sampling.bracket(count)
+        gap = bracket.upper - bracket.lower
+        error = float(gap.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+        means = {"lower": bracket.lower, "upper": bracket.upper, "gap": gap}
+        more["bracket"] = {name: float(values.mean()) for name, values in means.items()}
+        more["bracket"] |= {"gap_se": error, "num_images": count}
+    return estimate, more
+
+
+ESTIMATE = {"is": by_importance_sampling, "quadrature": by_quadrature, "ais": by_annealing}
+
+
+def summary(estimate, dimensions, is_sampled=True):
+    """The means over N images of an `Estimate`, with both standard errors of log p(x); None for what is not known."""
     n = len(estimate.log_px)
     log_px = float(np.mean(estimate.log_px))
-    error = float(np.sqrt(np.sum(np.square(estimate.log_px_se))) / n)
-    spread = float(np.std(estimate.log_px, ddof=1)) / math.sqrt(n) if n > 1 else None
-    return {
-        "log_px": log_px,
-        "log_px_se": error if math.isfinite(error) else None,
-        "log_px_se_images": spread,
+    error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
+    means = {
+        "log_px_se": error,
+        "log_px_se_images": np.std(estimate.log_px, ddof=1) / math.sqrt(n) if n > 1 else math.nan,
         "bits_per_dim": -log_px / (dimensions * math.log(2)),
-        "elbo": float(np.mean(estimate.elbo)),
-        "rate": float(np.mean(estimate.rate)),
-        "distortion": float(np.mean(estimate.distortion)),
-        "ess_median": float(np.median(estimate.ess)),
+        "elbo": np.mean(estimate.elbo),
+        "rate": np.mean(estimate.rate),
+        "distortion": np.mean(estimate.distortion),
+        "ess_median": np.median(estimate.ess),
+        "samples_mean": np.mean(estimate.samples),
+        "samples_max": np.max(estimate.samples),
+    }
+    known = {name: float(value) if math.isfinite(value) else None for name, value in means.items()}
+    return {"log_px": log_px} | known | {"doubtful": int(np.count_nonzero(estimate.khat > DOUBTFUL))}
+
+
+def compared(one, base):
+    """A line of the table of paired comparisons: the mean of log p(x) minus the other's, and its standard errors.
+
+    `se` is that over images, sd(difference) / sqrt(N); `monte_carlo_se` that of both estimates; `better` the share of
+    images that gain. Raises UserError where the images or the kind of likelihood are not the same.
+    """
+    if one.metrics["images_sha256"] != base.metrics["images_sha256"] or one.config.law != base.config.law:
+        raise UserError(f"{one.name} and {base.name} are not of the same images, or not scored by the same likelihood")
+    difference = one.estimate.log_px - base.estimate.log_px
+    errors = np.square([one.estimate.log_px_se, base.estimate.log_px_se])
+    n = len(difference)
+    return {
+        "run": one.name,
+        "difference": float(difference.mean()),
+        "se": float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
+        "monte_carlo_se": float(np.sqrt(errors.sum())) / n,
+        "better": float(np.mean(difference > 0)),
     }
 
 

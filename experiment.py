@@ -526,8 +526,8 @@ class Run:
             raise UserError(f"cannot write the evaluation to {self.path}: Permission denied")
 
     def save_evaluation(self, metrics, per_image):
-        """Writes evaluations/<split>_<estimator>_S<n>_N<images>.json and .npz, and metrics.json; returns the .json."""
-        name = "{split}_{estimator}_S{num_samples}_N{num_images}".format(**metrics)
+        """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json."""
+        name = "{split}_{tag}_N{num_images}".format(**metrics)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **per_image)
         try:

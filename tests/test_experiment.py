@@ -598,15 +598,15 @@ def test_a_config_that_describes_no_model_is_named(folder):
         experiment.load(folder).model  # noqa: B018
 
 
-METRICS = {"split": "val", "estimator": "is", "num_samples": 3, "num_images": 7, "log_px": -1.5}
+METRICS = {"split": "val", "estimator": "is", "tag": "is_S3", "num_images": 7, "log_px": -1.5}
 
 
 def test_an_evaluation_lands_under_its_name_and_as_the_latest(folder):
     run = experiment.load(folder)
     path = run.save_evaluation(METRICS, {"index": np.arange(7)})
-    later = run.save_evaluation(METRICS | {"split": "test", "num_samples": 11}, {"index": np.arange(7)})
+    later = run.save_evaluation(METRICS | {"split": "test", "tag": "quadrature"}, {"index": np.arange(7)})
     assert names_in(folder / "evaluations") == sorted(
-        f"{name}.{ending}" for name in ("val_is_S3_N7", "test_is_S11_N7") for ending in ("json", "npz")
+        f"{name}.{ending}" for name in ("val_is_S3_N7", "test_quadrature_N7") for ending in ("json", "npz")
     )
     assert json.loads(path.read_text()) == METRICS
     assert (folder / "metrics.json").read_text() == later.read_text()

@@ -89,6 +89,7 @@ def files_below(folder):
 
 TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
 EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
+EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_steps", "bracket", "compare", "max_memory"]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_
     assert printed.err.count("has no weights yet (it is failed)") == 2
     for table in printed.out.split("latents, the top layer first"):
         assert [line.split("_")[4] for line in table.splitlines() if line.startswith("digits")] == ["dim2", "dim3"]
-    evaluated = tmp_path.glob("key/*/evaluations/test_is_S3_N5.json")
+    evaluated = tmp_path.glob("key/*/evaluations/test_isfitted_S3_N5.json")
     assert sorted(path.parents[1].name.split("_")[4] for path in evaluated) == ["dim2", "dim3"]
 
 
@@ -417,23 +418,25 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     from models import likelihood
 
     monkeypatch.setattr(likelihood, "CHUNK_BYTES", 300_000)  # several chunks, the last one with fewer samples
-    assert called(evaluate.main, run, "--num_samples", S, "--max_images", N, "--split", "val") == 0
+    words = ["--num_samples", S, "--max_images", N, "--split", "val", "--proposal", "posterior"]
+    assert called(evaluate.main, run, *words) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].startswith(f"val split, S = {S}; nats") and lines[2].startswith(ID)
+    assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; nats") and lines[2].startswith(ID)
     names = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
-    names += ["ess_median", "seconds"]
+    names += ["ess_median", "doubtful", "seconds"]
     assert lines[1].split() == ["run", *names, "note"]
 
     assert files_below(run / "evaluations") == [f"val_is_S{S}_N{N}.json", f"val_is_S{S}_N{N}.npz"]
     metrics = read(run / "metrics.json")
     assert metrics == read(run / "evaluations" / f"val_is_S{S}_N{N}.json")
-    about = {"num_samples": S, "num_images": N, "split": "val", "estimator": "is", "note": ""}
+    about = {"num_samples": S, "num_images": N, "split": "val", "estimator": "is", "proposal": "posterior", "note": ""}
     about |= {"backend": os.environ["KERAS_BACKEND"], "versions": experiment.versions()}
     assert set(names) <= set(metrics) and {name: metrics[name] for name in about} == about
 
     with np.load(run / "evaluations" / f"val_is_S{S}_N{N}.npz", allow_pickle=False) as file:
         images = dict(file)
-    assert set(images) == {"log_px", "log_px_se", "ess", "index"} and {len(column) for column in images.values()} == {N}
+    assert set(images) == {"log_px", "log_px_se", "ess", "khat", "samples", "index"}
+    assert {len(column) for column in images.values()} == {N} and set(images["samples"]) == {S}
     assert images["index"].tolist() == list(range(N))
     assert (images["ess"] >= 1).all() and (images["ess"] <= S).all()
     expected = {
@@ -453,13 +456,120 @@ def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
     first = read(run / "metrics.json")
     assert called(evaluate.main, run, "--num_samples", 4, "--max_images", 400, "--split", "val") == 0
     assert read(run / "metrics.json")["num_images"] == 300  # as many as there are
-    endings = [f"{name}.{ending}" for name in ("test_is_S3_N5", "val_is_S4_N300") for ending in ("json", "npz")]
+    endings = [
+        f"{name}.{ending}" for name in ("test_isfitted_S3_N5", "val_isfitted_S4_N300") for ending in ("json", "npz")
+    ]
     assert files_below(run / "evaluations") == endings
-    assert read(run / "evaluations" / "test_is_S3_N5.json") == first
+    assert read(run / "evaluations" / "test_isfitted_S3_N5.json") == first
     assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5, "--seed", 1) == 0
     again = read(run / "metrics.json")
     assert again["log_px"] != first["log_px"] and again["seed"] == 1 and len(files_below(run / "evaluations")) == 4
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    """A run with two latent dimensions whose posteriors are no Gaussians and no priors: it is trained for a while."""
+    place = tmp_path_factory.mktemp("plane")
+    settings = {"network": "mlp", "model": "hvae", "prior": "vamp", "latent_dim": 2, "epochs": 20, "lr": 2e-3}
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    words += ["--data_set", "digits", "--num_pseudo_inputs", 20, "--batch_size", 100, "--runs_dir", place]
+    assert called(train.main, *words) == 0
+    return next(place.iterdir())
+
+
+def test_all_estimators_agree_on_a_trained_model_and_its_elbo_is_below(plane, capfd):
+    """Two latent dimensions: the integral, both ways of importance sampling, and annealing, image by image."""
+    ask = {
+        "quadrature": "--estimator quadrature",
+        "isfitted_S2000": "--num_samples 2000",
+        "is_S2000": "--num_samples 2000 --proposal posterior",
+        "ais_S50_T40_L3": "--estimator ais --num_samples 50 --num_steps 40 --leapfrogs 3 --bracket 20",
+    }
+    found = {}
+    for tag, words in ask.items():
+        assert called(evaluate.main, plane, "--max_images", 40, *words.split()) == 0
+        found[tag] = np.load(plane / "evaluations" / f"test_{tag}_N40.npz")
+    exact = found.pop("quadrature")
+    assert (exact["log_px_se"] <= 0.01).all() and (exact["samples"] > 4096).all()
+    bound = (
+        found.pop("is_S2000")["log_px"] - exact["log_px"]
+    )  # q is too narrow here, so its errors are not to be trusted
+    assert -0.5 < bound.mean() < 3 * bound.std() / math.sqrt(40)
+    for tag, one in found.items():
+        error = (one["log_px"] - exact["log_px"]) / one["log_px_se"]
+        good = ~(one["khat"] > 0.7)
+        assert good.sum() > 30 and np.all(np.abs(error[good]) < 5), tag
+        assert abs(error[good].mean()) < 5 / math.sqrt(good.sum()), tag
+    assert read(plane / "evaluations" / "test_isfitted_S2000_N40.json")["elbo"] < exact["log_px"].mean()
+    annealed = read(plane / "evaluations" / "test_ais_S50_T40_L3_N40.json")
+    assert 0.3 < annealed["acceptance"] < 0.95 and annealed["bracket"]["num_images"] == 20
+    assert annealed["bracket"]["gap"] == pytest.approx(annealed["bracket"]["upper"] - annealed["bracket"]["lower"])
+    assert "of all steps were accepted" in capfd.readouterr().out
+
+
+def test_a_target_error_takes_what_each_image_needs_and_says_where_it_failed(plane, capfd):
+    assert called(evaluate.main, plane, "--max_images", 20, "--target_se", 0.05) == 0
+    with np.load(plane / "evaluations" / "test_isfitted_se0.05_N20.npz") as file:
+        assert (file["log_px_se"] <= 0.05).all() and len(set(file["samples"])) > 1
+    metrics = read(plane / "metrics.json")
+    assert metrics["target_se"] == 0.05 and metrics["samples_max"] <= metrics["num_samples"] == 100_000
+    capfd.readouterr()
+    assert called(evaluate.main, plane, "--max_images", 20, "--target_se", 1e-5, "--max_samples", 300) == 0
+    said = capfd.readouterr().err
+    assert re.search(r"--target_se 1e-05 was not reached for 20 of 20 images with 300 samples each, where it is", said)
+
+
+def test_doubtful_estimates_are_counted_and_named(plane, capfd):
+    assert called(evaluate.main, plane, "--num_samples", 2000, "--max_images", 100, "--proposal", "posterior") == 0
+    doubtful = read(plane / "metrics.json")["doubtful"]
+    with np.load(plane / "evaluations" / "test_is_S2000_N100.npz") as file:
+        assert doubtful == (file["khat"] > 0.7).sum() > 0
+        worst = np.nanargmax(file["khat"])
+    said = capfd.readouterr().err
+    assert f"the estimates of {doubtful} of 100 images are not to be trusted" in said
+    assert f"for image {worst}; try --proposal fitted" in said
+
+
+def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert called(evaluate.main, run, other, "--compare", "--max_images", 10, "--num_samples", 50) == 0
+    line = capfd.readouterr().out.splitlines()[-1].split()
+    assert line[0] == "other" and line[1:3] == ["0.00", "0.00"] and float(line[4]) == 0
+    refused(capfd, evaluate.main, [run, "--compare"], "--compare needs two runs or more")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--estimator quadrature --target_se 1", "--target_se goes with --estimator is, not quadrature"),
+        ("--estimator ais --proposal fitted", "--proposal goes with --estimator is, not ais"),
+        ("--bracket", "--bracket goes with --estimator ais, not is"),
+        ("--num_samples 10 --target_se 1", "--target_se says how many samples there are; limit them by --max_samples"),
+        ("--max_samples 10", "--max_samples goes with --target_se; without it, say --num_samples"),
+    ],
+)
+def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, words, expected):
+    refused(capfd, evaluate.main, [run, *words.split()], expected)
+
+
+def test_quadrature_of_more_than_two_dimensions_is_refused(tmp_path, capfd):
+    assert called(train.main, *flags(runs_dir=tmp_path, **(QUICK | {"latent_dim": 3}))) == 0
+    (path,) = tmp_path.iterdir()
+    capfd.readouterr()
+    said = f"--estimator quadrature goes as far as 2 latent dimensions, and {path} has 3; try --estimator is"
+    refused(capfd, evaluate.main, [path, "--estimator", "quadrature"], said)
+
+
+def test_weights_that_are_no_numbers_name_the_image(run, capfd):
+    """The decoder's, which is found when images are scored, whatever the estimator."""
+    model = experiment.load(run).model
+    model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, np.nan))
+    model.save_weights(run / "best.weights.h5")
+    for estimator in ("is", "ais"):
+        words = [run, "--estimator", estimator, "--max_images", 3]
+        refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):
@@ -505,7 +615,7 @@ def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_pa
             done = script("evaluate.py", path, *words, backend)
             assert (done.returncode, done.stderr) == (0, "")
         metrics[backend] = read(path / "metrics.json")
-        per_image[backend] = np.load(path / "evaluations" / "test_is_S1000_N50.npz")["log_px"]
+        per_image[backend] = np.load(path / "evaluations" / "test_isfitted_S1000_N50.npz")["log_px"]
     ours, theirs = metrics.values()
     error = math.hypot(ours["log_px_se"], theirs["log_px_se"])
     assert (ours["backend"], theirs["backend"]) == engine.BACKENDS
@@ -832,7 +942,11 @@ def test_what_is_no_run_is_neither_evaluated_nor_plotted(tmp_path, capfd, main, 
 
 @pytest.mark.parametrize(
     "words",
-    ["--num_samples 0", "--num_samples many", "--max_images -1", "--seed -1", f"--seed {2**40}", "--split dev"],
+    [
+        *("--num_samples 1", "--num_samples many", "--max_images -1", "--seed -1", f"--seed {2**40}", "--split dev"),
+        *("--target_se 0", "--target_se nan", "--estimator guess", "--num_steps 0", "--leapfrogs 0", "--max_memory -1"),
+        *("--bracket 0", "--proposal vamp"),
+    ],
 )
 def test_a_bad_flag_of_an_evaluation_is_named(tmp_path, capfd, words):
     words = words.split()
