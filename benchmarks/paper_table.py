@@ -26,10 +26,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DENSE = [name for name in commandline.preset_names() if commandline.preset(name).settings["network"] != "conv"]
 ROWS = [name for name in DENSE if not name.startswith("bounds_")]  # those have a table of their own
-NUM_SAMPLES = 5000
+SCORES = {  # what is scored, how its file is named, and the words that ask for it
+    "metrics": ("is_S5000", ("--proposal", "posterior", "--num_samples", "5000")),  # as in the paper
+    "fitted": ("isfitted_S500", ("--proposal", "fitted", "--num_samples", "500")),
+}
 HEADER = (
-    *("data", "model", "prior", "K", "log p(x)", "ELBO", "active units", "ESS", "seeds", "training, min", "hardware"),
-    *("reference", "command"),
+    *("data", "model", "prior", "K", "log p(x) by q", "log p(x)", "ELBO", "active units", "ESS by q", "seeds"),
+    *("training, min", "hardware", "reference", "command"),
 )
 START, END = "<!-- benchmarks/paper_table.py writes from here -->\n", "<!-- to here -->\n"
 
@@ -44,7 +47,7 @@ def config_of(name, seed, runs_dir):
     return experiment.Config(**(commandline.preset(name).settings | {"seed": seed, "runs_dir": str(runs_dir)}))
 
 
-def produce(name, seed, args):
+def produce(name, seed, args, scores=tuple(SCORES)):
     """Trains and scores a row, as far as that is not done, and writes its result file. Stops on stand-in data."""
     config = config_of(name, seed, args.runs_dir)
     backend = args.backend or (experiment.load(config.path).backend if config.path.is_dir() else None)
@@ -53,9 +56,10 @@ def produce(name, seed, args):
     run = experiment.load(config.path)
     if run.note:
         sys.exit(f"{run.path}: {run.note}; such a result has no place in the table")
-    if not is_scored(run):
-        call("evaluate.py", run.path, "--num_samples", str(NUM_SAMPLES), *with_backend(args.score_backend or backend))
-    atomic.write_json(result_file(name, seed), collected(run, name, args.hardware))
+    for tag, words in (SCORES[score] for score in scores):
+        if not is_scored(run, tag):
+            call("evaluate.py", run.path, *words, *with_backend(args.score_backend or backend))
+    atomic.write_json(result_file(name, seed), collected(run, name, args.hardware, scores))
 
 
 def call(script, *words):
@@ -69,18 +73,26 @@ def with_backend(name):
     return ["--backend", name] if name else []
 
 
-def is_scored(run):
-    """Whether the run's latest evaluation is of the weights that it has, the whole test split and all samples."""
+def score_file(run, tag):
+    """Where evaluate.py writes a score of the whole test split."""
+    return run.path / "evaluations" / f"test_{tag}_N{len(run.images('test'))}.json"
+
+
+def is_scored(run, tag):
+    """Whether that score is there, and of the weights that the run has."""
     try:
-        metrics = json.loads((run.path / "metrics.json").read_text())
+        metrics = json.loads(score_file(run, tag).read_text())
     except (FileNotFoundError, ValueError):
         return False
-    wanted = {"split": "test", "num_samples": NUM_SAMPLES, "num_images": len(run.images("test"))}
-    wanted["weights_sha256"] = hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    return isinstance(metrics, dict) and wanted.items() <= metrics.items()
+    return isinstance(metrics, dict) and metrics.get("weights_sha256") == sha256(run.weights)
 
 
-def collected(run, name, hardware):
+def sha256(path):
+    """That of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def collected(run, name, hardware, scores):
     """What the table needs of a run, and what it takes to repeat it."""
     record = run.record
     return {
@@ -91,9 +103,8 @@ def collected(run, name, hardware):
         "versions": record["versions"],
         "data_sha256": record["data_sha256"],
         "status": run.status,
-        "metrics": json.loads((run.path / "metrics.json").read_text()),
         "hardware": hardware,
-    }
+    } | {score: json.loads(score_file(run, SCORES[score][0]).read_text()) for score in scores}
 
 
 def results_of(name):
@@ -109,32 +120,49 @@ def line(name):
     what.append(config.num_pseudo_inputs if config.has_components else "")
     backends = sorted({one["backend"] for one in results})
     command = " ".join(["python benchmarks/paper_table.py", name, *(f"--backend {one}" for one in backends)])
-    cells = numbers(results, config.observation) if results else ["not run here", *[""] * 6]
+    cells = numbers(results, config.observation) if results else ["not run here", *[""] * 7]
     return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"
 
 
 def numbers(results, observation):
-    """The cells of what was measured: log p(x) and its error, that of Monte Carlo or, of several seeds, their sd."""
-    mean_of = {key: mean(one["metrics"][key] for one in results) for key in ("log_px", "elbo", "bits_per_dim")}
-    log_px = [one["metrics"]["log_px"] for one in results]
-    error = stdev(log_px) if len(results) > 1 else results[0]["metrics"]["log_px_se"]
-    bits = "" if observation == "bernoulli" else f" ({mean_of['bits_per_dim']:.3f} bits/dim)"
-    ess = mean(one["metrics"]["ess_median"] for one in results)
-    minutes = mean(one["status"]["seconds"] for one in results) / 60
-    cells = [f"{mean_of['log_px']:.2f} ± {error:.2g}{bits}", f"{mean_of['elbo']:.2f}", active_units(results)]
-    return [*cells, f"{ess:.0f}", len(results), f"{minutes:.0f}", results[0]["hardware"]]
+    """The cells of what was measured: both log p(x), ELBO, active units, ESS, seeds, minutes, hardware."""
+    metrics = [one["metrics"] for one in results]
+    ess, minutes = (mean(values) for values in ([one["ess_median"] for one in metrics], minutes_of(results)))
+    scores = [log_px([one.get(name) for one in results], observation) for name in SCORES]
+    cells = [*scores, elbo(metrics), active_units(metrics), f"{ess:.0f}", len(results), f"{minutes:.0f}"]
+    return [*cells, results[0]["hardware"]]
 
 
-def active_units(results):
+def minutes_of(results):
+    """How long each training took."""
+    return [one["status"]["seconds"] / 60 for one in results]
+
+
+def elbo(metrics):
+    """The mean ELBO."""
+    return f"{mean(one['elbo'] for one in metrics):.2f}"
+
+
+def log_px(scores, observation):
+    """A mean and its error, that of Monte Carlo or, of several seeds, their sd; nothing where a score is missing."""
+    if None in scores:
+        return ""
+    values = [one["log_px"] for one in scores]
+    error = stdev(values) if len(values) > 1 else scores[0]["log_px_se"]
+    bits = "" if observation == "bernoulli" else f" ({mean(one['bits_per_dim'] for one in scores):.3f} bits/dim)"
+    return f"{mean(values):.2f} ± {error:.2g}{bits}"
+
+
+def active_units(metrics):
     """The active units of each layer, the top one first, the mean over seeds, of how many there are: 38 + 25 of 80."""
-    layers = zip(*(one["metrics"]["active_units"] for one in results), strict=True)
-    return f"{' + '.join(f'{mean(layer):g}' for layer in layers)} of {sum(results[0]['metrics']['units'])}"
+    layers = zip(*(one["active_units"] for one in metrics), strict=True)
+    return f"{' + '.join(f'{mean(layer):g}' for layer in layers)} of {sum(metrics[0]['units'])}"
 
 
 def table():
     """The whole table, the rows with results first."""
     ordered = sorted(ROWS, key=lambda name: not results_of(name))
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7 + "---|---|---|"]
+    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 8 + "---|---|---|"]
     return "\n".join([*head, *map(line, ordered), ""])
 
 
