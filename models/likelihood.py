@@ -167,8 +167,8 @@ def importance_sampling(
     `progress` is told the number of images done since its last call. Stochastic, a function of `seed`. Raises
     NotFiniteError for a log-weight that is NaN.
     """
-    n, block = _chunk(model, len(images), num_samples, target_se, max_bytes)
-    source = PROPOSALS[proposal](model, n, block, seed, jit)
+    n, block, most = _chunk(model, len(images), num_samples, target_se, max_bytes)
+    source = PROPOSALS[proposal](model, n, block, most, seed, jit)
     estimate = unknown(len(images))
     waiting = active = _prepared(source, images[:0], 0, num_samples)
     loaded = 0
@@ -193,13 +193,13 @@ def importance_sampling(
 
 
 def _chunk(model, count, num_samples, target_se, max_bytes):
-    """Samples of an image in one call, and images in it."""
+    """Samples of an image in one call, images in it, and the most samples over all of them."""
     most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample  # over all its images
     most = max(1 if max_bytes else FEWEST, most)
     wanted = num_samples if target_se is None else min(num_samples, FEWEST)
     n = math.ceil(wanted / math.ceil(wanted / most))
     blocks = math.ceil(count / max(1, most // n))
-    return n, math.ceil(count / blocks)
+    return n, math.ceil(count / blocks), most
 
 
 def _prepared(source, x, first, num_samples):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import threadpoolctl
 from keras import ops, random
 
 from .compiled import Compiled, NotFiniteError
@@ -18,11 +19,15 @@ DEFENSIVE = 0.1  # of the draws are from q(z|x), so that no weight is more than 
 
 
 class Posterior(Compiled):
-    """Draws of q(z|x): one compiled call from images (B, H, W, C) to the log-weights of n samples each."""
+    """Draws of q(z|x): one compiled call from images (B, H, W, C) to the log-weights of n samples each.
+
+    As every proposal it is made for n samples of each of `rows` images in a call, and `most` of anything else; it wants
+    to be given images `at_once`.
+    """
 
     draws_terms = True  # what it draws tells the ELBO, too
 
-    def __init__(self, model, n, rows, seed=0, jit="auto"):
+    def __init__(self, model, n, rows, most, seed=0, jit="auto"):
         super().__init__(model, seed, jit)
         self.n, self.at_once = n, rows
 
@@ -53,25 +58,27 @@ class Fitted:
 
     draws_terms = False
 
-    def __init__(self, model, n, rows, seed=0, jit="auto"):
+    def __init__(self, model, n, rows, most, seed=0, jit="auto"):
         of_start, of_draws = (int(state) for state in np.random.SeedSequence(seed).generate_state(2))
         self.start, self.draws = Start(model, of_start, jit), FittedDraws(model, n, of_draws, jit)
         self.gradients, self.rng = Gradients(model, jit=jit), np.random.default_rng(seed)
-        self.samples = n * rows  # in a call
-        self.at_once = max(rows, self.samples // MOMENTS)
+        self.blas = threadpoolctl.ThreadpoolController()
+        self.most = most
+        self.at_once = max(rows, most // MOMENTS)
 
     def prepared(self, x, first=0):
         """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
         draws of q(z|x), each (B, MOMENTS). Stochastic. Raises NotFiniteError for NaN, counting images from `first`.
         """
-        log_px_z, log_ratio, z = self.start.on([x], max(1, self.samples // MOMENTS))
+        log_px_z, log_ratio, z = self.start.on([x], max(1, self.most // MOMENTS))
         NotFiniteError.check(first, log_px_z, log_ratio, z)
         mean, dim = z.mean(axis=1), z.shape[-1]
         scale = z.std(axis=1)[:, :, None] * np.eye(dim)
         turns = math.ceil(FEWEST_POINTS / (2 * dim))
-        rows = max(1, self.samples // (6 * dim * turns))  # a gradient holds on to more than a value
-        for _ in range(ROUNDS):
-            mean, scale = self._round(x, mean, scale, turns, rows)
+        rows = max(1, self.most // (6 * dim * turns))  # a gradient holds on to more than a value
+        with self.blas.limit(limits=1, user_api="blas"):  # of small matrices, which more threads make a hundred times
+            for _ in range(ROUNDS):  # as slow
+                mean, scale = self._round(x, mean, scale, turns, rows)
         scale = WIDER * scale
         values = [mean, scale, np.linalg.inv(scale), np.linalg.slogdet(scale)[1]]
         return [x, *(value.astype("float32") for value in values)], (log_px_z, log_ratio)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.keras
 
 def fitted(model, n=4000):
     """A Fitted and the arrays that it prepared for IMAGES."""
-    source = Fitted(model, n, 1)
+    source = Fitted(model, n, 1, n)
     return source, source.prepared(IMAGES)[0]
 
 
@@ -77,7 +77,7 @@ def test_the_elbo_is_that_of_q_whatever_is_drawn_from():
 
 
 def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
-    source = Fitted(Linear(standard()), 100, 1)
+    source = Fitted(Linear(standard()), 100, 1, 100)
     monkeypatch.setattr(source.gradients, "on", lambda arrays, rows: [np.full(arrays[1].shape, np.nan)])
     log_terms, (_, mean, scale, *_) = source.prepared(IMAGES)[1], source.prepared(IMAGES)[0]
     assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
