@@ -30,7 +30,6 @@ COLUMNS = (
     "seconds",
 )
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
-PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")
 ESTIMATORS = {  # which flags go with each, and their usual values
     "is": {"num_samples": 5000, "proposal": "fitted", "target_se": None, "max_samples": None},
     "quadrature": {},
@@ -269,7 +268,7 @@ def evaluate(run, scoring=None, split="test", max_images=None):
             "seed": scoring.seed,
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
-            "weights_sha256": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
+            "weights_sha256": run.weights_sha256,
             "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
             "data_sha256": run.dataset.sha256,
             "git_commit": experiment.git_commit(),
@@ -279,7 +278,7 @@ def evaluate(run, scoring=None, split="test", max_images=None):
     )
     if not math.isfinite(metrics["log_px"]):
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
-    per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
+    per_image = {name: getattr(estimate, name) for name in experiment.PER_IMAGE}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
     return Scored(run.path.resolve().name, run.config, metrics, estimate)  # the path `.` has no name
 

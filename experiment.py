@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -15,8 +16,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +63,8 @@ GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
+MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
+PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
 LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
 MOST_VALUES = 1 << 24  # in an image
 INT32 = 2**31 - 1
@@ -412,6 +418,18 @@ def _at_most(meta):
 # ---------------------------------------------------------------------------------------------- the folder of a run
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation stored: its name, and of N images of the split, (N,) each, their index and PER_IMAGE."""
+
+    name: str
+    index: np.ndarray
+    log_px: np.ndarray
+    log_px_se: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    samples: np.ndarray
+
+
 class Run:
     """A run on disk: `path`, `config`, `status`, and on first use `dataset`, `model` (best weights) and `history`.
 
@@ -448,6 +466,11 @@ class Run:
     def weights(self):
         """The file of the weights with the best validation value of the trained bound."""
         return self.path / "best.weights.h5"
+
+    @property
+    def weights_sha256(self):
+        """The checksum of that file."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
     @cached_property
     def dataset(self):
@@ -539,10 +562,47 @@ class Run:
             raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
         return self.path / "evaluations" / f"{name}.json"
 
+    def evaluation(self, split):
+        """The newest whole Evaluation of a split by the weights that are here now; None where there is none.
+
+        What is damaged is passed over, as are those of older versions, which said less of each image.
+        """
+        name = re.compile(rf"{split}_[\w.]+_N\d+\.npz")
+        with contextlib.suppress(*_UNREADABLE):
+            found = [path for path in (self.path / "evaluations").iterdir() if name.fullmatch(path.name)]
+            for path in sorted(found, key=lambda path: path.lstat().st_mtime, reverse=True):
+                with contextlib.suppress(*_UNREADABLE):
+                    metrics = _read_json(path.with_suffix(".json"), "")
+                    if metrics["weights_sha256"] == self.weights_sha256:
+                        return _evaluation(path)
+        return None
+
 
 def load(path, data_dir=None):
     """The Run in this folder, from which config, data set and model are rebuilt. Raises UserError if it is none."""
     return Run(path, data_dir)
+
+
+# What reading a damaged .npz or .json raises: NumPy and zipfile let most of it through
+_UNREADABLE = (UserError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+_UNREADABLE += (MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
+
+
+def _evaluation(path):
+    """The Evaluation in an .npz. Raises one of _UNREADABLE where it is not what `save_evaluation` writes."""
+    content = _read(path, MOST_EVALUATION)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MOST_EVALUATION:
+            raise ValueError("it unpacks to too much")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        index, *columns = (file[name] for name in Evaluation._fields[1:])
+    if index.dtype.kind not in "iu" or index.ndim != 1 or len(np.unique(index)) != len(index) or index.min() < 0:
+        raise ValueError("its index does not name images")
+    if any(column.dtype.kind != "f" or column.shape != index.shape for column in columns):
+        raise ValueError("its columns are not numbers of the same images")
+    if not np.isfinite(columns[0]).all():
+        raise ValueError("an image has no log p(x)")
+    return Evaluation(path.stem, index, *columns)
 
 
 def _read_json(path, complaint):

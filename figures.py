@@ -54,6 +54,40 @@ class Density(NamedTuple):
     y: np.ndarray
     log_p: np.ndarray
 
+    @property
+    def limits(self):
+        """Where the grid begins and ends: (2, 2), limits by axes."""
+        return np.transpose([self.x[[0, -1]], self.y[[0, -1]]])
+
+    def log_sum(self):
+        """log of the integral over the grid."""
+        peak, cell = self.log_p.max(), (self.x[1] - self.x[0]) * (self.y[1] - self.y[0])
+        return float(peak + np.log(np.exp(self.log_p - peak, dtype="float64").sum() * cell))
+
+    def held(self, share):
+        """The points of the grid with the highest density, which hold this share of its mass: (M, 2)."""
+        rows, columns = np.nonzero(self.log_p >= mass_levels(self.log_p, (share,)))
+        return np.stack([self.x[columns], self.y[rows]], axis=1)
+
+
+class ImagePosterior(NamedTuple):
+    """p(z|x) of an image in two dimensions, and what stands for it.
+
+    image (H, W, C) and the `name` of its class; `limits` (2, 2) of the window to be shown, by axes; `exact`, the
+    Density of p(x, z), and `fitted`, that of q(z|x); `points`, by name (n, 2); log p(x), KL(q(z|x) || p(z|x)) and the
+    effective number of the draws of q(z|x).
+    """
+
+    image: np.ndarray
+    name: str
+    limits: np.ndarray
+    exact: Density
+    fitted: Density
+    points: dict
+    log_px: float
+    kl: float
+    ess: float
+
 
 @contextlib.contextmanager
 def style():
@@ -269,6 +303,131 @@ def posteriors(density, fitted, log_px):
     return figure
 
 
+@style()
+def image_posteriors(rows):
+    """A figure with a row for each ImagePosterior: the image, p(z|x), q(z|x), and points, all over the same plane."""
+    from matplotlib.lines import Line2D
+
+    names = ["", "p(z|x)", "q(z|x)", *rows[0].points]
+    figure = new_figure(1.75 * len(names) - 0.2, 1.75 * len(rows) + 0.6, layout="constrained")
+    ratios = {"width_ratios": [0.7] + [1] * (len(names) - 1)}
+    grid = figure.subplots(len(rows), len(names), squeeze=False, gridspec_kw=ratios)
+    for panels, row in zip(grid, rows, strict=True):
+        draw_image_posterior(panels, row)
+    for name, top, bottom in zip(names[1:], grid[0, 1:], grid[-1, 1:], strict=True):
+        top.set_title(f"{name}\n{top.get_title('left')}")
+        bottom.set_xlabel("z[0]")
+    figure.align_ylabels(grid[:, 1])
+    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+    labels = {"solid": f"{shares} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
+    lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in labels.items()]
+    figure.legend(handles=lines, loc="outside lower right", ncols=2)
+    return figure
+
+
+def draw_image_posterior(panels, row):
+    """Draws one ImagePosterior into a row of axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    picture, exact, fitted, *others = panels
+    draw_picture(picture, row.image, row.name)
+    for axes, density, note in ((exact, row.exact, f"log p(x) = {decimals(row.log_px)}"),
+                                (fitted, row.fitted, f"KL(q || p) = {decimals(row.kl)}")):  # fmt: skip
+        shade(axes, density)
+        axes.set_title(note)
+    draw_levels(fitted, row.exact, (SHARES[-1],), linestyles="dashed")
+    for axes, points in zip(others, row.points.values(), strict=True):
+        axes.plot(*points.T, ".", color=PALETTE[0], markersize=2, alpha=0.3, markeredgewidth=0)
+        draw_levels(axes, row.exact, SHARES)
+    others[0].set_title(f"ESS {row.ess:.0f} of {len(next(iter(row.points.values())))}")
+    for axes in panels[1:]:
+        axes.set(xlim=row.limits[:, 0], ylim=row.limits[:, 1], box_aspect=1)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(labelleft=axes is exact)
+    exact.set_ylabel("z[1]")
+
+
+def draw_picture(axes, image, name=""):
+    """An image (H, W, C) in bare axes, its name below."""
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[], xlabel=name)
+    axes.spines[:].set_visible(False)
+
+
+def shade(axes, density):
+    """A density in grey, with contours around SHARES of its mass."""
+    (left, bottom), (right, top) = density.limits
+    shades = np.exp(density.log_p - density.log_p.max())
+    axes.imshow(shades, extent=(left, right, bottom, top), origin="lower", cmap="Greys", vmax=1.6, aspect="auto")
+    draw_levels(axes, density, SHARES)
+
+
+def draw_levels(axes, density, shares, linestyles="solid"):
+    """Contours around these shares of a density's mass."""
+    levels = np.unique(mass_levels(density.log_p, shares))  # contour wants them rising
+    axes.contour(*density, levels=levels, colors="black", linewidths=0.7, linestyles=linestyles)
+
+
+# ---------------------------------------------------------------------------------------------- likelihoods
+
+
+@style()
+def likelihoods(log_px, labels, class_names, ends, source, note=""):
+    """A figure of how log p(x) is spread: a histogram, a box for each class, and beside them images at both ends.
+
+    Args: log_px (N,) in nats; labels (N,) integers or None; class_names, one for each label; ends, of each end's name
+    images (k, H, W, C) and their log p(x) (k,); source, the name of the estimates.
+    """
+    present = [] if labels is None else np.unique(labels)
+    figure = new_figure(9, 3.4 + 0.2 * len(present), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    rows = left.subplots(1 + bool(len(present)), 1, sharex=True, squeeze=False, height_ratios=heights(present))[:, 0]
+    bins = min(60, len(np.histogram_bin_edges(log_px, "auto")) - 1)  # far outliers would make it thousands
+    rows[0].hist(log_px, bins, color=PALETTE[0], edgecolor="white", linewidth=0.4)
+    error = f" ± {np.std(log_px, ddof=1) / math.sqrt(len(log_px)):.2f}" if len(log_px) > 1 else ""
+    title = f"mean {decimals(log_px.mean())}{error} ({source})"
+    rows[0].set(ylabel="test images", title=f"{title}\n{note}" if note else title)
+    if len(present):
+        draw_boxes(rows[1], [log_px[labels == label] for label in present], [class_names[label] for label in present])
+    for axes in rows:
+        axes.axvline(log_px.mean(), color="black", linewidth=0.8, linestyle=":")
+    rows[-1].set_xlabel("log p(x) (nats)")
+    draw_ends(right, ends)
+    return figure
+
+
+def heights(present):
+    """Relative heights of the histogram and, where there are classes, of their boxes."""
+    return (2.6, 0.3 + 0.2 * len(present)) if len(present) else (1,)
+
+
+def draw_boxes(axes, groups, names):
+    """A box from quartile to quartile for each group of values, whiskers to 5 and 95 %, and dots beyond."""
+    dots = {"marker": ".", "markersize": 3, "markerfacecolor": PALETTE[0], "markeredgewidth": 0}
+    box, median = {"facecolor": "#cfe3ef", "linewidth": 0.7}, {"color": "black", "linewidth": 1.1}
+    options = {"flierprops": dots, "boxprops": box, "medianprops": median, "whiskerprops": {"linewidth": 0.7}}
+    options |= {"whis": (5, 95), "widths": 0.6, "patch_artist": True, "showcaps": False}
+    axes.boxplot(groups, orientation="horizontal", **options)
+    axes.set_yticks(range(1, len(names) + 1), names)
+    axes.invert_yaxis()
+
+
+def draw_ends(figure, ends):
+    """Rows of images, log p(x) under each and the name of the end above, in an otherwise empty figure."""
+    most = max(len(images) for images, _ in ends.values())
+    grid = figure.subplots(len(ends), max(1, most), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for panels, (name, (images, values)) in zip(grid, ends.items(), strict=True):
+        panels[0].set_title(" ")  # room for the text, which goes over several panels and must widen none
+        place = {"xy": (0, 1), "xytext": (0, 5), "xycoords": "axes fraction", "textcoords": "offset points"}
+        panels[0].annotate(f"{name}, log p(x) in nats", **place).set_in_layout(False)
+        for axes, image, value in zip(panels, images, values, strict=False):
+            axes.set_axis_on()
+            draw_picture(axes, image, decimals(value))
+
+
 # ---------------------------------------------------------------------------------------------- curves
 
 
@@ -298,6 +457,49 @@ def losshistory(history, note=""):
     figure.axes[1].set_title(note)
     figure.legend(handles=figure.axes[0].lines[:3], loc="outside upper right", ncols=3)
     return figure
+
+
+@style()
+def estimates(counts, curves, exact, caption, note=""):
+    """A figure of estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
+
+    Args: counts (n,); curves, of each proposal's name (n, 2) estimates and standard errors in nats; exact, the value
+    that they should come to, or None. The second panel shows the end of the first.
+    """
+    figure = new_figure(8.6, 3.6, layout="constrained")
+    first, *others = curves.values()
+    whole, end = figure.subplots(1, 2)
+    for axes in (whole, end):
+        draw_estimates(axes, counts, curves)
+        if exact is not None:
+            axes.axhline(exact, color="black", linewidth=0.8, linestyle="--", label=f"quadrature: {decimals(exact)}")
+        axes.set(xscale="log", xlabel="samples S of an image", ylabel="log p(x) (nats)")
+        axes.xaxis.set_major_formatter("{x:g}")
+    start = len(counts) // 2
+    known = [] if exact is None else [exact]
+    limit(whole, np.concatenate([known, *bands([first, *(values[1:] for values in others)])]))  # one draw can be awful
+    limit(end, np.concatenate([known, *bands([values[start:] for values in curves.values()])]))
+    end.set_xlim(counts[start] / 1.15, counts[-1] * 1.15)
+    end.set_xticks(counts[start:])
+    end.minorticks_off()
+    whole.set_title(f"{caption}\n{note}" if note else caption)
+    end.set_title(f"from S = {counts[start]} on")
+    whole.legend(loc="lower right", title="bands: ± 2 s.e. of an estimate by S samples", title_fontsize=8)
+    return figure
+
+
+def draw_estimates(axes, counts, curves):
+    """A line in a band of two standard errors on either side for each of the curves (n, 2)."""
+    for colour, (label, values) in zip(PALETTE, curves.items(), strict=False):
+        low, high = bands([values])[0].reshape(2, -1)
+        axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
+        last = f"{decimals(values[-1, 0])} by {counts[-1]}"
+        axes.plot(counts, values[:, 0], marker=".", color=colour, label=f"{label}: {last}")
+
+
+def bands(curves):
+    """Of each curve (n, 2), values and standard errors: the lower, then the upper ends of its band, (2 n,)."""
+    return [np.concatenate([values[:, 0] - 2 * values[:, 1], values[:, 0] + 2 * values[:, 1]]) for values in curves]
 
 
 @style()
@@ -332,5 +534,10 @@ def draw_curve(axes, epochs, values, **options):
 def zoom(axes, curves, start=0.1):
     """Limits the y-axis to what comes after the first tenth of each curve, whose steep start would flatten the rest."""
     values = np.concatenate([curve[int(start * len(curve)) :] for curve in curves])
+    limit(axes, values)
+
+
+def limit(axes, values):
+    """Limits the y-axis to these values."""
     pad = 0.06 * max(np.ptp(values), 1e-3)
     axes.set_ylim(values.min() - pad, values.max() + pad)

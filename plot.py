@@ -29,6 +29,15 @@ STEPS = 9  # decoded images from one end of an interpolation to the other
 SAMPLES = 100
 PSEUDO_INPUTS = 50  # on a sheet, at most
 DENSITY = 240  # points along each axis, between which contours are drawn
+POSTERIORS = 6  # images whose p(z|x) is drawn
+DRAWS = 2000  # points that stand for it
+COARSE, FINEST = 50, 400  # points along each axis of the grid that looks for p(z|x), and of the one that holds it
+SMOOTH = 100  # points of that, at least, in half of the mass
+NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 standard deviations of a Gaussian
+ZOOMS = 30  # windows that are tried around it
+ENDS = 5  # images of the lowest and of the highest log p(x)
+ESTIMATED = 50  # images whose log p(x) is estimated by more and more samples
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
 
 def add_arguments(parser):
@@ -40,6 +49,8 @@ def add_arguments(parser):
     parser.add_argument("--toy_posteriors", action="store_true", help=text)
     text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
     parser.add_argument("--projection", choices=tuple(PROJECTIONS), default="pca", help=text)
+    text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
+    parser.add_argument("--estimates", action="store_true", help=text)
 
 
 def run(args):
@@ -56,7 +67,7 @@ def run(args):
     groups = defaultdict(list)
     runs.reverse()
     while runs:  # popped, so that one model at a time is in memory
-        drawn = draw_run(runs.pop(), output, args.projection)
+        drawn = draw_run(runs.pop(), output, args.projection, args.estimates)
         groups[drawn.group].append(drawn)
     for group, members in groups.items():
         if len(members) > 1:
@@ -149,6 +160,15 @@ class View:
         self.split = run.dataset.split("test")
         self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
 
+    def spread(self, count):
+        """Indices of `count` examples at most, one of each class before the second of any."""
+        order = self.examples.T if self.rows else self.examples
+        return order[order >= 0][:count]
+
+    def class_name(self, index):
+        """The name of a test image's class; none where there are no labels."""
+        return self.class_names[self.split.labels[index]] if self.split.labels is not None else ""
+
     def decoded(self, z):
         """Images of latents (..., D), as of LatentModel.decode: (..., H, W, C)."""
         noise = self.noise()
@@ -209,6 +229,12 @@ class View:
         return figures.Density(x, y, log_p.reshape(DENSITY, DENSITY))
 
     @cached_property
+    def evaluation(self):
+        """The newest stored Evaluation of the test images, None where there is none."""
+        stored = self.run.evaluation("test")
+        return stored if stored and stored.index.max() < len(self.images) else None
+
+    @cached_property
     def samples(self):
         """Images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
         return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.drawing))
@@ -252,12 +278,16 @@ def picked(images, index):
     return np.where((index >= 0)[..., None, None, None], images[index], np.float32(np.nan))
 
 
-def draw_run(run, output, projection):
-    """Draws all figures of a run and returns what the figures that compare runs need, a `Drawn`."""
+def draw_run(run, output, projection, estimates=False):
+    """Draws all figures of a run, or all but that of `estimates`; returns what comparing runs needs, a `Drawn`."""
     view, folder, prefix = View(run, projection), run.path / "figures", run.config.training_id
-    names = {name: f"{prefix}_{name}.png" for name in FIGURES} | {"input": f"{run.config.source.name}_input.png"}
-    for name, draw in FIGURES.items():
-        if name != "pseudoinputs" or run.config.has_pseudo_inputs:
+    wanted = FIGURES | (COSTLY if estimates else {})
+    names = {name: f"{prefix}_{name}.png" for name in wanted} | {"input": f"{run.config.source.name}_input.png"}
+    for name, draw in wanted.items():
+        if name in CONDITIONS and not CONDITIONS[name](view):
+            if name in MISSING:
+                print(f"{run.path}: {MISSING[name]}", file=sys.stderr)
+        else:
             output.write(folder, names[name], lambda draw=draw: figures.png(draw(view)))
     output.write(folder, f"{prefix}_embedding.npz", lambda: embedding_file(view))
     return drawn_of(view)
@@ -423,6 +453,166 @@ def draw_pseudoinputs(view):
     return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
 
 
+def draw_posterior(view):
+    """p(z|x) of some test images in the latent plane, beside q(z|x) and what else stands for it."""
+    return figures.image_posteriors([image_posterior(view, index) for index in view.spread(POSTERIORS)])
+
+
+def image_posterior(view, index):
+    """The figures.ImagePosterior of a test image: p(z|x) on a grid, q(z|x), and DRAWS points each way.
+
+    Points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains where those were trained.
+    """
+    x, noise, log_joint = view.images[index], view.noise(), joint(view, index)
+    q = view.model.posterior(x[None])
+    log_q = at_points(lambda z: q.log_prob(z)[:, 0])
+    z = as_numpy(q.sample(DRAWS, noise))[:, 0]
+    exact = located(log_joint, [view.density.limits, figures.window(z)])
+    log_w = log_joint(z) - log_q(z)
+    w = np.exp(log_w - log_w.max(), dtype="float64")
+    chosen = np.random.default_rng(view.config.seed).choice(DRAWS, DRAWS, p=w / w.sum())
+    points = {"q(z|x), resampled": z[chosen]}
+    if models.OBJECTIVES[view.config.objective].is_annealed:
+        copies = np.repeat(x[None], DRAWS, axis=0)
+        points["ends of chains"] = in_batches(lambda part: view.model.objective.draw(view.model, part, noise), copies)
+    limits = figures.window(np.concatenate([exact.held(0.995), *np.quantile(z, [[0.005], [0.995]], axis=0)]), 0.08)
+    log_px = exact.log_sum()
+    return figures.ImagePosterior(
+        image=x,
+        name=view.class_name(index),
+        limits=limits,
+        exact=exact,
+        fitted=on_grid(log_q, limits, 2 * COARSE),
+        points=points,
+        log_px=log_px,
+        kl=max(0.0, log_px - float(log_w.mean(dtype="float64"))),  # never negative, which its estimate may be
+        ess=float(w.sum() ** 2 / np.square(w).sum()),
+    )
+
+
+def at_points(log_p):
+    """A function of (M, 2) arrays, in batches, from one of latents of a single image, (M, 1, 2) -> (M,)."""
+    return lambda points: in_batches(lambda z: log_p(z[:, None]), points)
+
+
+def joint(view, index):
+    """log p(x, z) of a test image, a function of z (M, 2) -> (M,). It raises UserError where that is NaN."""
+    x, prior = view.images[index][None], view.model.prior()  # once: K pseudo-inputs are not encoded for each batch
+    log_joint = at_points(lambda z: (view.model.likelihood(z).log_prob(x) + prior.log_prob(z))[:, 0])
+
+    def checked(points):
+        values = log_joint(points)
+        if np.isnan(values).any():
+            raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
+        return values
+
+    return checked
+
+
+def on_grid(log_p, limits, side):
+    """The Density of `log_p`, a function (M, 2) -> (M,), at side x side points within limits (2, 2), by axes."""
+    x, y = np.linspace(*limits, side).T
+    return figures.Density(x, y, log_p(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(side, side))
+
+
+def located(log_p, boxes):
+    """The Density of an unnormalised `log_p`, a function (M, 2) -> (M,), around all of its mass that counts.
+
+    The search begins on grids over the `boxes`, limits (2, 2) each. Its window is then fitted to what counts in it,
+    over and over, and reaches out where that touches the rim. The last grid is made finer until its sum stays and
+    contours in it are smooth.
+    """
+    grids, limits = [on_grid(log_p, box, COARSE) for box in boxes], np.full((2, 2), np.inf)
+    for _ in range(ZOOMS):
+        last, limits = limits, counting(grids)
+        if np.all(np.abs(limits - last) <= 0.1 * np.ptp(limits, axis=0)):
+            break
+        grids = [on_grid(log_p, limits, COARSE)]
+    density = grids[0]
+    while len(density.x) < FINEST:
+        coarser, density = density, on_grid(log_p, limits, 2 * len(density.x))
+        if abs(density.log_sum() - coarser.log_sum()) < 0.01 and len(density.held(0.5)) >= SMOOTH:
+            break
+    return density
+
+
+def counting(grids):
+    """The limits (2, 2) of what counts on these grids, each as of `reach`."""
+    peak = max(grid.log_p.max() for grid in grids)
+    ends = []
+    for grid in grids:
+        counts = grid.log_p > peak - NEGLIGIBLE
+        if counts.any():
+            ends.append(np.transpose([reach(grid.x, counts.any(axis=0)), reach(grid.y, counts.any(axis=1))]))
+    return np.stack([np.min(ends, axis=(0, 1)), np.max(ends, axis=(0, 1))])
+
+
+def reach(values, counts):
+    """From where to where rising values (n,) count: a point further, or where it is the last, twice all of them."""
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    step, far = values[1] - values[0], 2 * (values[-1] - values[0])  # what is far off is reached in doubling strides
+    return values[first] - (far if first == 0 else step), values[last] + (far if last == len(values) - 1 else step)
+
+
+def draw_likelihood(view):
+    """How log p(x) of the test images is spread, over all and in each class, with the images at both ends."""
+    stored = view.evaluation
+    order = np.argsort(stored.log_px)
+    count = min(ENDS, len(order) // 2)
+    ends = {"least likely": order[:count], "most likely": order[::-1][:count]}
+    shown = {name: (view.images[stored.index[rows]], stored.log_px[rows]) for name, rows in ends.items()}
+    labels = None if view.split.labels is None else view.split.labels[stored.index]
+    return figures.likelihoods(stored.log_px, labels, view.class_names, shown, stored.name, view.run.note)
+
+
+def draw_estimates(view):
+    """Estimates of the mean log p(x) of some test images, by more and more samples, beside the integral over a grid."""
+    from models.likelihood import NotFiniteError, log_weights
+
+    images, curves = view.images[:ESTIMATED], {}
+    try:
+        for label, proposal in (("q(z|x)", "posterior"), ("fitted to p(z|x)", "fitted")):
+            log_w = log_weights(view.model, images, max(COUNTS), view.config.seed, proposal)
+            curves[label] = by_samples(log_w)
+        exact = integrated(view, images)
+    except NotFiniteError as error:
+        message = f"{view.run.path}: log p(x) of test image {error.image} is not finite; the weights are not usable"
+        raise UserError(message) from error
+    return figures.estimates(COUNTS, curves, exact, f"mean of {len(images)} test images", view.run.note)
+
+
+def by_samples(log_w):
+    """The mean estimate of log p(x) by each of COUNTS samples, and its standard error, from log-weights (N, S): (n, 2).
+
+    For s samples, the S are divided into groups of s. Their mean comes near the expectation of an estimate by s
+    samples; its error is told by how much they differ, or where there is one group, by the delta method.
+    """
+    from models.likelihood import Sums
+
+    rows, (n, most) = [], log_w.shape
+    for count in COUNTS:
+        groups = log_w[:, : most // count * count].reshape(n, -1, count)
+        peak = groups.max(axis=2)
+        each = peak + np.log(np.exp(groups - peak[..., None]).mean(axis=2))  # (N, groups)
+        if each.shape[1] > 1:
+            variance = each.var(axis=1, ddof=1)
+        else:
+            variance = Sums.none(n, count).weighed(groups[:, 0], np.ones((n, count), bool)).errors() ** 2
+        rows.append((each.mean(), np.sqrt(variance.sum()) / n))
+    return np.array(rows)
+
+
+def integrated(view, images):
+    """The mean log p(x) of images by quadrature; None for more dimensions than it is for, and where it fails."""
+    from models.quadrature import MOST_DIMENSIONS, NotResolvedError, quadrature
+
+    if view.config.latent_dim > MOST_DIMENSIONS:
+        return None
+    with contextlib.suppress(NotResolvedError):
+        return float(quadrature(view.model, images, seed=view.config.seed).log_px.mean())
+    return None
+
+
 FIGURES = {
     "input": draw_input,
     "reconmanifold": draw_reconmanifold,
@@ -432,6 +622,19 @@ FIGURES = {
     "losshistory": draw_losshistory,
     "samples": draw_samples,
     "pseudoinputs": draw_pseudoinputs,
+    "posterior": draw_posterior,
+    "likelihood": draw_likelihood,
+}
+COSTLY = {"estimates": draw_estimates}  # drawn where they are asked for
+CONDITIONS = {  # of a View, for the figures that not every run has
+    "pseudoinputs": lambda view: view.config.has_pseudo_inputs,
+    "posterior": lambda view: view.config.latent_dim == 2 and not view.config.is_autoregressive,  # which takes hours
+    "likelihood": lambda view: view.evaluation is not None,
+    "estimates": lambda view: not view.config.is_autoregressive,
+}
+MISSING = {  # what is said where a figure is left out that could be had
+    "likelihood": "no score of the test images is stored for these weights, so none is drawn; run evaluate.py first",
+    "estimates": "no estimates are drawn of a network that goes pixel by pixel: it would take hours",
 }
 
 
@@ -472,8 +675,7 @@ class Drawn(NamedTuple):
 
 def drawn_of(view):
     """The Drawn of a view's run."""
-    order = view.examples.T if view.rows else view.examples  # one of each class before the second of any
-    chosen = order[order >= 0][:10]
+    chosen = view.spread(10)
     reconstructions = view.reconstructed(view.images[chosen])
     run = view.run
     originals, samples = view.split.grey(chosen), view.samples[:10]

@@ -192,6 +192,26 @@ def importance_sampling(
     return estimate
 
 
+def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_bytes=None):
+    """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
+
+    r is that of `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises NotFiniteError for
+    a log-weight that is NaN.
+    """
+    each, block, most = _chunk(model, len(images), n, None, max_bytes)
+    source = PROPOSALS[proposal](model, each, block, most, seed, jit)
+    log_w = np.empty((len(images), n))
+    for start in range(0, len(images), source.at_once):
+        prepared = _prepared(source, images[start : start + source.at_once], start, n)
+        for first in range(0, len(prepared.index), block):
+            active, parts, count = prepared.rows(slice(first, first + block)), [], 0
+            while count < n:
+                parts.append(sum(_terms(source, active, block)))
+                count += parts[-1].shape[1]
+            log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
+    return log_w
+
+
 def _chunk(model, count, num_samples, target_se, max_bytes):
     """Samples of an image in one call, images in it, and the most samples over all of them."""
     most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample  # over all its images
@@ -212,16 +232,24 @@ def _prepared(source, x, first, num_samples):
     return Sampled(index, arrays, sums if terms is None else sums.told(*terms))
 
 
-def _drawn(source, active, block, num_samples):
-    """The Sums after one more call. Where fewer images than `block` are left, each has several rows in it."""
+def _terms(source, active, block):
+    """log p(x|z) and log p(z) - log r(z) from one more call, each (B, m). Raises NotFiniteError where their sum is NaN.
+
+    Where there are fewer images than `block`, each has several rows in it.
+    """
     copies = block // len(active.index)
     arrays = [padded(np.repeat(array, copies, axis=0), block) for array in active.arrays]
     rows = len(active.index) * copies
     log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in source.drawn(arrays))
-    log_w = log_px_z + log_ratio
-    bad = ~(log_w < np.inf).all(axis=1)
+    bad = ~(log_px_z + log_ratio < np.inf).all(axis=1)
     if bad.any():
         raise NotFiniteError(int(active.index[bad][0]))
-    counted = np.arange(log_w.shape[1]) < (num_samples - active.sums.count)[:, None]
-    sums = active.sums.weighed(log_w, counted)
+    return log_px_z, log_ratio
+
+
+def _drawn(source, active, block, num_samples):
+    """The Sums after one more call."""
+    log_px_z, log_ratio = _terms(source, active, block)
+    counted = np.arange(log_ratio.shape[1]) < (num_samples - active.sums.count)[:, None]
+    sums = active.sums.weighed(log_px_z + log_ratio, counted)
     return sums.told(log_px_z, log_ratio, counted) if source.draws_terms else sums

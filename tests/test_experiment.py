@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -623,6 +624,80 @@ def test_an_evaluation_that_cannot_be_written_leaves_the_last_one(folder, monkey
     with pytest.raises(UserError, match=r"cannot write the evaluation to .*a run: No space left on device"):
         run.save_evaluation(METRICS | {"log_px": -2.5}, {"index": np.arange(7)})
     assert json.loads((folder / "metrics.json").read_text()) == METRICS
+
+
+def stored(folder, name="test_is_S3_N4", modified=0, weights=b"some weights", **changes):
+    """Writes an evaluation of four images, some of its columns changed; returns the .npz."""
+    (folder / "best.weights.h5").write_bytes(b"some weights")
+    (folder / "evaluations").mkdir(exist_ok=True)
+    columns = {name: np.arange(4) / 2 - 7 for name in experiment.PER_IMAGE}
+    columns |= {"index": np.array([3, 0, 8, 5])} | changes
+    path = folder / "evaluations" / f"{name}.npz"
+    np.savez_compressed(path, **{key: value for key, value in columns.items() if value is not None})
+    path.with_suffix(".json").write_text(json.dumps({"weights_sha256": hashlib.sha256(weights).hexdigest()}))
+    os.utime(path, (modified, modified))
+    return path
+
+
+def test_the_newest_evaluation_of_a_split_is_read_back(folder):
+    run = experiment.load(folder)
+    assert run.evaluation("test") is None
+    stored(folder, "test_is_S9_N4", 20, log_px=np.full(4, -1.0))
+    stored(folder, "test_ais_S1_T2_N4", 30, log_px=np.arange(4) - 2.5, khat=np.full(4, np.nan))
+    stored(folder, "val_is_S9_N4", 40)
+    stored(folder, "test_is_S99_N4", 50, weights=b"those of an earlier epoch")
+    stored(folder, "test_is_S5_N4", 60, khat=None)  # of an older version
+    found = run.evaluation("test")
+    assert found.name == "test_ais_S1_T2_N4" and found.log_px.tolist() == [-2.5, -1.5, -0.5, 0.5]
+    assert found.index.tolist() == [3, 0, 8, 5] and np.isnan(found.khat).all()
+    assert run.evaluation("val").name == "val_is_S9_N4" and run.evaluation("train") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log_px": np.array([1, np.nan, 2, 3])},
+        {"log_px": np.arange(3.0)},
+        {"ess": np.array(["a", "b", "c", "d"])},
+        {"ess": np.arange(4)},
+        {"khat": np.zeros((4, 1))},
+        {"samples": np.array([None] * 4)},
+        {"index": np.array([0, 1, 1, 2])},
+        {"index": np.array([0, 1, -1, 2])},
+        {"index": np.arange(4.0)},
+        {"index": None},
+    ],
+)
+def test_an_evaluation_that_makes_no_sense_is_passed_over(folder, changes):
+    run, older = experiment.load(folder), "test_is_S1_N4"
+    stored(folder, modified=2, **changes)
+    assert run.evaluation("test") is None
+    stored(folder, older, modified=1)
+    assert run.evaluation("test").name == older
+
+
+def test_a_damaged_evaluation_is_passed_over(folder, monkeypatch):
+    run, path = experiment.load(folder), stored(folder)
+    whole = path.read_bytes()
+    for content in [b"", whole[:-1], whole[:200], b"\x93NUMPY" + whole, whole.replace(b"log_px", b"log_py")]:
+        path.write_bytes(content)
+        assert run.evaluation("test") is None
+    for place in range(30, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        run.evaluation("test")
+    path.write_bytes(whole)
+    assert run.evaluation("test") is not None
+    monkeypatch.setattr(experiment, "MOST_EVALUATION", len(whole) - 1)
+    assert run.evaluation("test") is None
+    monkeypatch.undo()
+    path.with_suffix(".json").write_text("{")
+    assert run.evaluation("test") is None
+
+
+def test_an_evaluation_that_unpacks_to_too_much_is_passed_over(folder, monkeypatch):
+    monkeypatch.setattr(experiment, "MOST_EVALUATION", 10_000)
+    path = stored(folder, more=np.zeros(100_000))
+    assert path.stat().st_size < 10_000 and experiment.load(folder).evaluation("test") is None
 
 
 def test_the_commit_is_that_of_the_code_or_unknown(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from linear_models import (
 from models import likelihood, proposals
 from models.compiled import NotFiniteError
 from models.distributions import Mixture, Normal
-from models.likelihood import Sums, importance_sampling, pareto_k
+from models.likelihood import Sums, importance_sampling, log_weights, pareto_k
 
 pytestmark = pytest.mark.keras
 
@@ -283,3 +283,31 @@ def test_the_seed_decides_the_samples():
 
 def test_jit_gives_the_same_law():
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
+
+
+@pytest.mark.parametrize("proposal", ["posterior", "fitted"])
+@pytest.mark.parametrize("max_bytes", [None, 4000 * 30])
+def test_log_weights_average_to_the_known_likelihood_image_by_image(proposal, max_bytes):
+    model, covariance = two_layers()
+    log_w = log_weights(model, IMAGES, 700, 3, proposal, max_bytes=max_bytes)
+    assert log_w.shape == (11, 700) and log_w.dtype == np.float64
+    assert len(np.unique(log_w)) > 0.99 * log_w.size
+    everything = np.ones(log_w.shape, bool)
+    assert_within_errors(Sums.none(11, 700).weighed(log_w, everything).estimate(), exact(covariance), most=0.2)
+    np.testing.assert_array_equal(log_w, log_weights(model, IMAGES, 700, 3, proposal, max_bytes=max_bytes))
+    assert np.mean(log_w == log_weights(model, IMAGES, 700, 4, proposal, max_bytes=max_bytes)) < 0.01
+
+
+def test_log_weights_are_those_of_the_estimate():
+    model = Linear(standard())
+    estimate = from_q(model, IMAGES, 300, 5)
+    log_w = log_weights(model, IMAGES, 300, 5, "posterior")
+    np.testing.assert_allclose(np.log(np.exp(log_w).mean(axis=1)), estimate.log_px, atol=1e-9)
+
+
+def test_a_log_weight_that_is_nan_is_named_with_its_image():
+    images = IMAGES.copy()
+    images[7] = np.nan
+    with pytest.raises(NotFiniteError) as caught:
+        log_weights(Linear(standard()), images, 20, max_bytes=4000 * 60)
+    assert caught.value.image == 7
