@@ -136,6 +136,8 @@ class Scoring(NamedTuple):
     def said(self):
         """The same in words, for the line above the table."""
         words = {name: value for name, value in self.settings.items() if value is not None}
+        if "target_se" in words:
+            words["max_samples"] = words.pop("num_samples")
         return ", ".join([self.estimator, *(f"{name} {value}" for name, value in words.items())])
 
 
