@@ -24,6 +24,7 @@ import commandline
 import engine
 from benchmarks import paper_table
 from benchmarks.paper_table import RESULTS, ROOT
+from benchmarks.train_step import in_turn
 
 ROWS = [name.removeprefix("bounds_") for name in commandline.preset_names() if name.startswith("bounds_")]
 COST = RESULTS / "bounds_cost.json"
@@ -67,7 +68,7 @@ def with_table(readme):
 
 
 def work(row, backend):
-    """A worker: trains `n` steps for each line "n" on stdin, and answers with seconds a step and its peak memory."""
+    """A worker as of train_step.py, for the preset of a row."""
     import resource
 
     engine.settle(backend)
@@ -77,7 +78,7 @@ def work(row, backend):
     prepared = training.prepare(paper_table.config_of(f"bounds_{row}", 0, "."))
     grey = prepared.batches[0][0]
     prepared.model.train_on_batch(grey)
-    print("ready", flush=True)
+    print(json.dumps("ready"), flush=True)
     for asked in sys.stdin:
         began = time.perf_counter()
         for _ in range(int(asked)):
@@ -89,25 +90,11 @@ def work(row, backend):
 def measured(args):
     """Median seconds of a step and peak memory of each row, all measured in turn; the first round is not counted."""
     command = [sys.executable, __file__, "--backend", args.backend or "tensorflow", "--worker"]
-    workers = {
-        row: subprocess.Popen([*command, row], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for row in ROWS
-    }
-    found = {row: [] for row in ROWS}
-    try:
-        for worker in workers.values():
-            worker.stdout.readline()
-        for _ in range(args.rounds + 1):
-            for row, worker in workers.items():
-                worker.stdin.write("2\n")
-                worker.stdin.flush()
-                found[row].append(json.loads(worker.stdout.readline()))
-                time.sleep(0.2)  # until its threads sleep
-    finally:
-        for worker in workers.values():
-            worker.kill()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    _, answers = in_turn({row: subprocess.Popen([*command, row], **pipes) for row in ROWS}, args.rounds + 1, 2)
     return {
         row: {"seconds": median(seconds for seconds, _ in values[1:]), "mib": max(mib for _, mib in values)}
-        for row, values in found.items()
+        for row, values in answers.items()
     }
 
 

@@ -1,15 +1,18 @@
 """Time a training step of each model against the same network in plain PyTorch (channels last), in turn, in one run.
 
     python benchmarks/train_step.py [--network_size 4] [--batch_size 256] [--rounds 7]
+    python benchmarks/train_step.py --objective elbo iwae dreg lmcvae amcvae [--network mlp]
 
 Each side runs in a process of its own, and only one of them works at a time. Printed: median seconds a step, the ratio
 of medians, and the fraction of this machine's float32 matrix-multiply peak, from the floating-point operations of the
 convolutions and dense layers (forward, and backward for weights and inputs, but for the first layer's inputs).
+With --objective, the project's objectives are compared with the first one named, and with the peak memory of each.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -20,24 +23,28 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def keras_step(model, prior, size, batch, k, backend):
+def keras_step(args):
     """A function that trains one step of the project's model on a fixed grey batch, and the operations of a step."""
     import engine
     import experiment
 
-    engine.settle(backend)
+    engine.settle(args.worker)
     engine.start()
     import keras
     import numpy as np
 
     import models
 
-    config = experiment.Config(model=model, prior=prior, network_size=float(size), num_pseudo_inputs=k)
+    k, batch, size = args.num_pseudo_inputs, args.batch_size, args.network_size
+    sizes = {"network": args.network} | ({"network_size": size} if args.network == "conv" else {})
+    settings = {"model": args.model[0], "prior": args.prior[0], "num_pseudo_inputs": k, "latent_dim": args.latent_dim}
+    config = experiment.Config(**settings, **sizes, objective=(args.objective or ["elbo"])[0])
     rng = np.random.default_rng(0)
     net = models.build(config, (28, 28, 1), True, rng.random((k, 28, 28, 1), np.float32))
     net.compile(keras.optimizers.Adam(1e-4), jit_compile="auto")
     grey = rng.random((batch, 28, 28, 1), np.float32)
-    return lambda: float(net.train_on_batch(grey)[0]), step_operations(net, batch, k if prior == "vamp" else 0)
+    operations = step_operations(net, batch, k if config.prior == "vamp" else 0) if args.network == "conv" else None
+    return lambda: float(net.train_on_batch(grey)[0]), operations
 
 
 def step_operations(net, batch, k):
@@ -74,36 +81,51 @@ def torch_step(model, prior, size, batch, k):
 
 
 def worker(args):
-    """Builds one side's step, then trains `n` steps for each line "n" on stdin and answers with seconds a step."""
-    settings = (args.model[0], args.prior[0], args.network_size, args.batch_size, args.num_pseudo_inputs)
+    """Builds one side's step, then trains `n` steps for each line "n" on stdin; says seconds a step and peak MiB."""
     operations = None
     started = time.perf_counter()
     if args.worker == "torch":
-        step = torch_step(*settings)
+        step = torch_step(args.model[0], args.prior[0], args.network_size, args.batch_size, args.num_pseudo_inputs)
     else:
-        step, operations = keras_step(*settings, args.worker)
+        step, operations = keras_step(args)
     step()
     print(json.dumps({"first": time.perf_counter() - started, "operations": operations}), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
         for _ in range(int(line)):
             step()
-        print(json.dumps((time.perf_counter() - start) / int(line)), flush=True)
+        seconds = (time.perf_counter() - start) / int(line)
+        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]), flush=True)
 
 
-def start(side, model, prior, args):
+def start(side, model, prior, args, objective="elbo"):
     """A worker process for one side."""
-    words = ["--worker", side, "--model", model, "--prior", prior, "--network_size", str(args.network_size)]
+    words = ["--network", args.network, "--latent_dim", str(args.latent_dim), "--objective", objective]
+    words += ["--worker", side, "--model", model, "--prior", prior, "--network_size", str(args.network_size)]
     words += ["--batch_size", str(args.batch_size), "--num_pseudo_inputs", str(args.num_pseudo_inputs)]
     command = [sys.executable, __file__, *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ask(process, steps):
-    """Seconds a step of `steps` steps, by a worker."""
-    process.stdin.write(f"{steps}\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+def in_turn(workers, rounds, steps, between=lambda: None):
+    """What each worker says when it is ready, and its answers [seconds a step, peak MiB], all of them asked in turn.
+
+    Dicts by the names of `workers`, which are processes, and are killed at the end.
+    """
+    answers = {name: [] for name in workers}
+    try:
+        ready = {name: json.loads(worker.stdout.readline()) for name, worker in workers.items()}
+        for _ in range(rounds):
+            between()
+            for name, worker in workers.items():
+                worker.stdin.write(f"{steps}\n")
+                worker.stdin.flush()
+                answers[name].append(json.loads(worker.stdout.readline()))
+                time.sleep(0.3)  # until its threads sleep
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    return ready, answers
 
 
 def matmul_peak(n=2048, repeats=3):
@@ -121,19 +143,11 @@ def matmul_peak(n=2048, repeats=3):
 
 def compare(model, prior, args):
     """A row: medians of both sides, measured in turn, their ratio, and the fraction of the peak that ours reaches."""
+    peaks = []
     sides = {side: start(side, model, prior, args) for side in ("torch", args.backend)}
-    try:
-        ready = {side: json.loads(process.stdout.readline()) for side, process in sides.items()}
-        times, peak = {side: [] for side in sides}, 0
-        for _ in range(args.rounds):
-            peak = max(peak, matmul_peak())
-            for side, process in sides.items():
-                times[side].append(ask(process, args.steps))
-                time.sleep(0.3)  # until the other side's threads sleep
-    finally:
-        for process in sides.values():
-            process.kill()
-    theirs, ours = median(times["torch"]), median(times[args.backend])
+    ready, answers = in_turn(sides, args.rounds, args.steps, lambda: peaks.append(matmul_peak()))
+    theirs, ours = (median(seconds for seconds, _ in answers[side]) for side in ("torch", args.backend))
+    peak = max(peaks)
     return {
         "model": model,
         "prior": prior,
@@ -147,11 +161,32 @@ def compare(model, prior, args):
     }
 
 
+def compare_objectives(model, prior, args):
+    """Rows of the project's objectives, measured in turn: seconds a step, ratio to the first, and peak memory."""
+    workers = {name: start(args.backend, model, prior, args, name) for name in args.objective}
+    _, answers = in_turn(workers, args.rounds, args.steps)
+    medians = {name: median(seconds for seconds, _ in values) for name, values in answers.items()}
+    return [
+        {
+            "model": model,
+            "prior": prior,
+            "objective": name,
+            "s/step": seconds,
+            "ratio": seconds / medians[args.objective[0]],
+            "peak MiB": max(mib for _, mib in answers[name]),
+        }
+        for name, seconds in medians.items()
+    ]
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["vae", "hvae"], choices=("vae", "hvae"))
     parser.add_argument("--prior", nargs="+", default=["standard", "vamp"], choices=("standard", "vamp"))
+    parser.add_argument("--objective", nargs="+", help="compare these objectives, instead of with PyTorch")
+    parser.add_argument("--network", default="conv", help="with --objective (default: conv)")
+    parser.add_argument("--latent_dim", type=int, default=2)
     parser.add_argument("--network_size", type=float, default=4)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--num_pseudo_inputs", type=int, default=500)
@@ -167,7 +202,11 @@ def main():
     import commandline
 
     print(f"{args.backend}, network_size {args.network_size}, batch {args.batch_size}, K = {args.num_pseudo_inputs}")
-    rows = [compare(model, prior, args) for model in args.model for prior in args.prior]
+    pairs = [(model, prior) for model in args.model for prior in args.prior]
+    if args.objective:
+        rows = [row for pair in pairs for row in compare_objectives(*pair, args)]
+    else:
+        rows = [compare(*pair, args) for pair in pairs]
     print(commandline.table(rows))
     if args.json:
         atomic.write_json(args.json, {"settings": vars(args) | {"json": None}, "rows": rows})
