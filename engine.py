@@ -128,6 +128,30 @@ def memory():
     return total
 
 
+def free_memory():
+    """Bytes of memory that are free: on the GPU that JAX uses, else in this machine, or its container if that is less.
+
+    How much is free on a GPU, TensorFlow does not tell.
+    """
+    import psutil
+
+    if "jax" in sys.modules and sys.modules["keras"].backend.backend() == "jax":
+        stats = sys.modules["jax"].devices()[0].memory_stats()  # None on a CPU
+        if stats and "bytes_limit" in stats:
+            return stats["bytes_limit"] - stats["bytes_in_use"]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
+def has_gpu():
+    """Whether Keras computes on a GPU."""
+    return "gpu" in _device_kinds(sys.modules["keras"].backend.backend())
+
+
 def is_out_of_memory(error):
     """Whether this exception, of Python, NumPy, TensorFlow or JAX, says that memory could not be had."""
     words = ("RESOURCE_EXHAUSTED", "ResourceExhausted", "out of memory", "OOM when allocating", "bad_alloc")

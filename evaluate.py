@@ -26,6 +26,7 @@ COLUMNS = (
     "rate",
     "distortion",
     "ess_median",
+    "samples_mean",
     "doubtful",
     "seconds",
 )
@@ -69,7 +70,10 @@ def add_arguments(parser):
     text = "ais: also N images drawn from the model, with bounds from both sides; their gap says how far to trust the "
     text += f"others' scores (default: {SIMULATED}, if given)"
     parser.add_argument("--bracket", type=whole(1), nargs="?", const=SIMULATED, metavar="N", help=text)
-    text = "of what is computed at once (default: 1/16; more gains nothing on a CPU)"
+    text = (
+        "of what is computed at once (default: 1/16 on a CPU, where more gains nothing, and up to 1 on a GPU, or less "
+    )
+    text += "where less is free)"
     parser.add_argument("--max_memory", type=positive, metavar="GIB", help=text)
 
 
@@ -285,6 +289,16 @@ def evaluate(run, scoring=None, split="test", max_images=None):
     return Scored(run.path.resolve().name, run.config, metrics, estimate)  # the path `.` has no name
 
 
+def at_once(scoring):
+    """The bytes that may be computed on at once; None, what the estimators choose for a CPU's caches."""
+    if scoring.max_bytes is not None:
+        return scoring.max_bytes
+    share = engine.free_memory() // 8
+    if engine.has_gpu():
+        return min(2**30, share)
+    return None if share > 2**28 else share // 4
+
+
 def unusable(run, split, image):
     """The UserError for weights that give an image no log p(x)."""
     return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
@@ -323,14 +337,14 @@ def by_importance_sampling(run, images, scoring, split, bar):
 
     arguments = (run.model, images, scoring.settings["num_samples"], scoring.seed, bar.update)
     rest = {name: scoring.settings[name] for name in ("proposal", "target_se")}
-    return likelihood.importance_sampling(*arguments, max_bytes=scoring.max_bytes, **rest), {}
+    return likelihood.importance_sampling(*arguments, max_bytes=at_once(scoring), **rest), {}
 
 
 def by_quadrature(run, images, scoring, split, bar):
     """An Estimate, and nothing else."""
     from models.quadrature import quadrature
 
-    return quadrature(run.model, images, progress=bar.update, seed=scoring.seed, max_bytes=scoring.max_bytes), {}
+    return quadrature(run.model, images, progress=bar.update, seed=scoring.seed, max_bytes=at_once(scoring)), {}
 
 
 def by_annealing(run, images, scoring, split, bar):
@@ -339,7 +353,7 @@ def by_annealing(run, images, scoring, split, bar):
 
     settings = scoring.settings
     annealing = Annealing(settings["num_samples"], settings["num_steps"], settings["leapfrogs"], settings["start"])
-    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.max_bytes)
+    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=at_once(scoring))
     bar.set_postfix_str("choosing step sizes")
     sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
     bar.set_postfix_str("")

@@ -423,7 +423,7 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; nats") and lines[2].startswith(ID)
     names = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
-    names += ["ess_median", "doubtful", "seconds"]
+    names += ["ess_median", "samples_mean", "doubtful", "seconds"]
     assert lines[1].split() == ["run", *names, "note"]
 
     assert files_below(run / "evaluations") == [f"val_is_S{S}_N{N}.json", f"val_is_S{S}_N{N}.npz"]
@@ -570,6 +570,28 @@ def test_weights_that_are_no_numbers_name_the_image(run, capfd):
     for estimator in ("is", "ais"):
         words = [run, "--estimator", estimator, "--max_images", 3]
         refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
+
+
+def test_little_free_memory_means_small_chunks(run, monkeypatch):
+    engine.start()
+    from models import likelihood
+
+    asked = []
+    real = likelihood.importance_sampling
+    monkeypatch.setattr(
+        likelihood, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
+    )
+    words = [run, "--num_samples", 5, "--max_images", 3]
+    for free, more, expected in (
+        (2**34, [], None),
+        (2**30, [], 2**25),
+        (2**34, ["--max_memory", "0.001"], int(0.001 * 2**30)),
+    ):
+        monkeypatch.setattr(engine, "free_memory", lambda free=free: free)
+        assert called(evaluate.main, *words, *more) == 0
+        assert asked.pop() == expected
+    monkeypatch.setattr(engine, "has_gpu", lambda: True)
+    assert called(evaluate.main, *words) == 0 and asked == [2**30]
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):
