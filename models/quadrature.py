@@ -16,6 +16,7 @@ DRAWS = 4000  # of p(z), which the first grid must hold
 REACH = 6.0  # standard deviations of each q(z|x), likewise
 NEGLIGIBLE = -18.0  # log of a cell's share of p(x), below which it is not divided further
 COARSEST = 2.0  # width of a cell in standard deviations of q(z|x) with which an image may be done
+RESOLVED = 2.8  # to the power of D: cells over which p(z|x) is spread then, as for cells 1.25 standard deviations wide
 WIDENINGS = 12  # of the first grid, each by half of it
 MOST_POINTS = 2**22
 
@@ -56,17 +57,33 @@ class Cells(NamedTuple):
 
     def holding(self, z):
         """Which of them hold one of the points z (N, D): (M,)."""
-        places = np.floor((z - self.low) / self.width).astype("int64")
-        own, wanted = (part @ (2**30) ** np.arange(part.shape[1]) for part in (self.index, places))  # one number each
+        return self._among(np.floor((z - self.low) / self.width).astype("int64"))
+
+    def beside(self, chosen):
+        """Which of them are the chosen ones (M,), or touch one of these: (M,)."""
+        around = np.array(list(itertools.product((-1, 0, 1), repeat=len(self.low))))
+        return self._among((self.index[chosen][:, None] + around).reshape(-1, len(self.low)))
+
+    def _among(self, index):
+        own, wanted = (part @ (2**30) ** np.arange(part.shape[1]) for part in (self.index, index))  # one number each
         return np.isin(own, wanted)
 
 
 class Shares(NamedTuple):
-    """Sums over cells for N images: `total` and `rest`, of the cells not to be divided, logs (N,); `divide` (M,)."""
+    """Sums over M cells for N images, logs (N,), and which cells are to be divided, `divide` (M,).
+
+    `total` is the sum over all cells, `squares` that of the squares, and `rest` that over the cells not to be divided.
+    """
 
     total: np.ndarray
+    squares: np.ndarray
     rest: np.ndarray
     divide: np.ndarray
+
+    @property
+    def spread(self):
+        """The effective number of cells, (sum p)^2 / sum p^2: (N,)."""
+        return np.exp(2 * self.total - self.squares)
 
 
 def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
@@ -74,9 +91,9 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
 
     The first grid holds draws of p(z) and all q(z|x), and is widened until nothing counts at its rim. Then each cell
     that counts for an image not yet done is divided in all directions, until the image's log p(x) moves by no more
-    than `tolerance` and cells are at most twice as wide as q(z|x). The last move is `log_px_se`, a bound rather than an
-    error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the fourth power is
-    left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is their number.
+    than `tolerance` and the cells resolve p(z|x), as far as seen, and q(z|x). The last move is `log_px_se`, a bound
+    rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the
+    fourth power is left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is their number.
     `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
     """
     grid = Integrand(model, images, max_bytes)
@@ -93,9 +110,11 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
                 f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
                 + (f"; it still moves by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
             )
-        new = np.logaddexp(left[active], grid.shares(cells, active, log_px[active], means).total)
+        halved = grid.shares(cells, active, log_px[active], means)
+        new = np.logaddexp(left[active], halved.total)
         moved[active], log_px[active] = np.abs(new - log_px[active]), new
-        done = (moved[active] <= tolerance) & (cells.width <= COARSEST * sds[active]).all(axis=1)
+        done = (moved[active] <= tolerance) & (halved.spread >= RESOLVED ** means.shape[1])
+        done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
         progress(int(done.sum()))
         active = active[~done]
         if not len(active):
@@ -142,11 +161,13 @@ class Integrand:
     def shares(self, cells, active, reference, means):
         """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
 
-        To be divided: where an image has more than a negligible share, or the mean of its q(z|x).
+        To be divided: where an image has more than a negligible share, or the mean of its q(z|x), and beside: of a
+        density much narrower than a cell, its middle says nothing. Those beside stay in `rest`, where they are
+        negligible.
         """
         x = self.x if len(active) == len(self.x) else ops.take(self.x, active, axis=0)
         known, divide = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
-        total, rest = np.full((2, len(active)), -np.inf)
+        total, squares, rest = np.full((3, len(active)), -np.inf)
         for start in range(0, len(cells.index), self.rows):
             part = divide[start : start + self.rows]  # a view
             z = padded(cells.centres[start : start + self.rows], self.rows)
@@ -155,10 +176,11 @@ class Integrand:
             log_p = (law.log_prob_of_each(x) + self.prior.log_prob(z) + cells.log_size)[:, : len(part)]  # (N, M)
             part |= ops.convert_to_numpy(ops.max(log_p - known, axis=0)) > NEGLIGIBLE
             total = np.logaddexp(total, _log_sum(log_p))
+            squares = np.logaddexp(squares, _log_sum(2 * log_p))
             rest = np.logaddexp(rest, _log_sum(ops.where(ops.convert_to_tensor(part), -np.inf, log_p)))
         if not (total < np.inf).all():
             raise NotFiniteError(int(active[~(total < np.inf)][0]))
-        return Shares(total, rest, divide)
+        return Shares(total, squares, rest, cells.beside(divide))
 
 
 def _log_sum(log_p):

@@ -59,7 +59,7 @@ def test_narrow_posteriors_are_resolved():
     images = np.float32(scipy.stats.multivariate_normal(np.zeros(6), total).rvs(5, random_state=0)).reshape(5, 2, 3, 1)
     truth = scipy.stats.multivariate_normal(np.zeros(6), total).logpdf(images.reshape(-1, 6))
     found = quadrature(model, images)
-    np.testing.assert_allclose(found.log_px, truth, atol=0.02, rtol=1e-4)  # log-densities near 1000 in float32
+    np.testing.assert_allclose(found.log_px, truth, atol=2e-3)  # differences of numbers near 1000 in float32
     assert found.samples[0] < 200_000
 
 
@@ -125,6 +125,8 @@ def test_cells_divide_without_gaps():
     means = halves.centres.reshape(2, 4, 2).mean(axis=1)
     np.testing.assert_allclose(means, cells.centres[chosen])
     assert np.flatnonzero(cells.holding(cells.centres[[5, 700]] + 0.01)).tolist() == [5, 700]
+    assert np.flatnonzero(cells.beside(np.arange(64**2) == 0)).tolist() == [0, 1, 64, 65]
+    assert cells.beside(np.arange(64**2) == 700).sum() == 9
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "pixels", "logistic"])
