@@ -93,8 +93,8 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
     that counts for an image not yet done is divided in all directions, until the image's log p(x) moves by no more
     than `tolerance` and the cells resolve p(z|x), as far as seen, and q(z|x). The last move is `log_px_se`, a bound
     rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the
-    fourth power is left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is their number.
-    `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
+    fourth power is left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is
+    their number. `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
     """
     grid = Integrand(model, images, max_bytes)
     means, sds, cells, log_px = _first_grid(model, grid, images, seed)

@@ -328,14 +328,12 @@ def test_the_stored_embedding_is_the_posterior(plotted, name):
     assert abs(np.square(standard).mean() - 1) < 5 * np.sqrt(2 / standard.size)
 
 
-@pytest.mark.keras
 def test_drawing_again_gives_the_same_bytes(views):
     fresh = plot.View(experiment.load(views["hvae3"].run.path), "pca")
     assert plot.embedding_file(fresh) == plot.embedding_file(views["hvae3"])
     np.testing.assert_array_equal(fresh.samples, views["hvae3"].samples)
 
 
-@pytest.mark.keras
 @pytest.mark.parametrize("name", ["standard2", "vamp2"])
 def test_the_grid_is_decoded_at_its_latents(views, name):
     view = views[name]
@@ -355,7 +353,6 @@ def shown_tiles(figure, rows, columns):
     return cells
 
 
-@pytest.mark.keras
 def test_manifold_and_embedding_have_the_same_axes(views):
     view = views["vamp2"]
     grid, plane = plot.draw_grid(view).axes[0], plot.draw_embedding_z(view).axes[0]
@@ -368,7 +365,6 @@ def test_manifold_and_embedding_have_the_same_axes(views):
     assert plane.get_xlim()[0] < plane.get_xlim()[1] and plane.get_ylim()[0] < plane.get_ylim()[1]
 
 
-@pytest.mark.keras
 def test_the_grid_is_spaced_by_quantiles(views):
     axes, spacing = plot.grid_axes(views["standard2"])
     np.testing.assert_allclose(axes[:, [0, 9, -1]], [[-1.959964, -0.062707, 1.959964]] * 2, atol=1e-5)
@@ -379,7 +375,6 @@ def test_the_grid_is_spaced_by_quantiles(views):
     assert spacing == "the posterior means"
 
 
-@pytest.mark.keras
 @pytest.mark.parametrize("name", ["vamp2", "hvae3"])
 def test_pseudo_inputs_are_marked_at_the_means_of_their_posteriors(views, name):
     view = views[name]
@@ -391,7 +386,6 @@ def test_pseudo_inputs_are_marked_at_the_means_of_their_posteriors(views, name):
     assert len(plot.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
 
 
-@pytest.mark.keras
 def test_contours_come_from_the_models_prior(views):
     density = views["vamp2"].density
     corner = np.array([[density.x[-1], density.y[0]]], "float32")
@@ -399,7 +393,6 @@ def test_contours_come_from_the_models_prior(views):
     assert views["hvae3"].density is None
 
 
-@pytest.mark.keras
 def test_lines_begin_and_end_at_reconstructions(views):
     view = views["hvae3"]
     axes = plot.draw_interpolations(view).axes[0]
@@ -412,7 +405,6 @@ def test_lines_begin_and_end_at_reconstructions(views):
     np.testing.assert_allclose(picture[: 8 * factor : factor, start:][:, : 8 * factor : factor], expected, atol=1e-4)
 
 
-@pytest.mark.keras
 def test_samples_are_the_models_own_by_the_runs_seed(views):
     view = views["hvae3"]
     assert view.samples.shape == (100, 8, 8, 1)
@@ -420,7 +412,6 @@ def test_samples_are_the_models_own_by_the_runs_seed(views):
     np.testing.assert_allclose(view.samples, expected, atol=1e-5)
 
 
-@pytest.mark.keras
 def test_a_comparison_has_a_row_for_each_run(views):
     members = [plot.drawn_of(views[name]) for name in ("standard2", "vamp2")]
     axes = plot.comparison(["a", "b"], members).axes[0]
@@ -540,7 +531,6 @@ def scored(labels, names, index, log_px, **settings):
     return plot.View(run, "pca")
 
 
-@pytest.mark.keras
 def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
     index, log_px = np.array([2, 23, 0, 5, 7, 10, 4, 1, 13, 16, 20]), -np.array([5.0, 1, 9, 3, 8, 2, 7, 4, 11, 6, 10])
     view = scored(np.arange(24) % 3, ("cat", "dog", "eel"), index, log_px)
@@ -557,7 +547,6 @@ def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
         np.testing.assert_array_equal(axes.images[0].get_array(), view.images[number][..., 0])
 
 
-@pytest.mark.keras
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_log_px_of_few_images_without_classes_is_shown_too(count):
     figure = plot.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
@@ -566,7 +555,6 @@ def test_log_px_of_few_images_without_classes_is_shown_too(count):
     assert len(figures.png(figure)) > 3000
 
 
-@pytest.mark.keras
 def test_no_likelihood_is_drawn_without_a_score_of_these_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "FIGURES", {"likelihood": plot.draw_likelihood})
     view = scored(None, (), np.arange(3) + 22, -np.arange(3.0))
@@ -611,7 +599,6 @@ def test_estimates_rise_to_the_integral_and_those_from_q_later(monkeypatch):
     assert bottom < truth < top and end.get_xlim()[0] > 10
 
 
-@pytest.mark.keras
 def test_estimates_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "FIGURES", {})
     monkeypatch.setattr(plot, "COUNTS", (1, 2, 5, 10))
@@ -627,7 +614,6 @@ def test_estimates_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, cap
     assert len(deep.axes[0].lines) == 2
 
 
-@pytest.mark.keras
 def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "FIGURES", {})
     run = stub((8, 8, 1), None, (), latent_dim=2)
@@ -679,7 +665,6 @@ def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, shape, la
     assert one.samples.shape == (10, *shape) and one.reconstructions.shape == one.originals.shape
 
 
-@pytest.mark.keras
 def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "FIGURES", {name: plot.FIGURES[name] for name in ("input", "samples")})
     out = tmp_path / "new" / "folder"
@@ -690,7 +675,6 @@ def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch
     assert not [name for name in names if name.startswith(".")]
 
 
-@pytest.mark.keras
 def test_an_out_that_is_a_file_is_refused_in_a_sentence(runs, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert plot.main([str(runs["standard2"]), "--out", str(tmp_path / "file")]) == 2
@@ -699,14 +683,12 @@ def test_an_out_that_is_a_file_is_refused_in_a_sentence(runs, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.keras
 def test_runs_of_the_same_id_do_not_overwrite_each_other(runs, tmp_path, capsys):
     copy = shutil.copytree(runs["standard2"], tmp_path / "copy")
     assert plot.main([str(runs["standard2"]), str(copy), "--out", str(tmp_path / "out")]) == 2
     assert "same id" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.keras
 def test_weights_that_are_not_finite_are_refused():
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))

@@ -660,7 +660,6 @@ def omniglot_stand_in(folder, monkeypatch, seed):
     monkeypatch.setitem(data.DATA_SETS, "omniglot", dataclasses.replace(source, files=(file,)))
 
 
-@pytest.mark.keras
 def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     settings = {"data_set": "omniglot", "epochs": 1, "batch_size": 12, "runs_dir": tmp_path / "runs", "gs_key": "key"}
     omniglot_stand_in(tmp_path / "data", monkeypatch, seed=0)
@@ -722,7 +721,6 @@ def test_own_images_that_cannot_be_trained_on_are_refused(tmp_path, capfd, monke
     refused(capfd, train.main, ["--batch_size", "4", *words, "--runs_dir", "runs"], expected, tmp_path / "runs")
 
 
-@pytest.mark.keras
 @pytest.mark.skipif(not (SHARED.parent / "freyfaces").is_dir(), reason="needs the Frey faces in $VAMPVAE_DATA")
 def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_path, capfd):
     words = flags(data_set="freyfaces", network="mlp", epochs=1, max_train_images=128, runs_dir=tmp_path)
