@@ -32,11 +32,12 @@ COLUMNS = (
 )
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
 ESTIMATORS = {  # which flags go with each, and their usual values
-    "is": {"num_samples": 5000, "proposal": "fitted", "target_se": None, "max_samples": None},
+    "is": {"num_samples": None, "proposal": "fitted", "target_se": None, "max_samples": None},
     "quadrature": {},
     "ais": {"num_samples": 16, "num_steps": 100, "leapfrogs": 5, "start": "posterior", "bracket": None},
 }
-MOST_SAMPLES = 100_000  # of an image, with --target_se
+SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
+MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
 DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
 
@@ -51,7 +52,7 @@ def add_arguments(parser):
     text = "is: importance sampling; quadrature: a sum over a grid, for two latent dimensions at most, as good as "
     text += "exact; ais: annealed importance sampling by Hamiltonian steps, slow (default: is)"
     parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="is", help=text)
-    text = "samples an image (default: is 5000; ais, where they are chains, 16)"
+    text = "samples an image (default: is 1000, or 5000 from posterior; ais, where they are chains, 16)"
     parser.add_argument("--num_samples", type=whole(2), metavar="S", help=text)
     text = (
         "is: what is drawn from, a density fitted to p(z|x) of each image, or its posterior q(z|x), as in most papers, "
@@ -102,10 +103,10 @@ positive.__name__ = "float"
 class Scoring(NamedTuple):
     """How log p(x) is estimated: an estimator, its own settings by name, the seed, and bytes to be used at once."""
 
-    estimator: str = "is"
-    settings: dict = ESTIMATORS["is"]
-    seed: int = 0
-    max_bytes: int | None = None
+    estimator: str
+    settings: dict
+    seed: int
+    max_bytes: int | None
 
     @classmethod
     def of(cls, estimator="is", seed=0, max_memory=None, **given):
@@ -122,6 +123,8 @@ class Scoring(NamedTuple):
             settings |= {"num_samples": given.get("max_samples", MOST_SAMPLES)}
         elif "max_samples" in given:
             raise UserError("--max_samples goes with --target_se; without it, say --num_samples")
+        if settings.get("num_samples", 0) is None:
+            settings["num_samples"] = SAMPLES[settings["proposal"]]
         settings.pop("max_samples", None)
         return cls(estimator, settings, seed, None if max_memory is None else int(max_memory * 2**30))
 
@@ -254,7 +257,7 @@ def evaluate(run, scoring=None, split="test", max_images=None):
     """
     import keras
 
-    scoring = scoring or Scoring()
+    scoring = scoring or Scoring.of()
     check(run, scoring)
     run.check_writable()
     images = run.images(split)[:max_images]

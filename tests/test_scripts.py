@@ -540,6 +540,27 @@ def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
     refused(capfd, evaluate.main, [run, "--compare"], "--compare needs two runs or more")
 
 
+def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
+    cases = [
+        {},
+        {"proposal": "posterior"},
+        {"target_se": 0.1},
+        {"num_samples": 7},
+        {"target_se": 0.1, "max_samples": 9},
+    ]
+    found = [evaluate.Scoring.of(**case) for case in cases]
+    assert [one.settings["num_samples"] for one in found] == [1000, 5000, 100_000, 7, 9]
+    assert [one.tag for one in found] == [
+        "isfitted_S1000",
+        "is_S5000",
+        "isfitted_se0.1",
+        "isfitted_S7",
+        "isfitted_se0.1",
+    ]
+    assert evaluate.Scoring.of("ais", start="prior").tag == "aisprior_S16_T100_L5"
+    assert evaluate.Scoring.of("quadrature").tag == "quadrature"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
