@@ -39,6 +39,7 @@ ESTIMATORS = {  # which flags go with each, and their usual values
 SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
 MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
+FEW = 10  # effective samples, below which an estimate is doubtful where k-hat is not known
 DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
 
 
@@ -60,22 +61,22 @@ def add_arguments(parser):
     text += "which needs far more samples (default: fitted)"
     parser.add_argument("--proposal", choices=("fitted", "posterior"), help=text)
     text = "is: as many samples as each image needs for this standard error, instead of --num_samples"
-    parser.add_argument("--target_se", type=positive, metavar="NATS", help=text)
+    parser.add_argument("--target_se", type=number(1e-4), metavar="NATS", help=text)
     text = f"is: the most that --target_se may take of an image (default: {MOST_SAMPLES})"
     parser.add_argument("--max_samples", type=whole(2), metavar="M", help=text)
     text = "ais: temperatures between start and p(z|x) (default: 100)"
     parser.add_argument("--num_steps", type=whole(1), metavar="T", help=text)
-    parser.add_argument("--leapfrogs", type=whole(1, 1000), metavar="L", help="ais: of each step (default: 5)")
+    parser.add_argument("--leapfrogs", type=whole(1, 100), metavar="L", help="ais: of each step (default: 5)")
     text = "ais: where chains begin, at q(z|x) or p(z), which needs many more steps (default: posterior)"
     parser.add_argument("--start", choices=("posterior", "prior"), help=text)
     text = "ais: also N images drawn from the model, with bounds from both sides; their gap says how far to trust the "
     text += f"others' scores (default: {SIMULATED}, if given)"
     parser.add_argument("--bracket", type=whole(1), nargs="?", const=SIMULATED, metavar="N", help=text)
     text = (
-        "of what is computed at once (default: 1/16 on a CPU, where more gains nothing, and up to 1 on a GPU, or less "
+        "of what is computed at once (default: on a CPU, where more gains nothing, 1/16 or what 200 samples take; on "
     )
-    text += "where less is free)"
-    parser.add_argument("--max_memory", type=positive, metavar="GIB", help=text)
+    text += "a GPU up to 1; less where less is free)"
+    parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
 
 
 def whole(low, high=2**31 - 1):
@@ -90,14 +91,16 @@ def whole(low, high=2**31 - 1):
     return read
 
 
-def positive(text):
-    """A reader of finite numbers above 0 for argparse."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be more than 0, and finite")
-    return value
+def number(low):
+    """A reader of finite numbers from `low` for argparse."""
 
+    def read(text):
+        if not low <= (value := float(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low}, and finite")
+        return value
 
-positive.__name__ = "float"
+    read.__name__ = "float"
+    return read
 
 
 class Scoring(NamedTuple):
@@ -130,11 +133,21 @@ class Scoring(NamedTuple):
 
     @property
     def tag(self):
-        """Part of the names of files: is_S5000, isfitted_se0.05, quadrature, ais_S16_T100."""
-        named = {"num_samples": "S", "target_se": "se", "num_steps": "T", "leapfrogs": "L"}
-        values = {name: value for name, value in self.settings.items() if value is not None and name in named}
-        if "target_se" in values:
+        """Part of the names of files, of all that changes a score: is_S5000, isfitted_se0.05, ais_S16_T100_L5_B64."""
+        named = {
+            "target_se": "se",
+            "num_samples": "S",
+            "num_steps": "T",
+            "leapfrogs": "L",
+            "bracket": "B",
+            "seed": "seed",
+        }
+        values = {name: value for name, value in self.settings.items() if value is not None} | {
+            "seed": self.seed or None
+        }
+        if self.settings.get("target_se") and values["num_samples"] == MOST_SAMPLES:
             del values["num_samples"]
+        values = {name: values[name] for name in named if values.get(name) is not None}
         fitted = "fitted" * (self.settings.get("proposal") == "fitted")
         prior = "prior" * (self.settings.get("start") == "prior")
         return "_".join([f"{self.estimator}{fitted}{prior}", *(f"{named[name]}{values[name]}" for name in values)])
@@ -166,6 +179,10 @@ def run(args):
         raise UserError("--compare needs two runs or more")
     for one in runs:
         check(one, scoring)
+        if args.compare and (one.config.law, one.image_shape) != (runs[-1].config.law, runs[-1].image_shape):
+            raise UserError(
+                f"{one.path} and {runs[-1].path} have other images or another likelihood: nothing to compare"
+            )
     engine.settle(args.backend, args.device)
     engine.start(args.device)
     found, failed = [], False
@@ -208,7 +225,7 @@ def say(one, scoring):
     for warning in (doubts(one, scoring), missed(one, scoring)):
         if warning:
             print(f"warning: {name}: {warning}", file=sys.stderr)
-    if "acceptance" in metrics:
+    if metrics.get("acceptance") is not None:
         print(f"{name}: {metrics['acceptance']:.0%} of all steps were accepted")
     if bracket := metrics.get("bracket"):
         print(f"{name}: on {bracket['num_images']} images drawn from the model, log p(x) is above "
@@ -219,12 +236,18 @@ def doubts(one, scoring):
     """A sentence on the images whose weights have too heavy a tail, if there are any."""
     if not one.metrics["doubtful"]:
         return ""
-    worst = int(np.nanargmax(one.estimate.khat))
-    remedy = "raise --num_samples" if scoring.settings.get("proposal") == "fitted" else "try --proposal fitted"
+    settings = scoring.settings
+    remedy = "raise --max_samples" if settings.get("target_se") else "raise --num_samples"
+    if scoring.estimator == "ais":
+        remedy = "raise --num_steps"
+    elif settings["proposal"] == "posterior":
+        remedy = "try --proposal fitted"
+    khat = one.estimate.khat
+    worst = "unknown for all" if np.isnan(khat).all() else f"{np.nanmax(khat):.2f} for image {np.nanargmax(khat)}"
     return (
         f"the estimates of {one.metrics['doubtful']} of {one.metrics['num_images']} images are not to be trusted, nor "
-        f"are their errors: Pareto k-hat is above {DOUBTFUL}, {one.estimate.khat[worst]:.2f} for image {worst}; "
-        f"{remedy}"
+        f"are their errors: Pareto k-hat is above {DOUBTFUL} (it is {worst}) or, where fewer than 25 samples leave it "
+        f"unknown, few of these count; {remedy}"
     )
 
 
@@ -246,6 +269,11 @@ def check(run, scoring):
             f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.config.latent_dim}; "
             "try --estimator is"
         )
+    if scoring.estimator == "quadrature" and run.config.is_autoregressive:
+        raise UserError(
+            f"--estimator quadrature does not go with the network of {run.path}, which would have to pass over each "
+            "image at each point; try --estimator is"
+        )
 
 
 def evaluate(run, scoring=None, split="test", max_images=None):
@@ -253,7 +281,8 @@ def evaluate(run, scoring=None, split="test", max_images=None):
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
     the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N); `doubtful` the
-    number of images whose k-hat is above 0.7. Raises UserError for a run that cannot be scored.
+    number of images whose k-hat is above 0.7, or where it is unknown whose effective samples are few. Raises UserError
+    for a run that cannot be scored.
     """
     import keras
 
@@ -261,6 +290,7 @@ def evaluate(run, scoring=None, split="test", max_images=None):
     check(run, scoring)
     run.check_writable()
     images = run.images(split)[:max_images]
+    weights_sha256 = run.weights_sha256  # of those that are loaded now, should training go on
     started = time.perf_counter()
     estimate, carried, more = estimated(run, images, scoring, split)
     metrics = (
@@ -277,7 +307,7 @@ def evaluate(run, scoring=None, split="test", max_images=None):
             "seed": scoring.seed,
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
-            "weights_sha256": run.weights_sha256,
+            "weights_sha256": weights_sha256,
             "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
             "data_sha256": run.dataset.sha256,
             "git_commit": experiment.git_commit(),
@@ -356,12 +386,13 @@ def by_annealing(run, images, scoring, split, bar):
 
     settings = scoring.settings
     annealing = Annealing(settings["num_samples"], settings["num_steps"], settings["leapfrogs"], settings["start"])
-    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=at_once(scoring))
+    most = max(len(images), settings["bracket"] or 0)
+    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=at_once(scoring), images=most)
     bar.set_postfix_str("choosing step sizes")
     sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
     bar.set_postfix_str("")
     estimate = sampling.log_px(images, bar.update)
-    more = {"acceptance": sampling.acceptance}
+    more = {"acceptance": known(sampling.acceptance)}
     if count := settings["bracket"]:
         bar.set_postfix_str("bracketing")
         bracket = sampling.bracket(count)
@@ -369,7 +400,7 @@ def by_annealing(run, images, scoring, split, bar):
         error = float(gap.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
         means = {"lower": bracket.lower, "upper": bracket.upper, "gap": gap}
         more["bracket"] = {name: float(values.mean()) for name, values in means.items()}
-        more["bracket"] |= {"gap_se": error, "num_images": count}
+        more["bracket"] |= {"gap_se": known(error), "num_images": count}
     return estimate, more
 
 
@@ -392,26 +423,32 @@ def summary(estimate, dimensions, is_sampled=True):
         "samples_mean": np.mean(estimate.samples),
         "samples_max": np.max(estimate.samples),
     }
-    known = {name: float(value) if math.isfinite(value) else None for name, value in means.items()}
-    return {"log_px": log_px} | known | {"doubtful": int(np.count_nonzero(estimate.khat > DOUBTFUL))}
+    few = np.isnan(estimate.khat) & (estimate.ess < np.minimum(FEW, estimate.samples / 2))
+    means = {name: known(value) for name, value in means.items()}
+    return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero((estimate.khat > DOUBTFUL) | few))}
+
+
+def known(value):
+    """A number as a float; None, which JSON has, for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def compared(one, base):
     """A line of the table of paired comparisons: the mean of log p(x) minus the other's, and its standard errors.
 
-    `se` is that over images, sd(difference) / sqrt(N); `monte_carlo_se` that of both estimates; `better` the share of
-    images that gain. Raises UserError where the images or the kind of likelihood are not the same.
+    `se` is that over images, sd(difference) / sqrt(N); `estimators_se` that of both estimates; `better` the share of
+    images that gain. Raises UserError where the images are not the same.
     """
-    if one.metrics["images_sha256"] != base.metrics["images_sha256"] or one.config.law != base.config.law:
-        raise UserError(f"{one.name} and {base.name} are not of the same images, or not scored by the same likelihood")
+    if one.metrics["images_sha256"] != base.metrics["images_sha256"]:
+        raise UserError(f"{one.name} and {base.name} were not scored on the same images")
     difference = one.estimate.log_px - base.estimate.log_px
-    errors = np.square([one.estimate.log_px_se, base.estimate.log_px_se])
+    errors = [scored.metrics["log_px_se"] or 0.0 for scored in (one, base)]
     n = len(difference)
     return {
         "run": one.name,
         "difference": float(difference.mean()),
         "se": float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-        "monte_carlo_se": float(np.sqrt(errors.sum())) / n,
+        "estimators_se": math.hypot(*errors),
         "better": float(np.mean(difference > 0)),
     }
 

@@ -563,14 +563,15 @@ class Run:
         return self.path / "evaluations" / f"{name}.json"
 
     def evaluation(self, split):
-        """The newest whole Evaluation of a split by the weights that are here now; None where there is none.
+        """The newest whole Evaluation of most images of a split by the weights that are here now; None without one.
 
         What is damaged is passed over, as are those of older versions, which said less of each image.
         """
-        name = re.compile(rf"{split}_[\w.]+_N\d+\.npz")
+        name = re.compile(rf"{split}_[\w.+-]+_N(\d+)\.npz")
         with contextlib.suppress(*_UNREADABLE):
             found = [path for path in (self.path / "evaluations").iterdir() if name.fullmatch(path.name)]
-            for path in sorted(found, key=lambda path: path.lstat().st_mtime, reverse=True):
+            found.sort(key=lambda path: (int(name.fullmatch(path.name)[1]), path.lstat().st_mtime), reverse=True)
+            for path in found:
                 with contextlib.suppress(*_UNREADABLE):
                     metrics = _read_json(path.with_suffix(".json"), "")
                     if metrics["weights_sha256"] == self.weights_sha256:

@@ -230,7 +230,7 @@ class View:
 
     @cached_property
     def evaluation(self):
-        """The newest stored Evaluation of the test images, None where there is none."""
+        """The stored Evaluation of most test images, None where there is none."""
         stored = self.run.evaluation("test")
         return stored if stored and stored.index.max() < len(self.images) else None
 

@@ -50,13 +50,14 @@ class AnnealedSampling:
 
     log gamma_b = (1 - b) log start(z) + b log p(x, z) (Neal 2001, eq. 3); steps are of Hamiltonian Monte Carlo, scaled
     by the standard deviations of q(z|x), from those of the start on. `tune` chooses their sizes on images other than
-    those that are scored: a size that depends on the chain it moves would make the chain's weight wrong.
+    those that are scored: a size that depends on the chain it moves would make the chain's weight wrong. `images`: how
+    many there will be at most, if that is known.
     """
 
-    def __init__(self, model, annealing, seed=0, jit="auto", max_bytes=None):
+    def __init__(self, model, annealing, seed=0, jit="auto", max_bytes=None, images=None):
         self.model, self.annealing = model, annealing
         each = 6 * annealing.chains * model.bytes_per_sample  # gradients hold on to more than values
-        self.rows = max(1, (max_bytes or CHUNK_BYTES) // each)
+        self.rows = max(1, min((max_bytes or CHUNK_BYTES) // each, images or CHUNK_BYTES))
         *states, self.seed = (int(state) for state in np.random.SeedSequence(seed).generate_state(3))
         prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
         self.start = ChainStart(model, annealing, states[0], jit)

@@ -274,7 +274,7 @@ class Pixels(NamedTuple):
     mean: object
     sigma: float
     picture = _mean_picture
-    log_prob_of_each = _log_prob_of_each
+    log_prob_of_each = _log_prob_of_each  # a product of matrices would lose digits to large squares
 
     def sample(self, n, seed):
         """`n` images of real numbers: (n, ..., H, W, C). Stochastic."""

@@ -119,8 +119,7 @@ def pareto_k(largest, count):
         warnings.simplefilter("ignore")  # of what it lacks for data frames
         from arviz_stats.base import array_stats
 
-    largest = largest[-_tail(count) :] if count > 1 else largest[:0]
-    values = np.sort(largest[np.isfinite(largest)])
+    values = np.sort(largest[np.isfinite(largest)])[-_tail(count) :]
     tail = min(len(values) // 5, int(3 * math.sqrt(count)))
     if tail < 5 or values[-1] - values[-tail - 1] < 1e-9:
         return math.nan
@@ -162,9 +161,10 @@ def importance_sampling(
 
     (Burda et al. 2016, eq. 8.) The expectation of `log_px` is at most log p(x). images (N, H, W, C); S = `num_samples`
     samples z_s an image, r(z) being q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
-    With `target_se`, an image has as many as its standard error needs to come down to that, by 200 and more, and
-    at most `num_samples`. Memory is bounded: calls are of some `max_bytes` of activations, CHUNK_BYTES by default.
-    `progress` is told the number of images done since its last call. Stochastic, a function of `seed`. Raises
+    With `target_se`, an image has as many as its standard error needs to come down to that, 200 at least and at most
+    `num_samples`; to stop there adds a bias, of either sign, that is small against the target. Memory is bounded: calls
+    are of some `max_bytes` of activations, CHUNK_BYTES by default. `progress` is told the number of images done since
+    its last call. Stochastic, a function of `seed`. Raises
     NotFiniteError for a log-weight that is NaN.
     """
     n, block, most = _chunk(model, len(images), num_samples, target_se, max_bytes)
@@ -182,7 +182,7 @@ def importance_sampling(
         sums = active.sums
         done = sums.count >= num_samples
         if target_se is not None:
-            done |= sums.errors() <= target_se
+            done |= (sums.count >= min(FEWEST, num_samples)) & (sums.errors() <= target_se)
         if done.any():
             finished = active.rows(done)
             for values, those in zip(estimate, finished.sums.estimate(), strict=True):

@@ -70,15 +70,15 @@ class Cells(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Sums over M cells for N images, logs (N,), and which cells are to be divided, `divide` (M,).
+    """Sums over M cells for N images, logs (N,), and which cells count for any image, `counts` (M,).
 
-    `total` is the sum over all cells, `squares` that of the squares, and `rest` that over the cells not to be divided.
+    `total` is the sum over all cells, `squares` that of the squares, and `rest` that over the cells that do not count.
     """
 
     total: np.ndarray
     squares: np.ndarray
     rest: np.ndarray
-    divide: np.ndarray
+    counts: np.ndarray
 
     @property
     def spread(self):
@@ -103,7 +103,9 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
     while True:
         shares = grid.shares(cells, active, log_px[active], means)
         left[active] = np.logaddexp(left[active], shares.rest)
-        cells = cells.divided(shares.divide)
+        cells = cells.divided(
+            cells.beside(shares.counts)
+        )  # of what is much narrower than a cell, its middle says nothing
         points += len(cells.index)
         if points > MOST_POINTS:
             raise NotResolvedError(
@@ -132,7 +134,7 @@ def _first_grid(model, grid, images, seed):
     for _ in range(WIDENINGS):
         cells, everyone = Cells.over(low, high), np.arange(len(images))
         log_px = grid.shares(cells, everyone, np.zeros(len(images)), means).total
-        counts = grid.shares(cells, everyone, log_px, means).divide
+        counts = grid.shares(cells, everyone, log_px, means).counts
         side = cells.index.max()
         at_low, at_high = ((cells.index[counts] == end).any(axis=0) for end in (0, side))
         if not (at_low.any() or at_high.any()):
@@ -161,15 +163,13 @@ class Integrand:
     def shares(self, cells, active, reference, means):
         """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
 
-        To be divided: where an image has more than a negligible share, or the mean of its q(z|x), and beside: of a
-        density much narrower than a cell, its middle says nothing. Those beside stay in `rest`, where they are
-        negligible.
+        A cell counts where an image has more than a negligible share in it, or the mean of its q(z|x).
         """
         x = self.x if len(active) == len(self.x) else ops.take(self.x, active, axis=0)
-        known, divide = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
+        known, counts = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
         total, squares, rest = np.full((3, len(active)), -np.inf)
         for start in range(0, len(cells.index), self.rows):
-            part = divide[start : start + self.rows]  # a view
+            part = counts[start : start + self.rows]  # a view
             z = padded(cells.centres[start : start + self.rows], self.rows)
             z = ops.convert_to_tensor(z, "float32")
             law = self.model.likelihood(z)
@@ -180,7 +180,7 @@ class Integrand:
             rest = np.logaddexp(rest, _log_sum(ops.where(ops.convert_to_tensor(part), -np.inf, log_p)))
         if not (total < np.inf).all():
             raise NotFiniteError(int(active[~(total < np.inf)][0]))
-        return Shares(total, squares, rest, cells.beside(divide))
+        return Shares(total, squares, rest, counts)
 
 
 def _log_sum(log_p):

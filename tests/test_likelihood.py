@@ -204,6 +204,21 @@ def test_pareto_k_of_the_largest_weights_is_arvizs_of_all_of_them(count):
         assert abs(found - 0.6) < 0.25
 
 
+def test_pareto_k_is_the_same_where_more_samples_could_have_come():
+    """Of 100,000 that may be drawn more of the largest are kept than 3000 need."""
+    log_w = 1.5 * rng.normal(size=(1, 3000))
+    sums = Sums.none(1, 100_000)
+    for part in np.array_split(log_w, 15, axis=1):
+        sums = sums.weighed(part, np.ones(part.shape, bool))
+    assert sums.estimate().khat[0] == pytest.approx(pareto_k(np.sort(log_w[0]), 3000), abs=1e-9)
+
+
+def test_a_target_is_not_met_by_chance_with_few_samples():
+    """In chunks of three samples an error looks small before it is known."""
+    found = from_q(Linear(standard(), wider=1.2), IMAGES, 5000, target_se=0.5, max_bytes=12_000)
+    assert np.all(found.samples >= 200)
+
+
 def test_pareto_k_tells_good_proposals_from_bad_ones():
     """log w of N(0, 1) drawn from N(0, sd^2): bounded for sd > 1, of infinite variance for sd^2 < 1 / 2."""
     khat = []

@@ -63,6 +63,17 @@ def test_narrow_posteriors_are_resolved():
     assert found.samples[0] < 200_000
 
 
+@pytest.mark.parametrize(("wider", "narrower"), [(1.0, 20), (40.0, 20), (3.0, 10)])
+def test_many_narrow_posteriors_are_resolved_wherever_they_lie(wider, narrower):
+    """Some lie across the border of cells much wider than they are, and q(z|x) need not say how wide they are."""
+    weights = narrower * WEIGHTS
+    total = weights.T @ weights + NOISE**2 * np.eye(6)
+    law = scipy.stats.multivariate_normal(np.zeros(6), total)
+    flat = law.rvs(150, random_state=1).astype("float32")
+    found = quadrature(Linear(standard(), wider=wider, weights=weights), flat.reshape(-1, 2, 3, 1))
+    np.testing.assert_allclose(found.log_px, law.logpdf(flat), atol=2e-3)
+
+
 def test_posteriors_outside_the_prior_widen_the_grid():
     """The images lie fifty standard deviations away, and q(z|x) says that they do not."""
     model = Linear(standard())
