@@ -36,6 +36,8 @@ ESTIMATORS = {  # which flags go with each, and their usual values
     "quadrature": {},
     "ais": {"num_samples": 16, "num_steps": 100, "leapfrogs": 5, "start": "posterior", "bracket": None},
 }
+SHORT = {"target_se": "se", "num_samples": "S", "num_steps": "T", "leapfrogs": "L"}  # in the names of files
+SHORT |= {"bracket": "B", "seed": "seed"}
 SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
 MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
@@ -134,23 +136,13 @@ class Scoring(NamedTuple):
     @property
     def tag(self):
         """Part of the names of files, of all that changes a score: is_S5000, isfitted_se0.05, ais_S16_T100_L5_B64."""
-        named = {
-            "target_se": "se",
-            "num_samples": "S",
-            "num_steps": "T",
-            "leapfrogs": "L",
-            "bracket": "B",
-            "seed": "seed",
-        }
-        values = {name: value for name, value in self.settings.items() if value is not None} | {
-            "seed": self.seed or None
-        }
+        values = self.settings | {"seed": self.seed or None}
         if self.settings.get("target_se") and values["num_samples"] == MOST_SAMPLES:
             del values["num_samples"]
-        values = {name: values[name] for name in named if values.get(name) is not None}
+        numbers = [f"{short}{values[name]}" for name, short in SHORT.items() if values.get(name) is not None]
         fitted = "fitted" * (self.settings.get("proposal") == "fitted")
         prior = "prior" * (self.settings.get("start") == "prior")
-        return "_".join([f"{self.estimator}{fitted}{prior}", *(f"{named[name]}{values[name]}" for name in values)])
+        return "_".join([f"{self.estimator}{fitted}{prior}", *numbers])
 
     @property
     def said(self):
@@ -177,8 +169,9 @@ def run(args):
     runs = commandline.chosen_runs(args)[::-1]
     if args.compare and len(runs) < 2:
         raise UserError("--compare needs two runs or more")
+    if len(runs) == 1:
+        check(runs[0], scoring)  # of several, the others are worth having
     for one in runs:
-        check(one, scoring)
         if args.compare and (one.config.law, one.image_shape) != (runs[-1].config.law, runs[-1].image_shape):
             raise UserError(
                 f"{one.path} and {runs[-1].path} have other images or another likelihood: nothing to compare"
