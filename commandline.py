@@ -188,7 +188,7 @@ def stoppable():
 
 def table(rows):
     """Dicts of equal keys as aligned text, a line of names and one for each row; small numbers keep two digits."""
-    shown = [[_cell(value) for value in row.values()] for row in rows]
+    shown = [[cell(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), *shown]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     numeric = [isinstance(value, int | float) for value in rows[0].values()]
@@ -196,7 +196,8 @@ def table(rows):
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
-def _cell(value):
+def cell(value):
+    """A value as it stands in a table."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"

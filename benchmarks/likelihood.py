@@ -118,64 +118,85 @@ def as_good(model, images, reference, wanted):
     return SAMPLES[-1]
 
 
+def reference_of(run, images):
+    """log p(x) to compare with: by quadrature where there are two latents at most, else by many fitted samples."""
+    from models.likelihood import importance_sampling
+    from models.quadrature import quadrature
+
+    if run.config.latent_dim <= 2:
+        return quadrature(run.model, images).log_px
+    return importance_sampling(run.model, images, REFERENCE).log_px
+
+
 def compare(run, args):
     """A row: seconds and errors of the naive way, of ours at equal S, and of ours at equal error."""
     from models.likelihood import importance_sampling
-    from models.quadrature import quadrature
 
     images, model, samples = run.images("test")[: args.images], run.model, args.num_samples
     importance_sampling(model, images, max(2, samples // 10), proposal="posterior")
     memory_tenth = peak_memory()
     by_q = importance_sampling(model, images, samples, proposal="posterior").log_px
     memory = peak_memory()
-    if run.config.latent_dim <= 2:
-        reference = quadrature(model, images).log_px
-    else:
-        reference = importance_sampling(model, images, REFERENCE).log_px
+    reference = reference_of(run, images)
     enough = as_good(model, images, reference, way([0.0], by_q, reference))
-    naive, times = naive_way(model), {"naive": [], "by q": [], "fitted": []}
+    ways = {
+        "naive": lambda naive: [naive(image[None]) for image in images],
+        "by q": lambda _: importance_sampling(model, images, samples, proposal="posterior"),
+        "fitted": lambda _: importance_sampling(model, images, enough),
+    }
+    naive, peak, times = naive_way(model), 0, {name: [] for name in ways}
     naive(images[:1])  # its compilation is not counted
-    peak = 0
     for _ in range(args.rounds):
         peak = max(peak, matmul_peak())
-        times["naive"].append(timed(lambda: [naive(image[None]) for image in images])[0] * samples / CHUNK)
-        times["by q"].append(timed(lambda: importance_sampling(model, images, samples, proposal="posterior"))[0])
-        seconds, fitted = timed(lambda: importance_sampling(model, images, enough))
-        times["fitted"].append(seconds)
-    ours, better = way(times["by q"], by_q, reference), way(times["fitted"], fitted.log_px, reference)
-    row = {
-        "run": run.path.resolve().name,
-        "backend": sys.modules["keras"].backend.backend(),
+        for name, function in ways.items():
+            seconds, found = timed(lambda function=function: function(naive))
+            times[name].append(seconds * (samples / CHUNK if name == "naive" else 1))
+    theirs = median(times["naive"])
+    ours, better = way(times["by q"], by_q, reference), way(times["fitted"], found.log_px, reference)
+    about = {"run": run.path.resolve().name, "backend": sys.modules["keras"].backend.backend()}
+    at_equal_s = {
         "S": samples,
         "images": len(images),
-        "naive s (extrapolated)": median(times["naive"]),
+        "naive s (extrapolated)": theirs,
         "ours s": ours.seconds,
-        "ratio": median(times["naive"]) / ours.seconds,
+        "ratio": theirs / ours.seconds,
         "floor s": decoder_operations(model) * samples * len(images) / peak,
         "error": ours.rmse,
         "worst": ours.worst,
+    }
+    at_equal_error = {
         "fitted S": enough,
         "fitted s": better.seconds,
         "fitted error": better.rmse,
         "fitted worst": better.worst,
-        "ratio at equal error": median(times["naive"]) / better.seconds,
-        "peak GFLOP/s": peak / 1e9,
-        "GiB at S/10": memory_tenth,
-        "GiB at S": memory,
+        "ratio at equal error": theirs / better.seconds,
     }
-    if run.config.model == "vae":
-        for draws in (1, 10, 100):
-            seconds, log_px = timed(lambda draws=draws: deterministic_mixture(model, images, draws))
-            shared = way([seconds], log_px, reference)
-            row |= {f"dmis {draws}: s": seconds, f"dmis {draws}: error": shared.rmse}
-    if run.config.latent_dim <= 2:
-        everything = run.images("test")
-        seconds, estimate = timed(lambda: quadrature(model, everything))
-        points = int(estimate.samples[0])
-        floor = (decoder_operations(model) + 2 * everything[0].size * len(everything)) * points / peak
-        row |= {"grid images": len(everything), "grid points": points, "grid s": seconds, "grid floor s": floor}
-        row["grid GiB"] = peak_memory()
+    spent = {"peak GFLOP/s": peak / 1e9, "GiB at S/10": memory_tenth, "GiB at S": memory}
+    row = about | at_equal_s | at_equal_error | spent
+    return row | shared_pools(run, images, reference) | whole_split(run, peak)
+
+
+def shared_pools(run, images, reference):
+    """Seconds and errors of deterministic-mixture importance sampling, for a VAE; else nothing."""
+    row = {}
+    for draws in (1, 10, 100) if run.config.model == "vae" else ():
+        seconds, log_px = timed(lambda draws=draws: deterministic_mixture(run.model, images, draws))
+        row |= {f"dmis {draws}: s": seconds, f"dmis {draws}: error": way([seconds], log_px, reference).rmse}
     return row
+
+
+def whole_split(run, peak):
+    """Seconds, floor and memory of quadrature of the whole test split, for two latents at most; else nothing."""
+    from models.quadrature import quadrature
+
+    if run.config.latent_dim > 2:
+        return {}
+    images = run.images("test")
+    seconds, estimate = timed(lambda: quadrature(run.model, images))
+    points = int(estimate.samples[0])
+    floor = (decoder_operations(run.model) + 2 * images[0].size * len(images)) * points / peak
+    row = {"grid images": len(images), "grid points": points, "grid s": seconds, "grid floor s": floor}
+    return row | {"grid GiB": peak_memory()}
 
 
 def main():
@@ -194,7 +215,7 @@ def main():
     rows = []
     for path in args.runs:
         rows.append(compare(experiment.load(path, args.data_dir), args))
-        print("\n".join(f"{name}: {commandline._cell(value)}" for name, value in rows[-1].items()), flush=True)
+        print("\n".join(f"{name}: {commandline.cell(value)}" for name, value in rows[-1].items()), flush=True)
     if args.json:
         atomic.write_json(args.json, {"versions": experiment.versions(), "rows": rows})
     return 0

@@ -112,10 +112,17 @@ def line(name):
     config = experiment.Config(**preset.settings)
     what = [config.data_set, f"{config.model}, {config.network}", config.prior]
     what.append(config.num_pseudo_inputs if config.has_components else "")
-    backends = sorted({one["backend"] for one in results})
-    command = " ".join(["python benchmarks/paper_table.py", name, *(f"--backend {one}" for one in backends)])
+    command = " ".join(["python benchmarks/paper_table.py", name, *backends(results)])
     cells = numbers(results, config.observation) if results else ["not run here", *[""] * 7]
     return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"
+
+
+def backends(results):
+    """The words that choose what results were trained on and, where it was another, scored on; none without results."""
+    trained = sorted({one["backend"] for one in results})
+    scored = sorted({one[name].get("backend", one["backend"]) for one in results for name in SCORES if name in one})
+    words = [f"--backend {one}" for one in trained]
+    return words if scored == trained else [*words, *(f"--score_backend {one}" for one in scored)]
 
 
 def numbers(results, observation):

@@ -7,10 +7,9 @@ import numpy as np
 from keras import ops
 
 from .base import generator
-from .compiled import Compiled, NotFiniteError, padded
+from .compiled import Compiled, NotFiniteError, by_image, padded
 from .likelihood import CHUNK_BYTES, Sums, unknown
 from .mcmc import Path, Point, hamiltonian
-from .proposals import by_image
 
 STARTS = ("posterior", "prior")
 TARGET = 0.65  # acceptance for which step sizes are chosen (Neal 2011, section 5.4.4)

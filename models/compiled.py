@@ -60,6 +60,11 @@ class Compiled(keras.Model):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
+def by_image(value):
+    """Samples first, (n, B, ...), to images first, (B, n, ...), and back."""
+    return ops.swapaxes(value, 0, 1)
+
+
 def padded(array, rows):
     """The array with its last row repeated up to `rows`: one shape, one compilation."""
     missing = rows - len(array)

@@ -6,7 +6,7 @@ import numpy as np
 import threadpoolctl
 from keras import ops, random
 
-from .compiled import Compiled, NotFiniteError
+from .compiled import Compiled, NotFiniteError, by_image
 from .gradients import value_and_gradient
 
 MOMENTS = 128  # draws of q(z|x), by whose mean and variances a fit begins
@@ -154,11 +154,6 @@ class FittedDraws(Compiled):
         log_r = ops.logaddexp(math.log1p(-DEFENSIVE) + log_fitted, math.log(DEFENSIVE) + log_q)
         log_px_z, log_pz = self.model.likelihood(z).log_prob(x), self.prior().log_prob(z)
         return ops.transpose(log_px_z), ops.transpose(log_pz) - log_r
-
-
-def by_image(value):
-    """Samples first, (n, B, ...), to images first, (B, n, ...), and back."""
-    return ops.swapaxes(value, 0, 1)
 
 
 PROPOSALS = {"posterior": Posterior, "fitted": Fitted}

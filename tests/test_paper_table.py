@@ -57,6 +57,12 @@ def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path)
     assert cells[13] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
 
 
+def test_a_command_names_where_a_row_was_scored_if_that_was_elsewhere():
+    rows = [{"backend": "jax", "metrics": {"backend": scored}} for scored in ("tensorflow", "jax")]
+    assert paper_table.backends(rows[:1]) == ["--backend jax", "--score_backend tensorflow"]
+    assert paper_table.backends(rows[1:]) == ["--backend jax"] and paper_table.backends([]) == []
+
+
 def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
     run = SimpleNamespace(path=tmp_path, weights_sha256="new", images=lambda split: [0] * 30)
     for tag, _ in paper_table.SCORES.values():
