@@ -150,7 +150,8 @@ class Config:
         choices=data.BINARIZE,
     )  # fmt: skip
     likelihood: str = setting(
-        "auto", "of a pixel; logistic: discretized, 256 grey values; gaussian: of one --sigma; auto: the data set's",
+        "auto", "of a pixel; logistic: discretized, 256 grey values; mixlogistic: a mixture of 10 such, whose channels "
+        "depend on one another; gaussian: of one --sigma; auto: the data set's",
         tag="likelihood", choices=("auto", *models.LIKELIHOODS),
     )  # fmt: skip
     sigma: float = setting(1.0, "standard deviation of a gaussian pixel", tag="sigma", above=0)

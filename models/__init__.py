@@ -76,6 +76,7 @@ POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.realnvp"}
 LIKELIHOODS = {
     "bernoulli": "networks.bernoulli",
     "logistic": "networks.discretized_logistic",
+    "mixlogistic": "networks.mixture_of_logistics",
     "gaussian": "networks.pixels",
 }
 

@@ -14,7 +14,7 @@ from keras import ops, random
 
 LOG_2PI = math.log(2 * math.pi)
 IMAGE_AXES = (-3, -2, -1)  # H, W, C
-BINS = 256  # grey values of a DiscretizedLogistic
+BINS = 256  # grey values of a pixel, or of each of its channels, in a discretized law
 
 
 def _sample_and_log_prob(distribution, n, seed):
@@ -237,6 +237,22 @@ class Bernoulli(NamedTuple):
         return ops.matmul(x, ops.transpose(logits)) - ops.sum(ops.softplus(logits), axis=-1)
 
 
+def _log_bin(k, low, high, width):
+    """log of what a standard logistic has in bin `k`, from `low` to `high` = low + width; outer bins reach to infinity.
+
+    sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) loses no digits where bins are improbable.
+    """
+    below, above = ops.log_sigmoid(high), ops.log_sigmoid(-low)  # logs of what lies below its end, above its start
+    inside = below + above + ops.log(-ops.expm1(-width))
+    return ops.where(k <= 0, below, ops.where(k >= BINS - 1, above, inside))
+
+
+def _logistic_noise(shape, like, seed):
+    """Draws of a standard logistic, of the type of `like`: `shape`. Stochastic."""
+    noise = random.uniform(shape, 1e-7, 1 - 1e-7, dtype=like.dtype, seed=seed)
+    return ops.log(noise) - ops.log(1 - noise)
+
+
 class DiscretizedLogistic(NamedTuple):
     """Independent pixels, a logistic in 256 bins of [0, 1]; the event is an image (Kingma et al. 2016, eq. 6).
 
@@ -251,21 +267,83 @@ class DiscretizedLogistic(NamedTuple):
 
     def sample(self, n, seed):
         """`n` images of 256 grey values: (n, ..., H, W, C) in [0, 1]. Stochastic."""
-        noise = random.uniform((n, *ops.shape(self.mean)), 1e-7, 1 - 1e-7, dtype=self.mean.dtype, seed=seed)
-        value = self.mean + ops.exp(self.log_scale) * (ops.log(noise) - ops.log(1 - noise))
+        noise = _logistic_noise((n, *ops.shape(self.mean)), self.mean, seed)
+        value = self.mean + ops.exp(self.log_scale) * noise
         return ops.clip(ops.floor(BINS * value), 0, BINS - 1) / (BINS - 1)
 
     def log_prob(self, x):
-        """log of the sum of bin probabilities in nats, normalised over the 256^(H W C) images: (..., H, W, C) -> (...).
-
-        sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) loses no digits where bins are improbable.
-        """
+        """The sum of the logs of the bins, in nats, normalised over the 256^(H W C) images: (..., H, W, C) -> (...)."""
         k = ops.round(x * (BINS - 1))
         scaled = ops.exp(-self.log_scale)
         low, high = (scaled * ((k + edge) / BINS - self.mean) for edge in (0, 1))
-        below, above = ops.log_sigmoid(high), ops.log_sigmoid(-low)  # logs of what lies below its end, above its start
-        inside = below + above + ops.log1p(-ops.exp(-scaled / BINS))
-        return ops.sum(ops.where(k <= 0, below, ops.where(k >= BINS - 1, above, inside)), axis=IMAGE_AXES)
+        return ops.sum(_log_bin(k, low, high, scaled / BINS), axis=IMAGE_AXES)
+
+
+class MixtureOfLogistics(NamedTuple):
+    """Independent pixels, each a mixture of K logistics in 256 bins a channel (Salimans et al. 2017, sections 2.1-2.2).
+
+    Pixel value k / 255 is bin k, of width 2 / 255 around v = 2 k / 255 - 1. The first and the last bin reach to
+    infinity, so that the probabilities sum to 1. In each component, channel c is a logistic around location[c] +
+    sum_{j < c} coefficients[c (c - 1) / 2 + j] v[j], given the channels before it. The event is an image. Shapes:
+    logits (..., H, W, K), location and log_scale (..., H, W, C, K), coefficients (..., H, W, C (C - 1) / 2, K).
+    """
+
+    logits: object
+    location: object
+    log_scale: object
+    coefficients: object
+    picture = _mean_picture
+    log_prob_of_each = _log_prob_of_each
+
+    @property
+    def mean(self):
+        """That of the logistics, as if there were no bins and no ends, then clipped: (..., H, W, C) in [0, 1]."""
+        centres = []
+        for channel in range(self.location.shape[-2]):
+            centres.append(self._centre(channel, centres))
+        mean = ops.sum(ops.stack(centres, axis=-2) * ops.expand_dims(ops.softmax(self.logits), -2), axis=-1)
+        return ops.clip((mean + 1) / 2, 0, 1)
+
+    def sample(self, n, seed):
+        """`n` images of 256 values, by one component for each pixel: (n, ..., H, W, C) in [0, 1]. Stochastic."""
+        one = self._chosen(n, seed)
+        noise = ops.exp(one.log_scale) * _logistic_noise(ops.shape(one.location), one.location, seed)
+        bins = []
+        for channel in range(self.location.shape[-2]):
+            value = one._centre(channel, [_signed(k) for k in bins]) + noise[..., channel, :]  # (n, ..., H, W, 1)
+            bins.append(ops.clip(ops.floor((value + 1) / 2 * (BINS - 1) + 0.5), 0, BINS - 1))
+        return ops.concatenate(bins, axis=-1) / (BINS - 1)
+
+    def log_prob(self, x):
+        """log-sum-exp over components in nats, normalised over the 256^(H W C) images: (..., H, W, C) -> (...)."""
+        bins = ops.split(ops.round(x * (BINS - 1)), self.location.shape[-2], axis=-1)  # C of (..., H, W, 1)
+        log_p = ops.log_softmax(self.logits)
+        for channel, k in enumerate(bins):
+            centre = self._centre(channel, [_signed(before) for before in bins[:channel]])
+            scaled = ops.exp(-self.log_scale[..., channel, :])
+            low, high = (scaled * (_signed(k + edge) - centre) for edge in (-0.5, 0.5))
+            log_p = log_p + _log_bin(k, low, high, 2 * scaled / (BINS - 1))  # (..., H, W, K)
+        return ops.sum(ops.logsumexp(log_p, axis=-1), axis=(-2, -1))
+
+    def _centre(self, channel, before):
+        """What a channel's logistics are around, given the values v before it, (..., H, W, 1 or K): (..., H, W, K)."""
+        first = channel * (channel - 1) // 2
+        shifts = (self.coefficients[..., first + j, :] * v for j, v in enumerate(before))
+        return sum(shifts, self.location[..., channel, :])
+
+    def _chosen(self, n, seed):
+        """`n` draws of a component for each pixel, each a mixture of that one: batch (n, ...). Stochastic."""
+        components = self.logits.shape[-1]
+        k = random.categorical(ops.reshape(self.logits, (-1, components)), n, seed=seed)  # (M, n)
+        k = ops.reshape(ops.transpose(k), (n, *ops.shape(self.logits)[:-1]))
+        one_hot = ops.expand_dims(ops.one_hot(k, components, dtype=self.logits.dtype), -2)  # (n, ..., H, W, 1, K)
+        parts = (ops.sum(one_hot * part, axis=-1, keepdims=True) for part in self[1:])
+        return MixtureOfLogistics(ops.zeros_like(one_hot[..., 0, :1]), *parts)
+
+
+def _signed(k):
+    """Bins 0 to 255 as values -1 to 1."""
+    return (2 * k - (BINS - 1)) / (BINS - 1)
 
 
 class Pixels(NamedTuple):

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from keras import Sequential, layers, ops
 
-from .distributions import Bernoulli, DiscretizedLogistic, Normal, Pixels
+from .distributions import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Normal, Pixels
 
 LOGVAR = (-6.0, 2.0)  # bounds of log-variances
 LOG_SCALE = (-4.5, 0.0)  # and of a logistic's log-scale, for pixels in [0, 1]
+MIXED_LOG_SCALE = (-8.0, 1.0)  # the same in a mixture, for pixels in [-1, 1]
+COMPONENTS = 10  # logistics in a mixture
 
 
 def soft_bound(raw, low, high):
@@ -26,18 +28,18 @@ def hard_clip(raw, low, high):
 
 
 class Observation(NamedTuple):
-    """How p(x|z) is made of what a decoder computes: `of(maps, bound)` for maps (..., H, W, maps * C).
+    """How p(x|z) is made of what a decoder computes: `of(maps, bound)` for maps (..., H, W, outputs(C)).
 
     Those below are made from the sigma of Gaussian pixels, and take it if they need it.
     """
 
-    maps: int
+    outputs: Callable
     of: Callable
 
 
 def bernoulli(sigma):
     """The Observation whose only map is the logits."""
-    return Observation(1, lambda maps, bound: Bernoulli(maps))
+    return Observation(lambda channels: channels, lambda maps, bound: Bernoulli(maps))
 
 
 def discretized_logistic(sigma):
@@ -47,12 +49,28 @@ def discretized_logistic(sigma):
         mean, log_scale = ops.split(maps, 2, axis=-1)
         return DiscretizedLogistic(ops.sigmoid(mean), bound(log_scale, *LOG_SCALE))
 
-    return Observation(2, of)
+    return Observation(lambda channels: 2 * channels, of)
+
+
+def mixture_of_logistics(sigma):
+    """The Observation with ten logistics for each pixel: logits, means, bounded log-scales, and coefficients.
+
+    Each logistic has 1 + 2 C + C (C - 1) / 2 = (C + 1) (C + 2) / 2 maps; its coefficients are squashed into [-1, 1].
+    """
+
+    def of(maps, bound):
+        each = maps.shape[-1] // COMPONENTS
+        channels = (math.isqrt(8 * each + 1) - 3) // 2
+        parts = ops.reshape(maps, (*ops.shape(maps)[:-1], each, COMPONENTS))
+        logits, location, log_scale, raw = ops.split(parts, [1, 1 + channels, 1 + 2 * channels], axis=-2)
+        return MixtureOfLogistics(logits[..., 0, :], location, bound(log_scale, *MIXED_LOG_SCALE), ops.tanh(raw))
+
+    return Observation(lambda channels: COMPONENTS * math.comb(channels + 2, 2), of)
 
 
 def pixels(sigma):
     """The Observation with a mean, squashed into [0, 1], and the same sigma everywhere."""
-    return Observation(1, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
+    return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
 
 
 class GaussianHead(layers.Layer):
@@ -123,7 +141,7 @@ class DenseStack(layers.Layer):
 class ConvDecoder(layers.Layer):
     """Latents (..., D) to p(x|z): dense to (H/4, W/4, 32), then five transposed convolutions.
 
-    Filters, kernel, stride: 32f,3,1 / 16f,3,2 / 16f,3,1 / 8f,3,2 / maps,3,1, the last one linear.
+    Filters, kernel, stride: 32f,3,1 / 16f,3,2 / 16f,3,1 / 8f,3,2 / outputs,3,1, the last one linear.
     """
 
     def __init__(self, latent_dim, image_shape, observation, size, activation):
@@ -146,7 +164,7 @@ class ConvDecoder(layers.Layer):
                 up(f16, 2),
                 up(f16, 1),
                 up(f8, 2),
-                layers.Conv2DTranspose(channels * observation.maps, 3, padding="same"),
+                layers.Conv2DTranspose(observation.outputs(channels), 3, padding="same"),
             ]
         )
         self.observation = observation
@@ -155,7 +173,7 @@ class ConvDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        flat = self.net(ops.reshape(z, (-1, z.shape[-1])))  # (n * B, H, W, maps * C)
+        flat = self.net(ops.reshape(z, (-1, z.shape[-1])))  # (n * B, H, W, outputs)
         return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), soft_bound)
 
 
@@ -183,7 +201,7 @@ class DenseDecoder(layers.Layer):
 
     def __init__(self, parts, image_shape, observation, width):
         super().__init__()
-        self.observation, self.maps_shape = observation, (*image_shape[:2], image_shape[2] * observation.maps)
+        self.observation, self.maps_shape = observation, (*image_shape[:2], observation.outputs(image_shape[2]))
         self.stacks = LatentStacks(parts, width)
         self.joint = DenseStack(self.stacks.features, (width,), gated_dense)
         self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal")
@@ -211,15 +229,16 @@ class GatedConvDecoder(layers.Layer):
         self.stacks = LatentStacks(parts, width)
         self.image = DenseStack(self.stacks.features, (math.prod(image_shape),), gated_dense)
         convs = [gated_conv(self.FILTERS, 3) for _ in range(4)]
-        out = layers.Conv2D(image_shape[2] * observation.maps, 1)
+        outputs = observation.outputs(image_shape[2])
+        out = layers.Conv2D(outputs, 1)
         self.net = Sequential([layers.Input((math.prod(image_shape),)), layers.Reshape(image_shape), *convs, out])
-        self.floats_per_sample = math.prod(image_shape[:2]) * (3 * self.FILTERS * len(convs) + image_shape[2])
+        self.floats_per_sample = math.prod(image_shape[:2]) * (3 * self.FILTERS * len(convs) + outputs)
         self.built = True
 
     def call(self, z):
         """p(x|z) with batch (...)."""
         image = self.image(self.stacks(z))  # (..., H * W * C)
-        flat = self.net(ops.reshape(image, (-1, image.shape[-1])))  # (n * B, H, W, maps * C)
+        flat = self.net(ops.reshape(image, (-1, image.shape[-1])))  # (n * B, H, W, outputs)
         return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), hard_clip)
 
 

@@ -41,8 +41,8 @@ class PixelDecoder(layers.Layer):
     """Latents (..., D) to the Autoregressive p(x|z) (Tomczak & Welling 2018, code).
 
     Each of `parts` becomes a plane of the image's size by a gated layer. The image and these planes go through 8 masked
-    convolutions of 64 filters, 3x3, with batch normalisation, and a linear 1x1. The channels of a pixel are independent
-    of one another, given the pixels before it.
+    convolutions of 64 filters, 3x3, with batch normalisation, and a linear 1x1. The channels of a pixel depend on
+    one another as the observation has it, given the pixels before it.
     """
 
     def __init__(self, parts, image_shape, observation, _):
@@ -54,8 +54,9 @@ class PixelDecoder(layers.Layer):
         for depth in range(DEPTH):
             normalised = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
             net += [MaskedConv2D(FILTERS, KERNEL, sees_itself=depth > 0), normalised, layers.ReLU()]
-        self.net = Sequential([*net, layers.Conv2D(channels * observation.maps, 1)])
-        self.floats_per_sample = height * width * (3 * DEPTH * FILTERS + len(parts) + channels)
+        outputs = observation.outputs(channels)
+        self.net = Sequential([*net, layers.Conv2D(outputs, 1)])
+        self.floats_per_sample = height * width * (3 * DEPTH * FILTERS + len(parts) + outputs)
         self.built = True
 
     def call(self, z, training=False):

@@ -9,7 +9,17 @@ import scipy.stats
 from keras import ops
 from keras.random import SeedGenerator
 
-from models.distributions import Bernoulli, Chain, DiscretizedLogistic, Mixture, Normal, Pixels, binarize
+from models.distributions import (
+    Bernoulli,
+    Chain,
+    DiscretizedLogistic,
+    Mixture,
+    MixtureOfLogistics,
+    Normal,
+    Pixels,
+    binarize,
+)
+from models.gradients import value_and_gradient
 
 pytestmark = pytest.mark.keras
 N, B, K, D = 5, 3, 4, 2
@@ -98,8 +108,28 @@ MEANS, LOG_SCALES = np.meshgrid([0.0, 0.003, 0.5, 0.77, 1.0, 1.7], [-4.5, -2.0, 
 LOGISTIC = one_pixel(MEANS.ravel(), LOG_SCALES.ravel())
 
 
-def test_the_discretized_logistic_sums_to_one_over_all_grey_values():
-    total = scipy.special.logsumexp(np.asarray(LOGISTIC.log_prob(GREY), "float64"), axis=0)
+def mixture(batch, channels, log_scales, size=1.2):
+    """A MixtureOfLogistics of 4 components, batch and sides (*batch, H, W), with log-scales from `log_scales`."""
+    draw = np.random.default_rng(channels)
+    around = [draw.uniform(-size, size, (*batch, rows, K)) for rows in (channels, channels * (channels - 1) // 2)]
+    log_scale = draw.choice(log_scales, around[0].shape)
+    return MixtureOfLogistics(
+        *(np.float32(v) for v in (draw.normal(size=(*batch, K)), around[0], log_scale, around[1]))
+    )
+
+
+def first_channels(law, count):
+    """The marginal law of the first channels of each pixel."""
+    coefficients = law.coefficients[..., : count * (count - 1) // 2, :]
+    return MixtureOfLogistics(law.logits, law.location[..., :count, :], law.log_scale[..., :count, :], coefficients)
+
+
+GREY_LAWS = {"one": LOGISTIC, "mixture": mixture((9, 1, 1), 1, [-8, -3, 1])}
+
+
+@pytest.mark.parametrize("law", GREY_LAWS.values(), ids=GREY_LAWS)
+def test_discretized_laws_sum_to_one_over_all_grey_values(law):
+    total = scipy.special.logsumexp(np.asarray(law.log_prob(GREY), "float64"), axis=0)
     np.testing.assert_allclose(total, 0, atol=1e-5)
 
 
@@ -120,12 +150,13 @@ def test_the_discretized_logistic_has_a_gradient_where_bins_are_improbable():
     assert np.isfinite(found) and found < -85  # float32 has no such probability
 
 
-def test_the_discretized_logistic_draws_from_its_density():
+@pytest.mark.parametrize("law", GREY_LAWS.values(), ids=GREY_LAWS)
+def test_discretized_laws_draw_from_their_density(law):
     """Counts of grey values against expected ones, those of rare values put together."""
     n = 40_000
-    drawn = np.asarray(LOGISTIC.sample(n, SeedGenerator(4)), "float64")[:, :, 0, 0, 0]
+    drawn = np.asarray(law.sample(n, SeedGenerator(4)), "float64")[:, :, 0, 0, 0]
     assert np.allclose(drawn * 255, np.round(drawn * 255), atol=1e-3)
-    probability = np.exp(np.asarray(LOGISTIC.log_prob(GREY), "float64"))  # (256, batch)
+    probability = np.exp(np.asarray(law.log_prob(GREY), "float64"))  # (256, batch)
     for column, p in zip(drawn.T, probability.T, strict=True):
         counts = np.bincount(np.round(column * 255).astype(int), minlength=256)
         group = np.cumsum(p * n) // 50  # about 50 expected in each
@@ -134,6 +165,93 @@ def test_the_discretized_logistic_draws_from_its_density():
         assert kept.sum() == 1 or scipy.stats.chisquare(observed[kept], expected[kept]).pvalue > 1e-5
     colour = DiscretizedLogistic(np.zeros((2, 4, 5, 3), "float32"), np.zeros((2, 4, 5, 3), "float32"))
     assert colour.sample(7, SeedGenerator(0)).shape == (7, 2, 4, 5, 3)
+
+
+def scipy_bin(k, centre, log_scale):
+    """log of what a logistic has in bin k of [-1, 1], from the tail that the bin is in."""
+    law = scipy.stats.logistic(centre, np.exp(log_scale))
+    low, high = (np.where(inside, (2 * k + e) / 255 - 1, e * np.inf) for inside, e in ((k > 0, -1), (k < 255, 1)))
+    with np.errstate(divide="ignore"):
+        left = law.logcdf(high) + np.log1p(-np.exp(law.logcdf(low) - law.logcdf(high)))
+        right = law.logsf(low) + np.log1p(-np.exp(law.logsf(high) - law.logsf(low)))
+    return np.where(2 * k / 255 - 1 < centre, left, right)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("log_scales", [[-8], [1], [-8, -6, -3.5, -1, 1]], ids=str)
+def test_the_mixture_of_logistics_is_scipys(channels, log_scales):
+    law, shape = mixture((7, 2, 6), channels, log_scales), (N, 7, 2, 6, channels)
+    k = rng.integers(256, size=shape) * rng.choice([0, 1, 2], shape)
+    k = np.minimum(k, 255)  # a third each of zeros, of all values and of high ones
+    logits, at, log_scale, by = (np.float64(part) for part in law)
+    v = (2 * k / 255 - 1)[..., None]
+    centres = [at[..., 0, :]]
+    if channels == 3:
+        centres += [at[..., 1, :] + by[..., 0, :] * v[..., 0, :]]
+        centres += [at[..., 2, :] + by[..., 1, :] * v[..., 0, :] + by[..., 2, :] * v[..., 1, :]]
+    each = [scipy_bin(k[..., c, None], centre, log_scale[..., c, :]) for c, centre in enumerate(centres)]
+    log_p = scipy.special.logsumexp(scipy.special.log_softmax(logits, axis=-1) + sum(each), axis=-1).sum((-2, -1))
+    found = np.asarray(law.log_prob((k / 255).astype("float32")))
+    assert found.shape == (N, 7)
+    np.testing.assert_allclose(found, log_p, rtol=1e-6, atol=2e-3)
+
+
+@pytest.mark.parametrize("log_scales", [[-8], [1], [-8, -3, 1]], ids=str)
+def test_a_channel_sums_to_one_given_those_before_it(log_scales):
+    """What it adds to log p of those before, which are drawn, or first or last; to the digits that log p has."""
+    law = mixture((B, 1, 1), 3, log_scales)
+    drawn = np.asarray(law.sample(N, SeedGenerator(0)))
+    ends = np.float32(list(itertools.product([0, 1], repeat=3)))[:, None, None, None]
+    before = np.concatenate([drawn, np.broadcast_to(ends, (8, B, 1, 1, 3))])  # (N + 8, B, 1, 1, 3)
+    for channel in (1, 2):
+        given = np.broadcast_to(before[..., :channel], (256, *before.shape[:-1], channel))
+        value = np.broadcast_to(GREY[:, None], (256, *before.shape[:-1], 1))
+        both = np.concatenate([given, value], axis=-1)
+        log_p = np.asarray(first_channels(law, channel + 1).log_prob(both), "float64")
+        of_given = np.asarray(first_channels(law, channel).log_prob(before[..., :channel]), "float64")
+        np.testing.assert_allclose(scipy.special.logsumexp(log_p, axis=0), of_given, rtol=1e-6, atol=1e-4)
+
+
+def test_colours_are_drawn_from_the_mixture_of_logistics():
+    """Counts of the frequent ones among some colours, which other draws choose, and of all others together."""
+    law, n = mixture((B, 1, 1), 3, [-6, -5]), 40_000
+    chosen, drawn = (np.asarray(law.sample(n, SeedGenerator(seed)))[:, :, 0, 0] for seed in (0, 1))
+    for column in range(B):
+        one = MixtureOfLogistics(*(part[column] for part in law))
+        colours = np.unique(chosen[:, column], axis=0)
+        expected = n * np.exp(np.asarray(one.log_prob(colours[:, None, None]), "float64"))
+        colours, expected = colours[expected > 10], expected[expected > 10]
+        found, counts = np.unique(np.concatenate([colours, drawn[:, column]]), axis=0, return_counts=True)
+        counts = counts[(found[:, None] == colours).all(-1).any(1)] - 1  # both are sorted
+        observed, expected = np.append(counts, n - counts.sum()), np.append(expected, n - expected.sum())
+        assert len(colours) > 100 and expected[-1] > 10
+        assert scipy.stats.chisquare(observed, expected).pvalue > 1e-5
+
+
+def test_the_mean_of_the_mixture_of_logistics_is_that_of_its_draws():
+    law, n = mixture((7, 2, 6), 3, [-4, -3], size=0.3), 20_000
+    drawn = np.asarray(law.sample(n, SeedGenerator(0)))
+    assert drawn.shape == (n, 7, 2, 6, 3) and np.allclose(drawn * 255, np.round(drawn * 255), atol=1e-3)
+    mean = np.asarray(law.mean)
+    assert np.all(np.abs(drawn.mean(0, dtype="float64") - mean) < 5 * drawn.std(0) / np.sqrt(n))
+    assert np.all(np.asarray(law._replace(location=law.location + 9).mean) == 1)
+    np.testing.assert_array_equal(law.picture(None), mean)
+
+
+@pytest.mark.parametrize("log_scale", [-8, 1])
+@pytest.mark.parametrize("location", [-50, 0, 50])
+def test_the_mixture_of_logistics_has_finite_derivatives_at_its_extremes(location, log_scale):
+    law = mixture((B, 1, 1), 3, [log_scale])
+    x = np.broadcast_to(np.float32([[[0, 0.2, 1]]]), (B, 1, 1, 3))
+
+    def log_p(location):
+        return law._replace(location=location, log_scale=law.log_scale + 0 * location).log_prob(x), ()
+
+    def slope(location):
+        return value_and_gradient(log_p, location)[2], ()
+
+    values = value_and_gradient(slope, ops.convert_to_tensor(law.location + np.float32(location)))
+    assert np.isfinite(values[0]).all() and np.isfinite(values[2]).all()
 
 
 def test_gaussian_pixels_are_scipys_and_drawn_from_it():

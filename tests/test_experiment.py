@@ -222,10 +222,12 @@ def test_a_prior_made_of_data_does_not_begin_with_noise():
 
 
 def test_the_likelihood_decides_what_auto_binarizes():
-    logistic, gaussian = Config(likelihood="logistic"), Config(likelihood="gaussian", sigma=0.5)
+    gaussian = Config(likelihood="gaussian", sigma=0.5)
     assert Config().observation == "bernoulli" and Config().binarization == "dynamic"
-    assert (logistic.observation, logistic.binarization, logistic.note) == ("logistic", "none", "")
-    assert logistic.training_id.endswith("_epochs250_likelihoodlogistic")
+    for name in ("mixlogistic", "logistic"):
+        logistic = Config(likelihood=name)
+        assert (logistic.observation, logistic.binarization, logistic.note) == (name, "none", "")
+        assert logistic.training_id.endswith(f"_epochs250_likelihood{name}")
     assert gaussian.training_id.endswith("_epochs250_likelihoodgaussian_sigma0.5")
     assert gaussian.note == "density of pixels in [0, 1], not a probability"
     assert Config(likelihood="bernoulli").training_id == Config().training_id
@@ -237,6 +239,8 @@ def test_the_likelihood_decides_what_auto_binarizes():
     [
         ({"likelihood": "logistic", "binarize": "dynamic"}, "--likelihood logistic is for grey pixels"),
         ({"likelihood": "logistic", "data_set": "staticmnist"}, "those of staticmnist are binarized"),
+        ({"likelihood": "mixlogistic", "binarize": "dynamic"}, "--likelihood mixlogistic is for grey pixels"),
+        ({"likelihood": "mixlogistic", "data_set": "staticmnist"}, "those of staticmnist are binarized"),
         ({"sigma": 0.5}, "--sigma 0.5 goes with --likelihood gaussian"),
         ({"likelihood": "gaussian", "sigma": 0.0}, "--sigma 0.0 must be more than 0"),
     ],

@@ -12,7 +12,17 @@ from keras import ops
 import models
 from experiment import Config
 from models.likelihood import importance_sampling
-from models.networks import ConvDecoder, DenseNetworks, GaussianHead, LatentStacks, bernoulli, gated_dense
+from models.networks import (
+    ConvDecoder,
+    DenseNetworks,
+    GaussianHead,
+    LatentStacks,
+    bernoulli,
+    gated_dense,
+    hard_clip,
+    mixture_of_logistics,
+    soft_bound,
+)
 from models.priors import UnitInterval
 
 pytestmark = pytest.mark.keras
@@ -67,16 +77,32 @@ def test_each_likelihood_is_that_of_its_maps(network, likelihood):
     z = rng.normal(size=(N, B, 3)).astype("float32")
     law = built.likelihood(z)
     assert law.mean.shape == (N, B, *shape) and np.all((np.asarray(law.mean) >= 0) & (np.asarray(law.mean) <= 1))
-    values = {"bernoulli": 2, "logistic": 256, "gaussian": 2001}[likelihood]
+    values = {"bernoulli": 2, "gaussian": 2001}.get(likelihood, 256)
     low, high = (-9, 10) if likelihood == "gaussian" else (0, 1)
     axis = np.linspace(low, high, values).astype("float32").reshape(-1, 1, 1, 1, 1, 1)
     one = type(law)(*(part[:1, :1, :1, :1, :1] if getattr(part, "shape", ()) else part for part in law))
+    if likelihood == "mixlogistic":
+        one = one._replace(logits=law.logits[:1, :1, :1, :1], coefficients=None)  # the first channel has no use of them
     total = np.exp(np.asarray(one.log_prob(axis[:, 0]), "float64")).sum()
     assert total * (19 / 2000 if likelihood == "gaussian" else 1) == pytest.approx(1, abs=1e-3)
     built.compile(keras.optimizers.SGD(1e-3))
     before = [np.array(w) for w in built.trainable_variables]
     built.train_on_batch(images(shape=shape))
     assert all(np.any(np.asarray(w) != b) for w, b in zip(built.trainable_variables, before, strict=True))
+
+
+@pytest.mark.parametrize("bound", [soft_bound, hard_clip])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_mixture_of_logistics_has_ten_for_each_pixel(channels, bound):
+    observation, pairs = mixture_of_logistics(1.0), channels * (channels - 1) // 2
+    maps = 20 * rng.normal(size=(N, B, 8, 5, observation.outputs(channels))).astype("float32")
+    law = observation.of(maps, bound)
+    shapes = [(N, B, 8, 5, *rows, 10) for rows in ((), (channels,), (channels,), (pairs,))]
+    assert [tuple(part.shape) for part in law] == shapes
+    assert sum(np.prod(shape) for shape in shapes) == maps.size
+    assert np.ptp(law.log_scale) == 9 and np.min(law.log_scale) == -8
+    assert np.all(np.abs(law.coefficients) <= 1)
+    assert law.sample(2, keras.random.SeedGenerator(0)).shape == (2, N, B, 8, 5, channels)
 
 
 def test_the_parameter_count_is_that_of_the_documented_layers():

@@ -12,7 +12,7 @@ from keras.random import SeedGenerator
 import models
 from experiment import Config
 from models.distributions import BINS
-from models.networks import bernoulli, discretized_logistic
+from models.networks import bernoulli, discretized_logistic, mixture_of_logistics
 from models.pixelcnn import MaskedConv2D, PixelDecoder
 
 pytestmark = pytest.mark.keras
@@ -32,7 +32,10 @@ def latents(*shape):
     return rng.normal(size=shape).astype("float32")
 
 
-@pytest.mark.parametrize("observation", [bernoulli(1.0), discretized_logistic(1.0)], ids=["bernoulli", "logistic"])
+OBSERVATIONS = [bernoulli(1.0), discretized_logistic(1.0), mixture_of_logistics(1.0)]
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS, ids=["bernoulli", "logistic", "mixlogistic"])
 def test_a_pixel_changes_nothing_at_or_before_itself_and_something_after(observation):
     made, x = decoder((5, 4, 2), observation), rng.random((1, 5, 4, 2)).astype("float32")
     planes = made(latents(1, 3)).planes
@@ -42,7 +45,7 @@ def test_a_pixel_changes_nothing_at_or_before_itself_and_something_after(observa
         changed[:, row, column] = 1 - changed[:, row, column]
         after = [np.asarray(part) for part in made.pixels(changed, planes) if ops.is_tensor(part)]
         for old, new in zip(before, after, strict=True):
-            differs = np.any(old != new, axis=(0, 3)).ravel()
+            differs = np.any(old != new, axis=(0, *range(3, old.ndim))).ravel()
             assert not differs[: pixel + 1].any() and (pixel == 19 or differs[pixel + 1 :].any())
 
 
@@ -82,9 +85,10 @@ def test_drawing_looks_at_the_rows_that_matter_only():
     np.testing.assert_allclose(near[:, -1], whole[:, -1], rtol=1e-4, atol=1e-5)
 
 
-def test_grey_images_have_values_of_the_bins():
-    drawn = np.asarray(decoder((3, 2, 1), discretized_logistic(1.0))(latents(2, 3)).picture(SeedGenerator(0)))
-    assert drawn.shape == (2, 3, 2, 1)
+@pytest.mark.parametrize("observation", OBSERVATIONS[1:], ids=["logistic", "mixlogistic"])
+def test_grey_images_have_values_of_the_bins(observation):
+    drawn = np.asarray(decoder((5, 2, 3), observation)(latents(4, 3)).picture(SeedGenerator(0)))
+    assert drawn.shape == (4, 5, 2, 3)
     np.testing.assert_allclose(drawn * (BINS - 1), np.round(drawn * (BINS - 1)), atol=1e-3)
 
 

@@ -8,7 +8,7 @@ from linear_models import IMAGES, NOISE, WEIGHTS, Linear, exact, standard, two_l
 
 from models import quadrature as module
 from models.compiled import NotFiniteError
-from models.distributions import Bernoulli, DiscretizedLogistic, Mixture, Normal, Pixels
+from models.distributions import Bernoulli, DiscretizedLogistic, Mixture, MixtureOfLogistics, Normal, Pixels
 from models.quadrature import Cells, NotResolvedError, quadrature
 
 pytestmark = pytest.mark.keras
@@ -140,14 +140,19 @@ def test_cells_divide_without_gaps():
     assert cells.beside(np.arange(64**2) == 700).sum() == 9
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "pixels", "logistic"])
+@pytest.mark.parametrize("kind", ["bernoulli", "pixels", "logistic", "mixlogistic"])
 def test_every_image_is_compared_with_every_law(kind):
     rng = np.random.default_rng(0)
     values, x = rng.normal(size=(2, 5, 2, 3, 1)).astype("float32"), (rng.random((4, 2, 3, 1)) < 0.5).astype("float32")
+
+    def mixed(parts):
+        return MixtureOfLogistics(parts[..., 0, :], parts, parts, parts[..., :0, :])
+
     laws = {
         "bernoulli": lambda value: Bernoulli(value[0]),
         "pixels": lambda value: Pixels(value[0], 0.3),
         "logistic": lambda value: DiscretizedLogistic(value[0], value[1]),
+        "mixlogistic": lambda value: mixed(ops.moveaxis(value, 0, -1)),
     }
     found = ops.convert_to_numpy(laws[kind](ops.convert_to_tensor(values)).log_prob_of_each(ops.convert_to_tensor(x)))
     expected = [[float(laws[kind](values[:, m]).log_prob(image)) for m in range(5)] for image in x]
