@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import signal
 import sys
@@ -113,6 +114,30 @@ def add_runs(parser):
     parser.add_argument("--runs_dir", default="runs", help="where the grid search lies (default: runs)")
     parser.add_argument("--data_dir", help="where the data files lie (default: where training found them)")
     add_backend(parser)
+
+
+def whole(low, high=2**31 - 1):
+    """A reader of integers from `low` to `high` for argparse."""
+
+    def read(text):
+        if not low <= (value := int(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and at most {high}")
+        return value
+
+    read.__name__ = "int"  # for argparse's "invalid int value"
+    return read
+
+
+def number(low):
+    """A reader of finite numbers from `low` for argparse."""
+
+    def read(text):
+        if not low <= (value := float(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low}, and finite")
+        return value
+
+    read.__name__ = "float"
+    return read
 
 
 def grid(args):

@@ -1,6 +1,5 @@
 """Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --estimator is"""
 
-import argparse
 import hashlib
 import math
 import sys
@@ -14,6 +13,7 @@ import commandline
 import data
 import engine
 import experiment
+from commandline import number, whole
 from errors import UserError
 
 COLUMNS = (
@@ -79,30 +79,6 @@ def add_arguments(parser):
     )
     text += "a GPU up to 1; less where less is free)"
     parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
-
-
-def whole(low, high=2**31 - 1):
-    """A reader of integers from `low` to `high` for argparse."""
-
-    def read(text):
-        if not low <= (value := int(text)) <= high:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and at most {high}")
-        return value
-
-    read.__name__ = "int"  # for argparse's "invalid int value"
-    return read
-
-
-def number(low):
-    """A reader of finite numbers from `low` for argparse."""
-
-    def read(text):
-        if not low <= (value := float(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low}, and finite")
-        return value
-
-    read.__name__ = "float"
-    return read
 
 
 class Scoring(NamedTuple):
