@@ -1,15 +1,16 @@
-"""One command for all of it: python vampvae.py train|eval|plot|data ..."""
+"""One command for all of it: python vampvae.py train|eval|plot|features|data ..."""
 
 import sys
 
 import commandline
 import data
 import evaluate
+import features
 import plot
 import train
 from errors import UserError
 
-SCRIPTS = {"train": train, "eval": evaluate, "plot": plot}
+SCRIPTS = {"train": train, "eval": evaluate, "plot": plot, "features": features}
 
 
 def add_data_arguments(parser):

@@ -90,6 +90,7 @@ def files_below(folder):
 TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
 EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
 EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_steps", "bracket", "compare", "max_memory"]
+FEATURES_FLAGS = ["data_set", "data_dir", "epochs", "seed", "out", "overwrite", "backend", "device"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,8 @@ EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_ste
         ("evaluate.py", EVALUATE_FLAGS),
         ("vampvae.py eval", EVALUATE_FLAGS),
         ("plot.py", ["gs_key", "runs_dir", "data_dir", "backend", "out", "projection"]),
+        ("features.py", FEATURES_FLAGS),
+        ("vampvae.py features", FEATURES_FLAGS),
         ("vampvae.py data", ["data_dir", "list"]),
         ("vampvae.py", ["help"]),
     ],
