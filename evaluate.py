@@ -1,5 +1,6 @@
 """Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --estimator is"""
 
+import contextlib
 import hashlib
 import math
 import sys
@@ -13,6 +14,7 @@ import commandline
 import data
 import engine
 import experiment
+import features
 from commandline import number, whole
 from errors import UserError
 
@@ -31,6 +33,7 @@ COLUMNS = (
     "seconds",
 )
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
+DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
 ESTIMATORS = {  # which flags go with each, and their usual values
     "is": {"num_samples": None, "proposal": "fitted", "target_se": None, "max_samples": None},
     "quadrature": {},
@@ -41,6 +44,8 @@ SHORT |= {"bracket": "B", "seed": "seed"}
 SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
 MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
+GENERATED = 10_000  # images, with --features
+DRAWN_AT_ONCE = 500  # of these
 FEW = 10  # effective samples, below which an estimate is doubtful where k-hat is not known
 DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
 
@@ -79,6 +84,10 @@ def add_arguments(parser):
     )
     text += "a GPU up to 1; less where less is free)"
     parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
+    text = "also FID and KID of samples, by the features of this network, which features.py trains, or one of your own"
+    parser.add_argument("--features", metavar="FILE.keras", help=text)
+    text = f"with --features: images drawn from the model (default: {GENERATED})"
+    parser.add_argument("--num_generated", type=whole(2), metavar="N", help=text)
 
 
 class Scoring(NamedTuple):
@@ -145,6 +154,8 @@ def run(args):
     runs = commandline.chosen_runs(args)[::-1]
     if args.compare and len(runs) < 2:
         raise UserError("--compare needs two runs or more")
+    if args.num_generated and not args.features:
+        raise UserError("--num_generated goes with --features")
     if len(runs) == 1:
         check(runs[0], scoring)  # of several, the others are worth having
     for one in runs:
@@ -154,10 +165,12 @@ def run(args):
             )
     engine.settle(args.backend, args.device)
     engine.start(args.device)
+    network = features.load(args.features) if args.features else None
+    count = args.num_generated or GENERATED
     found, failed = [], False
     while runs:  # popped, so that one model at a time is in memory
         try:
-            found.append(evaluate(runs.pop(), scoring, args.split, args.max_images))
+            found.append(evaluate(runs.pop(), scoring, args.split, args.max_images, network, count))
             say(found[-1], scoring)
         except UserError as error:  # the scores of the others are worth having
             print(f"error: {error}", file=sys.stderr)
@@ -167,6 +180,9 @@ def run(args):
         print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
         print("\nlatents, the top layer first")
         print(commandline.table([row(one, LATENTS) for one in found]))
+    if found and network:
+        print(f"\nall {args.split} images against samples and against real ones, by the features of {network.said}")
+        print(commandline.table([line for one in found for line in distance_rows(one)]))
     if args.compare and not failed:
         print(f"\ncompared with {found[0].name}, image by image, in nats")
         print(commandline.table([compared(one, found[0]) for one in found[1:]]))
@@ -176,6 +192,15 @@ def run(args):
 def row(one, columns):
     """A line of a table: the name of what was scored, and these of its metrics."""
     return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
+
+
+def distance_rows(one):
+    """Two lines of a table: the distances of a run's samples, and those of real images."""
+    found = one.metrics["distances"]
+    rows = {"samples": found, "real images": found["real"]}
+    return [
+        {"run": one.name, "images": name} | {column: row[column] for column in DISTANCES} for name, row in rows.items()
+    ]
 
 
 def shown(value):
@@ -245,8 +270,10 @@ def check(run, scoring):
         )
 
 
-def evaluate(run, scoring=None, split="test", max_images=None):
+def evaluate(run, scoring=None, split="test", max_images=None, network=None, count=GENERATED):
     """Scores one run as of `scoring`, stores the result in its folder and returns it, a `Scored`.
+
+    With a features.Network, `count` images drawn from the model are scored, too, see `distances`.
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
     the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N); `doubtful` the
@@ -257,22 +284,29 @@ def evaluate(run, scoring=None, split="test", max_images=None):
 
     scoring = scoring or Scoring.of()
     check(run, scoring)
+    if network:
+        network.check(run.image_shape)
     run.check_writable()
     images = run.images(split)[:max_images]
     weights_sha256 = run.weights_sha256  # of those that are loaded now, should training go on
     started = time.perf_counter()
+    apart, tag = {}, scoring.tag
+    if network:  # first, as the estimate may take hours
+        apart = {"distances": distances(run, network, split, count, scoring.seed)}
+        tag += f"_F{network.sha256[:8]}_G{count}"
     estimate, carried, more = estimated(run, images, scoring, split)
     metrics = (
         summary(estimate, images[0].size, is_sampled=scoring.estimator != "quadrature")
         | carried._asdict()
         | more
+        | apart
         | {name: value for name, value in scoring.settings.items() if name != "bracket"}
         | {
             "num_images": len(images),
             "image_shape": list(run.image_shape),
             "split": split,
             "estimator": scoring.estimator,
-            "tag": scoring.tag,
+            "tag": tag,
             "seed": scoring.seed,
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
@@ -315,7 +349,7 @@ def estimated(run, images, scoring, split):
     from models.likelihood import NotFiniteError
     from models.quadrature import NotResolvedError
 
-    with tqdm(total=len(images), unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
+    with progress(run, len(images)) as bar, enough_memory(run):
         try:
             carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail, too
             estimate, more = ESTIMATE[scoring.estimator](run, images, scoring, split, bar)
@@ -324,13 +358,25 @@ def estimated(run, images, scoring, split):
             raise unusable(run, split, error.image) from error
         except NotResolvedError as error:
             raise UserError(f"{run.path}: {error}; try --estimator is") from error
-        except Exception as error:
-            if not engine.is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
-                "--max_images say, so try a small --max_memory, or --device cpu"
-            ) from error
+
+
+def progress(run, total):
+    """A bar of so many images, silent where the output is no terminal."""
+    return tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty())
+
+
+@contextlib.contextmanager
+def enough_memory(run):
+    """Turns what the block raises for want of memory into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not engine.is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
+            "--max_images say, so try a small --max_memory, or --device cpu"
+        ) from error
 
 
 def by_importance_sampling(run, images, scoring, split, bar):
@@ -371,6 +417,63 @@ def by_annealing(run, images, scoring, split, bar):
         more["bracket"] = {name: float(values.mean()) for name, values in means.items()}
         more["bracket"] |= {"gap_se": known(error), "num_images": count}
     return estimate, more
+
+
+def distances(run, network, split, count, seed):
+    """How far `count` images drawn from the model's prior, means of p(x|z), are from all grey images of a split.
+
+    A dict: FID and KID (see models/distances.py) by the features of `network`, how many images were on both sides, the
+    same of `real` images of another split, the floor of what a model can reach, and what network it was. Stochastic, a
+    function of `seed`. Raises UserError where there are too few images, memory is too small, or weights are unusable.
+    """
+    other = run.dataset.split("val" if split == "train" else "train")
+    chosen = np.random.default_rng(seed).permutation(len(other.images))[:count]  # as many, for the bias of FID
+    images = run.dataset.split(split).grey()
+    run.check_data(run.dataset)
+    if min(len(images), len(chosen)) < 2:
+        raise UserError(f"{run.path} has fewer than two images in a split, too few for --features")
+    with progress(run, count) as bar, enough_memory(run):
+        held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
+        drawn = np.concatenate([network.of(batch) for batch in draws(run, count, seed, bar)])
+    known_of_it = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
+    return (
+        distance(held_out, drawn, seed)
+        | {"real": distance(held_out, real, seed)}
+        | {"network": known_of_it | {"file": network.path.name, "sha256": network.sha256}}
+    )
+
+
+def draws(run, count, seed, bar):
+    """Batches of grey images drawn from a run's prior, `count` in all: arrays (n, H, W, C). Stochastic.
+
+    Raises UserError where one is not finite.
+    """
+    from models.base import generator
+
+    noise = generator(seed)
+    for start in range(0, count, DRAWN_AT_ONCE):
+        n = min(DRAWN_AT_ONCE, count - start)
+        images = np.asarray(run.model.sample(n, noise))
+        if not np.isfinite(images).all():
+            raise UserError(f"{run.path}: images drawn from the model are not finite; the weights are not usable")
+        yield images
+        bar.update(n)
+
+
+def distance(held_out, others, seed):
+    """FID and KID of two sets of features, (N, F) and (M, F), and their numbers, as a dict."""
+    from models.distances import frechet, kernel
+
+    found = kernel(others, held_out, seed)
+    return {
+        "fid": frechet(others, held_out),
+        "kid": found.value,
+        "kid_se": known(found.se),
+        "kid_subsets": found.subsets,
+        "kid_subset_size": found.subset_size,
+        "num_images": len(others),
+        "num_held_out": len(held_out),
+    }
 
 
 ESTIMATE = {"is": by_importance_sampling, "quadrature": by_quadrature, "ais": by_annealing}

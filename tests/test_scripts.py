@@ -27,6 +27,7 @@ import data
 import engine
 import evaluate
 import experiment
+import features
 import plot
 import train
 import vampvae
@@ -90,6 +91,7 @@ def files_below(folder):
 TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
 EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
 EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_steps", "bracket", "compare", "max_memory"]
+EVALUATE_FLAGS += ["features", "num_generated"]
 FEATURES_FLAGS = ["data_set", "data_dir", "epochs", "seed", "out", "overwrite", "backend", "device"]
 
 
@@ -615,6 +617,69 @@ def test_weights_that_are_no_numbers_name_the_image(run, capfd):
     for estimator in ("is", "ais"):
         words = [run, "--estimator", estimator, "--max_images", 3]
         refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
+    words = [run, "--features", own_network(run.parent / "own.keras", (8, 8, 1))]
+    refused(capfd, evaluate.main, words, "images drawn from the model are not finite; the weights are not usable")
+
+
+@pytest.mark.keras
+def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
+    from models import distances
+
+    file, count = tmp_path / "digits.keras", 530  # more than are drawn at once
+    assert called(features.main, "--data_set", "digits", "--epochs", 2, "--out", file) == 0
+    words = ["--num_samples", 3, "--max_images", 5, "--seed", 4, "--features", file, "--num_generated", count]
+    capfd.readouterr()
+    assert called(evaluate.main, run, *words) == 0
+    network, loaded = features.load(file), experiment.load(run)
+    lines = capfd.readouterr().out.splitlines()[-4:]
+    assert lines[0] == f"all test images against samples and against real ones, by the features of {network.said}"
+    assert [line.split()[1:4] for line in lines[2:]] == [["samples", "530", "300"], ["real", "images", "530"]]
+
+    name = f"test_isfitted_S3_seed4_F{network.sha256[:8]}_G{count}_N5"
+    assert files_below(run / "evaluations") == [f"{name}.json", f"{name}.npz"]
+    found = read(run / "evaluations" / f"{name}.json")["distances"]
+    assert found == read(run / "metrics.json")["distances"]
+    test_accuracy = read(file.with_suffix(".json"))["test_accuracy"]
+    about = {"data_set": "digits", "layer": "features", "test_accuracy": test_accuracy, "file": "digits.keras"}
+    assert found["network"] == about | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+    noise = loaded.model.test_noise.__class__(4)
+    drawn = np.concatenate([network.of(np.asarray(loaded.model.sample(n, noise))) for n in (500, 30)])
+    images = network.of(loaded.dataset.split("test").grey())  # all of them, whatever --max_images says, and grey
+    expected = {"num_images": count, "num_held_out": 300, "kid_subsets": 10, "kid_subset_size": 30}
+    expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4).value}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert found["real"]["num_images"] == count and found["real"]["fid"] < 0.5 * found["fid"]
+    assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]
+
+
+def test_training_images_are_compared_with_validation_images(run, capfd):
+    network = own_network(run.parent / "own.keras", (8, 8, 1))
+    words = ["--num_samples", 3, "--max_images", 5, "--split", "train", "--features", network, "--num_generated", 20]
+    assert called(evaluate.main, run, *words) == 0
+    found = read(run / "metrics.json")["distances"]
+    assert (found["num_held_out"], found["real"]["num_images"]) == (1197, 20) and found["real"]["fid"] > 0
+    assert found["network"]["test_accuracy"] is None and f"the features of {network}\n" in capfd.readouterr().out
+
+
+def own_network(path, image_shape):
+    """The file of a network that nothing is known of: its features are the pixels."""
+    import keras
+
+    keras.Sequential([keras.Input(image_shape), keras.layers.Flatten()]).save(path)
+    return path
+
+
+def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, capfd, monkeypatch):
+    engine.start()
+    monkeypatch.setattr(evaluate, "estimated", lambda *_: pytest.fail("scored"))
+    wide = own_network(run.parent / "wide.keras", (28, 28, 1))
+    said = f"--features {wide} is a network of images (28, 28, 1), but these are (8, 8, 1)"
+    refused(capfd, evaluate.main, [run, "--features", wide], said)
+    refused(
+        capfd, evaluate.main, [run, "--features", run / "none.keras"], f"cannot read {run}/none.keras: No such file"
+    )
+    refused(capfd, evaluate.main, [run, "--num_generated", 5], "--num_generated goes with --features")
 
 
 def test_little_free_memory_means_small_chunks(run, monkeypatch):
