@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import folder
+from data.cifar import cifar10
 from data.dataset import SPLITS, STAND_IN, Dataset, Split
 from data.files import DataError, as_folder, cache_folder, candidates, places
 from data.sources import (
@@ -45,7 +46,11 @@ __all__ = [
 ]
 
 DATA_SETS = {
-    one.name: one for one in (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology)
+    one.name: one
+    for one in (
+        *(mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology),
+        cifar10,
+    )
 }
 
 
@@ -107,7 +112,7 @@ def fetch(name, data_dir=None) -> list[Fetched]:
     """
     files = source(name).files
     place = as_folder(data_dir) / name if data_dir else cache_folder(name)
-    return [_fetched(file, _obtain(file, data_dir, place)) for file in files]
+    return list(dict.fromkeys(_fetched(file, _obtain(file, data_dir, place)) for file in files))  # an archive, once
 
 
 def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
@@ -152,7 +157,7 @@ def _obtain(file, data_dir, place):
 
 
 def _fetched(file, found):
-    verdict = "verified" if file.unpacked_sha256 or file.git_blob else "found; its checksum is not known"
+    verdict = "verified" if file.is_known else "found; its checksum is not known"
     if file.is_stand_in(found.sha256):
         verdict = STAND_IN
     return Fetched(found.path.name, found.path, os.path.getsize(found.path), verdict)

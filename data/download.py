@@ -21,9 +21,9 @@ def obtain(file, data_dir, folder, known) -> Found:
     if found := read_first(file, places(file.data_set, data_dir), known):
         return found
     try:
-        download(file, folder)
+        download(file.download, folder)
     except DataError as error:
-        names = ", ".join(one.name for one in known if one.data_set == file.data_set)
+        names = ", ".join(dict.fromkeys(one.download.name for one in known if one.data_set == file.data_set))
         raise DataError(
             f"{file} was not found and could not be downloaded ({error}): put {names} into {folder}, "
             "or into a folder that --data_dir or $VAMPVAE_DATA names."

@@ -31,8 +31,9 @@ class StandIn:
 class PublicFile:
     """One published file: `bytes` and `sha256` as published, `unpacked_*` of what a .gz holds; None where not known.
 
-    `git_blob`, the SHA-1 that git gives a file, does where no sha256 is known. A file without either is taken as it is:
-    its data set's `read` and the image counts are then all that verifies it, and it is never downloaded.
+    `git_blob`, the SHA-1 that git gives a file, or its `md5` does where no sha256 is known. A file without any is taken
+    as it is: its data set's `read` and the image counts are then all that verifies it, and it is never downloaded.
+    A file that is published inside of an `archive`, under its own name, is found there, too, and downloaded with it.
     """
 
     data_set: str
@@ -44,6 +45,8 @@ class PublicFile:
     urls: tuple[str, ...]
     git_blob: str | None = None
     stand_in: StandIn | None = None
+    md5: str | None = None
+    archive: "PublicFile | None" = None
 
     def __str__(self):
         return f"{self.data_set}'s {self.name}"
@@ -52,6 +55,21 @@ class PublicFile:
     def unpacked_name(self) -> str:
         """Its name without the .gz, if it has that."""
         return self.name.removesuffix(".gz")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called, packed or unpacked."""
+        return tuple(dict.fromkeys((self.name, self.unpacked_name, f"{self.unpacked_name}.gz")))
+
+    @property
+    def download(self) -> "PublicFile":
+        """What is downloaded to have it: itself, or its archive."""
+        return self.archive or self
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its content can be recognised."""
+        return bool(self.unpacked_sha256 or self.git_blob or self.md5)
 
     @property
     def size(self) -> str:
@@ -63,7 +81,7 @@ class PublicFile:
         """What its unpacked content is recognised by, in words."""
         if self.unpacked_sha256:
             return f"{self.unpacked_bytes:,} with sha256 {self.unpacked_sha256}"
-        return f"those of git blob {self.git_blob}"
+        return f"those of md5 {self.md5}" if self.md5 else f"those of git blob {self.git_blob}"
 
     @property
     def most_bytes(self) -> int:
@@ -82,6 +100,8 @@ class PublicFile:
             return True
         if self.unpacked_sha256:
             return sha256 == self.unpacked_sha256
+        if self.md5:
+            return hashlib.md5(content, usedforsecurity=False).hexdigest() == self.md5
         return self.git_blob in (None, _git_blob(content))
 
     def is_stand_in(self, sha256) -> bool:
@@ -127,16 +147,14 @@ def places(data_set, data_dir=None) -> list[Path]:
 
 
 def candidates(file, folders) -> Iterator[Path]:
-    """Paths in `folders` that bear the name of `file`, packed or unpacked; nothing is opened.
+    """Paths in `folders` that bear the name of `file`, packed or unpacked, or of its archive; nothing is opened.
 
     Raises DataError if a folder may not be looked into.
     """
-    for folder in folders:
-        for path in (
-            folder / name for name in dict.fromkeys((file.name, file.unpacked_name, f"{file.unpacked_name}.gz"))
-        ):
-            if _is_file(path):
-                yield path
+    names = (*file.names, *(file.archive.names if file.archive else ()))
+    for path in (folder / name for folder in folders for name in names):
+        if _is_file(path):
+            yield path
 
 
 def read_first(file, folders, known) -> Found | None:
@@ -149,7 +167,8 @@ def read_first(file, folders, known) -> Found | None:
     limit = max(one.most_bytes for one in known)
     passed_over = None
     for path in candidates(file, folders):
-        content = _unpack(path, file, limit)
+        packed = file.archive and path.name in file.archive.names
+        content = _member(path, file, limit) if packed else _unpack(path, file, limit)
         sha256 = hashlib.sha256(content).hexdigest()
         if file.takes(content, sha256):
             return Found(path, content, sha256)
@@ -187,6 +206,16 @@ def _unpack(path, file, limit):
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _member(path, file, limit):
+    """The content of `file` in the archive at `path`."""
+    from data.archives import read_member  # here, because that needs this module
+
+    try:
+        return read_member(path, file.name, limit)
+    except DataError as error:
+        raise DataError(f"{error}: {MEND}") from error
 
 
 def _wrong_content(path, file, content, owner):

@@ -21,7 +21,7 @@ class Source:
     `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
     `image_shape` and `num_images` are None where only the user's own files tell.
     `binarize` is the meaning of `--binarize auto` for this data set; "none" where the pixels are 0 and 1 already.
-    `likelihood` is that of `--likelihood auto`, bernoulli or logistic.
+    `likelihood` is that of `--likelihood auto`: bernoulli, logistic or mixlogistic.
     `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
     """
 
@@ -320,17 +320,18 @@ omniglot = Source(
 )
 
 
-def _unpickled(dataset, file):
+def unpickled(dataset, file):
     """The value in a file that is a pickle. Raises DataError, which names it."""
+    content = dataset.content(file)
     try:
-        return unpickle(dataset.content(file))
+        return unpickle(content)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
 
 
 def read_freyfaces(dataset, split):
     """Images uint8 (N, 28, 20, 1) of a split of the Frey faces, frames of one film in an order of our own."""
-    (frames,) = _unpickled(dataset, dataset.source.files[0])
+    (frames,) = unpickled(dataset, dataset.source.files[0])
     ends = np.cumsum([dataset.source.num_images[name] for name in SPLITS])
     rows = dict(zip(SPLITS, np.split(shuffled(len(frames)), ends[:-1]), strict=True))[split]
     return frames[rows].reshape(-1, 28, 20, 1), None
@@ -369,7 +370,7 @@ freyfaces = Source(
 def read_histopathology(dataset, split):
     """Images uint8 (N, 28, 28, 1) of a split of the histopathology patches, in each an array or a list of arrays."""
     (file,) = dataset.source.files
-    parts = _unpickled(dataset, file)
+    parts = unpickled(dataset, file)
     key, count = {"train": "training", "val": "validation", "test": "test"}[split], dataset.source.num_images[split]
     images = parts.get(key) if isinstance(parts, dict) else None
     if isinstance(images, np.ndarray) and images.ndim:

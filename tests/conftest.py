@@ -1,12 +1,17 @@
-"""Settles the backend before any test imports Keras, and offers one small trained run to all of them."""
+"""Settles the backend before any test imports Keras; what several test files use."""
 
 import dataclasses
+import hashlib
 import os
+import ssl
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import trustme
 
 import engine
 from experiment import Config
@@ -61,3 +66,80 @@ def other(name):
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)
     return "tanh" if kind is str else kind(min((used or 6) + 1, field.metadata["high"]))
+
+
+def sha256(content):
+    """Of bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def put(folder, contents):
+    """Writes files, a dict of name to content, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+
+
+def damaged(packed):
+    """The same bytes, but for one."""
+    middle = len(packed) // 2
+    return packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of this test alone; no variable of the user's environment has a say."""
+    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
+    return tmp_path / "cache" / "vampvae"
+
+
+class Site:
+    """A local https server: `pages` maps a path to (status, headers, body), `asked` lists the requests."""
+
+    def __init__(self, authority):
+        self.pages, self.asked, site = {}, [], self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.asked.append(self.path)
+                status, headers, body = site.pages.get(self.path, (404, {}, b""))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                """Keeps the requests out of the test's output."""
+
+        self.server = ThreadingHTTPServer(("localhost", 0), Handler)
+        self.server.handle_error = lambda *_: None  # a client that hangs up is what some tests want
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"https://localhost:{self.server.server_port}/"
+        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def offer(self, folder, contents, status=200, **headers):
+        """Serves `contents`, a dict of name to body, under `folder`; returns the mirror's url."""
+        for name, body in contents.items():
+            lengths = {"Content-Length": str(len(body))} | {key.replace("_", "-"): v for key, v in headers.items()}
+            self.pages[f"/{folder}/{name}"] = (status, lengths, body)
+        return f"{self.url}{folder}/"
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def site(authority, tmp_path, monkeypatch):
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    site = Site(authority)
+    yield site
+    site.server.shutdown()
+    site.server.server_close()

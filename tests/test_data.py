@@ -7,17 +7,15 @@ import io
 import math
 import os
 import pickle
-import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import trustme
+from conftest import damaged, put, sha256
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,19 +29,11 @@ REAL = Path(os.environ.get("VAMPVAE_DATA") or ROOT.parent / "shared" / "data")
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (name for name, _ in sources.IDX_FILES)
 NOBODY = "https://localhost:1/"  # a mirror that refuses every connection
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 def idx_bytes(array):
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-
-
-def sha256(content):
-    return hashlib.sha256(content).hexdigest()
-
-
-def put(folder, contents):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
 
 
 class TinySet:
@@ -69,15 +59,6 @@ class TinySet:
         return files.PublicFile(
             name, file, len(packed), sha256(packed), len(unpacked), sha256(unpacked), (NOBODY + file,)
         )
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache of this test alone; no variable of the user's environment has a say."""
-    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
-    return tmp_path / "cache" / "vampvae"
 
 
 @pytest.fixture
@@ -106,7 +87,8 @@ def same(split, images, labels):
 
 def test_registry_states_every_data_set():
     assert list(data.DATA_SETS) == [
-        *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology")
+        *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology"),
+        "cifar10",
     ]
     readme = (ROOT / "data" / "README.md").read_text()
     for name, source in data.DATA_SETS.items():
@@ -115,13 +97,16 @@ def test_registry_states_every_data_set():
         assert len(source.class_names) in (0, 10) and source.binarize in data.BINARIZE[1:]
         assert source.title and source.licence and source.origin
         for file in source.files:
-            assert bool(file.urls) == bool(file.sha256 or file.git_blob)
-            assert all(url.startswith("https://") for url in file.urls)
+            assert bool(file.download.urls) == file.is_known
+            assert all(url.startswith("https://") for url in file.download.urls)
             if file.sha256:
                 assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
             else:
                 known = f"git blob `{file.git_blob}`" if file.git_blob else "not known"
+                known = f"md5 `{file.md5}`" if file.md5 else known
                 assert f"| `{file.name}` | not known | {known} | {known} |" in readme
+            if file.archive:
+                assert f"| `{file.archive.name}` | {file.archive.bytes:,} | `{file.archive.sha256}` |" in readme
             assert not file.stand_in or f"`{file.stand_in.sha256}`" in readme
 
 
@@ -281,11 +266,6 @@ def test_each_file_is_read_once(tiny, tmp_path):
     assert same(dataset.split("val"), tiny.arrays[0][5:], tiny.arrays[1][5:])
 
 
-def damaged(packed):
-    middle = len(packed) // 2
-    return packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
-
-
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -379,56 +359,6 @@ def test_data_dir_must_be_a_folder(tmp_path, monkeypatch):
 
 
 # Downloading, from a real https server on this machine
-
-
-class Site:
-    """A local https server: `pages` maps a path to (status, headers, body), `asked` lists the requests."""
-
-    def __init__(self, authority):
-        self.pages, self.asked, site = {}, [], self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                site.asked.append(self.path)
-                status, headers, body = site.pages.get(self.path, (404, {}, b""))
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                """Keeps the requests out of the test's output."""
-
-        self.server = ThreadingHTTPServer(("localhost", 0), Handler)
-        self.server.handle_error = lambda *_: None  # a client that hangs up is what some tests want
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost").configure_cert(context)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.url = f"https://localhost:{self.server.server_port}/"
-        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def offer(self, folder, contents, status=200, **headers):
-        """Serves `contents`, a dict of name to body, under `folder`; returns the mirror's url."""
-        for name, body in contents.items():
-            lengths = {"Content-Length": str(len(body))} | {key.replace("_", "-"): v for key, v in headers.items()}
-            self.pages[f"/{folder}/{name}"] = (status, lengths, body)
-        return f"{self.url}{folder}/"
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture
-def site(authority, tmp_path, monkeypatch):
-    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    site = Site(authority)
-    yield site
-    site.server.shutdown()
-    site.server.server_close()
 
 
 def set_mirrors(monkeypatch, tiny, *mirrors):
