@@ -47,6 +47,8 @@ SIMULATED = 64  # images, with --bracket
 GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
 FEW = 10  # effective samples, below which an estimate is doubtful where k-hat is not known
+PIECE = 500  # images whose bytes are hashed at once
+MOST_READ = 2**28  # bytes of images that are read from disk at once, for quadrature
 DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
 
 
@@ -287,7 +289,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     if network:
         network.check(run.image_shape)
     run.check_writable()
-    images = run.images(split)[:max_images]
+    images = run.images(split, max_images)
     weights_sha256 = run.weights_sha256  # of those that are loaded now, should training go on
     started = time.perf_counter()
     apart, tag = {}, scoring.tag
@@ -296,7 +298,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         tag += f"_F{network.sha256[:8]}_G{count}"
     estimate, carried, more = estimated(run, images, scoring, split)
     metrics = (
-        summary(estimate, images[0].size, is_sampled=scoring.estimator != "quadrature")
+        summary(estimate, math.prod(images.shape[1:]), is_sampled=scoring.estimator != "quadrature")
         | carried._asdict()
         | more
         | apart
@@ -311,7 +313,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
             "seconds": round(time.perf_counter() - started, 3),
             "note": run.note,
             "weights_sha256": weights_sha256,
-            "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+            "images_sha256": sha256_of(images),
             "data_sha256": run.dataset.sha256,
             "git_commit": experiment.git_commit(),
             "backend": keras.backend.backend(),
@@ -323,6 +325,14 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     per_image = {name: getattr(estimate, name) for name in experiment.PER_IMAGE}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
     return Scored(run.path.resolve().name, run.config, metrics, estimate)  # the path `.` has no name
+
+
+def sha256_of(images):
+    """The checksum of the bytes of images (N, H, W, C), in pieces: they need not be in memory."""
+    digest = hashlib.sha256()
+    for start in range(0, len(images), PIECE):
+        digest.update(np.ascontiguousarray(images[start : start + PIECE]))
+    return digest.hexdigest()
 
 
 def at_once(scoring):
@@ -389,9 +399,13 @@ def by_importance_sampling(run, images, scoring, split, bar):
 
 
 def by_quadrature(run, images, scoring, split, bar):
-    """An Estimate, and nothing else."""
+    """An Estimate, and nothing else. Raises UserError for more images on disk than memory should hold."""
     from models.quadrature import quadrature
 
+    if isinstance(images, data.Grey):
+        if (most := MOST_READ // (4 * math.prod(images.shape[1:]))) < len(images):
+            raise UserError(f"--estimator quadrature has all images in memory at once; add --max_images {most}")
+        images = images[:]
     return quadrature(run.model, images, progress=bar.update, seed=scoring.seed, max_bytes=at_once(scoring)), {}
 
 

@@ -202,7 +202,7 @@ class Config:
                             "normalisation are not averaged")  # fmt: skip
         if self.prior == "vampdata" and self.pseudo_init != "data":
             raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
-        if self.observation != "bernoulli" and (self.binarization != "none" or self.source.is_binary):
+        if (self.binarization != "none" or self.source.is_binary) and self.observation != "bernoulli":
             what = f"--likelihood {self.observation}"
             raise UserError(f"{what} is for grey pixels, and those of {self.data_set} are binarized")
         if self.sigma != Config.sigma and self.observation != "gaussian":
@@ -526,16 +526,18 @@ class Run:
         except (ValueError, TypeError, csv.Error) as error:
             raise UserError(f"{self.path / 'history.csv'} is damaged: {error}") from error
 
-    def images(self, split):
-        """Images of a split as this run scores them, binarized once for all runs: float32 (N, H, W, C).
+    def images(self, split, n=None):
+        """Images of a split, or the first n, as this run scores them, binarized once for all: float32 (N, H, W, C).
 
-        Of the training split, those that the run was trained on.
+        Of the training split, those that the run was trained on. An array, or a data.Grey.
         """
-        images = data.held_out(self.dataset, split, self.config.binarization)
+        trained = self.config.max_train_images if split == "train" else None
+        n = min(filter(None, (n, trained)), default=None)
+        images = data.held_out(self.dataset, split, self.config.binarization, n)
         self.check_data(self.dataset)
         if images.shape[1:] != self.image_shape:
             raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")
-        return images[: self.config.max_train_images] if split == "train" else images
+        return images
 
     def check_data(self, dataset):
         """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""

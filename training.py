@@ -30,7 +30,7 @@ from callbacks import (
     StopOnRequest,
     smaller,
 )
-from errors import UserError
+from errors import RunError, UserError
 
 VALIDATION_BATCH = 500
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
@@ -42,6 +42,8 @@ class Batches(keras.utils.PyDataset):
 
     `steps` is their number in an epoch, of which the first `skip` are left out: training goes on behind them.
     """
+
+    error = None
 
     def __init__(self, split, config):
         super().__init__()
@@ -59,15 +61,54 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         start = (self.skip + index) * self.config.batch_size
-        return (self.split.grey(self.order[start:][: self.config.batch_size]),)
+        with keeping_errors(self):
+            return (self.split.grey(self.order[start:][: self.config.batch_size]),)
+
+
+class InOrder(keras.utils.PyDataset):
+    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which is read as it is needed."""
+
+    error = None
+
+    def __init__(self, images, batch_size):
+        super().__init__()
+        self.images, self.batch_size = images, batch_size
+
+    def __len__(self):
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __getitem__(self, index):
+        with keeping_errors(self):
+            return (self.images[self.batch_size * index : self.batch_size * (index + 1)],)
+
+
+@contextlib.contextmanager
+def keeping_errors(batches):
+    """Keeps a DataError of the block as `batches.error`: TensorFlow, which asks for batches, makes another of it."""
+    try:
+        yield
+    except data.DataError as error:
+        batches.error = error
+        raise
+
+
+@contextlib.contextmanager
+def saying_errors(*every):
+    """Raises RunError where one of these batches could not be read in the block, whatever that raised."""
+    try:
+        yield
+    except Exception as error:
+        if kept := [batches.error for batches in every if batches.error]:
+            raise RunError(str(kept[0])) from error
+        raise
 
 
 class Prepared(NamedTuple):
-    """What a run is trained with; `model` is compiled and untrained, `validation` (N, H, W, C)."""
+    """What a run is trained with; `model` is compiled and untrained."""
 
     dataset: data.Dataset
     batches: Batches
-    validation: np.ndarray
+    validation: InOrder
     model: keras.Model
 
 
@@ -100,7 +141,8 @@ def prepare(config):
             raise UserError(str(error)) from error
         raise
     _check_step(config, model)
-    return Prepared(dataset, batches, data.held_out(dataset, "val", config.binarization), model)
+    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config))
+    return Prepared(dataset, batches, validation, model)
 
 
 def _compiled(config, batches, image_shape, pseudo_inputs):
@@ -278,11 +320,12 @@ def _fit(config, path, prepared, state):
     if state:
         state.into(model)
         batches.skip, epoch = state.step, state.epoch
-    progress = Progress(config, batches, math.ceil(len(prepared.validation) / validation_batch(config)), epoch)
+    progress = Progress(config, batches, len(prepared.validation), epoch)
     callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, progress]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
-    with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress:
+    readable = saying_errors(batches, prepared.validation)
+    with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress, readable:
         atomic.sweep(path)
         atomic.sweep(path / "last", alone=True)
         writer.write_results()
@@ -292,8 +335,7 @@ def _fit(config, path, prepared, state):
                 initial_epoch=epoch,
                 epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
                 shuffle=False,  # the order is Batches' own
-                validation_data=(prepared.validation, None),
-                validation_batch_size=validation_batch(config),
+                validation_data=prepared.validation,
                 callbacks=[*callbacks, request],
                 verbose=0,
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from data import folder
 from data.cifar import cifar10
-from data.dataset import SPLITS, STAND_IN, Dataset, Split
+from data.dataset import SPLITS, STAND_IN, Dataset, Grey, Split
 from data.files import DataError, as_folder, cache_folder, candidates, places
 from data.sources import (
     Source,
@@ -34,6 +34,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Fetched",
+    "Grey",
     "Source",
     "Split",
     "absolute",
@@ -127,22 +128,26 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
 def binarization(dataset, mode) -> str:
     """`mode`, one of BINARIZE, with "auto" replaced by what it means for `dataset`, a Dataset or a Source.
 
-    Raises DataError for any other mode.
+    Raises DataError for any other mode, and for one that the data set cannot have.
     """
     if mode not in BINARIZE:
         raise DataError(f"unknown binarization {mode!r}: choose one of {', '.join(BINARIZE)}.")
-    return dataset.binarize if mode == "auto" else mode
+    chosen = dataset.binarize if mode == "auto" else mode
+    if dataset.is_lazy and chosen != "none":
+        raise DataError(f"{dataset.name} is read from disk as it is needed, and not binarized: say --binarize none.")
+    return chosen
 
 
-def held_out(dataset, split_name, mode) -> np.ndarray:
-    """The images of a split as every run sees them, float32 (N, H, W, C) in [0, 1].
+def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Grey:
+    """The images of a split as every run sees them, or the first n, float32 (N, H, W, C) in [0, 1].
 
+    Those of a data set that stays on disk do so here, too: they are read when they are indexed.
     "dynamic" is one Bernoulli draw, p(x = 1) = grey, from a seed that depends on the split alone: the same on
     every machine and in every run, so that numbers can be compared. "threshold" is grey >= 0.5, and "none" is
     grey itself. Raises DataError for an unknown mode, and as `Dataset.split` does.
     """
     binarize = _BINARIZERS[binarization(dataset, mode)]
-    grey = dataset.split(split_name).grey()
+    grey = dataset.split(split_name).first(n).grey()
     return binarize(grey, np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)]))
 
 

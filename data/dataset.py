@@ -24,20 +24,68 @@ def as_bytes(values, what) -> np.ndarray:
     return np.rint(255 * values).astype(np.uint8)
 
 
-class Split(NamedTuple):
-    """Images as published: images uint8 (N, H, W, C) from 0 to max_value, labels int64 (N,) or None."""
+class Stored:
+    """Images that stay on disk: `images[index]`, by number, slice or indices, reads those and gives an array of them.
 
-    images: np.ndarray
+    Otherwise like an array (N, H, W, C) of bytes: `shape`, `dtype`, len. `read(name)` gives one image of this `shape`,
+    (H, W, C), and may raise DataError.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, read, names, shape):
+        self._read, self._names, self.shape = read, names, (len(names), *shape)
+
+    def __len__(self):
+        return len(self._names)
+
+    def __getitem__(self, index):
+        names = np.asarray(self._names[index])
+        images = np.empty((names.size, *self.shape[1:]), self.dtype)
+        for image, name in zip(images, names.flat, strict=True):
+            image[:] = self._read(name)
+        return images.reshape(*names.shape, *self.shape[1:])
+
+    def first(self, n) -> "Stored":
+        """The first n, none of which is read."""
+        return Stored(self._read, self._names[:n], self.shape[1:])
+
+
+class Grey:
+    """The images of a Split of Stored ones as `Split.grey` gives them, read when they are indexed: float32."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, split):
+        self._split, self.shape = split, split.images.shape
+
+    def __len__(self):
+        return len(self._split.images)
+
+    def __getitem__(self, index):
+        return self._split.grey(index)
+
+
+class Split(NamedTuple):
+    """Images as published: uint8 (N, H, W, C) from 0 to max_value, an array or Stored, labels int64 (N,) or None."""
+
+    images: np.ndarray | Stored
     labels: np.ndarray | None
     max_value: int
 
-    def grey(self, index=slice(None)) -> np.ndarray:
-        """Images by slice or by n indices, divided by max_value: float32 in [0, 1], (n, H, W, C)."""
-        return np.divide(self.images[index], self.max_value, dtype=np.float32)
+    def grey(self, index=None) -> np.ndarray | Grey:
+        """Images by slice or by n indices, divided by max_value: float32 in [0, 1], (n, H, W, C).
+
+        Without an index all of them; those that are Stored stay on disk.
+        """
+        if index is None and isinstance(self.images, Stored):
+            return Grey(self)
+        return np.divide(self.images[slice(None) if index is None else index], self.max_value, dtype=np.float32)
 
     def first(self, n) -> "Split":
         """The first n images and labels; all of them if n is None."""
-        return self._replace(images=self.images[:n], labels=None if self.labels is None else self.labels[:n])
+        images = self.images.first(n) if isinstance(self.images, Stored) else self.images[:n]
+        return self._replace(images=images, labels=None if self.labels is None else self.labels[:n])
 
     def thresholded(self) -> "Split":
         """The same split with pixels cut at 0.5: images of 0 and 1, max_value 1."""
@@ -56,6 +104,7 @@ class Dataset:
         self.name = source.name
         self.class_names = source.class_names
         self.binarize = source.binarize
+        self.is_lazy = source.is_lazy
         self.sha256 = {}
         self._read_file = read_file
         self._contents = {}
@@ -81,8 +130,8 @@ class Dataset:
         if name not in self._splits:
             images, labels = self.source.read(self, name)
             if self.source.image_shape:
-                shape = (self.source.counts(self.sha256)[name], *self.source.image_shape)
-                self._check(f"{name} images", images, shape)
+                count = self.source.counts(self.sha256).get(name, len(images))
+                self._check(f"{name} images", images, (count, *self.source.image_shape))
             if labels is not None:
                 self._check(f"{name} labels", labels, images.shape[:1])
             self._splits[name] = Split(images, labels, self.source.max_value)
@@ -92,6 +141,12 @@ class Dataset:
         """The unpacked content of one of the source's files, read once. For the source's own `read`."""
         if file not in self._contents:
             _, self._contents[file], self.sha256[file.unpacked_name] = self._read_file(file)
+        return self._contents[file]
+
+    def opened(self, file, open_at):
+        """What `open_at(path)` makes of one of the source's files that stay where they are, once. As `content`."""
+        if file not in self._contents:
+            self._contents[file] = open_at(self._read_file(file).path)
         return self._contents[file]
 
     def _check(self, what, array, shape):

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Source:
     `image_shape` and `num_images` are None where only the user's own files tell.
     `binarize` is the meaning of `--binarize auto` for this data set; "none" where the pixels are 0 and 1 already.
     `likelihood` is that of `--likelihood auto`: bernoulli, logistic or mixlogistic.
+    `is_lazy`: images stay on disk and are read as they are needed (a `Stored`), so that they cannot be binarized.
+    `published` are checksums by name: with others, images and their counts are the user's own, and no published ones.
     `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
     """
 
@@ -38,6 +40,8 @@ class Source:
     origin: str
     likelihood: str = "bernoulli"
     pseudo_pixels: tuple[float, float] = (0.05, 0.01)
+    is_lazy: bool = False
+    published: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_binary(self) -> bool:
@@ -45,7 +49,9 @@ class Source:
         return self.max_value == 1
 
     def counts(self, sha256) -> dict[str, int]:
-        """Images of each split where the files have these checksums, a dict of name to sha256."""
+        """Images of each split where the files have these checksums, a dict of name to sha256; {} if only they tell."""
+        if self._is_own(sha256):
+            return {}
         counts = dict(self.num_images)
         for stand_in in self._stand_ins(sha256):
             counts |= stand_in.num_images
@@ -53,7 +59,10 @@ class Source:
 
     def note(self, sha256) -> str:
         """What has to be said beside every score on files of these checksums, a dict of name to sha256; mostly ""."""
-        return STAND_IN if self._stand_ins(sha256) else ""
+        return STAND_IN if self._stand_ins(sha256) or self._is_own(sha256) else ""
+
+    def _is_own(self, sha256):
+        return any(sha256.get(name, known) != known for name, known in self.published.items())
 
     def _stand_ins(self, sha256):
         return [file.stand_in for file in self.files if file.is_stand_in(sha256.get(file.unpacked_name))]
