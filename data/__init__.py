@@ -13,6 +13,7 @@ import numpy as np
 from data import folder
 from data.cifar import cifar10
 from data.dataset import SPLITS, STAND_IN, Dataset, Grey, Split
+from data.faces import celeba
 from data.files import DataError, as_folder, cache_folder, candidates, places
 from data.sources import (
     Source,
@@ -50,7 +51,7 @@ DATA_SETS = {
     one.name: one
     for one in (
         *(mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology),
-        cifar10,
+        *(cifar10, celeba),
     )
 }
 

@@ -36,10 +36,8 @@ def read_member(path, name, most) -> bytes:
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(f"{path} is damaged, or no archive: {str(error) or type(error).__name__}") from error
-    if len(content) > most:
-        raise DataError(f"{name} in {path} has more than {most:,} bytes unpacked: this is not the published archive")
-    return content
+        raise _damaged(path, error) from error
+    return _within(content, most, name, path)
 
 
 def zip_names(path) -> list[str]:
@@ -48,20 +46,57 @@ def zip_names(path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except _DAMAGE as error:
-        raise DataError(f"{path} is damaged, or no archive: {str(error) or type(error).__name__}") from error
+        raise _damaged(path, error) from error
+
+
+class ZipFolder:
+    """The files in a .zip that stays open: `infos` by name, each read when it is asked for, as by `read_member`."""
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except _DAMAGE as error:
+            raise _damaged(path, error) from error
+        self.infos = {info.filename: info for info in self._archive.infolist()[:MOST_MEMBERS] if not info.is_dir()}
+
+    def read(self, name, most) -> bytes:
+        """The content of a file. Raises DataError if it is damaged, or larger than `most`."""
+        try:
+            with self._archive.open(_readable(self.infos[name], self.path)) as file:
+                content = file.read(most + 1)
+        except DataError:
+            raise
+        except _DAMAGE as error:
+            raise _damaged(f"{name} in {self.path}", error) from error
+        return _within(content, most, name, self.path)
 
 
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, zlib.error, lzma.LZMAError)
 _DAMAGE += (tarfile.TarError, zipfile.BadZipFile)
 
 
+def _damaged(what, error):
+    return DataError(f"{what} is damaged, or no archive: {str(error) or type(error).__name__}")
+
+
+def _within(content, most, name, path):
+    if len(content) > most:
+        raise DataError(f"{name} in {path} has more than {most:,} bytes unpacked: this is not the published archive")
+    return content
+
+
 def _zip_member(archive, name, path):
     found = [info for info in archive.infolist()[:MOST_MEMBERS] if info.filename == name]
     if len(found) != 1 or found[0].is_dir() or stat.S_ISLNK(found[0].external_attr >> 16):
         raise DataError(f"{path} holds no file {name}, or several")
-    if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
-        raise DataError(f"{name} in {path} is not stored or deflated: this is not the published archive")
-    return found[0]
+    return _readable(found[0], path)
+
+
+def _readable(info, path):
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
+        raise DataError(f"{info.filename} in {path} is not stored or deflated: this is not the published archive")
+    return info
 
 
 def _read_tar(path, name, most):

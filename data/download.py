@@ -48,7 +48,10 @@ def download(file, folder) -> Path:
 
 
 def _receive_from_any(file, out):
-    reasons = [] if file.urls else ["never, as its checksum is not known; vampvae.py data --list names its source"]
+    reasons = []
+    if not file.urls:
+        unknown = "never, as its checksum is not known; vampvae.py data --list names its source"
+        reasons = [f"only by hand, from {file.page}" if file.page else unknown]
     for url in file.urls:
         try:
             return _receive(url, file, out)

@@ -34,6 +34,8 @@ class PublicFile:
     `git_blob`, the SHA-1 that git gives a file, or its `md5` does where no sha256 is known. A file without any is taken
     as it is: its data set's `read` and the image counts are then all that verifies it, and it is never downloaded.
     A file that is published inside of an `archive`, under its own name, is found there, too, and downloaded with it.
+    One that memory cannot hold has a `page`, from which only a person can get it: it is read where it lies, a .zip or
+    the folder that it unpacks to.
     """
 
     data_set: str
@@ -47,6 +49,7 @@ class PublicFile:
     stand_in: StandIn | None = None
     md5: str | None = None
     archive: "PublicFile | None" = None
+    page: str = ""
 
     def __str__(self):
         return f"{self.data_set}'s {self.name}"
@@ -59,6 +62,8 @@ class PublicFile:
     @property
     def names(self) -> tuple[str, ...]:
         """What it may be called, packed or unpacked."""
+        if self.page:
+            return self.name.removesuffix(".zip"), self.name
         return tuple(dict.fromkeys((self.name, self.unpacked_name, f"{self.unpacked_name}.gz")))
 
     @property
@@ -110,7 +115,10 @@ class PublicFile:
 
 
 class Found(NamedTuple):
-    """A file of a data set on this machine: where it lies, its unpacked content, and the sha256 of that."""
+    """A file of a data set on this machine: where it lies, its unpacked content, and the sha256 of that.
+
+    Both are empty for one that stays where it is.
+    """
 
     path: Path
     content: bytes
@@ -153,7 +161,7 @@ def candidates(file, folders) -> Iterator[Path]:
     """
     names = (*file.names, *(file.archive.names if file.archive else ()))
     for path in (folder / name for folder in folders for name in names):
-        if _is_file(path):
+        if _is_there(path, file):
             yield path
 
 
@@ -167,6 +175,8 @@ def read_first(file, folders, known) -> Found | None:
     limit = max(one.most_bytes for one in known)
     passed_over = None
     for path in candidates(file, folders):
+        if file.page:
+            return Found(path, b"", "")
         packed = file.archive and path.name in file.archive.names
         content = _member(path, file, limit) if packed else _unpack(path, file, limit)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -182,9 +192,10 @@ def read_first(file, folders, known) -> Found | None:
     return None
 
 
-def _is_file(path):
+def _is_there(path, file):
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        mode = path.stat().st_mode
+        return stat.S_ISREG(mode) or bool(file.page and stat.S_ISDIR(mode))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

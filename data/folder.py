@@ -129,9 +129,9 @@ class Pictures(NamedTuple):
         images, digest = np.empty((len(rows), *self.shape), np.uint8), hashlib.sha256()
         for image, row in zip(images, rows, strict=True):
             path = self.folder / self.names[row]
-            content = _content(path, MOST_FILE)
+            content = file_content(path, MOST_FILE)
             digest.update(hashlib.sha256(content).digest())
-            image[:] = _pillow(io.BytesIO(content), path, _decoded, self.shape)
+            image[:] = pillow(io.BytesIO(content), path, _decoded, self.shape)
         return images, digest.hexdigest()
 
 
@@ -143,7 +143,7 @@ def _pictures(folder):
     first = next(shapes)
     odd = next(((name, shape) for name, shape in zip(names[1:], shapes, strict=True) if shape != first), None)
     if odd:
-        raise DataError(f"{folder / odd[0]} is {_words(odd[1])}, but {folder / names[0]} is {_words(first)}: "
+        raise DataError(f"{folder / odd[0]} is {words(odd[1])}, but {folder / names[0]} is {words(first)}: "
                         "make all images alike")  # fmt: skip
     if len(names) * math.prod(first) > MOST_BYTES:
         raise DataError(f"{folder} holds more than {MOST_BYTES >> 30} GiB of images")
@@ -165,14 +165,15 @@ def _names(folder):
 
 def _shape(path):
     with _regular(path) as file:
-        return _pillow(file, path, _stated)
+        return pillow(file, path, stated)
 
 
-def _words(shape):
+def words(shape):
+    """An image's shape (H, W, C) in words."""
     return f"{shape[0]}x{shape[1]} with {shape[2]} channel{'s' * (shape[2] > 1)}"
 
 
-def _pillow(file, path, use, *args):
+def pillow(file, path, use, *args):
     """What `use(image, path, *args)` makes of an image file. Raises DataError for one that is damaged or no image."""
     from PIL import Image
 
@@ -188,7 +189,7 @@ def _pillow(file, path, use, *args):
         raise DataError(f"{path} is damaged, or no image: {reason}") from error
 
 
-def _stated(image, path):
+def stated(image, path):
     """(H, W, C) as the header has it. Raises DataError for what is not to be decoded."""
     width, height = image.size
     if width * height > MOST_PIXELS:
@@ -200,7 +201,7 @@ def _stated(image, path):
 
 def _decoded(image, path, shape):
     """The pixels, uint8 (H, W, C)."""
-    if _stated(image, path) != shape:
+    if stated(image, path) != shape:
         raise DataError(f"{path} has just been changed")
     return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
 
@@ -226,7 +227,7 @@ class Rows(NamedTuple):
 
 
 def _rows(path):
-    content = _member(path) if path.suffix.lower() == ".npz" else _content(path, MOST_BYTES)
+    content = _member(path) if path.suffix.lower() == ".npz" else file_content(path, MOST_BYTES)
     return Rows(_as_images(parse_npy(content, path), path), hashlib.sha256(content).hexdigest())
 
 
@@ -277,7 +278,8 @@ def _regular(path):
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _content(path, most):
+def file_content(path, most) -> bytes:
+    """The content of a regular file. Raises DataError where it is none, or has more than `most` bytes."""
     with _regular(path) as file:
         try:
             content = file.read(most + 1)

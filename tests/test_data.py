@@ -88,7 +88,7 @@ def same(split, images, labels):
 def test_registry_states_every_data_set():
     assert list(data.DATA_SETS) == [
         *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology"),
-        "cifar10",
+        *("cifar10", "celeba"),
     ]
     readme = (ROOT / "data" / "README.md").read_text()
     for name, source in data.DATA_SETS.items():

@@ -161,8 +161,8 @@ def test_checksums_change_with_the_images_and_with_their_names(tmp_path):
 
 def test_training_decodes_no_test_image(tmp_path, monkeypatch):
     write_pictures(tmp_path, GREY)
-    opened, content = [], folder._content
-    monkeypatch.setattr(folder, "_content", lambda path, most: opened.append(int(path.stem)) or content(path, most))
+    opened, content = [], folder.file_content
+    monkeypatch.setattr(folder, "file_content", lambda path, most: opened.append(int(path.stem)) or content(path, most))
     dataset = load(tmp_path)
     dataset.split("train")
     dataset.split("val")

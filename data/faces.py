@@ -1,0 +1,160 @@
+"""CelebA: aligned photographs of faces, more than memory should hold, each read from its folder or zip at need."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from data.archives import ZipFolder
+from data.dataset import SPLITS, STAND_IN, Stored
+from data.files import DataError, PublicFile
+from data.folder import MOST_FILE, file_content, pillow, stated, words
+from data.sources import Source
+
+PARTITION = "list_eval_partition.txt"
+LAST = (162_770, 182_637, 202_599)  # images of train, val and test, by the published partition
+PARTITION_SHA256 = (
+    "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7"  # with the md5 that torchvision has
+)
+MOST_PARTITION = 8 << 20  # bytes
+STORED = (218, 178, 3)  # height, width and channels of a file
+CROP, SIDE = 148, 64  # the middle of it that is kept, and what that is made
+
+
+class Faces(NamedTuple):
+    """All images: `read(name)` gives the bytes of a file; names and parts, numbers in SPLITS, are arrays (N,)."""
+
+    read: Callable[[str], bytes]
+    names: np.ndarray
+    parts: np.ndarray
+    sha256: dict[str, str]
+
+
+def read_celeba(dataset, split):
+    """Images, a Stored of bytes (N, 64, 64, 3), of a split of CelebA; it has no classes."""
+    (file,) = dataset.source.files
+    faces = dataset.opened(file, open_faces)
+    dataset.sha256 |= faces.sha256
+    return Stored(faces.read, faces.names[faces.parts == SPLITS.index(split)], (SIDE, SIDE, 3)), None
+
+
+def open_faces(path):
+    """The Faces at `path`, the zip or the folder. Raises DataError unless they are those of a partition, all of them.
+
+    That is the one that lies beside them, else the published one.
+    """
+    listed, sizes, read = (_folder if path.is_dir() else _zip)(path)
+    own = path.with_name(PARTITION)
+    partition = parse_partition(file_content(own, MOST_PARTITION), own) if own.exists() else published_partition()
+    _check_complete(sizes, partition, path, own)
+    sha256 = {path.stem: _sha256(f"{name} {size}\n" for name, size in sorted(sizes.items()))} | listed
+    sha256[PARTITION] = _sha256(f"{name} {part}\r\n" for name, part in partition.items())
+    if sha256[PARTITION] != PARTITION_SHA256:
+        print(f"warning: {path} is not all of CelebA, split as published: {STAND_IN}", file=sys.stderr)
+
+    def pixels(name):
+        return pillow(io.BytesIO(read(name)), path / name, _cropped)
+
+    return Faces(pixels, np.array(list(partition)), np.array(list(partition.values())), sha256)
+
+
+def _folder(path):
+    """No checksum, sizes in bytes by name, and what reads a file."""
+    try:
+        sizes = {one.name: one.stat().st_size for one in os.scandir(path) if one.name.endswith(".jpg")}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): permit it, or name another folder") from error
+    return {}, sizes, lambda name: file_content(path / name, MOST_FILE)
+
+
+def _zip(path):
+    """The checksum of what the zip says of its files, sizes in bytes by name, and what reads a file."""
+    archive, folder = ZipFolder(path), f"{path.stem}/"
+    infos = {name.removeprefix(folder): info for name, info in archive.infos.items() if name.startswith(folder)}
+    lines = (f"{name} {info.file_size} {info.CRC:08x}\n" for name, info in sorted(infos.items()))
+    sizes = {name: info.file_size for name, info in infos.items() if name.endswith(".jpg")}
+    return {path.name: _sha256(lines)}, sizes, lambda name: archive.read(folder + name, MOST_FILE)
+
+
+def _sha256(lines):
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def published_partition() -> dict[str, int]:
+    """Of each image, by name, the number in SPLITS of its split."""
+    parts = np.repeat(range(3), np.diff((0, *LAST))).tolist()
+    return {f"{number:06d}.jpg": part for number, part in enumerate(parts, 1)}
+
+
+def parse_partition(content, path) -> dict[str, int]:
+    """The partition in the content of a file: in each line a name, and 0, 1 or 2 for train, val or test.
+
+    Raises DataError for anything else, and where a split would be empty.
+    """
+    partition = {}
+    for number, line in enumerate(content.split(b"\n"), 1):
+        words = line.decode("latin1").split()
+        if not words:
+            continue
+        if len(words) != 2 or not words[0].endswith(".jpg") or words[1] not in ("0", "1", "2") or words[0] in partition:
+            raise DataError(f"{path}, line {number}: expected the name of a .jpg, once, and 0, 1 or 2")
+        partition[words[0]] = int(words[1])
+    if empty := [name for part, name in enumerate(SPLITS) if part not in partition.values()]:
+        raise DataError(f"{path} lists no image for {empty[0]}: give each of 0, 1 and 2 some")
+    return partition
+
+
+def _check_complete(sizes, partition, path, own):
+    """Raises DataError unless the images at `path` are those of the partition."""
+    if missing := next((name for name in partition if name not in sizes), None):
+        raise DataError(
+            f"{path} holds {len(sizes):,} images, and no {missing} of the {len(partition):,} that are expected: "
+            f"put all of them there, or a {own} that lists those that you have"
+        )
+    if strange := next((name for name in sizes if name not in partition), None):
+        raise DataError(f"{path} holds {strange}, which {own} does not list: list it there, or move it away")
+
+
+def _cropped(image, path):
+    """The middle of an image at a lower resolution: uint8 (64, 64, 3)."""
+    from PIL import Image
+
+    if (shape := stated(image, path)) != STORED:
+        raise DataError(
+            f"{path} is {words(shape)}, but those of CelebA are {words(STORED)}: put the published one there"
+        )
+    left, top = (STORED[1] - CROP) // 2, (STORED[0] - CROP) // 2
+    middle = image.convert("RGB").crop((left, top, left + CROP, top + CROP))
+    return np.asarray(middle.resize((SIDE, SIDE), Image.Resampling.BILINEAR))  # over all pixels that one stands for
+
+
+celeba = Source(
+    name="celeba",
+    title="CelebA: photographs of the faces of celebrities, aligned, their middle at 64x64",
+    image_shape=(SIDE, SIDE, 3),
+    num_images={name: int(count) for name, count in zip(SPLITS, np.diff((0, *LAST)), strict=True)},
+    max_value=255,
+    class_names=(),
+    binarize="none",
+    read=read_celeba,
+    likelihood="mixlogistic",
+    files=(
+        PublicFile(
+            "celeba",
+            "img_align_celeba.zip",
+            *(None,) * 4,
+            (),
+            page="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        ),
+    ),
+    licence="for non-commercial research only, according to its page",
+    origin="CelebA's aligned and cropped images, to be downloaded by hand: "
+    "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    pseudo_pixels=(0.5, 0.02),
+    is_lazy=True,
+    published={PARTITION: PARTITION_SHA256},
+)
