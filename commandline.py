@@ -148,6 +148,9 @@ def grid(args):
     configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
     if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
+    for model in {config.model for config in configs}:
+        if strange := [name for name in lists if name in models.OWNED and name not in models.MODELS[model].settings]:
+            raise UserError(experiment.not_of(model, strange[0], lists[strange[0]][0]))
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")

@@ -15,6 +15,7 @@ import data
 import engine
 import experiment
 import features
+import models
 from commandline import number, whole
 from errors import UserError
 
@@ -42,6 +43,8 @@ ESTIMATORS = {  # which flags go with each, and their usual values
 SHORT = {"target_se": "se", "num_samples": "S", "num_steps": "T", "leapfrogs": "L"}  # in the names of files
 SHORT |= {"bracket": "B", "seed": "seed"}
 SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
+DEEP_SAMPLES = 1000  # of an image by a deep model, as in the paper of DVP-VAE
+MOST_FITTED = 256  # latent dimensions: a density is fitted by some 6 gradients for each, and holds a matrix
 MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
 GENERATED = 10_000  # images, with --features
@@ -62,12 +65,12 @@ def add_arguments(parser):
     text = "is: importance sampling; quadrature: a sum over a grid, for two latent dimensions at most, as good as "
     text += "exact; ais: annealed importance sampling by Hamiltonian steps, slow (default: is)"
     parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="is", help=text)
-    text = "samples an image (default: is 1000, or 5000 from posterior; ais, where they are chains, 16)"
+    text = "samples an image (default: is 1000, or 5000 from posterior of vae and hvae; ais, where they are chains, 16)"
     parser.add_argument("--num_samples", type=whole(2), metavar="S", help=text)
     text = (
         "is: what is drawn from, a density fitted to p(z|x) of each image, or its posterior q(z|x), as in most papers, "
     )
-    text += "which needs far more samples (default: fitted)"
+    text += "which needs far more samples (default: fitted; posterior for deep models)"
     parser.add_argument("--proposal", choices=("fitted", "posterior"), help=text)
     text = "is: as many samples as each image needs for this standard error, instead of --num_samples"
     parser.add_argument("--target_se", type=number(1e-4), metavar="NATS", help=text)
@@ -152,8 +155,9 @@ class Scored(NamedTuple):
 def run(args):
     """Scores the runs that the flags name and prints tables; returns the exit code."""
     own = {name for usual in ESTIMATORS.values() for name in usual}
-    scoring = Scoring.of(args.estimator, args.seed, args.max_memory, **{name: getattr(args, name) for name in own})
     runs = commandline.chosen_runs(args)[::-1]
+    given = {name: getattr(args, name) for name in own}
+    scoring = Scoring.of(args.estimator, args.seed, args.max_memory, **usual(runs, args.estimator, given))
     if args.compare and len(runs) < 2:
         raise UserError("--compare needs two runs or more")
     if args.num_generated and not args.features:
@@ -191,6 +195,19 @@ def run(args):
     return 2 if failed else 0
 
 
+def usual(runs, estimator, given):
+    """The settings `given`, a dict in which None stands for the usual value, with those usual for these runs."""
+    if estimator != "is" or given["proposal"] or not any(too_many(run) for run in runs):
+        return given
+    counted = given["num_samples"] or given["target_se"]
+    return given | {"proposal": "posterior"} | ({} if counted else {"num_samples": DEEP_SAMPLES})
+
+
+def too_many(run):
+    """Whether a run has too many latents, or of too vague a density, for another to be fitted to it."""
+    return run.config.is_deep or run.latent_dim > MOST_FITTED
+
+
 def row(one, columns):
     """A line of a table: the name of what was scored, and these of its metrics."""
     return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
@@ -218,6 +235,10 @@ def say(one, scoring):
     if one.config.is_autoregressive:
         height, width, _ = metrics["image_shape"]
         print(f"{name}: to sample an image costs {height} x {width} passes through the decoder, one for each pixel")
+    if not models.MODELS[one.config.model].is_exact:
+        steps = one.config.diffusion_steps
+        print(f"{name}: log p(x) is that of {steps} steps of diffusion, as samples are drawn, each weighed along its "
+              "path; the ELBO is that of infinitely many")  # fmt: skip
     for warning in (doubts(one, scoring), missed(one, scoring)):
         if warning:
             print(f"warning: {name}: {warning}", file=sys.stderr)
@@ -236,7 +257,7 @@ def doubts(one, scoring):
     remedy = "raise --max_samples" if settings.get("target_se") else "raise --num_samples"
     if scoring.estimator == "ais":
         remedy = "raise --num_steps"
-    elif settings["proposal"] == "posterior":
+    elif settings["proposal"] == "posterior" and not one.config.is_deep:
         remedy = "try --proposal fitted"
     khat = one.estimate.khat
     worst = "unknown for all" if np.isnan(khat).all() else f"{np.nanmax(khat):.2f} for image {np.nanargmax(khat)}"
@@ -260,10 +281,20 @@ def missed(one, scoring):
 
 def check(run, scoring):
     """Raises UserError where this estimator cannot score the run."""
-    if scoring.estimator == "quadrature" and run.config.latent_dim > 2:
+    if scoring.estimator == "quadrature" and run.latent_dim > 2:
         raise UserError(
-            f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.config.latent_dim}; "
+            f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.latent_dim}; "
             "try --estimator is"
+        )
+    if scoring.settings.get("proposal") == "fitted" and too_many(run):
+        raise UserError(
+            f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} is a "
+            f"{run.config.model} with {run.latent_dim}; try --proposal posterior"
+        )
+    if scoring.estimator == "ais" and not models.MODELS[run.config.model].is_exact:
+        raise UserError(
+            f"--estimator ais needs the density of the prior, and that of {run.path} is known by estimates only; try "
+            "--estimator is"
         )
     if scoring.estimator == "quadrature" and run.config.is_autoregressive:
         raise UserError(
@@ -284,7 +315,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     """
     import keras
 
-    scoring = scoring or Scoring.of()
+    scoring = scoring or Scoring.of(**usual([run], "is", dict.fromkeys(ESTIMATORS["is"])))
     check(run, scoring)
     if network:
         network.check(run.image_shape)

@@ -31,7 +31,7 @@ import models
 import weights
 from errors import UserError
 
-FORMAT = 5  # of config.json
+FORMAT = 6  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -56,9 +56,27 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "learn_step_size": "off",
     },
     5: {"posterior": "gaussian"},
+    6: {
+        "scales": "4x14,4x7",
+        "channels": 32,
+        "bottleneck": 1.0,
+        "encoder_blocks": 3,
+        "context_size": 7,
+        "diffusion_steps": 25,
+        "gamma_min": -6.0,
+        "score_channels": 16,
+        "score_blocks": 2,
+        "score_dropout": 0.0,
+    },
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
-STREAMS = ("pseudo-inputs", "order", "noise", "validation noise")  # what a seed is used for; new ones go to the end
+STREAMS = (
+    "pseudo-inputs",
+    "order",
+    "noise",
+    "validation noise",
+    "context",
+)  # what a seed is used for; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
@@ -89,7 +107,10 @@ def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, cho
 class Config:
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
-    model: str = setting("vae", "one latent layer (vae) or two (hvae)", tag="", choices=tuple(models.MODELS))
+    model: str = setting(
+        "vae", "one latent layer (vae), two (hvae), or many (ladder), below a diffusion-based VampPrior (dvp)",
+        tag="", choices=tuple(models.MODELS),
+    )  # fmt: skip
     prior: str = setting("standard", "prior over the top latent", tag="", choices=tuple(models.PRIORS))
     network: str = setting(
         "conv", "conv: convolutions; the VampPrior paper's dense layers (mlp), convHVAE (gatedconv), PixelHVAE (pixel)",
@@ -155,6 +176,21 @@ class Config:
         tag="likelihood", choices=("auto", *models.LIKELIHOODS),
     )  # fmt: skip
     sigma: float = setting(1.0, "standard deviation of a gaussian pixel", tag="sigma", above=0)
+    scales: str = setting(
+        "4x14,4x7", "ladder, dvp: layers of latents by rows of their maps, the finest first", tag="scales"
+    )
+    channels: int = setting(32, "ladder, dvp: of their maps of features", tag="", low=1, high=4096)
+    bottleneck: float = setting(1.0, "ladder, dvp: scales the channels inside a block", tag="hidden", above=0, high=16)
+    encoder_blocks: int = setting(3, "ladder, dvp: in the encoder, before each scale", tag="blocks", low=1, high=100)
+    context_size: int = setting(
+        7, "dvp: low frequencies of the image, along each side", tag="context", low=1, high=1024
+    )
+    diffusion_steps: int = setting(25, "dvp: in which these are drawn", tag="T", low=1, high=10_000)
+    gamma_min: float = setting(-6.0, "dvp: log of the noise that they are known with", tag="gamma", low=-12, high=-5)
+    score_channels: int = setting(16, "dvp: of the network that predicts the noise, an even number", tag="score", low=2,
+                                  high=1024)  # fmt: skip
+    score_blocks: int = setting(2, "dvp: in it, before the middle", tag="scoreblocks", low=1, high=100)
+    score_dropout: float = setting(0.0, "dvp: share of its features that drop out", tag="dropout", low=0, high=0.9)
     patience: int = setting(
         0, "stop after so many epochs without a better validation bound; 0: off", tag="patience", low=0, high=INT32
     )
@@ -185,6 +221,7 @@ class Config:
             raise UserError(
                 f"--activation {_short(self.activation)} must be a name that keras.activations knows, as relu"
             )
+        self._check_model()
         smallest = models.MODELS[self.model].smallest_latent
         if self.latent_dim < smallest:
             raise UserError(f"--latent_dim {self.latent_dim} is too small: {self.model} needs at least {smallest}")
@@ -194,7 +231,7 @@ class Config:
         if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
             raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
                             "--activation go with conv")  # fmt: skip
-        if self.model not in (fitting := models.NETWORKS[self.network].models):
+        if not self.is_deep and self.model not in (fitting := models.NETWORKS[self.network].models):
             raise UserError(f"--network {self.network} needs --model {' or '.join(fitting)}")
         self._check_learning_rate()
         if self.ema and models.NETWORKS[self.network].normalises_batches:
@@ -211,6 +248,24 @@ class Config:
         if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
             raise UserError(
                 f"--gs_key {_short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'"
+            )
+
+    def _check_model(self):
+        for name in models.OWNED:
+            value = getattr(self, name)
+            if not self.has(name) and value != getattr(Config, name):
+                raise UserError(not_of(self.model, name, value))
+        sides = re.findall(r"(?:^|,)(\d{1,4})x(\d{1,4})", self.scales)
+        if ",".join("x".join(part) for part in sides) != self.scales or not all(int(n) for part in sides for n in part):
+            raise UserError(f"--scales {_short(self.scales)} must be counts and rows, the finest first, as 4x14,4x7")
+        rows = [int(part[1]) for part in sides]
+        if rows != sorted(set(rows), reverse=True):
+            raise UserError(f"--scales {_short(self.scales)} must begin with the finest, and have each once")
+        if self.score_channels % 2:
+            raise UserError(f"--score_channels {self.score_channels} must be even")
+        if self.is_deep and models.OBJECTIVES[self.objective].has_gradients:
+            raise UserError(
+                f"--objective {self.objective} goes with --model vae or hvae; {self.model} has elbo and iwae"
             )
 
     def _check_learning_rate(self):
@@ -245,6 +300,32 @@ class Config:
         if unknown:
             raise UserError(f"unknown setting {_short(unknown[0])}; known are {', '.join(known)}")
         return cls(**values)
+
+    def has(self, name):
+        """Whether the setting of this name means something for the model."""
+        return name not in models.OWNED or name in models.MODELS[self.model].settings
+
+    @property
+    def is_deep(self):
+        """Whether the model is a hierarchy of many layers."""
+        return models.MODELS[self.model].is_deep
+
+    @property
+    def num_layers(self):
+        """L, latent layers of a deep model; a context u is one more."""
+        return sum(int(part.split("x")[0]) for part in self.scales.split(","))
+
+    @property
+    def layers(self):
+        """Names of the layers of a deep model, the top one first: L to 1, below u if there is one; none of others."""
+        if not self.is_deep:
+            return ()
+        return (*["u"] * self.has("context_size"), *map(str, range(self.num_layers, 0, -1)))
+
+    @property
+    def hidden_channels(self):
+        """Channels inside the blocks of a deep model."""
+        return max(1, int(self.channels * self.bottleneck))
 
     @property
     def source(self):
@@ -282,7 +363,8 @@ class Config:
     @property
     def terms(self):
         """The names of what the history has of each split."""
-        return (*TERMS, *models.OBJECTIVES[self.objective].logged)
+        rates = [f"rate_{layer}" for layer in self.layers]
+        return (*TERMS, *rates, *models.OBJECTIVES[self.objective].logged)
 
     @property
     def columns(self):
@@ -301,7 +383,9 @@ class Config:
 
     @property
     def size(self):
-        """What the training id says of the networks: `factor<F>`, or the name of networks without sizes."""
+        """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
+        if self.is_deep:
+            return f"c{self.channels}"
         return f"factor{self.network_size}" if self.is_sized else self.network
 
     @property
@@ -351,13 +435,18 @@ class Config:
     def training_id(self):
         """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
 
-        A network without sizes stands with its name in the place of `factor<F>`, a posterior and an objective that are
-        not usual before the suffixes, and the images of a user's own as `folder-<name>-<8 hex of the path>`.
+        A deep model is `<data_set>_<model>_L<layers>_c<channels>_bs<B>_epochs<E>`. A network without sizes stands with
+        its name in the place of `factor<F>`, a posterior and an objective that are not usual before the suffixes, and
+        the images of a user's own as `folder-<name>-<8 hex of the path>`.
         """
-        name = f"{self.source.name}_{self.model}_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}"
+        name = f"{self.source.name}_{self.model}"
+        if self.is_deep:
+            name += f"_L{self.num_layers}_{self.size}_bs{self.batch_size}"
+        else:
+            name += f"_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}_{self.size}"
         posterior = "" if self.posterior == "gaussian" else f"_{self.posterior}"
         objective = "" if self.objective == "elbo" else f"_{self.objective}"
-        return f"{name}_{self.size}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes())
+        return f"{name}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes())
 
     def _suffixes(self):
         effective = dataclasses.asdict(self)
@@ -386,6 +475,12 @@ class Config:
     def path(self):
         """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
         return Path(self.runs_dir, self.gs_key or "", self.training_id)
+
+
+def not_of(model, name, value):
+    """The sentence for a setting that a model does not have."""
+    owners = [other for other, entry in models.MODELS.items() if name in entry.settings]
+    return f"--{name} {_short(value)} does not go with --model {model}: it is of {' and '.join(owners)}"
 
 
 def _checked(field, value):
@@ -482,6 +577,11 @@ class Run:
     def image_shape(self):
         """(H, W, C), for which no data file is opened."""
         return self.config.source.image_shape or tuple(self.record["image_shape"])
+
+    @property
+    def latent_dim(self):
+        """Latent dimensions of all layers."""
+        return models.latent_dim(self.config, self.image_shape)
 
     @property
     def note(self):

@@ -460,6 +460,32 @@ def losshistory(history, note=""):
 
 
 @style()
+def layerrates(epochs, rates, note=""):
+    """A figure of the rate of each layer by epoch, and of those of the last epoch as bars.
+
+    Args: epochs (n,); rates, of each layer's name, the top one first, (n,) in nats.
+    """
+    import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(7.6, max(3.0, 0.2 * len(rates) + 0.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(rates)))
+    last = [values[-1] for values in rates.values()]
+    for (name, values), colour in zip(rates.items(), shades, strict=True):
+        draw_curve(left, epochs, values, color=colour, label=name)
+    left.set(xlabel="epoch", ylabel="rate of the layer (nats)", yscale="symlog", title=note)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    right.barh(range(len(rates)), last, color=shades)
+    right.set_yticks(range(len(rates)), rates)
+    right.invert_yaxis()
+    right.set(xlabel="nats", ylabel="layer, the top one first", title=f"epoch {epochs[-1]:.0f}")
+    right.bar_label(right.containers[0], [decimals(value) for value in last], padding=2, fontsize=7)
+    right.margins(x=0.15)
+    return figure
+
+
+@style()
 def estimates(counts, curves, exact, caption, note=""):
     """A figure of estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
 

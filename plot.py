@@ -37,6 +37,10 @@ NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 stan
 ZOOMS = 30  # windows that are tried around it
 ENDS = 5  # images of the lowest and of the highest log p(x)
 ESTIMATED = 50  # images whose log p(x) is estimated by more and more samples
+MOST_EMBEDDED = 1 << 26  # latents of all test images together: of fewer images, where each has more
+TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
+CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way out of the noise is
+INSTANTS = 10  # of this way
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
 
@@ -194,7 +198,10 @@ class View:
 
     @cached_property
     def embedding(self):
-        """The Embedding of all test images. Raises UserError for weights that make it infinite or NaN."""
+        """The Embedding of all test images, or of the first where their latents are very many.
+
+        Raises UserError for weights that make it infinite or NaN.
+        """
         from keras import ops
 
         noise = self.noise()
@@ -204,7 +211,7 @@ class View:
             centre = posterior.at_mean()
             return ops.stack([posterior.sample(1, noise)[0], centre.mean, centre.logvar], axis=1)  # (B, 3, D)
 
-        values = in_batches(embed, self.images)
+        values = in_batches(embed, self.images[: max(BATCH, MOST_EMBEDDED // self.run.latent_dim)])
         if not np.isfinite(values).all():
             raise UserError(f"{self.run.path}: q(z|x) of a test image is not finite; the weights are not usable")
         return Embedding(*np.moveaxis(values, 1, 0))
@@ -213,13 +220,13 @@ class View:
     def components(self):
         """Posterior means of the pseudo-inputs, by the same rule as those of images: (K, D); K may be 0."""
         if not self.config.has_pseudo_inputs:
-            return np.zeros((0, self.config.latent_dim), np.float32)
+            return np.zeros((0, self.run.latent_dim), np.float32)
         return in_batches(self.model.embed, as_numpy(self.model.top_prior.pseudo_inputs))
 
     @cached_property
     def density(self):
         """log p(z) of the prior, a figures.Density wide enough for it and for all latents; None unless D = 2."""
-        if self.config.latent_dim != 2:
+        if self.run.latent_dim != 2:
             return None
         prior = self.model.prior()
         drawn = as_numpy(prior.sample(500, self.noise()))
@@ -315,7 +322,7 @@ def named(figure, view):
 
 def draw_manifold(view):
     """The decoded latent line or plane; interpolations where z has more than two dimensions."""
-    return draw_grid(view) if view.config.latent_dim <= 2 else draw_interpolations(view)
+    return draw_grid(view) if view.run.latent_dim <= 2 else draw_interpolations(view)
 
 
 def draw_grid(view):
@@ -373,10 +380,11 @@ def pairs(rows, most=10):
 
 
 def draw_embedding(view, points):
-    """Latents (N, D) of all test images in the plane, over the prior where z has two dimensions."""
+    """Latents (N, D) of test images in the plane, over the prior where z has two dimensions."""
     plane, names, caption = flattened(view, points)
     points, components = np.split(plane, [len(points)])
-    return figures.embedding(points, view.split.labels, view.class_names, names, caption, view.density, components)
+    labels = None if view.split.labels is None else view.split.labels[: len(points)]
+    return figures.embedding(points, labels, view.class_names, names, caption, view.density, components)
 
 
 def draw_embedding_z(view):
@@ -426,8 +434,8 @@ PROJECTIONS = {"pca": pca, "tsne": tsne}
 
 
 def embedding_file(view):
-    """The bytes of an .npz: z, mean and logvar (N, D) float32 of all test images, and label (N,) if there are any."""
-    labels = {} if view.split.labels is None else {"label": view.split.labels}
+    """The bytes of an .npz: z, mean and logvar (N, D) float32 of those test images, and label (N,) if there are any."""
+    labels = {} if view.split.labels is None else {"label": view.split.labels[: len(view.embedding.z)]}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **view.embedding._asdict(), **labels)
     return buffer.getvalue()
@@ -451,6 +459,61 @@ def draw_pseudoinputs(view):
     grid = figures.alternating(figures.in_rows(inputs[chosen], 10), figures.in_rows(images, 10))
     caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its posterior's mean"
     return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
+
+
+def draw_temperatures(view):
+    """Draws from the prior with all its variances multiplied by each of TEMPERATURES, a row each."""
+    rows = [view.decoded(as_numpy(view.model.warmer(PER_CLASS, one, view.noise()))) for one in TEMPERATURES]
+    caption = f"{view.shown} p(x|z), z from the prior with its variances multiplied by the temperature"
+    figure = figures.sheet(np.stack(rows), caption)
+    figures.name_rows(figure, [f"{one:g}" for one in TEMPERATURES], "temperature")
+    return figure
+
+
+def draw_layers(view):
+    """Test images, and what becomes of them where only the upper layers are theirs and the prior draws the others."""
+    from keras import ops
+
+    images, names = view.images[view.spread(PER_CLASS)], view.config.layers
+    kept = np.unique(np.linspace(0, len(names), min(len(names), MANIFOLD // 2) + 1).round().astype(int))[::-1]
+    rows = [view.decoded(as_numpy(view.model.mixed(ops.convert_to_tensor(images), int(k), view.noise()))) for k in kept]
+    caption = "test images; layers down to the one named are theirs, the others are drawn from the prior"
+    figure = figures.sheet(np.stack([images, *rows]), caption, row_breaks=(1,))
+    figures.name_rows(figure, ["image", *(f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept)])
+    return figure
+
+
+def draw_contexts(view):
+    """Test images, each above its pseudo-input u, low frequencies in its upper left corner, and the picture of that."""
+    images = view.images[view.spread(CONTEXTS)]
+    context = view.model.context
+    mean = context(images).mean
+    u = (as_numpy(mean).reshape(-1, *context.shape) + 1) / 2  # from [-1, 1]; 0 is grey
+    height, width, _ = view.run.image_shape
+    factor = max(1, min(height, width) // len(u[0]))
+    large = u.repeat(factor, axis=1).repeat(factor, axis=2)
+    framed = np.full(images.shape, np.nan, np.float32)
+    framed[:, : large.shape[1], : large.shape[2]] = large
+    figure = figures.sheet(np.stack([images, framed, as_numpy(context.picture(mean))]))
+    figures.name_rows(figure, ["image", "u", "picture of u"])
+    return figure
+
+
+def draw_denoising(view):
+    """Pictures of pseudo-inputs on their way out of the noise, one in each row."""
+    law = view.model.top_prior.distribution()
+    steps = law.walk(CONTEXTS, view.noise())
+    chosen = np.unique(np.linspace(0, len(steps) - 1, INSTANTS).round().astype(int))
+    pictures = np.stack([as_numpy(view.model.context.picture(steps[k])) for k in chosen], axis=1)
+    figure = figures.sheet(pictures, "pseudo-inputs drawn by diffusion, as pictures of u(t) / alpha(t)")
+    figures.name_columns(figure, [f"{max(0, 1 - k / law.steps):.2g}" for k in chosen[:-1]] + ["u"], "t")
+    return figure
+
+
+def draw_layerrates(view):
+    """The validation rate of each layer by epoch, and on the right those of the last epoch."""
+    history, names = view.run.history, view.config.layers
+    return figures.layerrates(history["epoch"], {name: history[f"val_rate_{name}"] for name in names}, view.run.note)
 
 
 def draw_posterior(view):
@@ -606,7 +669,7 @@ def integrated(view, images):
     """The mean log p(x) of images by quadrature; None for more dimensions than it is for, and where it fails."""
     from models.quadrature import MOST_DIMENSIONS, NotResolvedError, quadrature
 
-    if view.config.latent_dim > MOST_DIMENSIONS:
+    if view.run.latent_dim > MOST_DIMENSIONS:
         return None
     with contextlib.suppress(NotResolvedError):
         return float(quadrature(view.model, images, seed=view.config.seed).log_px.mean())
@@ -622,19 +685,29 @@ FIGURES = {
     "losshistory": draw_losshistory,
     "samples": draw_samples,
     "pseudoinputs": draw_pseudoinputs,
+    "temperatures": draw_temperatures,
+    "layers": draw_layers,
+    "contexts": draw_contexts,
+    "denoising": draw_denoising,
+    "layerrates": draw_layerrates,
     "posterior": draw_posterior,
     "likelihood": draw_likelihood,
 }
 COSTLY = {"estimates": draw_estimates}  # drawn where they are asked for
 CONDITIONS = {  # of a View, for the figures that not every run has
     "pseudoinputs": lambda view: view.config.has_pseudo_inputs,
-    "posterior": lambda view: view.config.latent_dim == 2 and not view.config.is_autoregressive,  # which takes hours
+    "temperatures": lambda view: view.config.is_deep,
+    "layers": lambda view: view.config.is_deep,
+    "contexts": lambda view: view.config.has("context_size"),
+    "denoising": lambda view: view.config.has("context_size"),
+    "layerrates": lambda view: view.config.is_deep,
+    "posterior": lambda view: view.run.latent_dim == 2 and not view.config.is_autoregressive,  # which takes hours
     "likelihood": lambda view: view.evaluation is not None,
-    "estimates": lambda view: not view.config.is_autoregressive,
+    "estimates": lambda view: not (view.config.is_autoregressive or view.config.is_deep),
 }
 MISSING = {  # what is said where a figure is left out that could be had
     "likelihood": "no score of the test images is stored for these weights, so none is drawn; run evaluate.py first",
-    "estimates": "no estimates are drawn of a network that goes pixel by pixel: it would take hours",
+    "estimates": "no estimates are drawn of deep models, or of networks that go pixel by pixel: it would take hours",
 }
 
 
@@ -645,14 +718,14 @@ class Group(NamedTuple):
     """What runs share whose figures can be compared; `law` says what their scores are of, where that is not usual."""
 
     data_set: str
-    latent_dim: int
+    latents: str
     size: str
     law: str
 
     @property
     def name(self):
         """What the names of the figures begin with."""
-        return f"{self.data_set}_ldim{self.latent_dim}_{self.size}{self.law}"
+        return f"{self.data_set}_{self.latents}_{self.size}{self.law}"
 
 
 class Drawn(NamedTuple):
@@ -670,7 +743,8 @@ class Drawn(NamedTuple):
     def group(self):
         """The Group of this run."""
         config = self.config
-        return Group(config.source.name, config.latent_dim, config.size.removesuffix(".0"), config.law)
+        latents = f"L{config.num_layers}" if config.is_deep else f"ldim{config.latent_dim}"
+        return Group(config.source.name, latents, config.size.removesuffix(".0"), config.law)
 
 
 def drawn_of(view):
@@ -718,14 +792,13 @@ def settings_of(config):
     """The settings of a run that change its numbers: a dict of name to words, as "hvae", "epochs 20" or "lr 0.001"."""
     tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
     values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
+    values = {name: value for name, value in values.items() if config.has(name)}
     values |= {"binarize": config.binarization, "likelihood": config.observation}
     values |= {"num_samples": config.samples, "target_accept": config.acceptance}
-    if config.observation != "gaussian":
-        del values["sigma"]
-    if not config.has_components:
-        del values["num_pseudo_inputs"]
-    if not config.has_pseudo_inputs or config.pseudo_init == "data":
-        del values["pseudo_init"]
+    meaningless = ["sigma"] * (config.observation != "gaussian")
+    meaningless += ["num_pseudo_inputs"] * (not config.has_components)
+    meaningless += ["pseudo_init"] * (not config.has_pseudo_inputs or config.pseudo_init == "data")
+    values = {name: value for name, value in values.items() if name not in meaningless}
     if not models.OBJECTIVES[config.objective].is_annealed:
         values = {name: value for name, value in values.items() if name not in experiment.WALKING}
     plain = ("model", "prior", "network", "posterior", "objective", "likelihood")

@@ -33,6 +33,7 @@ from callbacks import (
 from errors import RunError, UserError
 
 VALIDATION_BATCH = 500
+CONTEXT_IMAGES, CONTEXT_BATCH = 50_000, 1000  # whose frequencies a context is scaled by, and of these at once
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
 COPIES = 4  # of the weights that training holds: they, their gradient and Adam's two moments
 
@@ -127,13 +128,10 @@ def prepare(config):
     _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
-    pseudo_inputs = None
-    if config.has_pseudo_inputs:
-        pseudo_inputs = _first_pseudo_inputs(config, dataset.source, split)
     batches = Batches(split, config)
     try:
         _check_weights(config, dataset.image_shape)
-        model = _compiled(config, batches, dataset.image_shape, pseudo_inputs)
+        model = _compiled(config, batches, dataset)
     except Exception as error:
         if engine.is_out_of_memory(error):
             raise UserError(f"out of memory before the first step; {smaller(config, with_batch=False)}") from error
@@ -145,9 +143,14 @@ def prepare(config):
     return Prepared(dataset, batches, validation, model)
 
 
-def _compiled(config, batches, image_shape, pseudo_inputs):
+def _compiled(config, batches, dataset):
+    from_data = None
+    if config.has_pseudo_inputs:
+        from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
+    if config.has("context_size"):
+        from_data = _context_scale(config, batches.split)
     keras.utils.set_random_seed(config.seed)
-    model = models.build(config, image_shape, config.binarization == "dynamic", pseudo_inputs)
+    model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     model.compile(optimizers.optimizer(config, batches.steps, model), jit_compile=JIT[config.jit])
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     return model
@@ -160,6 +163,18 @@ def _first_pseudo_inputs(config, source, split):
         return split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
     pixels = rng.normal(*source.pseudo_pixels, (config.num_pseudo_inputs, *split.images.shape[1:]))
     return np.clip(pixels, 0, 1).astype(np.float32)
+
+
+def _context_scale(config, split):
+    """The `context_scale` of training images, binarized once where each step binarizes them."""
+    from models.dvp import context_scale
+
+    binarize, rng = config.binarization, np.random.default_rng(config.stream("context"))
+    largest = 0
+    for start in range(0, min(len(split.images), CONTEXT_IMAGES), CONTEXT_BATCH):
+        grey = split.grey(slice(start, start + CONTEXT_BATCH))
+        largest = np.maximum(largest, context_scale(data.binarized(grey, binarize, rng), config.context_size))
+    return largest
 
 
 def _check_enough(split, name, wanted):

@@ -40,6 +40,7 @@ __all__ = [
     "Split",
     "absolute",
     "binarization",
+    "binarized",
     "fetch",
     "found",
     "held_out",
@@ -147,9 +148,14 @@ def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Grey:
     every machine and in every run, so that numbers can be compared. "threshold" is grey >= 0.5, and "none" is
     grey itself. Raises DataError for an unknown mode, and as `Dataset.split` does.
     """
-    binarize = _BINARIZERS[binarization(dataset, mode)]
     grey = dataset.split(split_name).first(n).grey()
-    return binarize(grey, np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)]))
+    rng = np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)])
+    return binarized(grey, binarization(dataset, mode), rng)
+
+
+def binarized(grey, mode, rng) -> np.ndarray:
+    """Grey images, float32 in [0, 1], as `mode` has them, "dynamic", "threshold" or "none": the same shape."""
+    return _BINARIZERS[mode](grey, rng)
 
 
 def _obtain(file, data_dir, place):

@@ -6,10 +6,17 @@ from typing import NamedTuple
 
 
 class ModelEntry(NamedTuple):
-    """Where a model's class is, and the fewest latent dimensions that it can have."""
+    """Where a model's class is, what settings it has that not all models have, its fewest latent dimensions.
+
+    `is_deep`: a hierarchy of many layers, whose sizes follow from its scales; `is_exact`: the density of its prior is
+    known, not only estimates of it.
+    """
 
     path: str
-    smallest_latent: int
+    settings: tuple
+    smallest_latent: int = 1
+    is_deep: bool = False
+    is_exact: bool = True
 
 
 class PriorEntry(NamedTuple):
@@ -48,7 +55,25 @@ class ObjectiveEntry(NamedTuple):
     is_annealed: bool = False
 
 
-MODELS = {"vae": ModelEntry("vae.VAE", 1), "hvae": ModelEntry("hvae.HVAE", 2)}
+SHALLOW = (
+    "prior",
+    "network",
+    "posterior",
+    "latent_dim",
+    "network_size",
+    "activation",
+    "num_pseudo_inputs",
+    "pseudo_init",
+)
+DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
+DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
+MODELS = {
+    "vae": ModelEntry("vae.VAE", SHALLOW),
+    "hvae": ModelEntry("hvae.HVAE", SHALLOW, smallest_latent=2),
+    "ladder": ModelEntry("ladder.Ladder", DEEP, is_deep=True),
+    "dvp": ModelEntry("dvp.DVP", (*DEEP, *DIFFUSION), is_deep=True, is_exact=False),
+}
+OWNED = tuple(dict.fromkeys(name for entry in MODELS.values() for name in entry.settings))  # by some models only
 PRIORS = {
     "standard": PriorEntry("priors.StandardPrior", False, False),
     "mog": PriorEntry("priors.MixturePrior", True, False),
@@ -81,17 +106,28 @@ LIKELIHOODS = {
 }
 
 
-def build(config, image_shape, dynamic=False, pseudo_inputs=None):
+def build(config, image_shape, dynamic=False, from_data=None):
     """The LatentModel that `config` describes, with fresh weights from Keras' global seed and noise from `config.seed`.
 
     `config` has the fields of `experiment.Config`. `image_shape` is (H, W, C). `dynamic`: training batches are grey and
-    to be binarized in each step. `pseudo_inputs` (K, H, W, C) in [0, 1] are the initial values of a VampPrior; zeros
-    where weights will be loaded. Raises ValueError for an unknown activation or an image shape that does not fit.
+    to be binarized in each step. `from_data` is what begins as training data has it: the pseudo-inputs (K, H, W, C) in
+    [0, 1] of a VampPrior, the `context_scale` of a DVP; None where weights will be loaded. Raises ValueError for an
+    unknown activation or an image shape that does not fit.
     """
+    observation = _import(LIKELIHOODS[config.observation])(config.sigma)
+    make = _deep if MODELS[config.model].is_deep else _shallow
+    return make(config, image_shape, observation, dynamic, from_data)
+
+
+def _deep(config, image_shape, observation, dynamic, from_data):
+    model_class = _import(MODELS[config.model].path)
+    return model_class(config, image_shape, observation, objective(config), dynamic, from_data)
+
+
+def _shallow(config, image_shape, observation, dynamic, pseudo_inputs):
     import numpy as np
 
     networks_class = _import(NETWORKS[config.network].path)
-    observation = _import(LIKELIHOODS[config.observation])(config.sigma)
     activation = find_activation(config.activation)
     if OBJECTIVES[config.objective].has_gradients and not _is_twice_differentiable(activation):
         raise ValueError(
@@ -108,6 +144,17 @@ def build(config, image_shape, dynamic=False, pseudo_inputs=None):
 
     model_class = _import(MODELS[config.model].path)
     return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
+
+
+def latent_dim(config, image_shape):
+    """Latent dimensions of all layers of the model that `build` would return. Raises as `build` does."""
+    if not MODELS[config.model].is_deep:
+        return config.latent_dim
+    from .hierarchy import scales_of
+
+    layers = sum(count * height * width for count, height, width in scales_of(config.scales, image_shape))
+    context = config.context_size**2 if config.has("context_size") else 0
+    return image_shape[2] * (layers + context)
 
 
 def objective(config):

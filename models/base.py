@@ -18,18 +18,21 @@ class LatentModel(keras.Model, abc.ABC):
     """A latent-variable model, given by `posterior(x)`, `prior()` and `likelihood(z)`.
 
     A subclass also sets `top_prior`, the layer whose `distribution()` is p(z) of the top latent, and `decoder`, the
-    network below p(x|z); each tells how many `floats_per_sample` it computes for one z. Images x are (B, H, W, C) in
-    [0, 1]. It is trained by an `objective` (see objectives.py). With `dynamic`, training batches are grey and are
-    binarized afresh in each step. `beta` weighs the rate in the training loss; it is 1 wherever a bound is reported.
+    network below p(x|z); each tells how many `floats_per_sample` it computes for one z; and `sizes`, the latent
+    dimensions of each layer, the top one first. `layers` are names of these, if their rates are to be logged. Images x
+    are (B, H, W, C) in [0, 1]. It is trained by an `objective` (see objectives.py). With `dynamic`, training batches
+    are grey and are binarized afresh in each step. `beta` weighs the rate in the training loss; it is 1 wherever a
+    bound is reported.
     """
 
-    def __init__(self, objective, dynamic, seed):
+    def __init__(self, objective, dynamic, seed, layers=()):
         super().__init__()
         self.objective, self.dynamic = objective, dynamic
         self.train_noise = keras.random.SeedGenerator(seed)
         self.test_noise = keras.random.SeedGenerator(seed)  # its own, else training would depend on validation
         self.beta = self.add_weight(shape=(), initializer="ones", trainable=False, name="beta")
-        logged = ("elbo", "rate", "distortion", *objective.logged)
+        self.layer_rates = [f"rate_{name}" for name in layers]
+        logged = ("elbo", "rate", "distortion", *self.layer_rates, *objective.logged)
         self.trackers = {name: keras.metrics.Mean(name=name) for name in logged}
 
     @abc.abstractmethod
@@ -56,6 +59,23 @@ class LatentModel(keras.Model, abc.ABC):
         z, log_qz_x = self.posterior(x).sample_and_log_prob(n, seed)  # (n, B, D), (n, B)
         prior = self.prior() if prior is None else prior
         return Terms(self.likelihood(z, training).log_prob(x), prior.log_prob(z), log_qz_x)
+
+    def expected_terms(self, x, n, seed, training=False):
+        """`Terms` whose log-weights have the mean of those of `terms`, and a smaller variance where a model knows how.
+
+        They are for the ELBO, and no other bound. Stochastic.
+        """
+        return self.terms(x, n, seed, training=training)
+
+    def rates(self, x, seed):
+        """log q(z_l|.) - log p(z_l|.) in nats of one draw for each image, or its expectation, the top layer first.
+
+        For images (B, H, W, C), shape (B, L); the mean over draws is the rate of each layer. Stochastic.
+        """
+        posterior = self.posterior(x)
+        z = posterior.sample(1, seed)
+        log_q, log_p = (law.log_prob_of_layers(z) for law in (posterior, self.prior()))
+        return ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
 
     def log_joint(self, x, z):
         """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
@@ -100,6 +120,7 @@ class LatentModel(keras.Model, abc.ABC):
         """
         terms = y_pred.terms
         values = {"elbo": terms.log_w(), "rate": terms.log_qz_x - terms.log_pz, "distortion": -terms.log_px_z}
+        values |= dict(zip(self.layer_rates, terms.rates, strict=True))
         values = {name: ops.mean(value, axis=0) for name, value in values.items()}
         values |= {"bound": y_pred.bound} | y_pred.logs
         for name, tracker in self.trackers.items():

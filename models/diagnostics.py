@@ -32,34 +32,56 @@ class Latents(NamedTuple):
 
 def latents(model, images, seed=0):
     """The `Latents` of a model on images (N, H, W, C). Stochastic, a function of `seed`."""
-    noise, prior = keras.random.SeedGenerator(seed), model.prior()
-    parts = [_of_batch(model, prior, images[start : start + BATCH], noise) for start in range(0, len(images), BATCH)]
-    log_ratios, means, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    dim, n = top_means.shape[1], len(images)
-    widths = [dim] if means.shape[1] == dim else [dim, means.shape[1] - dim]
+    noise, top = keras.random.SeedGenerator(seed), model.prior().top
+    parts, moved = [], Spread()
+    for start in range(0, len(images), BATCH):
+        means, *rest = _of_batch(model, images[start : start + BATCH], noise)
+        moved.add(means)  # (B, D), which are many in a deep model
+        parts.append(rest)
+    rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
+    n = len(images)
     posterior = model.posterior(ops.convert_to_tensor(images[:1])).top.of(  # q(z), over all images
         Mixture(np.full(n, -np.log(n), "float32"), top_means, top_logvars)
     )
-    top, log_q = prior.top, _in_batches(posterior.log_prob, z[:, :dim])
-    own = _in_batches(top.log_prob, z[:, :dim]) + log_ratios[:, 0]  # log q(z|x) of the top layer
-    active = np.split(means.var(axis=0) > ACTIVE, np.cumsum(widths)[:-1])
+    information = float(np.mean(own - _in_batches(posterior.log_prob, z), dtype="float64"))
+    rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
+    active = np.split(moved.variance() > ACTIVE, np.cumsum(model.sizes)[:-1])
     return Latents(
-        rates=[float(rate) for rate in log_ratios.mean(axis=0, dtype="float64")],
+        rates=rates,
         active_units=[int(layer.sum()) for layer in active],
-        units=widths,
-        mutual_information=float(np.mean(own - log_q, dtype="float64")),
-        marginal_kl=float(np.mean(log_ratios[:, 0] - (own - log_q), dtype="float64")),
-        components_in_use=_perplexity(top, z[:, :dim]) if isinstance(top.base, Mixture) else None,
+        units=list(model.sizes),
+        mutual_information=information,
+        marginal_kl=rates[0] - information,
+        components_in_use=_perplexity(top, z) if isinstance(top.base, Mixture) else None,
     )
 
 
-def _of_batch(model, prior, x, noise):
-    """log q - log p by layer (B, L), means and samples (B, D), and both parts of the top layer's q(z|x) (B, D2)."""
-    posterior = model.posterior(ops.convert_to_tensor(x))
-    z = posterior.sample(1, noise)
-    log_q, log_p = (law.log_prob_of_layers(z) for law in (posterior, prior))
-    ratios = ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
-    values = (ratios, posterior.at_mean().mean, z[0], posterior.top.base.mean, posterior.top.base.logvar)
+class Spread:
+    """The variances of rows (B, D) that come in batches, around the mean of them all."""
+
+    def __init__(self):
+        self.count, self.start, self.total, self.squares = 0, 0.0, 0.0, 0.0
+
+    def add(self, rows):
+        """Takes rows (B, D) into account."""
+        if not self.count:
+            self.start = rows.mean(axis=0)  # near the mean of all: squares lose no digits
+        off = rows.astype("float64") - self.start
+        self.count += len(rows)
+        self.total, self.squares = self.total + off.sum(axis=0), self.squares + np.square(off).sum(axis=0)
+
+    def variance(self):
+        """Over all rows so far: (D,)."""
+        return self.squares / self.count - np.square(self.total / self.count)
+
+
+def _of_batch(model, x, noise):
+    """Posterior means (B, D), rates (B, L); of the top layer log q(z|x) (B,), z, mean and log-variance (B, D2)."""
+    x = ops.convert_to_tensor(x)
+    posterior = model.posterior(x)
+    top = posterior.top
+    z, log_q = top.sample_and_log_prob(1, noise)
+    values = (posterior.at_mean().mean, model.rates(x, noise), log_q[0], z[0], top.base.mean, top.base.logvar)
     return [ops.convert_to_numpy(value) for value in values]
 
 

@@ -53,6 +53,11 @@ class Normal(NamedTuple):
         squared = ops.square(z - self.mean) * ops.exp(-self.logvar)
         return -0.5 * ops.sum(LOG_2PI + self.logvar + squared, axis=-1)
 
+    def expected_log_prob(self, q):
+        """E[log N(z; mean, diag exp(logvar))] over z ~ q, another Normal, in closed form and nats: (...)."""
+        squared = (ops.exp(q.logvar) + ops.square(q.mean - self.mean)) * ops.exp(-self.logvar)
+        return -0.5 * ops.sum(LOG_2PI + self.logvar + squared, axis=-1)
+
     def at_mean(self):
         """This Normal itself; see `Chain.at_mean`."""
         return self
@@ -167,7 +172,7 @@ class Mixture(NamedTuple):
 class Chain(NamedTuple):
     """p(top) p(bottom | top) over the concatenation [top, bottom] along the last axis.
 
-    `conditional` maps top (..., D2) to a Normal over bottom (..., D1); `split` is D2.
+    `conditional` maps top (..., D2) to a Normal over bottom (..., D1), or a Hierarchy; `split` is D2.
     """
 
     top: object
@@ -184,9 +189,9 @@ class Chain(NamedTuple):
         return sum(self.log_prob_of_layers(z))
 
     def log_prob_of_layers(self, z):
-        """log p(top) and log p(bottom | top) in nats: (..., D2 + D1) -> two of (...)."""
+        """log p(top), then those of the layers of p(bottom | top), in nats: (..., D2 + D1) -> a tuple of (...)."""
         top, bottom = z[..., : self.split], z[..., self.split :]
-        return self.top.log_prob(top), self.conditional(top).log_prob(bottom)
+        return self.top.log_prob(top), *self.conditional(top).log_prob_of_layers(bottom)
 
     def sample_and_log_prob(self, n, seed):
         """As `sample` and `log_prob`, with one pass through `conditional`: (n, ..., D2 + D1) and (n, ...)."""
@@ -196,7 +201,7 @@ class Chain(NamedTuple):
 
     def at_mean(self):
         """The Normal over [top, bottom] whose lower part is p(bottom | mean of top); for embeddings, not densities."""
-        bottom = self.conditional(self.top.mean)
+        bottom = self.conditional(self.top.mean).at_mean()
         mean = ops.concatenate([self.top.mean, bottom.mean], axis=-1)
         return Normal(mean, ops.concatenate([self.top.logvar, bottom.logvar], axis=-1))
 

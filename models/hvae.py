@@ -25,6 +25,7 @@ class HVAE(LatentModel):
         self.p_z1 = networks.conditional(self.dim_z2, self.dim_z1)
         self.decoder = networks.decoder(self.dim_z2, self.dim_z1)
         self.top_prior = make_prior(self.dim_z2, self.posterior_z2)
+        self.sizes = (self.dim_z2, self.dim_z1)
         self.built = True
 
     def posterior_z2(self, x):

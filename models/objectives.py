@@ -34,15 +34,26 @@ def effective_samples(log_w):
 
 
 class Terms(NamedTuple):
-    """Log-densities of n samples z ~ q(z|x) for each of B images, in nats: each (n, B)."""
+    """Log-densities of n samples z ~ q(z|x) for each of B images, in nats: each (n, B).
+
+    `rates` are log q(z_l|.) - log p(z_l|.) of each layer, the top one first, where a model tells them apart.
+    """
 
     log_px_z: object
     log_pz: object
     log_qz_x: object
+    rates: tuple = ()
 
     def log_w(self, beta=1.0):
         """Log-weights log p(x|z) + beta (log p(z) - log q(z|x)): (n, B)."""
         return self.log_px_z + beta * (self.log_pz - self.log_qz_x)
+
+
+def layered(log_px_z, log_p, log_q):
+    """The Terms of log p(x|z) (n, B), and of log p and log q of each layer, lists of (n, B) or (B,)."""
+    zeros = ops.zeros_like(log_px_z)
+    rates = tuple(q - p + zeros for p, q in zip(log_p, log_q, strict=True))
+    return Terms(log_px_z, sum(log_p) + zeros, sum(log_q) + zeros, rates)
 
 
 class Outcome(NamedTuple):
@@ -64,9 +75,13 @@ class Sampled:
     def __init__(self, config):
         self.n, self.logged = config.samples, OBJECTIVES[config.objective].logged
 
+    def terms(self, model, x, seed, training):
+        """What the bound is of: Terms of n samples. Stochastic."""
+        return model.terms(x, self.n, seed, training=training)
+
     def outcome(self, model, x, seed, beta, training):
         """An Outcome. Stochastic."""
-        terms = model.terms(x, self.n, seed, training=training)
+        terms = self.terms(model, x, seed, training)
         log_w = terms.log_w()
         return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), self.logs(log_w))
 
@@ -76,9 +91,13 @@ class Sampled:
 
 
 class Elbo(Sampled):
-    """The evidence lower bound."""
+    """The evidence lower bound, of which a model may know parts in closed form."""
 
     bound = staticmethod(elbo)
+
+    def terms(self, model, x, seed, training):
+        """Terms of n samples, or expectations of these. Stochastic."""
+        return model.expected_terms(x, self.n, seed, training)
 
     def logs(self, log_w):
         """Nothing: the bound has a column of its own already."""

@@ -10,6 +10,7 @@ from .compiled import Compiled, NotFiniteError, by_image
 from .gradients import value_and_gradient
 
 MOMENTS = 128  # draws of q(z|x), by whose mean and variances a fit begins
+EXPECTED = 20  # draws of q(z|x) that tell the ELBO of a deep model
 ROUNDS = 3
 FEWEST_POINTS = 32  # in a round of a fit, at least
 NARROWEST, WIDEST = 0.25, 10.0  # curvatures that one round believes, against what the round before found
@@ -25,11 +26,12 @@ class Posterior(Compiled):
     to be given images `at_once`.
     """
 
-    draws_terms = True  # what it draws tells the ELBO, too
-
     def __init__(self, model, n, rows, most, seed=0, jit="auto"):
         super().__init__(model, seed, jit)
         self.n, self.at_once = n, rows
+        self.expected = Expected(model, seed + 1, jit) if model.layer_rates else None
+        self.draws_terms = self.expected is None  # what it draws tells the ELBO, too
+        self.expected_rows = max(1, most // EXPECTED)
 
     def call(self, x):
         """log p(x|z) and log p(z) - log q(z|x), each (B, n). Stochastic."""
@@ -37,12 +39,22 @@ class Posterior(Compiled):
         return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 
     def prepared(self, x, first=0):
-        """What `drawn` wants for images (B, H, W, C), arrays of B rows; and terms of draws of q(z|x), none here."""
-        return [x], None
+        """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
+        draws of q(z|x), or expectations of these, each (B, EXPECTED), where a model knows them; None of others.
+        """
+        return [x], None if self.expected is None else self.expected.on([x], min(self.expected_rows, len(x)))
 
     def drawn(self, arrays):
         """`call` on such arrays, as float64."""
         return [np.asarray(part, "float64") for part in self.predict_on_batch(*arrays)]
+
+
+class Expected(Compiled):
+    """Images to log p(x|z) and log p(z) - log q(z|x) of a model's `expected_terms`, each (B, EXPECTED). Stochastic."""
+
+    def call(self, x):
+        terms = self.model.expected_terms(x, EXPECTED, self.noise)
+        return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 
 
 class Fitted:

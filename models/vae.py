@@ -12,6 +12,7 @@ class VAE(LatentModel):
         self.q_z = networks.head(networks.image_features, latent_dim)
         self.decoder = networks.decoder(latent_dim)
         self.top_prior = make_prior(latent_dim, self.posterior)
+        self.sizes = (latent_dim,)
         self.built = True
 
     def posterior(self, x):

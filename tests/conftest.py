@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 import engine
+import models
 from experiment import Config
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,19 @@ NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is no
 PLACES = [name for name in FIELDS if name not in NUMBERS]
 SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine"}
 SMALL |= {"likelihood": "gaussian", "binarize": "none", "objective": "lmcvae"}  # so that every setting means something
+DEEP = {"model": "dvp"} | {
+    name: value for name, value in SMALL.items() if name in ("lr_schedule", "likelihood", "binarize")
+}
+SHALLOW_ONLY = (
+    *models.SHALLOW,
+    "objective",
+    "num_steps",
+    "step_size",
+    "target_accept",
+    "learn_schedule",
+    "learn_step_size",
+)
+DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
 engine.settle(os.environ.get("KERAS_BACKEND"))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
@@ -56,16 +70,15 @@ def validated(run):
 
 
 def other(name):
-    """Another value of this setting than the one in SMALL, made from its field, so that a new field has one too."""
+    """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
     choices, kind = field.metadata["choices"], field.metadata["kind"]
-    if name == "lr_final":  # which lies below lr
-        return 1e-6
-    if name == "network":  # one that goes with every objective
-        return "mlp"
+    # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
+    if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7"}):
+        return chosen[name]
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)
-    return "tanh" if kind is str else kind(min((used or 6) + 1, field.metadata["high"]))
+    return "tanh" if kind is str else kind(min((used or 6) + 2 - (used or 1) % 2, field.metadata["high"]))
 
 
 def sha256(content):

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from conftest import FIELDS, PLACES, other
+from conftest import DEEP_ONLY, FIELDS, PLACES, other
 
 import commandline
 import models
@@ -22,7 +22,7 @@ def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     assert configs() == [Config()]
     apart = ["network", "lr_warmup", "likelihood", "sigma"]  # which do not go with the rest
     apart += ["objective", "num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size"]
-    names = [name for name in FIELDS if name not in apart]
+    names = [name for name in FIELDS if name not in (*apart, *DEEP_ONLY)]
     (config,) = configs(*[word for name in names for word in (f"--{name}", other(name))])
     assert all(getattr(config, name) == other(name) for name in names)
     assert configs("--network", "mlp") == [Config(network="mlp")]
@@ -55,8 +55,10 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
     assert changed == [Config(**(settings | {"epochs": 7, "batch_size": b, "gs_key": "key"})) for b in (9, 11)]
 
 
-def test_there_is_a_preset_of_each_network():
-    assert {commandline.preset(name).settings["network"] for name in commandline.preset_names()} == set(models.NETWORKS)
+def test_there_is_a_preset_of_each_network_and_model():
+    presets = [commandline.preset(name).settings for name in commandline.preset_names()]
+    assert {one.get("network", Config.network) for one in presets} == set(models.NETWORKS)
+    assert {one["model"] for one in presets} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(

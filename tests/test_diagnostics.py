@@ -5,6 +5,7 @@ import pytest
 import scipy.special
 from keras import ops
 
+from models.base import LatentModel
 from models.diagnostics import latents
 from models.distributions import Chain, Mixture, Normal
 
@@ -18,8 +19,11 @@ SD = np.float32([0.3, 0.4, 1.0])
 class Linear:
     """q(z|x) = N(SCALE x, SD^2) for images of three pixels, and a given prior; with `lower`, a z1 around 2 z2 too."""
 
+    rates = LatentModel.rates
+
     def __init__(self, prior, lower=False):
         self.law, self.lower = prior, lower
+        self.sizes = (D, D) if lower else (D,)
 
     def posterior(self, x):
         mean = ops.reshape(x, (-1, D)) * SCALE

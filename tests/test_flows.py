@@ -84,7 +84,7 @@ def model(request):
         model=request.param, prior="vamp", posterior="realnvp", network="mlp", data_set="digits", latent_dim=4,
         num_pseudo_inputs=3,
     )  # fmt: skip
-    built = models.build(config, (4, 4, 1), pseudo_inputs=rng.random((3, 4, 4, 1)).astype("float32"))
+    built = models.build(config, (4, 4, 1), from_data=rng.random((3, 4, 4, 1)).astype("float32"))
     heads = [built.q_z] if request.param == "vae" else [built.q_z2, built.q_z1]
     bend(*(head.flow for head in heads), size=0.03)
     return built

@@ -291,7 +291,7 @@ def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     frozen = Frozen()
     with float64():
         keras.utils.set_random_seed(0)
-        model = models.build(config, (8, 4, 2), pseudo_inputs=rng.random((3, 8, 4, 2)))
+        model = models.build(config, (8, 4, 2), from_data=rng.random((3, 8, 4, 2)))
         x = np.round(2 * rng.random((2, 8, 4, 2))) / 2  # the first, the last and an inner value
         gradient = gradient_of(model, x)
         assert all(one is not None for one in gradient)

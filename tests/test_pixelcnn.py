@@ -94,7 +94,7 @@ def test_grey_images_have_values_of_the_bins(observation):
 
 def test_the_model_draws_reconstructs_and_counts_passes():
     config = Config(model="hvae", network="pixel", latent_dim=3, num_pseudo_inputs=2)
-    model = models.build(config, (4, 4, 1), pseudo_inputs=rng.random((2, 4, 4, 1), np.float32))
+    model = models.build(config, (4, 4, 1), from_data=rng.random((2, 4, 4, 1), np.float32))
     passes = []
     assert model.sample(5, 0, passes.append).shape == (5, 4, 4, 1) and sum(passes) == 16
     x = (rng.random((2, 4, 4, 1)) < 0.5).astype("float32")
@@ -108,7 +108,7 @@ def test_every_weight_gets_a_gradient(likelihood):
     binarize = "dynamic" if likelihood == "bernoulli" else "none"
     config = Config(model="hvae", network="pixel", latent_dim=3, likelihood=likelihood, binarize=binarize)
     keras.utils.set_random_seed(1)
-    model = models.build(config, (8, 4, 1), pseudo_inputs=rng.random((2, 8, 4, 1), np.float32))
+    model = models.build(config, (8, 4, 1), from_data=rng.random((2, 8, 4, 1), np.float32))
     model.compile(keras.optimizers.SGD(1.0))
     before = [np.array(weight) for weight in model.trainable_variables]
     model.train_on_batch((rng.random((5, 8, 4, 1)) < 0.5).astype("float32"))

@@ -637,7 +637,7 @@ def stub(shape, labels, names, **settings):
         path=Path("nowhere"),
         config=config,
         history=HISTORY,
-        model=models.build(config, shape, pseudo_inputs=noise(3, *shape)),
+        model=models.build(config, shape, from_data=noise(3, *shape)),
         dataset=SimpleNamespace(class_names=names, split=lambda name: split),
         images=lambda name: split.grey(),
         evaluation=lambda name: None,
