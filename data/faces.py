@@ -26,9 +26,9 @@ CROP, SIDE = 148, 64  # the middle of it that is kept, and what that is made
 
 
 class Faces(NamedTuple):
-    """All images: `read(name)` gives the bytes of a file; names and parts, numbers in SPLITS, are arrays (N,)."""
+    """All images: `read(name)` gives one, uint8 (64, 64, 3); names and parts, numbers in SPLITS, are arrays (N,)."""
 
-    read: Callable[[str], bytes]
+    read: Callable[[str], np.ndarray]
     names: np.ndarray
     parts: np.ndarray
     sha256: dict[str, str]

@@ -40,6 +40,7 @@ SHALLOW_ONLY = (
 DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
 engine.settle(os.environ.get("KERAS_BACKEND"))
+on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from data.archives import read_member, unpickle
+from data.archives import ZipFolder, read_member, unpickle
 from data.files import DataError
 
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
@@ -127,6 +127,21 @@ def test_a_tar_that_goes_back_or_has_holes_is_refused(tmp_path):
 def test_a_zip_that_unpacks_more_than_is_asked_for_is_refused(tmp_path, kind):
     with pytest.raises(DataError, match=r"data in .* is not stored or deflated"):
         read_member(make_zip(tmp_path / "a", kind, data=CONTENT), "data", 1000)
+
+
+def test_a_zip_that_stays_open_is_read_with_the_same_distrust(tmp_path):
+    make_zip(tmp_path / "a", data=CONTENT, bomb=bytes(10_000_000))
+    archive = ZipFolder(tmp_path / "a")
+    assert list(archive.infos) == ["data", "bomb"] and archive.infos["bomb"].file_size == 10_000_000
+    assert archive.read("data", len(CONTENT)) == archive.read("data", 1000) == CONTENT
+    for name, most in (("bomb", 1000), ("data", len(CONTENT) - 1)):
+        with pytest.raises(DataError, match=rf"{name} in .*a has more than {most:,} bytes unpacked"):
+            archive.read(name, most)
+    with pytest.raises(DataError, match=r"data in .* is not stored or deflated"):
+        ZipFolder(make_zip(tmp_path / "b", zipfile.ZIP_BZIP2, data=CONTENT)).read("data", 1000)
+    (tmp_path / "c").write_bytes(b"PK no archive")
+    with pytest.raises(DataError, match=r"c is damaged, or no archive"):
+        ZipFolder(tmp_path / "c")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18), b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0"])

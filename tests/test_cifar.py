@@ -236,6 +236,11 @@ def test_a_batch_of_another_content_is_named_and_nothing_runs(tmp_path, monkeypa
     assert not (tmp_path / "hit").exists()
 
 
+def test_colours_are_modelled_by_a_mixture_unless_told_otherwise():
+    config = experiment.Config(data_set="cifar10")
+    assert (config.observation, config.binarization, config.note) == ("mixlogistic", "none", "")
+
+
 def test_channels_come_first_in_a_batch():
     rows = np.arange(3072).reshape(1, -1).astype(np.uint8)
     (image,), labels = parse_batch({"data": rows, "labels": [7]}, "x", 1)

@@ -310,6 +310,13 @@ def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
     assert 2 <= len(np.unique(split.grey())) <= values and not model.dynamic
 
 
+def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
+    images = np.random.default_rng(0).random((7, 3, 2, 1))
+    batches = training.InOrder(images, 3)
+    assert [len(x) for (x,) in (batches[index] for index in range(len(batches)))] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([batches[index][0] for index in range(3)]), images)
+
+
 def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
     _, batches, _, model = training.prepare(config(tmp_path))
     split = batches.split
