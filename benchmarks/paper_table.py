@@ -23,7 +23,9 @@ import experiment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DENSE = [name for name in commandline.preset_names() if commandline.preset(name).settings["network"] != "conv"]
+DENSE = [
+    name for name in commandline.preset_names() if commandline.preset(name).settings.get("network", "conv") != "conv"
+]
 ROWS = [name for name in DENSE if not name.startswith("bounds_")]  # those have a table of their own
 SCORES = {  # what is scored, how its file is named, and the words that ask for it
     "metrics": ("is_S5000", ("--proposal", "posterior", "--num_samples", "5000")),  # as in the paper
@@ -88,6 +90,13 @@ def is_scored(run, tag):
 
 def collected(run, name, hardware, scores):
     """What the table needs of a run, and what it takes to repeat it."""
+    return about(run, name, hardware) | {
+        score: json.loads(score_file(run, SCORES[score][0]).read_text()) for score in scores
+    }
+
+
+def about(run, name, hardware):
+    """What it takes to repeat a run of a preset."""
     record = run.record
     return {
         "preset": name,
@@ -98,7 +107,7 @@ def collected(run, name, hardware, scores):
         "data_sha256": record["data_sha256"],
         "status": run.status,
         "hardware": hardware,
-    } | {score: json.loads(score_file(run, SCORES[score][0]).read_text()) for score in scores}
+    }
 
 
 def results_of(name):

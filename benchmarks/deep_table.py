@@ -1,0 +1,154 @@
+"""Train and score the small deep models, and write the README's table of them from their results.
+
+    python benchmarks/deep_table.py [ROW ...] [--hardware "two cores of ..."]
+
+A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
+interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
+is of its first images, as many samples of a deep model take long. The last rows are what pixels that know nothing of
+one another give, each with the frequencies of its values in the training images.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import atomic
+import commandline
+import data
+import engine
+import experiment
+from benchmarks import paper_table
+from benchmarks.paper_table import RESULTS, ROOT, call, with_backend
+
+ROWS = ("mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small", "cifar10_dvp_small")
+IMAGES = 1000  # whose log p(x) is estimated
+SCORES = {  # samples an image, and of how many images
+    "elbo": (20, None),
+    "log_px": (500, IMAGES),
+}
+HEADER = (
+    *(
+        "run",
+        "weights",
+        "ELBO",
+        "bits/dim by it",
+        f"log p(x) of {IMAGES:,} images",
+        "k-hat > 0.7",
+        "rate by layer, from the top",
+    ),
+    *("active units", "training, min", "hardware"),
+)
+START, END = (
+    "<!-- benchmarks/deep_table.py writes from here -->\n",
+    "<!-- benchmarks/deep_table.py wrote to here -->\n",
+)
+
+
+def result_file(name):
+    """Where the result of a row is."""
+    return RESULTS / f"deep_{name}.json"
+
+
+def produce(name, args):
+    """Trains and scores a row, as far as that is not done, and writes its result file."""
+    config = paper_table.config_of(name, 0, args.runs_dir)
+    call("train.py", "--preset", name, "--runs_dir", str(args.runs_dir), *with_backend(args.backend))
+    run, found = experiment.load(config.path), {}
+    for score, (samples, images) in SCORES.items():
+        path = score_file(run, samples, images)
+        if not path.exists() or json.loads(path.read_text())["weights_sha256"] != run.weights_sha256:
+            words = ["--num_samples", samples, "--proposal", "posterior" if config.is_deep else "fitted"]
+            words += ["--max_images", images] if images else []
+            call("evaluate.py", run.path, *map(str, words), *with_backend(args.backend))
+        found[score] = json.loads(path.read_text())
+    about = paper_table.about(run, name, args.hardware)
+    atomic.write_json(result_file(name), about | {"weights": weights_of(run)} | found)
+
+
+def score_file(run, samples, images):
+    """Where evaluate.py writes a score."""
+    fitted = "" if run.config.is_deep else "fitted"
+    count = min(images or sys.maxsize, len(run.images("test")))
+    return run.path / "evaluations" / f"test_is{fitted}_S{samples}_N{count}.json"
+
+
+def weights_of(run):
+    """How many numbers are trained: the pseudo-inputs of a VampPrior among them."""
+    return sum(int(np.prod(weight.shape)) for weight in run.model.trainable_weights)
+
+
+def baseline(name):
+    """Mean log p of the test images in nats, and bits a dimension, of independent pixels with smoothed frequencies."""
+    dataset = data.load(name)
+    mode = data.binarization(dataset, "auto")
+    levels = 2 if mode != "none" or dataset.source.is_binary else 256
+    train, test = (
+        np.rint((levels - 1) * data.held_out(dataset, split, mode)[:]).astype(int) for split in ("train", "test")
+    )
+    counts = np.stack([np.sum(train == level, axis=0) for level in range(levels)])
+    log_p = np.log((counts + 1) / (len(train) + levels))  # one of each value more than there are: none is impossible
+    each = np.take_along_axis(log_p, test, axis=0)
+    nats = float(each.sum(axis=(1, 2, 3)).mean())
+    return nats, -nats / math.log(2) / each[0].size
+
+
+def cells_of(name):
+    """The cells of a row; empty ones where it was not run."""
+    path = result_file(name)
+    if not path.exists():
+        return [f"`{name}`", "not run here", *[""] * 8]
+    result = json.loads(path.read_text())
+    whole, some = result["elbo"], result["log_px"]
+    rates = " + ".join(f"{rate:.1f}" for rate in whole["rates"])
+    units = f"{' + '.join(map(str, whole['active_units']))} of {sum(whole['units'])}"
+    note = f" ({whole['note']})" if whole["note"] else ""
+    return [
+        f"`{name}`{note}",
+        f"{result['weights']:,}",
+        f"{whole['elbo']:.2f}",
+        f"{-whole['elbo'] / math.log(2) / math.prod(whole['image_shape']):.3f}",
+        f"{some['log_px']:.2f} ± {some['log_px_se']:.2g}",
+        some["doubtful"],
+        rates,
+        units,
+        f"{result['status']['seconds'] / 60:.0f}",
+        result["hardware"],
+    ]
+
+
+def table(baselines):
+    """The whole table, with a row for each data set's `baselines`, a dict of name to nats and bits a dimension."""
+    lines = [cells_of(name) for name in ROWS]
+    for name, (nats, bits) in baselines.items():
+        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", f"{nats:.2f}", *[""] * 5])
+    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 5 + "---|---|---:|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""])
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs", "deep"))
+    parser.add_argument("--backend", choices=engine.BACKENDS)
+    parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
+    args = parser.parse_args()
+    if unknown := set(args.rows) - set(ROWS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+    engine.settle(args.backend, "cpu")
+    for name in args.rows:
+        produce(name, args)
+    sets = dict.fromkeys(commandline.preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
+    before, rest = (ROOT / "README.md").read_text().split(START)
+    text = before + START + "\n" + table({name: baseline(name) for name in sets}) + "\n" + END + rest.split(END)[1]
+    atomic.write(ROOT / "README.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
