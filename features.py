@@ -18,6 +18,7 @@ import commandline
 import data
 import engine
 import experiment
+import models
 import weights
 from commandline import whole
 from errors import UserError
@@ -242,8 +243,7 @@ def _model(content):
             raise ValueError(f"it has more than {MOST:,} bytes")
         config = json.loads(archive.read("config.json")) | {"compile_config": None}
         stored = archive.read("model.weights.h5")
-    with keras.StatelessScope(initialize_variables=False):
-        blank = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    blank = models.unallocated(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True))
     if not isinstance(blank, keras.Model):
         raise ValueError("its config.json describes no model")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Models by name. The registries import no Keras: a script can offer the names before the backend is settled."""
 
+import concurrent.futures
 import functools
 import importlib
 from typing import NamedTuple
@@ -164,10 +165,22 @@ def objective(config):
 
 def weight_shapes(config, image_shape):
     """Shapes of the weights of the model that `build` would return, without allocating one. Raises as `build` does."""
+    return [tuple(weight.shape) for weight in unallocated(lambda: build(config, image_shape)).weights]
+
+
+def unallocated(make):
+    """What `make()` returns, layers or models, whose weights have shapes and no values.
+
+    In a thread of its own: Keras notes in each thread what weights have no value yet, and would give them one later on.
+    """
     import keras
 
-    with keras.StatelessScope(initialize_variables=False):
-        return [tuple(weight.shape) for weight in build(config, image_shape).weights]
+    def made():
+        with keras.StatelessScope(initialize_variables=False):
+            return make()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(made).result()
 
 
 def find_activation(name):

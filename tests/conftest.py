@@ -45,6 +45,11 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  #
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+def first_on_both(*values):
+    """Parameters of a test, of which JAX gets the first only, as each would take it long to compile."""
+    return [values[0], *(pytest.param(value, marks=on_tensorflow) for value in values[1:])]
+
+
 @pytest.fixture
 def script():
     """Runs a script as a user does: `script("train.py", "--epochs", 3)` returns the finished process with its text."""

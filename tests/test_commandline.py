@@ -1,6 +1,7 @@
 """Flags made from the settings, grids, and tables."""
 
 import itertools
+import re
 
 import pytest
 from conftest import DEEP_ONLY, FIELDS, PLACES, other
@@ -53,6 +54,36 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
     assert configs("--preset", name) == [Config(**settings)]
     changed = configs("--preset", name, "--epochs", 7, "--batch_size", 9, 11, "--gs_key", "key")
     assert changed == [Config(**(settings | {"epochs": 7, "batch_size": b, "gs_key": "key"})) for b in (9, 11)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "dvp", "--prior", "standard"), "--prior 'standard' does not go with --model dvp"),
+        (("--model", "ladder", "--network", "conv"), "--network 'conv' does not go with --model ladder"),
+        (("--model", "ladder", "--latent_dim", 2), "--latent_dim 2 does not go with --model ladder"),
+        (("--model", "dvp", "--network_size", 4), "--network_size 4.0 does not go with --model dvp"),
+        (("--model", "ladder", "--context_size", 7), "--context_size 7 does not go with --model ladder: it is of dvp"),
+        (("--scales", "4x14,4x7"), "--scales '4x14,4x7' does not go with --model vae: it is of ladder and dvp"),
+        (("--preset", "mnist_dvp", "--num_pseudo_inputs", 500), "--num_pseudo_inputs 500 does not go with --model dvp"),
+        (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior 'vamp' does not go with --model dvp"),
+        (("--model", "dvp", "--scales", "4"), "--scales '4' must be counts and rows, the finest first, as 4x14,4x7"),
+        (("--model", "dvp", "--scales", "0x14"), "--scales '0x14' must be counts and rows"),
+        (("--model", "dvp", "--scales", "4x7,4x14"), "--scales '4x7,4x14' must begin with the finest"),
+        (
+            ("--model", "dvp", "--scales", "4x7,4x7"),
+            "--scales '4x7,4x7' must begin with the finest, and have each once",
+        ),
+        (("--model", "dvp", "--score_channels", 15), "--score_channels 15 must be even"),
+        (
+            ("--model", "ladder", "--objective", "lmcvae"),
+            "--objective lmcvae goes with --model vae or hvae; ladder has elbo and iwae",
+        ),
+    ],
+)
+def test_settings_of_other_models_are_refused_even_if_usual(words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs(*words)
 
 
 def test_there_is_a_preset_of_each_network_and_model():

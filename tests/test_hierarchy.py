@@ -1,5 +1,9 @@
 """Deep models: their layers and sizes, that their distributions fit together, and what each part may look at."""
 
+import dataclasses
+import json
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +12,10 @@ from conftest import on_tensorflow
 from keras import ops
 
 import commandline
+import evaluate
+import experiment
 import models
+import plot
 import training
 from experiment import Config
 from models.distributions import Normal
@@ -71,8 +78,7 @@ def is_dvp(model):
 )
 def test_presets_have_as_many_weights_as_published(preset, count):
     config = Config(**commandline.preset(preset).settings)
-    with keras.StatelessScope(initialize_variables=False):
-        built = models.build(config, config.source.image_shape)
+    built = models.unallocated(lambda: models.build(config, config.source.image_shape))
     assert sum(int(np.prod(weight.shape)) for weight in built.trainable_weights) == count
     assert sum(built.sizes) == models.latent_dim(config, config.source.image_shape)
     assert len(built.sizes) == len(config.layers)
@@ -206,6 +212,7 @@ def test_expected_terms_have_the_mean_of_terms_and_vary_less(model, x):
     np.testing.assert_allclose(sum(expected.rates), expected.log_qz_x - expected.log_pz, rtol=1e-3, atol=1e-3)
 
 
+@on_tensorflow
 def test_importance_sampling_of_more_samples_gives_more(model, x):
     few, many = (importance_sampling(model, x, s, proposal="posterior") for s in (2, 400))
     assert many.log_px.mean() > few.log_px.mean()
@@ -380,3 +387,55 @@ def test_the_importance_weighted_bound_trains_it_too(name):
     history, _, _ = steps(Config(model=name, objective="iwae", num_samples=3, **SETTINGS[name]), 30)
     assert history["bound"][-5:].mean() > history["bound"][:5].mean()
     assert np.all(history["bound"] > history["elbo"])
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of both models on 200 of the digits, two epochs each, one of them gone on with."""
+    folder, made = tmp_path_factory.mktemp("deep"), {}
+    for name, settings in SETTINGS.items():
+        more = {"data_set": "digits", "batch_size": 50, "max_train_images": 200, "lr": 1e-2, "optimizer": "adamax"}
+        config = Config(model=name, epochs=1 + (name == "dvp"), runs_dir=str(folder), ema=0.9, **settings, **more)
+        made[name] = training.train(config)
+    longer = dataclasses.replace(experiment.load(made["ladder"]).config, epochs=2, runs_dir=str(folder))
+    made["ladder"] = training.train(longer, source=experiment.load(made["ladder"]))
+    return made
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_a_run_is_scored_and_drawn(runs, name, capsys):
+    path, layers = runs[name], ["u", "2", "1"][name == "ladder" :]
+    assert path.name.startswith(f"digits_{name}_L2_c4_bs50_epochs2_")
+    history = experiment.load(path).history
+    rates = [history[f"val_rate_{layer}"] for layer in layers]
+    np.testing.assert_allclose(sum(rates), history["val_rate"], rtol=1e-3)
+    assert evaluate.main([str(path), "--num_samples", "40", "--max_images", "30"]) == 0
+    printed = capsys.readouterr()
+    assert ("log p(x) is that of 4 steps of diffusion" in printed.out) == (name == "dvp")
+    assert "--proposal fitted" not in printed.err  # which is no remedy here
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics["proposal"] == "posterior" and len(metrics["rates"]) == len(layers)
+    assert metrics["units"] == [9, 4, 16][name == "ladder" :]
+    assert metrics["elbo"] == pytest.approx(-metrics["rate"] - metrics["distortion"])
+    assert plot.main([str(path)]) == 0
+    drawn = {file.stem.removeprefix(f"{path.name}_") for file in (path / "figures").iterdir()}
+    assert {"samples", "reconmanifold", "manifold", "temperatures", "layers", "layerrates", "likelihood"} <= drawn
+    assert ({"contexts", "denoising"} <= drawn) == (name == "dvp") and not {"posterior", "pseudoinputs"} & drawn
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("dvp", ("--estimator", "ais"), "--estimator ais needs the density of the prior"),
+        ("dvp", ("--proposal", "fitted"), "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
+        ("ladder", ("--estimator", "quadrature"), "goes as far as 2 latent dimensions, and .* has 20"),
+    ],
+)
+def test_what_cannot_score_a_deep_run_says_so(runs, name, words, message, capsys):
+    assert evaluate.main([str(runs[name]), *words]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import first_on_both, on_tensorflow
 from keras import ops
 
 import models
@@ -27,7 +28,8 @@ from models.priors import UnitInterval
 
 pytestmark = pytest.mark.keras
 N, B, K, SHAPE = 4, 6, 5, (8, 8, 1)
-ALL = [(model, prior) for model in models.MODELS for prior in models.PRIORS]
+SHALLOW = [name for name, entry in models.MODELS.items() if not entry.is_deep]
+ALL = [(model, prior) for model in SHALLOW for prior in models.PRIORS]
 rng = np.random.default_rng(0)
 START = rng.bit_generator.state
 
@@ -50,12 +52,12 @@ def images(n=B, shape=(8, 8, 1)):
     return (rng.random((n, *shape)) < 0.4).astype("float32")
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 20, 1), (32, 32, 3)], ids=str)
+@pytest.mark.parametrize("shape", first_on_both((8, 8, 1), (28, 20, 1), (32, 32, 3)), ids=str)
 @pytest.mark.parametrize(("model", "prior"), ALL)
 def test_shapes(model, prior, shape):
     built, x = build(model, prior, shape), images(shape=shape)
     terms = built.terms(x, N, keras.random.SeedGenerator(0))
-    assert {tuple(term.shape) for term in terms} == {(N, B)}
+    assert {tuple(term.shape) for term in terms[:3]} == {(N, B)}
     assert built.reconstruct(x).shape == x.shape
     assert built.sample(N).shape == (N, *shape)
     assert built.embed(x).shape == (B, 3)
@@ -199,15 +201,16 @@ PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.i
 GATED = {"vae": 40, "hvae": 80}  # dimensions of the paper's models
 
 
+@on_tensorflow
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 5, 3)], ids=str)
 @pytest.mark.parametrize(("model", "network"), PAPER)
 def test_the_papers_networks_take_images_of_any_size(model, network, shape):
     built, x = build(model, shape=shape, latent_dim=5, **settings_of(network)), images(shape=shape)
-    assert {tuple(term.shape) for term in built.terms(x, N, keras.random.SeedGenerator(0))} == {(N, B)}
+    assert {tuple(term.shape) for term in built.terms(x, N, keras.random.SeedGenerator(0))[:3]} == {(N, B)}
     assert built.reconstruct(x).shape == x.shape and built.sample(N).shape == (N, *shape)
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model):
     def gated(*widths):
         return sum(2 * (i * o + o) for i, o in itertools.pairwise(widths))
@@ -275,7 +278,7 @@ def test_the_two_latents_are_cut_where_they_were_joined():
         assert differs[out].all() and differs.sum() == 7
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_samples_come_from_all_pseudo_inputs(model):
     """With components far apart and narrow, the draws of the top latent hit each of the K with frequency 1/K."""
     built, n = build(model, "vamp"), 4000

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import first_on_both
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -103,7 +104,7 @@ def test_the_model_draws_reconstructs_and_counts_passes():
     assert model.log_joint(x, latents(6, 2, 3)).shape == (6, 2)
 
 
-@pytest.mark.parametrize("likelihood", models.LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", first_on_both(*models.LIKELIHOODS))
 def test_every_weight_gets_a_gradient(likelihood):
     binarize = "dynamic" if likelihood == "bernoulli" else "none"
     config = Config(model="hvae", network="pixel", latent_dim=3, likelihood=likelihood, binarize=binarize)

@@ -641,6 +641,7 @@ def stub(shape, labels, names, **settings):
         dataset=SimpleNamespace(class_names=names, split=lambda name: split),
         images=lambda name: split.grey(),
         evaluation=lambda name: None,
+        latent_dim=config.latent_dim,
         note="",
     )
 

@@ -537,7 +537,6 @@ for name in ("fsync", "replace", "unlink", "mkdir", "rename"):
 sys.exit(train.main(sys.argv[1:]))"""
 
 
-@pytest.mark.keras
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
