@@ -345,8 +345,8 @@ def smaller(config, with_batch=True):
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
     names = sorted(costs, key=costs.get, reverse=True)
-    if config.is_sized or not names:
-        names.append("network_size" if config.is_sized else "latent_dim")
+    if config.is_sized or config.is_deep or not names:
+        names.append("channels" if config.is_deep else "network_size" if config.is_sized else "latent_dim")
     values = {"num_samples": config.samples}
     flags = [f"--{name} {values.get(name, getattr(config, name))}" for name in names]
     return f"lower {' or '.join(filter(None, (', '.join(flags[:-1]), flags[-1])))}"

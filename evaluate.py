@@ -148,6 +148,7 @@ class Scored(NamedTuple):
 
     name: str
     config: experiment.Config
+    scoring: Scoring
     metrics: dict
     estimate: object
 
@@ -157,14 +158,18 @@ def run(args):
     own = {name for usual in ESTIMATORS.values() for name in usual}
     runs = commandline.chosen_runs(args)[::-1]
     given = {name: getattr(args, name) for name in own}
-    scoring = Scoring.of(args.estimator, args.seed, args.max_memory, **usual(runs, args.estimator, given))
+
+    def scoring(one):
+        return Scoring.of(args.estimator, args.seed, args.max_memory, **usual(one, args.estimator, given))
+
     if args.compare and len(runs) < 2:
         raise UserError("--compare needs two runs or more")
     if args.num_generated and not args.features:
         raise UserError("--num_generated goes with --features")
     if len(runs) == 1:
-        check(runs[0], scoring)  # of several, the others are worth having
+        check(runs[0], scoring(runs[0]))  # of several, the others are worth having
     for one in runs:
+        scoring(one)  # of strange settings nothing is scored
         if args.compare and (one.config.law, one.image_shape) != (runs[-1].config.law, runs[-1].image_shape):
             raise UserError(
                 f"{one.path} and {runs[-1].path} have other images or another likelihood: nothing to compare"
@@ -176,13 +181,15 @@ def run(args):
     found, failed = [], False
     while runs:  # popped, so that one model at a time is in memory
         try:
-            found.append(evaluate(runs.pop(), scoring, args.split, args.max_images, network, count))
-            say(found[-1], scoring)
+            one = runs.pop()
+            found.append(evaluate(one, scoring(one), args.split, args.max_images, network, count))
+            say(found[-1])
         except UserError as error:  # the scores of the others are worth having
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if found:
-        print(f"{args.split} split, {scoring.said}; nats an image, but for bits_per_dim")
+        said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
+        print(f"{args.split} split, {said}; nats an image, but for bits_per_dim")
         print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
         print("\nlatents, the top layer first")
         print(commandline.table([row(one, LATENTS) for one in found]))
@@ -195,11 +202,11 @@ def run(args):
     return 2 if failed else 0
 
 
-def usual(runs, estimator, given):
-    """The settings `given`, a dict in which None stands for the usual value, with those usual for these runs."""
-    if estimator != "is" or given["proposal"] or not any(too_many(run) for run in runs):
+def usual(run, estimator, given):
+    """The settings `given`, a dict in which None stands for the usual value, with those that are usual for the run."""
+    if estimator != "is" or given["proposal"] or not too_many(run):
         return given
-    counted = given["num_samples"] or given["target_se"]
+    counted = given["num_samples"] or given["target_se"] or not run.config.is_deep
     return given | {"proposal": "posterior"} | ({} if counted else {"num_samples": DEEP_SAMPLES})
 
 
@@ -229,7 +236,7 @@ def shown(value):
     return " + ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
 
 
-def say(one, scoring):
+def say(one):
     """Prints what has to be said of a score beside its numbers; of what is doubtful, on stderr."""
     metrics, name = one.metrics, one.name
     if one.config.is_autoregressive:
@@ -239,7 +246,7 @@ def say(one, scoring):
         steps = one.config.diffusion_steps
         print(f"{name}: log p(x) is that of {steps} steps of diffusion, as samples are drawn, each weighed along its "
               "path; the ELBO is that of infinitely many")  # fmt: skip
-    for warning in (doubts(one, scoring), missed(one, scoring)):
+    for warning in (doubts(one), missed(one)):
         if warning:
             print(f"warning: {name}: {warning}", file=sys.stderr)
     if metrics.get("acceptance") is not None:
@@ -249,13 +256,13 @@ def say(one, scoring):
               f"{bracket['lower']:.2f} and below {bracket['upper']:.2f}, a gap of {bracket['gap']:.3f}")  # fmt: skip
 
 
-def doubts(one, scoring):
+def doubts(one):
     """A sentence on the images whose weights have too heavy a tail, if there are any."""
     if not one.metrics["doubtful"]:
         return ""
-    settings = scoring.settings
+    settings = one.scoring.settings
     remedy = "raise --max_samples" if settings.get("target_se") else "raise --num_samples"
-    if scoring.estimator == "ais":
+    if one.scoring.estimator == "ais":
         remedy = "raise --num_steps"
     elif settings["proposal"] == "posterior" and not one.config.is_deep:
         remedy = "try --proposal fitted"
@@ -268,14 +275,14 @@ def doubts(one, scoring):
     )
 
 
-def missed(one, scoring):
+def missed(one):
     """A sentence on the images whose error did not come down to --target_se, if there are any."""
-    target, errors = scoring.settings.get("target_se"), one.estimate.log_px_se
+    target, errors = one.scoring.settings.get("target_se"), one.estimate.log_px_se
     if target is None or (errors <= target).all():
         return ""
     return (
         f"--target_se {target} was not reached for {np.count_nonzero(errors > target)} of {len(errors)} images with "
-        f"{scoring.settings['num_samples']} samples each, where it is up to {errors.max():.2g}; raise --max_samples"
+        f"{one.scoring.settings['num_samples']} samples each, where it is up to {errors.max():.2g}; raise --max_samples"
     )
 
 
@@ -286,6 +293,8 @@ def check(run, scoring):
             f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.latent_dim}; "
             "try --estimator is"
         )
+    if scoring.estimator == "quadrature" and run.config.is_deep:
+        raise UserError(f"--estimator quadrature is for vae and hvae, and {run.path} is a {run.config.model}")
     if scoring.settings.get("proposal") == "fitted" and too_many(run):
         raise UserError(
             f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} is a "
@@ -315,7 +324,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     """
     import keras
 
-    scoring = scoring or Scoring.of(**usual([run], "is", dict.fromkeys(ESTIMATORS["is"])))
+    scoring = scoring or Scoring.of(**usual(run, "is", dict.fromkeys(ESTIMATORS["is"])))
     check(run, scoring)
     if network:
         network.check(run.image_shape)
@@ -355,7 +364,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
     per_image = {name: getattr(estimate, name) for name in experiment.PER_IMAGE}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
-    return Scored(run.path.resolve().name, run.config, metrics, estimate)  # the path `.` has no name
+    return Scored(run.path.resolve().name, run.config, scoring, metrics, estimate)  # the path `.` has no name
 
 
 def sha256_of(images):

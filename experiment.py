@@ -85,6 +85,7 @@ MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million imag
 PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
 LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
 MOST_VALUES = 1 << 24  # in an image
+MOST_LAYERS = 256  # of latents
 INT32 = 2**31 - 1
 WALKING = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # settings of chains
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
@@ -185,7 +186,7 @@ class Config:
     context_size: int = setting(
         7, "dvp: low frequencies of the image, along each side", tag="context", low=1, high=1024
     )
-    diffusion_steps: int = setting(25, "dvp: in which these are drawn", tag="T", low=1, high=10_000)
+    diffusion_steps: int = setting(25, "dvp: in which these are drawn", tag="T", low=1, high=1000)
     gamma_min: float = setting(-6.0, "dvp: log of the noise that they are known with", tag="gamma", low=-12, high=-5)
     score_channels: int = setting(16, "dvp: of the network that predicts the noise, an even number", tag="score", low=2,
                                   high=1024)  # fmt: skip
@@ -255,12 +256,16 @@ class Config:
             value = getattr(self, name)
             if not self.has(name) and value != getattr(Config, name):
                 raise UserError(not_of(self.model, name, value))
-        sides = re.findall(r"(?:^|,)(\d{1,4})x(\d{1,4})", self.scales)
-        if ",".join("x".join(part) for part in sides) != self.scales or not all(int(n) for part in sides for n in part):
+        sides = re.findall(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", self.scales)
+        if ",".join("x".join(part) for part in sides) != self.scales or not sides:
             raise UserError(f"--scales {_short(self.scales)} must be counts and rows, the finest first, as 4x14,4x7")
         rows = [int(part[1]) for part in sides]
         if rows != sorted(set(rows), reverse=True):
             raise UserError(f"--scales {_short(self.scales)} must begin with the finest, and have each once")
+        if self.num_layers > MOST_LAYERS:
+            raise UserError(
+                f"--scales {_short(self.scales)} are {self.num_layers} layers; at most {MOST_LAYERS} may be"
+            )
         if self.score_channels % 2:
             raise UserError(f"--score_channels {self.score_channels} must be even")
         if self.is_deep and models.OBJECTIVES[self.objective].has_gradients:
@@ -580,8 +585,11 @@ class Run:
 
     @property
     def latent_dim(self):
-        """Latent dimensions of all layers."""
-        return models.latent_dim(self.config, self.image_shape)
+        """Latent dimensions of all layers. Raises UserError where they do not fit the images."""
+        try:
+            return models.latent_dim(self.config, self.image_shape)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
 
     @property
     def note(self):

@@ -77,6 +77,6 @@ def optimizer(config, steps, model):
     chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm, **average)
     chosen.finalize_variable_values = lambda variables: None  # `fit` would end with the average in the weights' place
     own = {id(weight) for weight in model.top_prior.trainable_weights}
-    spared = [one for one in model.trainable_variables if len(one.shape) < 2 or id(one) in own]
+    spared = [one for one in model.trainable_variables if one.name != "kernel" or id(one) in own]
     chosen.exclude_from_weight_decay(var_list=spared)
     return chosen

@@ -226,7 +226,7 @@ class View:
     @cached_property
     def density(self):
         """log p(z) of the prior, a figures.Density wide enough for it and for all latents; None unless D = 2."""
-        if self.run.latent_dim != 2:
+        if self.run.latent_dim != 2 or self.config.is_deep:
             return None
         prior = self.model.prior()
         drawn = as_numpy(prior.sample(500, self.noise()))
@@ -701,7 +701,7 @@ CONDITIONS = {  # of a View, for the figures that not every run has
     "contexts": lambda view: view.config.has("context_size"),
     "denoising": lambda view: view.config.has("context_size"),
     "layerrates": lambda view: view.config.is_deep,
-    "posterior": lambda view: view.run.latent_dim == 2 and not view.config.is_autoregressive,  # which takes hours
+    "posterior": lambda view: view.density is not None and not view.config.is_autoregressive,  # which takes hours
     "likelihood": lambda view: view.evaluation is not None,
     "estimates": lambda view: not (view.config.is_autoregressive or view.config.is_deep),
 }

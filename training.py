@@ -199,12 +199,14 @@ def _check_step(config, model):
     network.
     """
     pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
+    kept = model.decoder.floats_per_sample  # for the gradient; without one, a deep decoder holds on to one layer only
+    at_once = getattr(model.decoder, "floats_at_once", kept)
     steps = {
-        "training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs),
-        "validation": 2 * VALIDATION_BATCH + pseudo_inputs,
+        "training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs) * kept,
+        "validation": (2 * VALIDATION_BATCH + pseudo_inputs) * at_once,
     }
     kind = max(steps, key=steps.get)
-    needed = 4 * steps[kind] * model.decoder.floats_per_sample
+    needed = 4 * steps[kind]
     if needed > (there := engine.memory()):
         sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
         raise UserError(f"a {kind} step needs some {sizes}; {smaller(config, with_batch=kind == 'training')}")

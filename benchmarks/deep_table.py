@@ -126,7 +126,7 @@ def table(baselines):
     """The whole table, with a row for each data set's `baselines`, a dict of name to nats and bits a dimension."""
     lines = [cells_of(name) for name in ROWS]
     for name, (nats, bits) in baselines.items():
-        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", f"{nats:.2f}", *[""] * 5])
+        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 6])
     head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 5 + "---|---|---:|---|"]
     return "\n".join([*head, *(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""])
 

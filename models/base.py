@@ -72,6 +72,8 @@ class LatentModel(keras.Model, abc.ABC):
 
         For images (B, H, W, C), shape (B, L); the mean over draws is the rate of each layer. Stochastic.
         """
+        if self.layer_rates:
+            return ops.stack([rate[0] for rate in self.expected_terms(x, 1, seed).rates], axis=-1)
         posterior = self.posterior(x)
         z = posterior.sample(1, seed)
         log_q, log_p = (law.log_prob_of_layers(z) for law in (posterior, self.prior()))

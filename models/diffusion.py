@@ -23,7 +23,7 @@ class Diffused(NamedTuple):
     """The law of u (D,) that a diffusion model draws in `steps` steps, p(u_1) prod p(u_s | u_t) p(u | u_0).
 
     p(u_s | u_t) is q(u_s | u_t, u) at the u that `noise_of(u_t, t)`, the predicted eps (M, D), means; and p(u | u_0) =
-    N(u_0 / alpha_0, exp(gamma_0)). Its density is known by estimates only: log_prob is one that is stochastic.
+    N(u_0 / alpha_0, exp(gamma_0)). Its density is known by estimates only: log_prob is one, and wants a seed.
     """
 
     noise_of: Callable
@@ -31,7 +31,6 @@ class Diffused(NamedTuple):
     gamma_1: float
     steps: int
     dim: int
-    exact = False
 
     @property
     def base(self):

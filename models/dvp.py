@@ -108,7 +108,7 @@ class DVP(LatentModel):
         super().__init__(objective, dynamic, config.seed, config.layers)
         if config.context_size > min(image_shape[:2]):
             raise ValueError(f"a context of {config.context_size} frequencies is more than images of "
-                             f"{image_shape[0]}x{image_shape[1]} pixels have")  # fmt: skip
+                             f"{image_shape[0]}x{image_shape[1]} pixels have; make it smaller")  # fmt: skip
         self.scales = scales_of(config.scales, image_shape)
         hidden, size = config.hidden_channels, config.context_size
         scale = np.ones((size, size, image_shape[2]), "float32") if scale is None else scale
@@ -142,10 +142,6 @@ class DVP(LatentModel):
         log_p, log_q = descent.log_probs()
         log_pu = self._top(seed, training).log_prob(u, seed)
         return layered(log_px_z, [log_pu, *log_p], [self.context(x).log_prob(u), *log_q])
-
-    def rates(self, x, seed):
-        """As of LatentModel: expectations given one draw of the layers above, (B, L)."""
-        return ops.stack([rate[0] for rate in self.expected_terms(x, 1, seed).rates], axis=-1)
 
     def expected_terms(self, x, n, seed, training=False):
         """As of LatentModel: the KL of each layer in closed form, that of u by the bound of infinitely many steps."""

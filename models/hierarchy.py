@@ -38,10 +38,14 @@ def scales_of(text, image_shape):
     found, finer = [], height
     for count, side in (map(int, part.split("x")) for part in text.split(",")):
         if side > height:
-            raise ValueError(f"scale {count}x{side} is finer than the images of {height}x{width} pixels")
+            raise ValueError(
+                f"scale {count}x{side} is finer than the images of {height}x{width} pixels; choose other scales"
+            )
         if finer % side or width * side % height:
             above = f"{finer} rows above it" if finer != height else f"images of {height}x{width} pixels"
-            raise ValueError(f"scale {count}x{side} does not fit the {above}: it must divide them evenly")
+            raise ValueError(
+                f"scale {count}x{side} does not fit the {above}: it must divide them evenly; choose other scales"
+            )
         found.append(Scale(count, side, width * side // height))
         finer = side
     return tuple(found)
@@ -300,7 +304,9 @@ class TopDown(layers.Layer):
         self.out.build((None, *image_shape))
         area = sum(block.scale.height * block.scale.width for block in self.blocks)
         pixels = image_shape[0] * image_shape[1]
-        self.floats_per_sample = area * (4 * channels + 8 * hidden) + pixels * (channels + observation.outputs(width))
+        each, image = 4 * channels + 8 * hidden, pixels * (channels + observation.outputs(width))
+        self.floats_per_sample = area * each + image
+        self.floats_at_once = max(scale.height * scale.width for scale in scales) * each + image  # without a gradient
         self.built = True
 
     def descend(self, pick, features=None, contexts=None, batch=()):

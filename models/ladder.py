@@ -52,10 +52,6 @@ class Ladder(LatentModel):
         descent = self.decoder.drawn(self.encoder(x), n, seed)
         return layered(self._log_px_z(x, descent), *descent.log_probs())
 
-    def rates(self, x, seed):
-        """As of LatentModel: expectations given one draw of the layers above, (B, L)."""
-        return ops.stack([rate[0] for rate in self.expected_terms(x, 1, seed).rates], axis=-1)
-
     def expected_terms(self, x, n, seed, training=False):
         """As of LatentModel: each layer's KL in closed form, given a draw of those above."""
         descent = self.decoder.drawn(self.encoder(x), n, seed)

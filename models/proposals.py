@@ -29,7 +29,8 @@ class Posterior(Compiled):
     def __init__(self, model, n, rows, most, seed=0, jit="auto"):
         super().__init__(model, seed, jit)
         self.n, self.at_once = n, rows
-        self.expected = Expected(model, seed + 1, jit) if model.layer_rates else None
+        other = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.expected = Expected(model, other, jit) if model.layer_rates else None
         self.draws_terms = self.expected is None  # what it draws tells the ELBO, too
         self.expected_rows = max(1, most // EXPECTED)
 

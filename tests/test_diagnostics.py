@@ -19,7 +19,7 @@ SD = np.float32([0.3, 0.4, 1.0])
 class Linear:
     """q(z|x) = N(SCALE x, SD^2) for images of three pixels, and a given prior; with `lower`, a z1 around 2 z2 too."""
 
-    rates = LatentModel.rates
+    rates, layer_rates = LatentModel.rates, ()
 
     def __init__(self, prior, lower=False):
         self.law, self.lower = prior, lower
