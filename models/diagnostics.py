@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import scipy.special
 from keras import ops
 
 from .distributions import Mixture
@@ -20,6 +21,7 @@ class Latents(NamedTuple):
     the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
     log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman & Johnson 2016). `components_in_use` is the
     perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a mixture prior, of 1 to K; None without one.
+    Where the density of the prior is known by a bound only, `marginal_kl` and the top rate are bounds from above.
     """
 
     rates: list
@@ -39,11 +41,8 @@ def latents(model, images, seed=0):
         moved.add(means)  # (B, D), which are many in a deep model
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    n = len(images)
-    posterior = model.posterior(ops.convert_to_tensor(images[:1])).top.of(  # q(z), over all images
-        Mixture(np.full(n, -np.log(n), "float32"), top_means, top_logvars)
-    )
-    information = float(np.mean(own - _in_batches(posterior.log_prob, z), dtype="float64"))
+    law = model.posterior(ops.convert_to_tensor(images[:1])).top
+    information = float(np.mean(own - _log_average(law, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
     active = np.split(moved.variance() > ACTIVE, np.cumsum(model.sizes)[:-1])
     return Latents(
@@ -88,6 +87,28 @@ def _of_batch(model, x, noise):
 def _in_batches(function, z):
     parts = [ops.convert_to_numpy(function(z[start : start + BATCH])) for start in range(0, len(z), BATCH)]
     return np.concatenate(parts)
+
+
+def _log_average(law, z, means, logvars):
+    """log (1/N) sum_n q(z | x_n) in nats of all z (N, D), q having these means and log-variances, (N, D): (N,) float64.
+
+    `law` tells how q is bent, if it is. In double precision: of narrow ones far apart, single leaves few digits.
+    """
+    log_det = 0.0
+    if law.base is not law:
+        y = [
+            law.transform.inverse(ops.convert_to_tensor(z[start : start + BATCH])) for start in range(0, len(z), BATCH)
+        ]
+        z, log_det = (np.concatenate([ops.convert_to_numpy(one) for one in part]) for part in zip(*y, strict=True))
+    z, means, precision = (part.astype("float64") for part in (z, means, np.exp(-logvars)))
+    both = np.concatenate([precision, -2 * means * precision], axis=1)  # (N, 2D)
+    constant = np.sum(np.log(2 * np.pi) + logvars + means**2 * precision, axis=1)
+    parts = []
+    for start in range(0, len(z), BATCH):
+        rows = z[start : start + BATCH]
+        squared = np.concatenate([rows**2, rows], axis=1) @ both.T
+        parts.append(scipy.special.logsumexp(-0.5 * (squared + constant), axis=1))
+    return np.concatenate(parts) - np.log(len(means)) - log_det
 
 
 def _perplexity(mixture, z):
