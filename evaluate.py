@@ -188,18 +188,23 @@ def run(args):
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if found:
-        said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
-        print(f"{args.split} split, {said}; nats an image, but for bits_per_dim")
-        print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
-        print("\nlatents, the top layer first")
-        print(commandline.table([row(one, LATENTS) for one in found]))
-    if found and network:
-        print(f"\nall {args.split} images against samples and against real ones, by the features of {network.said}")
-        print(commandline.table([line for one in found for line in distance_rows(one)]))
+        report(found, args.split, network)
     if args.compare and not failed:
         print(f"\ncompared with {found[0].name}, image by image, in nats")
         print(commandline.table([compared(one, found[0]) for one in found[1:]]))
     return 2 if failed else 0
+
+
+def report(found, split, network):
+    """Prints the tables of what was `found`, a list of Scored."""
+    said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
+    print(f"{split} split, {said}; nats an image, but for bits_per_dim")
+    print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
+    print("\nlatents, the top layer first")
+    print(commandline.table([row(one, LATENTS) for one in found]))
+    if network:
+        print(f"\nall {split} images against samples and against real ones, by the features of {network.said}")
+        print(commandline.table([line for one in found for line in distance_rows(one)]))
 
 
 def usual(run, estimator, given):

@@ -118,7 +118,8 @@ class LatentModel(keras.Model, abc.ABC):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).
 
-        Those are of samples of q(z|x); `bound` and what else the objective logs follow, where it is not the ELBO.
+        Those are of samples of q(z|x), or expectations of these; `bound` and what else the objective logs follow, where
+        it is not the ELBO.
         """
         terms = y_pred.terms
         values = {"elbo": terms.log_w(), "rate": terms.log_qz_x - terms.log_pz, "distortion": -terms.log_px_z}

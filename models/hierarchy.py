@@ -205,14 +205,7 @@ class Hierarchy(NamedTuple):
     @property
     def top(self):
         """The law of the top layer."""
-        laws = []
-
-        def pick(index, law):
-            laws.append(law)
-            return law.mean
-
-        self.descend(pick)
-        return laws[0]
+        return self._laws_at_means()[0]
 
     def sample(self, n, seed):
         """`n` ancestral draws: (n, ..., D). Stochastic."""
@@ -248,6 +241,9 @@ class Hierarchy(NamedTuple):
 
     def at_mean(self):
         """The Normal over [z_L, ..., z_1] each of whose layers is the one at the means above; no density."""
+        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*self._laws_at_means(), strict=True)))
+
+    def _laws_at_means(self):
         laws = []
 
         def pick(index, law):
@@ -255,7 +251,7 @@ class Hierarchy(NamedTuple):
             return law.mean
 
         self.descend(pick)
-        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*laws, strict=True)))
+        return laws
 
 
 def sliced(z, ends, index):

@@ -60,7 +60,8 @@ class Outcome(NamedTuple):
     """What an objective says of B images, each (B,): the `loss`, whose gradient trains, and the `bound` in nats.
 
     In the bound beta is 1; the loss need not be the negative bound, and where its gradient is a surrogate's, it is no
-    bound at all. `terms` are those of samples of q(z|x), and `logs`, by name, what else goes into the history.
+    bound at all. `terms` are those of samples of q(z|x), or for the ELBO expectations of these, and `logs`, by name,
+    what else goes into the history.
     """
 
     terms: Terms
