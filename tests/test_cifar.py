@@ -45,14 +45,14 @@ BATCHES = {
 
 
 def tar(contents):
-    """A tar.gz of files, a dict of name to content."""
+    """A tar.gz of files, a dict of name to content: the same bytes at any time of day."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+    with tarfile.open(fileobj=buffer, mode="w") as packed:
         for name, content in contents.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             packed.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def published(monkeypatch, batches=BATCHES, mirror="https://localhost:1/", stand_ins=None):
