@@ -6,7 +6,7 @@ import scipy.stats
 from linear_models import IMAGES, Linear, assert_within_errors, exact, posterior_of, standard, two_layers
 
 from models.likelihood import importance_sampling
-from models.proposals import DEFENSIVE, HEAVIEST, Fitted
+from models.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Fitted
 
 pytestmark = pytest.mark.keras
 
@@ -27,6 +27,25 @@ def test_the_fit_finds_a_gaussian_posterior_whatever_it_began_with(make):
     np.testing.assert_allclose(scale @ scale.swapaxes(1, 2) / 1.05**2, np.tile(expected, (len(mean), 1, 1)), atol=1e-3)
     np.testing.assert_allclose(whitening @ scale, np.tile(np.eye(2), (len(mean), 1, 1)), atol=1e-5)
     np.testing.assert_allclose(log_det, np.log(np.abs(np.linalg.det(scale.astype("float64")))), atol=1e-5)
+
+
+@pytest.mark.parametrize("wider, rounds", [(1.0, [1]), (6.0, range(2, MOST_ROUNDS)), (1e-3, [MOST_ROUNDS])])
+def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, rounds):
+    """A round widens a fit twofold at most, and narrows it threefold; the second image begins where it belongs."""
+    source = Fitted(Linear(standard(), wider=wider), 100, len(IMAGES), 100)
+    sizes, gradients = [], source.gradients.on
+    start = source.start.on
+
+    def first_settled(arrays, rows):
+        log_px_z, log_ratio, z = start(arrays, rows)
+        mean, covariance = posterior_of(np.eye(2))
+        z[1] = np.random.default_rng(0).multivariate_normal(mean[1], covariance, len(z[1]))
+        return log_px_z, log_ratio, z
+
+    monkeypatch.setattr(source.start, "on", first_settled)
+    monkeypatch.setattr(source.gradients, "on", lambda a, rows: sizes.append(len(a[0])) or gradients(a, rows))
+    source.prepared(IMAGES)
+    assert len(sizes) in rounds and sizes[0] == len(IMAGES) and all(size < len(IMAGES) for size in sizes[1:])
 
 
 def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch):
@@ -82,4 +101,4 @@ def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
     log_terms, (_, mean, scale, *_) = source.prepared(IMAGES)[1], source.prepared(IMAGES)[0]
     assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
     q_mean, q_logvar = (np.asarray(part) for part in Linear(standard()).posterior(IMAGES))
-    assert np.all(np.abs(mean - q_mean) < 5 * np.exp(q_logvar / 2) / np.sqrt(128))
+    assert np.all(np.abs(mean - q_mean) < 5 * np.exp(q_logvar / 2) / np.sqrt(MOMENTS))
