@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import atomic
 import commandline
 import engine
-from benchmarks import paper_table
-from benchmarks.paper_table import RESULTS, ROOT
+from benchmarks import paper_table, readme
+from benchmarks.paper_table import RESULTS
 from benchmarks.train_step import in_turn
 
 ROWS = [name.removeprefix("bounds_") for name in commandline.preset_names() if name.startswith("bounds_")]
@@ -31,10 +31,6 @@ COST = RESULTS / "bounds_cost.json"
 HEADER = (
     *("trained by", "log p(x)", "ELBO", "active units", "s a step", "of elbo's", "memory, MiB", "training, min"),
     *("hardware", "reference"),
-)
-START, END = (
-    "<!-- benchmarks/bounds_table.py writes from here -->\n",
-    "<!-- benchmarks/bounds_table.py wrote to here -->\n",
 )
 
 
@@ -59,12 +55,6 @@ def table():
     ordered = sorted(ROWS, key=lambda row: costs.get(row, {"seconds": 0})["seconds"])
     head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 7 + "---|---|"]
     return "\n".join([*head, *(line(row, costs) for row in ordered), ""])
-
-
-def with_table(readme):
-    """The text of the README with the table of today in its place."""
-    before, rest = readme.split(START)
-    return before + START + "\n" + table() + "\n" + END + rest.split(END)[1]
 
 
 def work(row, backend):
@@ -119,7 +109,7 @@ def main():
     if args.cost:
         about = {"backend": args.backend or "tensorflow", "rounds": args.rounds, "hardware": args.hardware}
         atomic.write_json(COST, about | {"cores": os.cpu_count(), "rows": measured(args)})
-    atomic.write(ROOT / "README.md", with_table((ROOT / "README.md").read_text()).encode())
+    readme.write("bounds_table.py", table())
     return 0
 
 

@@ -5,7 +5,7 @@
 A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
 interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
 is of its first images, as many samples of a deep model take long. The last rows are what pixels that know nothing of
-one another give, each with the frequencies of its values in the training images.
+one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
 """
 
 import argparse
@@ -23,8 +23,8 @@ import commandline
 import data
 import engine
 import experiment
-from benchmarks import paper_table
-from benchmarks.paper_table import RESULTS, ROOT, call, with_backend
+from benchmarks import paper_table, readme
+from benchmarks.paper_table import RESULTS, call, with_backend
 
 ROWS = ("mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small", "cifar10_dvp_small")
 IMAGES = 1000  # whose log p(x) is estimated
@@ -44,10 +44,7 @@ HEADER = (
     ),
     *("active units", "training, min", "hardware"),
 )
-START, END = (
-    "<!-- benchmarks/deep_table.py writes from here -->\n",
-    "<!-- benchmarks/deep_table.py wrote to here -->\n",
-)
+BASELINES = RESULTS / "deep_baselines.json"
 
 
 def result_file(name):
@@ -81,6 +78,13 @@ def score_file(run, samples, images):
 def weights_of(run):
     """How many numbers are trained: the pseudo-inputs of a VampPrior among them."""
     return sum(int(np.prod(weight.shape)) for weight in run.model.trainable_weights)
+
+
+def baselines():
+    """Of each data set of a row with a result, `baseline`; what is known already is not computed again."""
+    names = dict.fromkeys(commandline.preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
+    known = json.loads(BASELINES.read_text()) if BASELINES.exists() else {}
+    return {name: known.get(name) or baseline(name) for name in names}
 
 
 def baseline(name):
@@ -122,10 +126,10 @@ def cells_of(name):
     ]
 
 
-def table(baselines):
-    """The whole table, with a row for each data set's `baselines`, a dict of name to nats and bits a dimension."""
+def table():
+    """The whole table, with a row for the baseline of each data set."""
     lines = [cells_of(name) for name in ROWS]
-    for name, (nats, bits) in baselines.items():
+    for name, (nats, bits) in json.loads(BASELINES.read_text()).items():
         lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 6])
     head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 5 + "---|---|---:|---|"]
     return "\n".join([*head, *(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""])
@@ -144,10 +148,8 @@ def main():
     engine.settle(args.backend, "cpu")
     for name in args.rows:
         produce(name, args)
-    sets = dict.fromkeys(commandline.preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
-    before, rest = (ROOT / "README.md").read_text().split(START)
-    text = before + START + "\n" + table({name: baseline(name) for name in sets}) + "\n" + END + rest.split(END)[1]
-    atomic.write(ROOT / "README.md", text.encode())
+    atomic.write_json(BASELINES, baselines())
+    readme.write("deep_table.py", table())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Print the README's table of the four models on MNIST from benchmarks/results/mnist_*.json, or collect those files.
+"""Write the README's table of the four models on MNIST from benchmarks/results/mnist_*.json, or collect those first.
 
-python benchmarks/mnist_table.py                              # print the table
+python benchmarks/mnist_table.py                              # write the table
 python benchmarks/mnist_table.py --collect runs/RUN [RUN ...] # write a result file for each run first
 """
 
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import atomic
 import experiment
+from benchmarks import readme
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("model", "prior", "log p(x)", "± Monte Carlo", "± images", "ELBO", "rate", "distortion", "ESS")
@@ -51,6 +52,13 @@ def row(result):
     return f"| {' | '.join(cells)} |"
 
 
+def table():
+    """The whole table."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("mnist_*.json"))]
+    results.sort(key=lambda r: (r["config"]["model"] != "vae", r["config"]["prior"] != "standard"))
+    return "\n".join([HEADER, "|---|---|" + "---:|" * 9, *map(row, results), ""])
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,9 +67,7 @@ def main():
     args = parser.parse_args()
     for path in args.collect:
         collect(path, args.hardware)
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("mnist_*.json"))]
-    results.sort(key=lambda r: (r["config"]["model"] != "vae", r["config"]["prior"] != "standard"))
-    print("\n".join([HEADER, "|---|---|" + "---:|" * 9, *map(row, results)]))
+    readme.write("mnist_table.py", table())
 
 
 if __name__ == "__main__":

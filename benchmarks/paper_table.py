@@ -20,6 +20,7 @@ import atomic
 import commandline
 import engine
 import experiment
+from benchmarks import readme
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +36,6 @@ HEADER = (
     *("data", "model", "prior", "K", "log p(x) by q", "log p(x)", "ELBO", "active units", "ESS by q", "seeds"),
     *("training, min", "hardware", "reference", "command"),
 )
-START, END = "<!-- benchmarks/paper_table.py writes from here -->\n", "<!-- to here -->\n"
 
 
 def result_file(name, seed):
@@ -176,12 +176,6 @@ def table():
     return "\n".join([*head, *map(line, ordered), ""])
 
 
-def with_table(readme):
-    """The text of the README with the table of today in its place."""
-    before, rest = readme.split(START)
-    return before + START + "\n" + table() + "\n" + END + rest.split(END)[1]
-
-
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,8 +191,8 @@ def main():
     for name in args.rows:
         for seed in args.seeds:
             produce(name, seed, args)
-            atomic.write(ROOT / "README.md", with_table((ROOT / "README.md").read_text()).encode())
-    atomic.write(ROOT / "README.md", with_table((ROOT / "README.md").read_text()).encode())
+            readme.write("paper_table.py", table())
+    readme.write("paper_table.py", table())
 
 
 if __name__ == "__main__":

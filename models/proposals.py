@@ -92,7 +92,7 @@ class Fitted:
         turns = math.ceil(FEWEST_POINTS / (2 * dim))
         rows = max(1, self.most // (6 * dim * turns))  # a gradient holds on to more than a value
         moving = np.arange(len(x))
-        with self.blas.limit(limits=1, user_api="blas"):  # small matrices: more threads make them a hundred times slower
+        with self.blas.limit(limits=1, user_api="blas"):  # more threads slow small matrices a hundredfold
             for _ in range(MOST_ROUNDS):
                 mean[moving], scale[moving], change = self._round(x[moving], mean[moving], scale[moving], turns, rows)
                 moving = moving[change > SETTLED]

@@ -1,22 +1,39 @@
-"""The README's table is that of the result files, and a result says what it takes to repeat it."""
+"""The README's tables are those of the result files, and a result says what it takes to repeat it."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 
 import commandline
-from benchmarks import bounds_table, paper_table
+from benchmarks import bounds_table, deep_table, mnist_table, paper_table, readme
 from experiment import Config
 
 FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
 
 
-def test_the_readme_has_the_table_of_the_results():
-    readme = (ROOT / "README.md").read_text()
-    assert paper_table.with_table(readme) == readme
-    assert all(f" {name}" in paper_table.table() for name in paper_table.ROWS)
+@pytest.mark.parametrize(
+    "module, rows",
+    [
+        (paper_table, [f" {name}" for name in paper_table.ROWS]),
+        (bounds_table, [f"| `{row}` |" for row in bounds_table.ROWS]),
+        (deep_table, [f"| `{name}`" for name in deep_table.ROWS] + ["| independent pixels, mnist |"]),
+        (mnist_table, [f"| {model} | {prior} |" for model in ("vae", "hvae") for prior in ("standard", "vamp")]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_readme_has_the_table_of_the_results(module, rows):
+    text = readme.README.read_text()
+    assert readme.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.table()) == text
+    assert all(row in module.table() for row in rows)
+
+
+def test_a_part_without_a_place_is_refused():
+    marked = "a\n<!-- benchmarks/x.py writes from here -->\nold\n<!-- benchmarks/x.py wrote to here -->\nb\n"
+    assert readme.replaced(marked, "x.py", "new").splitlines()[2:5] == ["", "new", ""]
+    for text in ("", marked + marked, marked.replace("wrote", "wrought")):
+        with pytest.raises(ValueError, match=r"not one place for benchmarks/x\.py"):
+            readme.replaced(text, "x.py", "new")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -87,12 +104,6 @@ def test_a_result_on_stand_in_data_is_refused(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="stand-in data; such a result has no place in the table"):
         paper_table.produce("staticmnist_vae_vamp", 0, args)
     assert not paper_table.result_file("staticmnist_vae_vamp", 0).exists()
-
-
-def test_the_readme_has_the_table_of_bounds():
-    readme = (ROOT / "README.md").read_text()
-    assert bounds_table.with_table(readme) == readme
-    assert all(f"| `{row}` |" in bounds_table.table() for row in bounds_table.ROWS) and len(bounds_table.ROWS) == 6
 
 
 def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
