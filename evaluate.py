@@ -343,7 +343,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         tag += f"_F{network.sha256[:8]}_G{count}"
     estimate, carried, more = estimated(run, images, scoring, split)
     metrics = (
-        summary(estimate, math.prod(images.shape[1:]), is_sampled=scoring.estimator != "quadrature")
+        summary(estimate, dimensions(run), is_sampled=scoring.estimator != "quadrature")
         | carried._asdict()
         | more
         | apart
@@ -536,6 +536,11 @@ def distance(held_out, others, seed):
 
 
 ESTIMATE = {"is": by_importance_sampling, "quadrature": by_quadrature, "ais": by_annealing}
+
+
+def dimensions(run):
+    """D of log p(x) in bits a dimension, -log2 p(x) / D; nan where p(x) is a density, which is no number of bits."""
+    return math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)
 
 
 def summary(estimate, dimensions, is_sampled=True):

@@ -26,7 +26,10 @@ import experiment
 from benchmarks import paper_table, readme
 from benchmarks.paper_table import RESULTS, call, with_backend
 
-ROWS = ("mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small", "cifar10_dvp_small")
+ROWS = (
+    *("mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small"),
+    *("cifar10_dvp_small", "cifar10_vae_gaussian_small"),
+)
 IMAGES = 1000  # whose log p(x) is estimated
 SCORES = {  # samples an image, and of how many images, by whether a model is deep: those of deep ones take long
     False: {"elbo": (20, None), "log_px": (500, IMAGES)},
@@ -112,11 +115,12 @@ def cells_of(name):
     rates = " + ".join(f"{rate:.1f}" for rate in whole["rates"])
     units = f"{' + '.join(map(str, whole['active_units']))} of {sum(whole['units'])}"
     note = f" ({whole['note']})" if whole["note"] else ""
+    bits = -whole["elbo"] / math.log(2) / math.prod(whole["image_shape"])
     return [
         f"`{name}`{note}",
         f"{result['weights']:,}",
         f"{whole['elbo']:.2f}",
-        f"{-whole['elbo'] / math.log(2) / math.prod(whole['image_shape']):.3f}",
+        "a density" if whole["bits_per_dim"] is None else f"{bits:.3f}",
         f"{some['log_px']:.2f} ± {some['log_px_se']:.2g}",
         some["doubtful"],
         rates,

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -265,12 +266,11 @@ def test_trained_scored_and_drawn(tmp_path, monkeypatch, capfd, objective):
     (path,) = (tmp_path / "runs").iterdir()
     assert path.name.startswith("cifar10_vae_standard_bs10_dim2_factor0.25_epochs1")
     run = experiment.load(path)
-    assert run.note == ("" if objective == "elbo" else experiment.DENSITY_NOTE) and run.images("train").shape == (
-        20,
-        32,
-        32,
-        3,
-    )
-    if objective == "elbo":
+    assert run.note == ("" if objective == "elbo" else experiment.DENSITY_NOTE)
+    assert run.images("train").shape == (20, 32, 32, 3)
+    if objective in ("elbo", "iwae"):
         assert evaluate.main([str(path), "--num_samples", "3", "--max_images", "7"]) == 0
+        assert (json.loads((path / "metrics.json").read_text())["bits_per_dim"] is None) == (
+            objective == "iwae"
+        )  # a density has no bits
     assert "Traceback" not in capfd.readouterr().err
