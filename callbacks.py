@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import atomic
 import checkpoint
+import commandline
 import engine
 import experiment
 from errors import RunError
@@ -413,7 +414,9 @@ def expected_time(step, epochs, steps, validation_steps, config):
     `step`: seconds of a training step; `steps`, `validation_steps`: their numbers in an epoch.
     """
     hours = epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
-    text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    text = (
+        f"expected time: {commandline.duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    )
     if hours < 1:
         return text
     flags = ["--epochs", "--max_train_images"]
@@ -422,10 +425,3 @@ def expected_time(step, epochs, steps, validation_steps, config):
     if config.has_pseudo_inputs:
         flags.append("--num_pseudo_inputs")
     return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"
-
-
-def duration(seconds):
-    """Seconds in words, "3 h 05 min", "2 min 10 s" or "4 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

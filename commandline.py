@@ -23,6 +23,7 @@ from experiment import Config
 
 PRESETS = Path(__file__).parent / "presets"
 STOPPED = 130  # the shell's exit code for Ctrl-C
+WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,10 +90,35 @@ def given(args):
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if field.name in args}
 
 
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both included, as `--lr 1e-5..1e-2` gives them."""
+
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.low:g}..{self.high:g}"
+
+    @classmethod
+    def read(cls, text, kind):
+        """The Range of integers or floats that a text names. Raises ValueError, or argparse's error, for another."""
+        low, high = (kind(part) for part in text.split(".."))
+        if not low < high:
+            raise argparse.ArgumentTypeError(f"{text} is an empty range: the lower end comes first")
+        return cls(low, high)
+
+    @property
+    def is_logarithmic(self):
+        """Whether factors count in it, rather than differences."""
+        return self.low > 0 and self.high >= WIDE * self.low
+
+
 def _reader(field):
     kind = field.metadata["kind"]
 
     def read(text):
+        if ".." in text and kind in (int, float):
+            return Range.read(text, kind)
         return None if field.default is None and text == "None" else kind(text)
 
     read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
@@ -140,11 +166,34 @@ def number(low):
     return read
 
 
+def words(config):
+    """The flags that make this Config, as words of a command: those of every setting that has not its usual value."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return [word for name, (value, usual) in values.items() if value != usual for word in (f"--{name}", str(value))]
+
+
+def lists_of(args):
+    """What the flags and the preset ask for: a dict of setting to the list of its values."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
+    return lists if args.preset is None else _preset_settings(args.preset, lists) | lists
+
+
+def check_ranges(name, values):
+    """Raises UserError where a Range of a setting stands beside other values, or could not have its own ends."""
+    if any(isinstance(value, Range) for value in values) and len(values) > 1:
+        raise UserError(f"--{name} takes a range or single values, not both")
+    field = next(field for field in dataclasses.fields(Config) if field.name == name)
+    for value in values:
+        for end in value if isinstance(value, Range) else (value,):
+            experiment.checked(field, end)
+
+
 def grid(args):
     """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in given(args).items()}
-    if args.preset is not None:
-        lists = _preset_settings(args.preset, lists) | lists
+    lists = lists_of(args)
+    for name, values in lists.items():
+        if ranges := [value for value in values if isinstance(value, Range)]:
+            raise UserError(f"--{name} {ranges[0]} is a range, which needs --search optuna")
     configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
     if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
@@ -212,6 +261,13 @@ def stoppable():
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
+
+
+def duration(seconds):
+    """Seconds in words, "3 h 05 min", "2 min 10 s" or "4 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def table(rows):

@@ -118,14 +118,24 @@ def forgetting_graphs():
             del registered[name]
 
 
+def gpus():
+    """The names, as in $CUDA_VISIBLE_DEVICES, of NVIDIA's GPUs that this process may use; no backend is asked."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name and name != "-1"]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
 def memory():
-    """Bytes of memory that this process may have: the machine's, or its container's if that is less."""
+    """Bytes of memory that this process may have: the machine's, or its container's if that is less.
+
+    A process of a grid has a part of that, which $VAMPVAE_MEMORY names.
+    """
     import psutil
 
     total = psutil.virtual_memory().total
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+    return min(total, int(os.environ.get("VAMPVAE_MEMORY", total)))
 
 
 def free_memory():

@@ -217,7 +217,7 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
         if not re.fullmatch(r"[a-z0-9_]{1,50}", self.activation):  # it becomes part of a folder's name
             raise UserError(
                 f"--activation {_short(self.activation)} must be a name that keras.activations knows, as relu"
@@ -488,7 +488,8 @@ def not_of(model, name, value):
     return f"--{name} {_short(value)} does not go with --model {model}: it is of {' and '.join(owners)}"
 
 
-def _checked(field, value):
+def checked(field, value):
+    """The value of a setting, a whole number made a float where that is its kind. Raises UserError for a wrong one."""
     meta, flag = field.metadata, f"--{field.name}"
     if value is None and field.default is None:
         return None

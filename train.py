@@ -1,15 +1,18 @@
 """Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
 
+import argparse
 import contextlib
 import dataclasses
-import math
 import os
 import sys
 
+import cluster
 import commandline
 import data
 import engine
 import experiment
+import grid
+import search
 from commandline import STOPPED
 from errors import RunError, UserError
 
@@ -26,6 +29,22 @@ def add_arguments(parser):
     text = "print the presets, what they cost and what comes out, and train nothing"
     parser.add_argument("--list_presets", action="store_true", help=text)
     commandline.add_backend(place)
+    many = parser.add_argument_group("how the runs of a grid are trained", "with --gs_key")
+    text = "so many at once, each in a process of its own with its share of cores and memory (default: 1, in this one)"
+    many.add_argument("--jobs", type=commandline.whole(1, 1024), metavar="N", help=text)
+    text = (
+        "on the Ray cluster of this address (auto: of this machine), whose nodes all have checkout, data and RUNS_DIR"
+    )
+    many.add_argument("--cluster", metavar="ADDRESS", help=text)
+    text = "that a run asks of the cluster (default: 1)"
+    many.add_argument("--cpus_per_run", type=commandline.number(0), default=1, metavar="CPUS", help=text)
+    text = "that a run asks of the cluster, also a part of one (default: 0)"
+    many.add_argument("--gpus_per_run", type=commandline.number(0), default=0, metavar="GPUS", help=text)
+    text = "let Optuna propose the runs: flags may be ranges, as --lr 1e-5..1e-2, and the validation ELBO is maximised"
+    many.add_argument("--search", choices=("optuna",), help=text)
+    text = "runs of a search in all, those of an earlier command included (default: 20)"
+    many.add_argument("--trials", type=commandline.whole(1), default=20, metavar="N", help=text)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args):
@@ -35,7 +54,13 @@ def run(args):
     if args.resume is not None:
         return run_again(args)
     engine.settle(args.backend, args.device)
+    if args.search:
+        return run_search(args)
     configs = commandline.grid(args)
+    if (args.jobs or args.cluster) and not configs[0].gs_key:
+        raise UserError(f"--{'jobs' if args.jobs else 'cluster'} is for a grid, which needs a name: add --gs_key NAME")
+    if args.cluster or (args.jobs or 1) > 1:
+        return run_at_once(configs, args)
     return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)
 
 
@@ -147,11 +172,48 @@ def run_grid(configs, args):
         except KeyboardInterrupt:
             notes[config], stopped = "stopped; the same command goes on", True
             break
-    rows = [row_of(config, notes.get(config, "not started")) for config in configs]
-    ranked = sorted(zip(configs, rows, strict=True), key=lambda pair: rank(*pair))
-    print(commandline.table([row for _, row in ranked]))
-    all_finished = all(row["state"] == "finished" for row in rows)
+    return concluded(configs, notes, stopped)
+
+
+def concluded(configs, notes, stopped):
+    """Prints the table of a grid; returns the exit code."""
+    table, all_finished = grid.table(configs, notes)
+    print(table)
     return STOPPED if stopped else 0 if all_finished else 1
+
+
+def launcher(args):
+    """What trains several runs at a time, on a cluster or here."""
+    words = [f"--device={args.device}"] + ([f"--backend={args.backend}"] if args.backend else [])
+    words += ["--overwrite"] * args.overwrite
+    if args.cluster:
+        return cluster.Tasks(args.cluster, args.cpus_per_run, args.gpus_per_run, words)
+    return grid.Workers(args.jobs or 1, words)
+
+
+def run_at_once(configs, args):
+    """Trains the runs of a grid that are not finished, several at a time; returns the exit code."""
+    finished = [config for config in configs if grid.status_of(config).get("state") == "finished"]
+    notes = dict.fromkeys(finished, "already trained")
+    wanted = [config for config in configs if config not in notes]
+    with launcher(args) as workers, grid.View(grid.labels(configs).get, len(wanted)) as view:
+        stopped = grid.work_off(iter(wanted), workers, view, notes.__setitem__)
+    return concluded(configs, notes, stopped)
+
+
+def run_search(args):
+    """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
+    lists = commandline.lists_of(args)
+    if not lists.get("gs_key"):
+        raise UserError("--search needs a name: add --gs_key NAME")
+    study = search.Search(lists, args.trials)
+    with launcher(args) as workers, grid.View(study.label, args.trials - study.done) as view:
+        stopped = grid.work_off(study, workers, view, study.ended)
+    if study.configs:
+        print(grid.table(list(study.configs), study.notes)[0])
+    if study.best:
+        print(f"best: {study.best}")
+    return STOPPED if stopped else 0 if study.best else 1
 
 
 def train_in_grid(config, args):
@@ -172,38 +234,12 @@ def train_in_grid(config, args):
         return said.splitlines()[0]
 
 
-def status_of(config):
-    """status.json of a run; empty where it was not started, or something else is in the way."""
-    try:
-        return experiment.load(config.path).status
-    except UserError:
-        return {}
-
-
-def rank(config, row):
-    """Sorts by validation ELBO, the best first, among runs that can be compared: of the same law of the same pixels."""
-    return config.data_set, config.law, -row["val_elbo"]
-
-
-def row_of(config, note):
-    """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
-    status = status_of(config)
-    best = status.get("best_val_elbo")
-    notes = (note, "" if best is None else status.get("note", ""))
-    return {
-        "run": config.training_id,
-        "state": status.get("state", "none"),
-        "val_elbo": -math.inf if best is None else best,
-        "best_epoch": status.get("best_epoch") or "",
-        "note": "; ".join(filter(None, notes)),
-    }
-
-
 def main(argv=None):
     """The command line of train.py; returns the exit code."""
     parser = commandline.Parser(prog="train.py", description=__doc__)
     add_arguments(parser)
-    return commandline.command(run, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    return grid.serve(main) if args.worker else commandline.command(run, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,332 @@
+"""A grid of runs: its table, and how several of its runs are trained at a time, in processes of their own."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import rich.console
+import rich.live
+import rich.table
+
+import commandline
+import engine
+import experiment
+from commandline import STOPPED
+from errors import UserError
+from experiment import Config
+
+TRAIN = Path(__file__).with_name("train.py")
+ATTEMPTS = 2  # at a run whose process is killed: it goes on where it was, and memory may be free by then
+TICK, LOOK = 0.1, 1.0  # seconds between looks at processes, and at what they wrote
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+MOST_OF_A_GPU = 0.9  # of its memory, for all the runs on it
+
+
+# ---------------------------------------------------------------------------------------------- the table of a grid
+
+
+def table(configs, notes):
+    """The table of a grid, by validation ELBO, and whether all is finished; `notes` is a dict of Config to words."""
+    rows = [row_of(config, notes.get(config, "not started")) for config in configs]
+    ranked = sorted(zip(configs, rows, strict=True), key=lambda pair: rank(*pair))
+    return commandline.table([row for _, row in ranked]), all(row["state"] == "finished" for row in rows)
+
+
+def status_of(config):
+    """status.json of a run; empty where it was not started, or something else is in the way."""
+    try:
+        return experiment.load(config.path).status
+    except UserError:
+        return {}
+
+
+def rank(config, row):
+    """Sorts by validation ELBO, the best first, among runs that can be compared: of the same law of the same pixels."""
+    return config.data_set, config.law, -row["val_elbo"]
+
+
+def row_of(config, note):
+    """A row of the grid's table: run, state, best validation ELBO (nats; -inf where there is none), epoch, note."""
+    status = status_of(config)
+    best = status.get("best_val_elbo")
+    notes = (note, "" if best is None else status.get("note", ""))
+    return {
+        "run": config.training_id,
+        "state": status.get("state", "none"),
+        "val_elbo": -math.inf if best is None else best,
+        "best_epoch": status.get("best_epoch") or "",
+        "note": "; ".join(filter(None, notes)),
+    }
+
+
+def labels(configs):
+    """A dict of Config to the settings in which it differs from others of the grid, as "lr 0.001, seed 2"."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    varying = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+    return {config: ", ".join(f"{name} {getattr(config, name)}" for name in varying) or "run" for config in configs}
+
+
+# ---------------------------------------------------------------------------------------------- workers
+
+
+def log_of(config):
+    """The file that takes what the training of a run says; its folder is there."""
+    path = config.path.parent.absolute() / "logs" / f"{config.training_id}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another --runs_dir") from error
+    return path
+
+
+def serve(train):
+    """What a worker does: `train(words)` for each line of standard input, which has the words and a log file in JSON.
+
+    All that it says goes to the log, and the exit code to standard output. Where the input ends, because the process
+    behind it has gone, the training that is under way ends as with SIGTERM.
+    """
+    asked, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "w")
+
+    def read():
+        with os.fdopen(os.dup(0)) as lines:
+            for line in lines:
+                asked.put(json.loads(line))
+        asked.put(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (job := asked.get()) is not None:
+        words, log = job
+        with open(log, "ab") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        code = train(words)
+        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):  # no one is there to read it
+            print(code, file=answers, flush=True)
+    return 0
+
+
+class Worker:
+    """A process that trains one run after the other, as with `serve`, on so many cores."""
+
+    def __init__(self, environment, cores=()):
+        self.process = subprocess.Popen(
+            [sys.executable, str(TRAIN), "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for us, who tell it
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+        if cores and hasattr(os, "sched_setaffinity"):  # before it has threads, so that all of them are there
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self.process.pid, cores)
+
+    def train(self, words, log):
+        """Trains the run that these words of a command ask for."""
+        self.code = None
+        with contextlib.suppress(BrokenPipeError):  # it has died, which `poll` says
+            self.process.stdin.write(f"{json.dumps([words, str(log)])}\n".encode())
+            self.process.stdin.flush()
+
+    def poll(self):
+        """The exit code of the run that was asked for last, or of the process; None while it is being trained."""
+        if self.code is None:
+            dead = self.process.poll()  # first: it may answer, and end
+            answer = self.process.stdout.readline()
+            self.code = int(answer) if answer else dead
+        return self.code
+
+    def terminate(self):
+        """Asks it to stop between two steps, and to end."""
+        self.process.terminate()
+        self.end()
+
+    def end(self):
+        """Lets it end when it has nothing to do."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def kill(self):
+        """Ends it at once."""
+        self.process.kill()
+
+    def wait(self):
+        """Waits for its end."""
+        self.process.wait()
+
+
+class Workers:
+    """A context that trains runs on this machine, in `slots` Workers with a share of cores, memory and GPUs each."""
+
+    def __init__(self, slots, words=()):
+        self.slots, self.words, self.workers = slots, words, {}
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        self.cores = [list(cores)[slot % len(cores) :: slots] for slot in range(slots)]
+        self.gpus, self.memory = engine.gpus(), engine.memory() // slots
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for worker in self.workers.values():
+            worker.end()
+            worker.wait()
+
+    def environment(self, slot):
+        """What a slot's worker finds in its environment."""
+        found = {"VAMPVAE_MEMORY": str(self.memory)} | dict.fromkeys(THREADS, str(len(self.cores[slot])))
+        if self.gpus:
+            share = MOST_OF_A_GPU / math.ceil(self.slots / len(self.gpus))
+            found |= {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}"}
+            found["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return found
+
+    def start(self, config, slot):
+        """The Worker that trains this run."""
+        worker = self.workers.get(slot)
+        if worker is None or worker.process.poll() is not None:
+            worker = self.workers[slot] = Worker(self.environment(slot), self.cores[slot])
+        worker.train([*commandline.words(config), *self.words], log_of(config))
+        return worker
+
+
+def was_killed(code):
+    """Whether a process with this exit code was ended by a signal that no one here sent, as for want of memory."""
+    return code < 0 and -code not in (signal.SIGTERM, signal.SIGINT)
+
+
+def note_of(config, code):
+    """A word on how the process of a run ended."""
+    if code == STOPPED:
+        return "stopped; the same command goes on"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}{', as for want of memory' * (-code == signal.SIGKILL)}"
+    said = log_of(config).read_text(errors="replace").splitlines() if code else []
+    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    return "" if not code else errors[-1] if errors else f"exit code {code}; see {log_of(config)}"
+
+
+# ---------------------------------------------------------------------------------------------- several at a time
+
+
+def work_off(wanted, launcher, view, ended=lambda config, note: None):
+    """Trains the runs that the iterator `wanted` yields, as many at a time as the launcher has slots.
+
+    `wanted` is asked whenever a slot is free, and may end before all is trained. `ended` is told how each run ended.
+    Returns whether it was stopped by Ctrl-C, the states of all runs being written.
+    """
+    free, active, killed = list(range(launcher.slots)), {}, collections.Counter()
+    try:
+        while True:
+            while free and (config := next(wanted, None)) is not None:
+                slot = free.pop(0)
+                active[config] = slot, launcher.start(config, slot)
+                view.started(config)
+            if not active:
+                return False
+            for config, (slot, process) in list(active.items()):
+                if (code := process.poll()) is None:
+                    continue
+                killed[config] += was_killed(code)
+                if was_killed(code) and killed[config] < ATTEMPTS:
+                    active[config] = slot, launcher.start(config, slot)
+                    continue
+                del active[config]
+                free.append(slot)
+                view.ended(config, note_of(config, code))
+                ended(config, note_of(config, code))
+            view.look()
+            time.sleep(TICK)
+    except KeyboardInterrupt:
+        view.say(f"stopping {len(active)} runs after their step, so that nothing is lost; once more: at once")
+        processes = {config: process for config, (_, process) in active.items()}
+        stop(processes.values())
+        for config, process in processes.items():
+            view.ended(config, note_of(config, process.poll()))
+            ended(config, note_of(config, process.poll()))
+        return True
+
+
+def stop(processes):
+    """Ends them between two steps, and returns when they have; with Ctrl-C at once."""
+    try:
+        for process in processes:
+            process.terminate()
+        while any(process.poll() is None for process in processes):
+            time.sleep(TICK)
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+class View:
+    """A context that shows how the runs do: a live table on a terminal, else a line where one begins or ends."""
+
+    def __init__(self, names, total):
+        self.names, self.total = names, total  # names: of a Config, short
+        self.began, self.notes, self.seen = {}, {}, 0.0
+        console = rich.console.Console()
+        self.live = rich.live.Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self):
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.live:
+            self.live.update(self.shown(), refresh=True)
+            self.live.stop()
+
+    def say(self, text):
+        """Says it, above the table."""
+        if self.live:
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def started(self, config):
+        """Notes that a run begins."""
+        self.began[config] = time.monotonic()
+        if not self.live:
+            self.say(f"[{len(self.began)}/{self.total}] {self.names(config)}: started")
+
+    def ended(self, config, note):
+        """Notes that a run has ended, and how."""
+        self.notes[config] = note
+        row, spent = row_of(config, note), commandline.duration(time.monotonic() - self.began[config])
+        said = "; ".join(filter(None, [f"{row['state']}, val_elbo {row['val_elbo']:.2f} after {spent}", note]))
+        self.say(f"[{len(self.notes)}/{self.total} ended] {self.names(config)}: {said}")
+
+    def look(self):
+        """Draws the table anew, if it is a while ago."""
+        if self.live and time.monotonic() - self.seen > LOOK:
+            self.seen = time.monotonic()
+            self.live.update(self.shown(), refresh=True)
+
+    def shown(self):
+        """The table of the runs that are being trained."""
+        running = [config for config in self.began if config not in self.notes]
+        title = f"{len(running)} running, {len(self.notes)} ended, of {self.total}"
+        found = rich.table.Table(title=title, title_justify="left", box=None)
+        for name in ("run", "epochs", "best val_elbo", "time"):
+            found.add_column(name, justify="left" if name == "run" else "right")
+        for config in running:
+            status, best = status_of(config), status_of(config).get("best_val_elbo")
+            epochs = f"{status.get('epochs_done', 0)} of {config.epochs}"
+            spent = commandline.duration(time.monotonic() - self.began[config])
+            found.add_row(self.names(config), epochs, "" if best is None else f"{best:.2f}", spent)
+        return found
