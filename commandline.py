@@ -275,7 +275,7 @@ def table(rows):
     shown = [[cell(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), *shown]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    numeric = [isinstance(value, int | float) for value in rows[0].values()]
+    numeric = [any(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
     cells = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)] for line in lines]
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
@@ -293,15 +293,21 @@ def chosen_runs(args):
         raise UserError("name either the folders of runs or a grid search with --gs_key")
     if args.runs:
         return [_with_weights(path, args.data_dir) for path in args.runs]
-    group, runs = Path(args.runs_dir, args.gs_key), []
-    for config in sorted(group.glob("[!.]*/config.json")):
+    runs = []
+    for folder in grid_folders(args):
         try:
-            runs.append(_with_weights(config.parent, args.data_dir))
+            runs.append(_with_weights(folder, args.data_dir))
         except UserError as error:  # the others of the group are worth having
             print(f"warning: left out: {error}", file=sys.stderr)
     if not runs:
+        group = Path(args.runs_dir, args.gs_key)
         raise UserError(f"{group} holds no run with weights; train it with --gs_key {args.gs_key}")
     return runs
+
+
+def grid_folders(args):
+    """The folders of the runs of the grid that --gs_key names."""
+    return [config.parent for config in sorted(Path(args.runs_dir, args.gs_key).glob("[!.]*/config.json"))]
 
 
 def _with_weights(path, data_dir):

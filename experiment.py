@@ -401,6 +401,11 @@ class Config:
         return "".join(one for one in self._suffixes() if one.startswith(tuple(suffixes)))
 
     @property
+    def comparable(self):
+        """The same for settings whose validation ELBOs can be compared: images of one data set, scored by one law."""
+        return self.data_set, self.law
+
+    @property
     def is_autoregressive(self):
         """Whether an image is drawn pixel by pixel."""
         return models.NETWORKS[self.network].is_autoregressive
@@ -453,22 +458,31 @@ class Config:
         objective = "" if self.objective == "elbo" else f"_{self.objective}"
         return f"{name}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes())
 
-    def _suffixes(self):
-        effective = dataclasses.asdict(self)
+    @property
+    def settings(self):
+        """What changes the numbers, by name; what comes to the usual value is written so, as `auto` or None.
+
+        Settings that mean nothing beside the others, as K without components, are left out.
+        """
+        numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
+        found = {name: getattr(self, name) for name in numbers if self.has(name)}
         if self.observation == self.source.likelihood:
-            effective["likelihood"] = "auto"
+            found["likelihood"] = "auto"
         if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
-            effective["binarize"] = "auto"
+            found["binarize"] = "auto"
         for name in ("num_samples", "target_accept"):
             usual = dataclasses.replace(self, **{name: None})
             if (self.samples, self.acceptance) == (usual.samples, usual.acceptance):
-                effective[name] = None
-        if not self.has_components:
-            del effective["num_pseudo_inputs"]
-        if not self.has_pseudo_inputs:
-            del effective["pseudo_init"]
+                found[name] = None
+        used = dict.fromkeys(WALKING, models.OBJECTIVES[self.objective].is_annealed)
+        used |= {"num_pseudo_inputs": self.has_components, "pseudo_init": self.has_pseudo_inputs}
+        used |= {"network_size": self.is_sized, "activation": self.is_sized, "sigma": self.observation == "gaussian"}
+        return {name: value for name, value in found.items() if used.get(name, True)}
+
+    def _suffixes(self):
+        settings = self.settings
         for field in dataclasses.fields(self):
-            value = effective.get(field.name, field.default)
+            value = settings.get(field.name, field.default)
             if field.metadata["tag"] and value != field.default:
                 yield f"_{field.metadata['tag']}{value}"
 
@@ -480,6 +494,13 @@ class Config:
     def path(self):
         """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
         return Path(self.runs_dir, self.gs_key or "", self.training_id)
+
+
+def varying(configs):
+    """The names of the settings that have several values among the Configs that they mean something for."""
+    settings = [config.settings for config in configs]
+    names = [field.name for field in dataclasses.fields(Config)]
+    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]
 
 
 def not_of(model, name, value):
@@ -554,10 +575,25 @@ class Run:
         self.status = _status(self.path / "status.json")
 
     @property
+    def name(self):
+        """The name of its folder, which is its training id unless somebody gave it another one."""
+        return self.path.resolve().name  # the path `.` has none
+
+    @property
     def state(self):
         """running, interrupted (no process holds it, and it does not say how it ended), stopped, failed or finished."""
         state = self.status.get("state", "running")
         return "interrupted" if state == "running" and not is_held(self.path) else state
+
+    @property
+    def best_val_elbo(self):
+        """The validation ELBO of the weights that it kept, nats an image; None before the end of the first epoch."""
+        return self.status.get("best_val_elbo")
+
+    @property
+    def comparable(self):
+        """As of its Config, and of the data files that it was trained on, of which a name may have had others once."""
+        return *self.config.comparable, tuple(sorted(self.record["data_sha256"].items()))
 
     @property
     def backend(self):
@@ -742,7 +778,8 @@ def _status(path):
             raise UserError(f"its state is {_short(status['state'])}")
         for name, kind in kinds.items():
             value = status.get(name, kind())
-            if type(value) is not kind and not (kind is float and type(value) is int):
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is float and not abs(value) <= sys.float_info.max):  # JSON's NaN, or a long integer
                 raise UserError(f"its {name} is {_short(value)}")
     except (UserError, KeyError) as error:
         if path.exists():

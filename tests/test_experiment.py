@@ -196,6 +196,21 @@ def test_the_id_knows_what_auto_means():
     assert len(ids) == 3
 
 
+def test_settings_are_what_changes_the_numbers_and_means_something():
+    settings = Config(objective="iwae", num_samples=5, binarize="dynamic", prior="mog", lr=1e-3).settings
+    expected = {"num_samples": None, "binarize": "auto", "num_pseudo_inputs": 500, "lr": 1e-3}
+    assert {name: settings[name] for name in expected} == expected
+    assert not {"pseudo_init", "num_steps", "sigma", "scales", *PLACES} & set(settings)
+    assert not {"prior", "network", "network_size", "latent_dim"} & set(Config(**DEEP).settings)
+    assert not {"network_size", "activation"} & set(Config(network="mlp").settings)
+
+
+def test_only_images_of_one_data_set_under_one_law_can_be_compared():
+    assert Config(binarize="dynamic", lr=1.0).comparable == Config(model="hvae").comparable
+    others = [{}, {"data_set": "digits"}, {"binarize": "none"}, {"binarize": "none", "likelihood": "logistic"}]
+    assert len({Config(**one).comparable for one in others}) == 4
+
+
 @pytest.mark.parametrize("name", ["freyfaces", "histopathology"])
 def test_grey_sets_have_a_likelihood_of_grey_values(name):
     config = Config(data_set=name)
@@ -441,6 +456,9 @@ def test_a_run_of_an_older_format_is_migrated(folder):
         '{"state": 3}',
         '{"state": "done"}',
         '{"state": "finished", "best_val_elbo": "x"}',
+        '{"state": "finished", "best_val_elbo": NaN}',
+        '{"state": "finished", "best_val_elbo": -Infinity}',
+        f'{{"state": "finished", "best_val_elbo": {10**400}}}',
         '{"state": "finished", "epochs_done": "lots"}',
         '{"state": "finished", "best_epoch": 1.5}',
     ],
