@@ -15,6 +15,7 @@ import data
 import engine
 import experiment
 import features
+import leaderboard
 import models
 from commandline import number, whole
 from errors import UserError
@@ -157,6 +158,7 @@ def run(args):
     """Scores the runs that the flags name and prints tables; returns the exit code."""
     own = {name for usual in ESTIMATORS.values() for name in usual}
     runs = commandline.chosen_runs(args)[::-1]
+    grid = leaderboard.runs_in(commandline.grid_folders(args)) if args.gs_key else []  # now: scoring may take hours
     given = {name: getattr(args, name) for name in own}
 
     def scoring(one):
@@ -188,15 +190,14 @@ def run(args):
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if found:
-        report(found, args.split, network)
+        report(found, grid, args.split, network)
     if args.compare and not failed:
-        print(f"\ncompared with {found[0].name}, image by image, in nats")
-        print(commandline.table([compared(one, found[0]) for one in found[1:]]))
+        report_compared(found)
     return 2 if failed else 0
 
 
-def report(found, split, network):
-    """Prints the tables of what was `found`, a list of Scored."""
+def report(found, grid, split, network):
+    """Prints the tables of what was `found`, a list of Scored, and the ranking of the Runs of the `grid`, if any."""
     said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
     print(f"{split} split, {said}; nats an image, but for bits_per_dim")
     print(commandline.table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
@@ -205,6 +206,14 @@ def report(found, split, network):
     if network:
         print(f"\nall {split} images against samples and against real ones, by the features of {network.said}")
         print(commandline.table([line for one in found for line in distance_rows(one)]))
+    if grid:
+        leaderboard.report(grid, {one.name: one.metrics for one in found})
+
+
+def report_compared(found):
+    """Prints the table of what was found of each run but the first, compared with that."""
+    print(f"\ncompared with {found[0].name}, image by image, in nats")
+    print(commandline.table([compared(one, found[0]) for one in found[1:]]))
 
 
 def usual(run, estimator, given):
@@ -369,7 +378,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
     per_image = {name: getattr(estimate, name) for name in experiment.PER_IMAGE}
     run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
-    return Scored(run.path.resolve().name, run.config, scoring, metrics, estimate)  # the path `.` has no name
+    return Scored(run.name, run.config, scoring, metrics, estimate)
 
 
 def sha256_of(images):

@@ -1,5 +1,6 @@
 """train.py, evaluate.py and vampvae.py as a user runs them, end to end on digits."""
 
+import csv
 import dataclasses
 import errno
 import gzip
@@ -80,6 +81,11 @@ def parsed(words):
 
 def read(path):
     return json.loads(path.read_text())
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files_below(folder):
@@ -408,8 +414,26 @@ def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_
     assert printed.err.count("has no weights yet (it is failed)") == 2
     for table in printed.out.split("latents, the top layer first"):
         assert [line.split("_")[4] for line in table.splitlines() if line.startswith("digits")] == ["dim2", "dim3"]
-    evaluated = tmp_path.glob("key/*/evaluations/test_isfitted_S3_N5.json")
-    assert sorted(path.parents[1].name.split("_")[4] for path in evaluated) == ["dim2", "dim3"]
+    evaluated = sorted(tmp_path.glob("key/*/evaluations/test_isfitted_S3_N5.json"))
+    assert [path.parents[1].name.split("_")[4] for path in evaluated] == ["dim2", "dim3"]
+
+    rows, lines = rows_of(tmp_path / "key" / "ranking.csv"), rows_of(tmp_path / "key" / "ranking_runs.csv")
+    best = [float(row["val_elbo"]) for row in rows[:2]]
+    assert best == sorted(best, reverse=True) == pytest.approx(elbos[:2], abs=0.01)
+    assert [(row["rank"], row["lr"], row["finished"]) for row in rows] == [
+        ("1", "0.001", "1"),
+        ("2", "0.001", "1"),
+        ("", "1e+30", "0"),
+        ("", "1e+30", "0"),
+    ]
+    assert [float(row["val_elbo"]) for row in lines[:2]] == best
+    scores = {f"dim{row['latent_dim']}": float(row["log_px"]) for row in rows[:2]}
+    assert scores == {path.parents[1].name.split("_")[4]: read(path)["log_px"] for path in evaluated}
+    table = printed.out.split("ranked by validation ELBO alone")[1].splitlines()
+    assert table[1].split()[:5] == ["rank", "latent_dim", "lr", "seeds", "val_elbo"] and "sd" not in table[1]
+    assert table[2].split()[:3] == ["1", rows[0]["latent_dim"], "0.001"]
+    assert table[4].split()[2:] == ["0", "of", "1", "finished"]
+    assert f"written to {tmp_path}/key/ranking.csv and {tmp_path}/key/ranking_runs.csv" in printed.out
 
 
 # ---------------------------------------------------------------------------------------------- evaluate.py
