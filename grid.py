@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -23,7 +22,6 @@ import engine
 import experiment
 from commandline import STOPPED
 from errors import UserError
-from experiment import Config
 
 TRAIN = Path(__file__).with_name("train.py")
 ATTEMPTS = 2  # at a run whose process is killed: it goes on where it was, and memory may be free by then
@@ -52,7 +50,7 @@ def status_of(config):
 
 def rank(config, row):
     """Sorts by validation ELBO, the best first, among runs that can be compared: of the same law of the same pixels."""
-    return config.data_set, config.law, -row["val_elbo"]
+    return *config.comparable, -row["val_elbo"]
 
 
 def row_of(config, note):
@@ -71,9 +69,8 @@ def row_of(config, note):
 
 def labels(configs):
     """A dict of Config to the settings in which it differs from others of the grid, as "lr 0.001, seed 2"."""
-    names = [field.name for field in dataclasses.fields(Config)]
-    varying = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
-    return {config: ", ".join(f"{name} {getattr(config, name)}" for name in varying) or "run" for config in configs}
+    names = experiment.varying(configs)
+    return {config: ", ".join(f"{name} {getattr(config, name)}" for name in names) or "run" for config in configs}
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -214,8 +211,7 @@ def note_of(config, code):
     if code < 0:
         return f"killed by {signal.Signals(-code).name}{', as for want of memory' * (-code == signal.SIGKILL)}"
     said = log_of(config).read_text(errors="replace").splitlines() if code else []
-    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    return "" if not code else errors[-1] if errors else f"exit code {code}; see {log_of(config)}"
+    return said[-1].removeprefix("error: ") if said else f"exit code {code}" if code else ""
 
 
 # ---------------------------------------------------------------------------------------------- several at a time

@@ -13,7 +13,9 @@ from threading import Thread
 import pytest
 import trustme
 
+import atomic
 import engine
+import experiment
 import models
 from experiment import Config
 
@@ -73,6 +75,25 @@ def validated(run):
     run.model.compile()
     run.model.test_noise.state.assign(run.config.stream("validation noise").generate_state(2) % 2**31)
     return run.model.evaluate(run.images("val"), batch_size=validation_batch(run.config), verbose=0, return_dict=True)
+
+
+def without_training(values, state="finished"):
+    """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
+
+    def fit(config, args, run=None):
+        value = values[config.lr]
+        if isinstance(value, BaseException):
+            raise value
+        config.path.mkdir(parents=True)
+        record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
+        record |= {"versions": {}, "data_sha256": {}}
+        atomic.write_json(config.path / "config.json", record)
+        atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
+        status = {"state": state, "best_val_elbo": value, "best_epoch": 4, "note": config.note}
+        atomic.write_json(config.path / "status.json", status)
+        return config.path
+
+    return fit
 
 
 def other(name):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ROOT, flags
+from conftest import ROOT, flags, without_training
 from PIL import Image
 
 import atomic
@@ -326,25 +326,6 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, mo
 
 
 # ---------------------------------------------------------------------------------------------- grid search
-
-
-def without_training(values, state="finished"):
-    """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
-
-    def fit(config, args, run=None):
-        value = values[config.lr]
-        if isinstance(value, BaseException):
-            raise value
-        config.path.mkdir(parents=True)
-        record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
-        record |= {"versions": {}, "data_sha256": {}}
-        atomic.write_json(config.path / "config.json", record)
-        atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
-        status = {"state": state, "best_val_elbo": value, "best_epoch": 4, "note": config.note}
-        atomic.write_json(config.path / "status.json", status)
-        return config.path
-
-    return fit
 
 
 def test_a_grid_is_ranked_by_validation_elbo_and_a_failure_does_not_stop_it(tmp_path, capfd, monkeypatch):
