@@ -1,5 +1,5 @@
 # make demo   train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
-# make test   the whole test suite, on TensorFlow and on JAX
+# make test   the whole test suite, on TensorFlow and on JAX; make test-cluster, grids on a Ray cluster
 # Both make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_s
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cluster lint clean
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
@@ -19,6 +19,9 @@ demo: .venv/run
 test: .venv/dev
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m keras
+
+test-cluster: .venv/dev .venv/extras
+	$(BIN)/python -m pytest tests/test_cluster.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -32,6 +35,10 @@ lint: .venv/dev
 
 .venv/dev: requirements-dev.txt .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv/extras: requirements-extras.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 	@touch $@
 
 clean:

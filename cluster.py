@@ -43,6 +43,7 @@ class Tasks:
             raise UserError(f"--cluster {address}: {reason}; start one with: ray start --head") from error
         asked = {"CPU": cpus, "GPU": gpus}
         if not any(all(node["Resources"].get(k, 0) >= n for k, n in asked.items()) for node in ray.nodes()):
+            ray.shutdown()
             raise UserError(f"--cluster {address}: no node has {cpus:g} CPUs and {gpus:g} GPUs for a run")
         self.slots = QUEUED
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
