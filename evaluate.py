@@ -582,20 +582,28 @@ def compared(one, base):
     """A line of the table of paired comparisons: the mean of log p(x) minus the other's, and its standard errors.
 
     `se` is that over images, sd(difference) / sqrt(N); `estimators_se` that of both estimates; `better` the share of
-    images that gain. Raises UserError where the images are not the same.
+    images that gain; `elbo_difference` and `elbo_se` are of the ELBO, which for many latents is what can be trusted.
+    Raises UserError where the images are not the same.
     """
     if one.metrics["images_sha256"] != base.metrics["images_sha256"]:
         raise UserError(f"{one.name} and {base.name} were not scored on the same images")
     difference = one.estimate.log_px - base.estimate.log_px
+    of_elbo = one.estimate.elbo - base.estimate.elbo
     errors = [scored.metrics["log_px_se"] or 0.0 for scored in (one, base)]
-    n = len(difference)
     return {
         "run": one.name,
         "difference": float(difference.mean()),
-        "se": float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
+        "se": error_of_mean(difference),
         "estimators_se": math.hypot(*errors),
         "better": float(np.mean(difference > 0)),
+        "elbo_difference": known(of_elbo.mean()),
+        "elbo_se": error_of_mean(of_elbo),
     }
+
+
+def error_of_mean(values):
+    """The standard error of the mean of N values, sd / sqrt(N); None for one value, or any that is not known."""
+    return known(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def main(argv=None):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -541,12 +542,25 @@ def test_doubtful_estimates_are_counted_and_named(plane, capfd):
     assert f"for image {worst}) or" in said and "; try --proposal fitted" in said
 
 
+def test_a_comparison_is_of_log_px_and_of_the_elbo():
+    def scored(log_px, elbo):
+        estimate = SimpleNamespace(log_px=np.array(log_px), elbo=np.array(elbo))
+        return SimpleNamespace(name="a", metrics={"images_sha256": "0", "log_px_se": 0.3}, estimate=estimate)
+
+    found = evaluate.compared(scored([-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0]), scored([-2.0, -2.0, -2.0], [-9.0] * 3))
+    expected = {"difference": 0, "se": 1 / math.sqrt(3), "better": 1 / 3, "elbo_difference": 7, "elbo_se": 0}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["estimators_se"] == pytest.approx(0.3 * math.sqrt(2))
+    unknown = scored([-1.0], [math.nan])
+    assert [evaluate.compared(unknown, unknown)[name] for name in ("se", "elbo_difference", "elbo_se")] == [None] * 3
+
+
 def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     assert called(evaluate.main, run, other, "--compare", "--max_images", 10, "--num_samples", 50) == 0
     line = capfd.readouterr().out.splitlines()[-1].split()
-    assert line[0] == "other" and line[1:3] == ["0.00", "0.00"] and float(line[4]) == 0
+    assert line[0] == "other" and line[1:3] == line[5:7] == ["0.00", "0.00"] and float(line[4]) == 0
     refused(capfd, evaluate.main, [run, "--compare"], "--compare needs two runs or more")
     record = read(other / "config.json")
     record["config"] |= {"likelihood": "gaussian", "binarize": "none"}
