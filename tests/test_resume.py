@@ -32,7 +32,7 @@ SMALL_RUN = {
     "model": "hvae",
     "prior": "vamp",
     "data_set": "digits",
-    "network_size": 0.25,
+    "network": "mlp",  # whose steps are traced in half the time
     "batch_size": 30,  # 4 steps, the last one short
     "epochs": 4,
     "lr": 3e-3,
@@ -271,7 +271,7 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
 
 @pytest.mark.parametrize("settings", [{"objective": "dreg"}, {"objective": "amcvae", "num_samples": 2, "num_steps": 1}])
 def test_an_objective_goes_on_with_its_step_sizes(tmp_path, monkeypatch, settings):
-    settings = settings | {"network": "mlp", "network_size": Config.network_size, "model": "vae", "epochs": 3}
+    settings = settings | {"model": "vae", "epochs": 3}
     expected = numbers_of(training.train(config(tmp_path / "whole", **settings)))
     run = interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)
     assert gone_on(run) == expected
