@@ -186,7 +186,8 @@ class Averaged(keras.callbacks.Callback):
         pairs = zip(self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True)
         self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
         for weight, average in pairs:
-            weight.assign(weight.constraint(average) if weight.constraint else average)
+            # a copy: on JAX, validation gives away the memory of the weights, and it would be the average's, too
+            weight.assign(weight.constraint(average) if weight.constraint else keras.ops.copy(average))
 
     def on_test_end(self, logs=None):
         """The weights again, bit for bit."""

@@ -280,6 +280,7 @@ def test_an_objective_goes_on_with_its_step_sizes(tmp_path, monkeypatch, setting
         assert np.all(np.abs(np.log(steps / 0.01)) > 1e-3)  # they have adapted, and are kept
 
 
+@pytest.mark.keras
 def test_an_average_of_the_weights_is_remembered_judged_and_kept(tmp_path, monkeypatch):
     """best.weights.h5 is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
     settings = {"ema": 0.7, "epochs": 3}
