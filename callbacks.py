@@ -18,6 +18,7 @@ import checkpoint
 import commandline
 import engine
 import experiment
+import optimizers
 from errors import RunError
 
 FORMULAS = {  # the order in which they are looked at
@@ -28,6 +29,7 @@ FORMULAS = {  # the order in which they are looked at
     "loss": "loss",
 }
 STEPS_TIMED = 10
+LEAST_SCALE = 2.0**-20  # of a loss; it is halved by each step whose gradients overflow, which from here on they do not
 MANY = 0.01  # of all Langevin steps, from which on it is worth a word that they diverged
 VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's or kill's request, a closed terminal
@@ -63,7 +65,10 @@ class EpochState(keras.callbacks.Callback):
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored."""
+    """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored.
+
+    Where the loss is scaled, a step whose gradients are not finite is left out, and no failure unless all are.
+    """
 
     def __init__(self, batches):
         super().__init__()
@@ -83,6 +88,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
         for weight in self.model.weights:
             if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
                 raise RunError(f"epoch {epoch + 1}: weight {weight.path} is not finite")
+        scale = float(getattr(self.model.optimizer, "dynamic_scale", 1.0))
+        if scale < LEAST_SCALE:
+            raise RunError(f"epoch {epoch + 1}: gradients are not finite even where the loss is scaled by {scale:.1g}")
 
     def _look(self, logs, prefix, where):
         for name, term in FORMULAS.items():
@@ -182,8 +190,7 @@ class Averaged(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         """The averages, projected where the weights are."""
-        optimizer = self.model.optimizer
-        pairs = zip(self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        pairs = zip(self.model.trainable_variables, optimizers.averages(self.model.optimizer), strict=True)
         self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
         for weight, average in pairs:
             # a copy: on JAX, validation gives away the memory of the weights, and it would be the average's, too

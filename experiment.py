@@ -31,7 +31,7 @@ import models
 import weights
 from errors import UserError
 
-FORMAT = 6  # of config.json
+FORMAT = 7  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -68,6 +68,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "score_blocks": 2,
         "score_dropout": 0.0,
     },
+    7: {"precision": "float32"},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -159,6 +160,10 @@ class Config:
     ema: float = setting(
         0.0, "momentum of an average of the weights, which is then judged and kept, as 0.999; 0: off", tag="ema",
         low=0, high=0.999999,
+    )  # fmt: skip
+    precision: str = setting(
+        "float32", "that hidden layers compute in; weights, last layers, latents and densities are float32 in any case",
+        tag="precision", choices=tuple(models.PRECISIONS),
     )  # fmt: skip
     activation: str = setting("relu", "any name that keras.activations knows", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)

@@ -6,6 +6,8 @@ import keras
 from keras import ops
 from keras.optimizers import schedules
 
+import models
+
 STEPS = (0.5, 0.75)  # parts of the training after which the learning rate of `step` falls
 FINAL = 0.01  # of the learning rate, where no --lr_final is given
 
@@ -67,9 +69,15 @@ def learning_rate(config, steps):
     return WarmUp(warmup, rate) if warmup else rate
 
 
+def averages(optimizer):
+    """The moving averages that it keeps, in the order of the weights."""
+    return getattr(optimizer, "inner_optimizer", optimizer)._model_variables_moving_average
+
+
 def optimizer(config, steps, model):
     """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights.
 
+    In float16, it is another one's wrapper, which scales the loss, and leaves out steps that this makes overflow.
     What decays, with `adamw`, are the kernels of the networks: not their biases, and no weight of the prior or the
     objective, which it would pull to black pixels, or together.
     """
@@ -79,4 +87,6 @@ def optimizer(config, steps, model):
     own = {id(weight) for weight in model.top_prior.trainable_weights}
     spared = [one for one in model.trainable_variables if one.name != "kernel" or id(one) in own]
     chosen.exclude_from_weight_decay(var_list=spared)
+    if models.PRECISIONS[config.precision].scales_loss:  # Keras looks at the model's precision alone, which is float32
+        return keras.optimizers.LossScaleOptimizer(chosen)
     return chosen

@@ -206,7 +206,7 @@ def _check_step(config, model):
         "validation": (2 * VALIDATION_BATCH + pseudo_inputs) * at_once,
     }
     kind = max(steps, key=steps.get)
-    needed = 4 * steps[kind]
+    needed = models.PRECISIONS[config.precision].bytes * steps[kind]
     if needed > (there := engine.memory()):
         sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
         raise UserError(f"a {kind} step needs some {sizes}; {smaller(config, with_batch=kind == 'training')}")

@@ -1,6 +1,7 @@
 """Models by name. The registries import no Keras: a script can offer the names before the backend is settled."""
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
 from typing import NamedTuple
@@ -56,6 +57,13 @@ class ObjectiveEntry(NamedTuple):
     is_annealed: bool = False
 
 
+class PrecisionEntry(NamedTuple):
+    """What the numbers between hidden layers cost, and whether the loss is scaled, else small gradients would be 0."""
+
+    bytes: int
+    scales_loss: bool = False
+
+
 SHALLOW = (
     "prior",
     "network",
@@ -105,6 +113,11 @@ LIKELIHOODS = {
     "mixlogistic": "networks.mixture_of_logistics",
     "gaussian": "networks.pixels",
 }
+PRECISIONS = {  # Keras' names of them
+    "float32": PrecisionEntry(4),
+    "mixed_bfloat16": PrecisionEntry(2),
+    "mixed_float16": PrecisionEntry(2, scales_loss=True),
+}
 
 
 def build(config, image_shape, dynamic=False, from_data=None):
@@ -117,7 +130,25 @@ def build(config, image_shape, dynamic=False, from_data=None):
     """
     observation = _import(LIKELIHOODS[config.observation])(config.sigma)
     make = _deep if MODELS[config.model].is_deep else _shallow
-    return make(config, image_shape, observation, dynamic, from_data)
+    with hidden_layers_in(config.precision):
+        return make(config, image_shape, observation, dynamic, from_data)
+
+
+@contextlib.contextmanager
+def hidden_layers_in(precision):
+    """Layers made in the block compute in this precision, one of PRECISIONS, but for those that say float32 themselves.
+
+    Those are the last layer of each network, the model itself, and all that belongs to a density: images, latents and
+    log-densities are not rounded. Weights are float32 in any case.
+    """
+    import keras
+
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(usual)
 
 
 def _deep(config, image_shape, observation, dynamic, from_data):

@@ -26,7 +26,7 @@ class LatentModel(keras.Model, abc.ABC):
     """
 
     def __init__(self, objective, dynamic, seed, layers=()):
-        super().__init__()
+        super().__init__(dtype=keras.backend.floatx())  # of images and densities, whatever that of hidden layers is
         self.objective, self.dynamic = objective, dynamic
         self.train_noise = keras.random.SeedGenerator(seed)
         self.test_noise = keras.random.SeedGenerator(seed)  # its own, else training would depend on validation

@@ -157,15 +157,18 @@ class DiffusionPrior(layers.Layer):
 
         def noise_of(u_t, t):
             maps = self.network(ops.reshape(u_t, (-1, *self.shape)), t, dropout_seed=dropout_seed)
-            return ops.cast(ops.reshape(maps, (-1, math.prod(self.shape))), backend.floatx())
+            return ops.reshape(maps, (-1, math.prod(self.shape)))
 
         return Diffused(noise_of, self.gamma_0, GAMMA_1, self.steps, math.prod(self.shape))
 
 
-def maps_of(features, filters, kernel=3, zeros=False):
-    """A convolution of maps (M, h, w, features), built; with `zeros`, of weights that begin as these."""
+def maps_of(features, filters, kernel=3, zeros=False, dtype=None):
+    """A convolution of maps (M, h, w, features), built; with `zeros`, of weights that begin as these.
+
+    `dtype`: what it computes in, if not what hidden layers do.
+    """
     kind = {"kernel_initializer": initializers.Zeros()} if zeros else {}
-    made = layers.Conv2D(filters, kernel, padding="same", **kind)
+    made = layers.Conv2D(filters, kernel, padding="same", dtype=dtype, **kind)
     made.build((None, None, None, features))
     return made
 
@@ -243,7 +246,7 @@ class ScoreNetwork(layers.Layer):
         self.middle = [TimedResidual(width, width, width, dropout) for _ in range(2)]
         self.attention = Attention(width)
         self.up = [TimedResidual(2 * width, width, width, dropout) for _ in range(blocks + 1)]
-        self.end, self.out = normalised(width), maps_of(width, channels, zeros=True)
+        self.end, self.out = normalised(width), maps_of(width, channels, zeros=True, dtype=backend.floatx())
         self.built = True
 
     def embedded(self, t):

@@ -119,7 +119,6 @@ class DVP(LatentModel):
         self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps)
         self.dim_u = math.prod(self.context.shape)
         self.sizes = (self.dim_u, *self.decoder.sizes)
-        self.autocast = False  # probabilities are of the usual precision, whatever that of the networks is
         self.built = True
 
     def posterior(self, x):

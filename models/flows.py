@@ -1,6 +1,8 @@
 """Normalising flows: invertible layers that bend a posterior away from a Gaussian."""
 
-from keras import layers, ops
+from functools import partial
+
+from keras import backend, layers, ops
 
 from .distributions import Flow
 
@@ -17,8 +19,9 @@ class Coupling(layers.Layer):
     def __init__(self, dim, flipped):
         super().__init__()
         self.kept, self.flipped = dim // 2, flipped
-        self.hidden = layers.Dense(WIDTH, activation="tanh")
-        self.scale, self.shift = (layers.Dense(dim - self.kept, kernel_initializer="zeros") for _ in range(2))
+        linear = partial(layers.Dense, dtype=backend.floatx())  # rounded, it would be inverted by chance only
+        self.hidden = linear(WIDTH, activation="tanh")
+        self.scale, self.shift = (linear(dim - self.kept, kernel_initializer="zeros") for _ in range(2))
         self.hidden.build((None, self.kept))
         self.scale.build((None, WIDTH))
         self.shift.build((None, WIDTH))

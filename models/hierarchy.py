@@ -51,14 +51,18 @@ def scales_of(text, image_shape):
     return tuple(found)
 
 
-def conv(filters, kernel, features, gain=1.0, name=None):
-    """A convolution of maps of `features` channels, its weights uniform up to gain / sqrt(fan-in), biases up to 1 /."""
+def conv(filters, kernel, features, gain=1.0, name=None, dtype=None):
+    """A convolution of maps of `features` channels, its weights uniform up to gain / sqrt(fan-in), biases up to 1 /.
+
+    `dtype`: what it computes in, if not what hidden layers do.
+    """
     limit = 1 / math.sqrt(kernel * kernel * features)
     return layers.Conv2D(
         filters,
         kernel,
         padding="same",
         name=name,
+        dtype=dtype,
         kernel_initializer=initializers.RandomUniform(-gain * limit, gain * limit),
         bias_initializer=initializers.RandomUniform(-limit, limit),
     )
@@ -74,16 +78,18 @@ class Residual(layers.Layer):
     """skip(x) + conv1(a(conv3(a(conv3(a(conv1(x))))))), a = SiLU, with `hidden` channels between.
 
     The skip is linear, or nothing where the channels stay. With `activates_first`, the branch begins with a, too. The
-    last convolution begins with weights scaled by `gain`; with 0, its bias is 0, too.
+    last convolution begins with weights scaled by `gain`. Where this `is_head`, parameters of a law come out: the last
+    convolution begins as zero, and neither it nor the skip is a hidden layer.
     """
 
-    def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0):
-        super().__init__()
-        last = conv(outputs, 1, hidden, gain)
-        if not gain:
+    def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0, is_head=False):
+        dtype = backend.floatx() if is_head else None
+        super().__init__(dtype=dtype)
+        last = conv(outputs, 1, hidden, 0.0 if is_head else gain, dtype=dtype)
+        if is_head:
             last.bias_initializer = initializers.Zeros()
         self.convs = [conv(hidden, 1, features), conv(hidden, 3, hidden), conv(hidden, 3, hidden), last]
-        self.skip = conv(outputs, 1, features) if outputs != features else None
+        self.skip = conv(outputs, 1, features, dtype=dtype) if outputs != features else None
         self.activates_first = activates_first
         for one, width in zip(self.convs, (features, hidden, hidden, hidden), strict=True):
             one.build((None, None, None, width))
@@ -157,8 +163,8 @@ class Block(layers.Layer):
         super().__init__(name=f"layer{depth - index}")
         self.scale, self.finer, self.width, self.channels = scale, finer, width, channels
         shape, gain = (None, None, None), 1 / math.sqrt(depth)
-        self.p = Residual(channels + context_width, hidden, 2 * width + channels, gain=0)
-        self.q = Residual(channels, hidden, 2 * width, gain=0)
+        self.p = Residual(channels + context_width, hidden, 2 * width + channels, is_head=True)
+        self.q = Residual(channels, hidden, 2 * width, is_head=True)
         self.from_z = conv(channels, 1, width, gain, UNUSED if is_last else None)
         self.from_z.build((*shape, width))
         self.after = None if is_last else Residual(channels, hidden, channels, gain=gain)
@@ -284,7 +290,7 @@ class TopDown(layers.Layer):
     """
 
     def __init__(self, scales, image_shape, channels, hidden, observation, context_width=0):
-        super().__init__(autocast=False)  # probabilities are of the usual precision
+        super().__init__(dtype=backend.floatx())
         width = image_shape[2]
         self.image_shape, self.observation, self.channels = image_shape, observation, channels
         order = [scale for scale in reversed(scales) for _ in range(scale.count)]  # the top layer first
@@ -296,11 +302,12 @@ class TopDown(layers.Layer):
         self.sizes = tuple(block.size for block in self.blocks)
         self.ends = tuple(itertools.accumulate(self.sizes))
         self.of_scale = [scales.index(scale) for scale in order]
-        self.out = Sequential([conv(channels, 1, width), conv(observation.outputs(width), 3, channels)])
+        outputs = observation.outputs(width)
+        self.out = Sequential([conv(channels, 1, width), conv(outputs, 3, channels, dtype=backend.floatx())])
         self.out.build((None, *image_shape))
         area = sum(block.scale.height * block.scale.width for block in self.blocks)
         pixels = image_shape[0] * image_shape[1]
-        each, image = 4 * channels + 8 * hidden, pixels * (channels + observation.outputs(width))
+        each, image = 4 * channels + 8 * hidden, pixels * (channels + outputs)
         self.floats_per_sample = area * each + image
         self.floats_at_once = max(scale.height * scale.width for scale in scales) * each + image  # without a gradient
         self.built = True

@@ -32,7 +32,6 @@ class Ladder(LatentModel):
         self.decoder = TopDown(scales, image_shape, config.channels, hidden, observation)
         self.sizes = self.decoder.sizes
         self.top_prior = Within()
-        self.autocast = False  # probabilities are of the usual precision, whatever that of the networks is
         self.built = True
 
     def posterior(self, x):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from keras import Sequential, layers, ops
+from keras import Sequential, backend, layers, ops
 
 from .distributions import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Normal, Pixels
 
@@ -74,11 +74,15 @@ def pixels(sigma):
 
 
 class GaussianHead(layers.Layer):
-    """Features (..., F) to a Normal over (..., D): two linear maps, made by `dense`, the log-variance bounded."""
+    """Features (..., F) to a Normal over (..., D): two linear maps, made by `dense`, the log-variance bounded.
+
+    These are float32, whatever the precision of hidden layers is; so is the last layer of each decoder.
+    """
 
     def __init__(self, features, units, dense=layers.Dense, bound=soft_bound):
-        super().__init__()
-        self.mean, self.raw_logvar, self.bound = dense(units), dense(units), bound
+        super().__init__(dtype=backend.floatx())
+        self.mean, self.raw_logvar = (dense(units, dtype=backend.floatx()) for _ in range(2))
+        self.bound = bound
         self.mean.build((None, features))
         self.raw_logvar.build((None, features))
         self.built = True
@@ -164,7 +168,7 @@ class ConvDecoder(layers.Layer):
                 up(f16, 2),
                 up(f16, 1),
                 up(f8, 2),
-                layers.Conv2DTranspose(observation.outputs(channels), 3, padding="same"),
+                layers.Conv2DTranspose(observation.outputs(channels), 3, padding="same", dtype=backend.floatx()),
             ]
         )
         self.observation = observation
@@ -204,7 +208,7 @@ class DenseDecoder(layers.Layer):
         self.observation, self.maps_shape = observation, (*image_shape[:2], observation.outputs(image_shape[2]))
         self.stacks = LatentStacks(parts, width)
         self.joint = DenseStack(self.stacks.features, (width,), gated_dense)
-        self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal")
+        self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal", dtype=backend.floatx())
         self.out.build((None, width))
         self.floats_per_sample = 2 * (self.stacks.features + width) + math.prod(self.maps_shape)  # gates count twice
         self.built = True
@@ -230,7 +234,7 @@ class GatedConvDecoder(layers.Layer):
         self.image = DenseStack(self.stacks.features, (math.prod(image_shape),), gated_dense)
         convs = [gated_conv(self.FILTERS, 3) for _ in range(4)]
         outputs = observation.outputs(image_shape[2])
-        out = layers.Conv2D(outputs, 1)
+        out = layers.Conv2D(outputs, 1, dtype=backend.floatx())
         self.net = Sequential([layers.Input((math.prod(image_shape),)), layers.Reshape(image_shape), *convs, out])
         self.floats_per_sample = math.prod(image_shape[:2]) * (3 * self.FILTERS * len(convs) + outputs)
         self.built = True

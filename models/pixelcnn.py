@@ -34,7 +34,7 @@ class MaskedConv2D(layers.Layer):
 
     def call(self, h):
         """Maps (B, H, W, filters)."""
-        return ops.conv(h, self.kernel * self.mask, padding="same") + self.bias
+        return ops.conv(h, self.kernel * ops.cast(self.mask, self.compute_dtype), padding="same") + self.bias
 
 
 class PixelDecoder(layers.Layer):
@@ -55,7 +55,7 @@ class PixelDecoder(layers.Layer):
             normalised = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
             net += [MaskedConv2D(FILTERS, KERNEL, sees_itself=depth > 0), normalised, layers.ReLU()]
         outputs = observation.outputs(channels)
-        self.net = Sequential([*net, layers.Conv2D(outputs, 1)])
+        self.net = Sequential([*net, layers.Conv2D(outputs, 1, dtype=backend.floatx())])
         self.floats_per_sample = height * width * (3 * DEPTH * FILTERS + len(parts) + outputs)
         self.built = True
 

@@ -341,6 +341,77 @@ def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
         assert np.mean(change > 0) == 1.0
 
 
+LAST = {  # layers whose numbers are parameters of a law, and their inputs of any precision
+    ("vae", "conv"): 2 + 1, ("vae", "mlp"): 2 + 1, ("hvae", "conv"): 3 * 2 + 1, ("hvae", "mlp"): 3 * 2 + 1,
+    ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
+    ("ladder", None): 2 * 4 + 1, ("dvp", None): 2 * 4 + 1 + 1 + 1,  # those of p and q, decoder, noise, context
+}  # fmt: skip
+
+
+def tiny(model, network, **settings):
+    """A model of that family, of two layers if it is deep."""
+    if network:
+        return build(model, **settings_of(network), **settings)
+    deep = {"scales": "1x4,1x2", "channels": 4, "encoder_blocks": 1}
+    score = {"context_size": 3, "score_channels": 8, "score_blocks": 1, "diffusion_steps": 2} if model == "dvp" else {}
+    return models.build(Config(model=model, **deep, **score, **settings), SHAPE)
+
+
+@pytest.mark.parametrize("family", first_on_both(*LAST), ids=str)
+def test_hidden_layers_alone_are_rounded(family):
+    """Weights, last layers and all that is said of images and latents are float32, and nothing is left behind."""
+    model, network = family
+    built, x = tiny(model, network, precision="mixed_bfloat16"), images()
+    leaves = [one for one in built._flatten_layers(include_self=False) if one._trainable_variables]
+    assert sum(one.compute_dtype == "float32" for one in leaves) == LAST[family]
+    assert sum(one.compute_dtype == "bfloat16" for one in leaves) >= 4
+    assert {weight.dtype for weight in built.trainable_weights} == {"float32"}
+    q = built.posterior(x)
+    z, log_q = q.sample_and_log_prob(N, keras.random.SeedGenerator(0))
+    outcome = built(x)
+    said = [z, log_q, built.decode(z[0], 0), outcome.loss, outcome.bound, *outcome.terms[:3], built.embed(x)]
+    assert {keras.backend.standardize_dtype(one.dtype) for one in said} == {"float32"}
+    exact = tiny(model, network)
+    exact.set_weights(built.get_weights())
+    assert not np.array_equal(built.embed(x), exact.embed(x))
+    np.testing.assert_allclose(built.embed(x), exact.embed(x), atol=0.1)
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(ValueError, match="unknown activation"):
+        build(activation="nothing", precision="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@on_tensorflow
+def test_a_flow_is_inverted_exactly_whatever_the_precision():
+    q = build(posterior="realnvp", latent_dim=4, precision="mixed_bfloat16").posterior(images())
+    z, log_q = q.sample_and_log_prob(N, keras.random.SeedGenerator(0))
+    np.testing.assert_allclose(q.log_prob(z), log_q, atol=1e-3)
+
+
+def gradient(precision, objective):
+    """That of the loss of one training batch, as one vector, and the loss."""
+    keras.utils.set_random_seed(1)
+    built = build(prior="standard", objective=objective, precision=precision, **settings_of("mlp"))
+    before = built.get_weights()
+    sgd = keras.optimizers.SGD(1.0)  # whose first step is the gradient
+    scales = models.PRECISIONS[precision].scales_loss
+    built.compile(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=256.0) if scales else sgd)
+    x = (np.random.default_rng(1).random((B, *SHAPE)) < 0.4).astype("float32")
+    loss = float(np.mean(built.train_on_batch(x, return_dict=True)["loss"]))
+    moved = [(old - new).ravel() for old, new in zip(before, built.get_weights(), strict=True)]
+    return np.concatenate(moved), loss
+
+
+@pytest.mark.parametrize("objective", first_on_both("lmcvae", "elbo", "dreg"))
+def test_gradients_are_those_of_float32_but_for_rounding(objective):
+    """Those of Langevin steps, too, where gradients of rounded layers are differentiated again."""
+    exact, loss = gradient("float32", objective)
+    for precision, error in (("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)):
+        found, rounded = gradient(precision, objective)
+        assert 0 < np.linalg.norm(found - exact) < error * np.linalg.norm(exact)
+        assert rounded == pytest.approx(loss, abs=0.2)
+
+
 @pytest.mark.parametrize(("model", "prior"), ALL)
 def test_saved_weights_give_the_same_numbers(model, prior, tmp_path):
     built, x = build(model, prior), images()

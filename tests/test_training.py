@@ -186,6 +186,15 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, 
     assert np.isfinite(run.model.get_weights()[0]).all()
 
 
+def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path, monkeypatch):
+    """The first ones overflow, which is no failure; nothing would ever be trained once the scale is next to 0."""
+    settings = {"precision": "mixed_float16", "epochs": 3}
+    assert train(tmp_path, **settings).state == "finished"
+    with_callback(monkeypatch, Interfere(1, lambda model: model.optimizer.dynamic_scale.assign(1e-9)))
+    with pytest.raises(RunError, match="epoch 2: gradients are not finite even where the loss is scaled by 1e-09"):
+        train(tmp_path, seed=1, **settings)
+
+
 @on_both_backends
 def test_nan_weights_that_relu_hides_are_found_before_they_are_stored(tmp_path, monkeypatch):
     def spoil(model):
