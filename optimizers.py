@@ -15,10 +15,10 @@ FINAL = 0.01  # of the learning rate, where no --lr_final is given
 class AdamNormGrad(keras.optimizers.Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
-    def apply(self, grads, trainable_variables=None):
-        """Takes a step with g / ||g|| in the place of each gradient g."""
+    def _clip_gradients(self, grads):
+        """Each gradient g as g / ||g||, and then clipped; Keras has left out weights without one."""
         # not ops.norm, which on TensorFlow takes vectors and matrices only
-        super().apply([g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads], trainable_variables)
+        return super()._clip_gradients([g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads])
 
 
 OPTIMIZERS = {

@@ -82,6 +82,15 @@ def test_normalised_gradients_have_norm_one_each_tensor_by_itself():
         np.testing.assert_allclose(moment, 0.1 * gradient / np.linalg.norm(gradient), rtol=1e-5)
 
 
+def test_a_weight_without_a_gradient_is_left_alone_by_normalised_gradients():
+    """As the last layer of a deep hierarchy has on TensorFlow."""
+    tensors = [keras.Variable(np.ones(3, "float32")) for _ in range(2)]
+    optimizer = optimizers.optimizer(Config(lr=0.1, optimizer="adamnormgrad"), STEPS, model_of(tensors))
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([np.ones(3, "float32"), None], tensors)
+    assert np.all(np.asarray(tensors[0]) < 1) and np.all(np.asarray(tensors[1]) == 1)
+
+
 def test_the_norm_of_the_whole_gradient_is_clipped():
     optimizer, _ = first_step(clip_norm=1.0)
     for moment, gradient in zip(optimizer._momentums, GRADIENTS, strict=True):
