@@ -68,7 +68,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "score_blocks": 2,
         "score_dropout": 0.0,
     },
-    7: {"precision": "float32"},
+    7: {"precision": "float32", "accumulate": 1},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -157,6 +157,10 @@ class Config:
     lr_final: float = setting(None, "what it falls to; None: a hundredth of --lr", tag="final", above=0, kind=float)
     lr_warmup: int = setting(0, "epochs over which it first rises from 0", tag="lrwarmup", low=0, high=INT32)
     clip_norm: float = setting(None, "clip the norm of the whole gradient", tag="clip", above=0, kind=float)
+    accumulate: int = setting(
+        1, "steps whose mean gradient makes one update, as if batches were so many times larger", tag="accum", low=1,
+        high=10_000,
+    )  # fmt: skip
     ema: float = setting(
         0.0, "momentum of an average of the weights, which is then judged and kept, as 0.999; 0: off", tag="ema",
         low=0, high=0.999999,

@@ -16,7 +16,7 @@ class AdamNormGrad(keras.optimizers.Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
     def _clip_gradients(self, grads):
-        """Each gradient g as g / ||g||, and then clipped; Keras has left out weights without one."""
+        """Each gradient g as g / ||g||, and then clipped: whole ones, of weights that have one."""
         # not ops.norm, which on TensorFlow takes vectors and matrices only
         return super()._clip_gradients([g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads])
 
@@ -77,12 +77,19 @@ def averages(optimizer):
 def optimizer(config, steps, model):
     """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights.
 
-    In float16, it is another one's wrapper, which scales the loss, and leaves out steps that this makes overflow.
+    With `accumulate` N, gradients add up, and every N-th step is an update by their mean; what has added up is taken
+    along into the next epoch. The learning rate is one of steps, and falls over the same epochs. Keras averages weights
+    in each step, too: the N-th root of the momentum makes it what was asked for from one update to the next. In
+    float16, this is another one's wrapper, which scales the loss, and leaves out steps that this makes overflow.
     What decays, with `adamw`, are the kernels of the networks: not their biases, and no weight of the prior or the
     objective, which it would pull to black pixels, or together.
     """
-    average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
-    chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), global_clipnorm=config.clip_norm, **average)
+    options = {"global_clipnorm": config.clip_norm}
+    if config.ema:
+        options |= {"use_ema": True, "ema_momentum": config.ema ** (1 / config.accumulate)}
+    if config.accumulate > 1:
+        options["gradient_accumulation_steps"] = config.accumulate
+    chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), **options)
     chosen.finalize_variable_values = lambda variables: None  # `fit` would end with the average in the weights' place
     own = {id(weight) for weight in model.top_prior.trainable_weights}
     spared = [one for one in model.trainable_variables if one.name != "kernel" or id(one) in own]

@@ -129,6 +129,8 @@ def prepare(config):
     if config.binarization == "threshold":
         split = split.thresholded()
     batches = Batches(split, config)
+    if config.accumulate > (steps := config.epochs * batches.steps):
+        raise UserError(f"--accumulate {config.accumulate} is more than the {steps} steps there are; make it smaller")
     try:
         _check_weights(config, dataset.image_shape)
         model = _compiled(config, batches, dataset)
@@ -184,7 +186,8 @@ def _check_enough(split, name, wanted):
 
 def _check_weights(config, image_shape):
     """Raises UserError where the weights and what training adds to them cannot fit, before they are made."""
-    needed = COPIES * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
+    copies = COPIES + (config.accumulate > 1)
+    needed = copies * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
     if needed > (there := engine.memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "

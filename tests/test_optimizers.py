@@ -1,5 +1,6 @@
 """Learning rates against their formulas, and what each optimizer does to a gradient."""
 
+import itertools
 from types import SimpleNamespace
 
 import keras
@@ -96,6 +97,51 @@ def test_the_norm_of_the_whole_gradient_is_clipped():
     for moment, gradient in zip(optimizer._momentums, GRADIENTS, strict=True):
         whole = np.sqrt(sum(np.square(one).sum() for one in GRADIENTS))
         np.testing.assert_allclose(moment, 0.1 * gradient / whole, rtol=1e-4)
+
+
+def fitted(batch_size, **settings):
+    """A linear map, fitted to 80 points for two epochs in their order."""
+    rng = np.random.default_rng(0)
+    x, y, kernel = (rng.normal(size=shape).astype("float32") for shape in ((80, 3), (80, 2), (3, 2)))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.set_weights([kernel, np.ones(2, "float32")])
+    chosen = optimizers.optimizer(Config(lr=0.1, **settings), 80 // batch_size, model_of(model.trainable_variables))
+    model.compile(chosen, "mse")
+    model.fit(x, y, batch_size, epochs=2, shuffle=False, verbose=0)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamnormgrad", "clip_norm": 0.5}, {"optimizer": "adamw", "clip_norm": 0.5}],
+    ids=lambda settings: settings["optimizer"],
+)
+def test_accumulated_gradients_are_those_of_a_larger_batch(settings):
+    """They are clipped and divided by their norm when they are whole."""
+    for one, large in zip(fitted(20, accumulate=2, **settings), fitted(40, **settings), strict=True):
+        np.testing.assert_allclose(one, large, rtol=1e-5, atol=1e-6)
+    assert any(np.abs(one - small).max() > 1e-2 for one, small in zip(fitted(20, **settings), fitted(40), strict=True))
+
+
+def test_an_average_of_accumulated_steps_is_one_of_updates():
+    """Before the third update, it is m w_1 + (1 - m) w_2."""
+    weights = [keras.Variable(np.zeros(4, "float32"))]
+    optimizer = optimizers.optimizer(Config(lr=0.1, accumulate=3, ema=0.8), STEPS, model_of(weights))
+    optimizer.build(weights)
+    seen = []
+    for step in range(8):
+        optimizer.apply([np.full(4, 1 + step, "float32")], weights)
+        seen.append(np.array(weights[0]))
+    assert [not np.array_equal(*pair) for pair in itertools.pairwise(seen)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    np.testing.assert_allclose(optimizers.averages(optimizer)[0], 0.8 * seen[2] + 0.2 * seen[5], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,20 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
 
 
+@pytest.mark.keras
+def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
+    """Updates are every third step, and an epoch has four: the learning rate falls over all steps nevertheless."""
+    settings = {"accumulate": 3, "model": "vae", "lr_schedule": "cosine", "epochs": 3, "save_minutes": 1e-9}
+    path = training.train(config(tmp_path / "whole", **settings))
+    run = interrupted(tmp_path, monkeypatch, 1, 1, die, **settings)
+    assert checkpoint.newest(run.path / "last")[0].name == "epoch000000001_step000000001.zip"
+    assert gone_on(run) == numbers_of(path)
+    optimizer = (model := training.prepare(run.config).model).optimizer
+    checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
+    assert (int(optimizer._iterations), int(optimizer.iterations)) == (12, 4)
+    assert float(optimizer.learning_rate) == pytest.approx(optimizers.FINAL * 3e-3)
+
+
 @pytest.mark.parametrize("settings", [{"objective": "dreg"}, {"objective": "amcvae", "num_samples": 2, "num_steps": 1}])
 def test_an_objective_goes_on_with_its_step_sizes(tmp_path, monkeypatch, settings):
     settings = settings | {"model": "vae", "epochs": 3}

@@ -235,6 +235,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
         ({"batch_size": 201}, "--batch_size 201 is more than the 200 training images"),
         ({"num_pseudo_inputs": 201}, "--num_pseudo_inputs 201 is more than the 200"),
         ({"max_train_images": 1198}, "--max_train_images 1198 is more than the 1197"),
+        ({"accumulate": 5}, "--accumulate 5 is more than the 4 steps there are"),
         ({"activation": "nonsense"}, "unknown activation"),
     ],
 )
