@@ -17,6 +17,7 @@ import experiment
 import features
 import leaderboard
 import models
+import tracking
 from commandline import number, whole
 from errors import UserError
 
@@ -377,7 +378,9 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     if not math.isfinite(metrics["log_px"]):
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
     per_image = {name: getattr(estimate, name) for name in experiment.PER_IMAGE}
-    run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
+    stored = run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
+    told = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | apart
+    tracking.evaluated(run.path, run.config, stored.stem, told, run.status.get("best_epoch", 0))
     return Scored(run.name, run.config, scoring, metrics, estimate)
 
 

@@ -28,6 +28,7 @@ import atomic
 import data
 import engine
 import models
+import tracking
 import weights
 from errors import UserError
 
@@ -68,7 +69,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "score_blocks": 2,
         "score_dropout": 0.0,
     },
-    7: {"precision": "float32", "accumulate": 1},
+    7: {"precision": "float32", "accumulate": 1, "track": "none"},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -84,7 +85,7 @@ MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are no
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
 PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
-LINKED = ("last", "replaced", "evaluations")  # folders of a run that are written into, and so must be its own
+LINKED = ("last", "replaced", "evaluations", "tensorboard")  # folders that are written into, so must be the run's own
 MOST_VALUES = 1 << 24  # in an image
 MOST_LAYERS = 256  # of latents
 INT32 = 2**31 - 1
@@ -216,6 +217,10 @@ class Config:
     save_minutes: float = setting(
         10.0, "inside a long epoch, write what --resume needs so often; it is always written between epochs", above=0
     )
+    track: str = setting(
+        "tensorboard", "event files in RUN/tensorboard, also beside what is logged to mlflow or wandb; or none",
+        choices=tuple(tracking.SINKS),
+    )  # fmt: skip
     jit: str = setting(
         "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
     )

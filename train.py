@@ -16,7 +16,7 @@ import search
 from commandline import STOPPED
 from errors import RunError, UserError
 
-CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes")  # in a run that goes on; the others make another run
+CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track")  # in a run that goes on; others make another
 
 
 def add_arguments(parser):
@@ -122,8 +122,8 @@ def there(config):
 
 def placed(run, config):
     """The settings of a Run, but for where things lie, as `config` has it."""
-    where = {"data_dir": config.data_dir or run.data_dir, "save_minutes": config.save_minutes}
-    return dataclasses.replace(run.config, **where)
+    where = {"save_minutes": config.save_minutes, "track": config.track}
+    return dataclasses.replace(run.config, data_dir=config.data_dir or run.data_dir, **where)
 
 
 def go_on(run, config, args):

@@ -18,6 +18,7 @@ import engine
 import experiment
 import models
 import optimizers
+import tracking
 from callbacks import (
     Averaged,
     EpochState,
@@ -28,6 +29,7 @@ from callbacks import (
     RunWriter,
     StopOnNonFinite,
     StopOnRequest,
+    Tracked,
     smaller,
 )
 from errors import RunError, UserError
@@ -118,6 +120,7 @@ def prepare(config):
 
     Raises UserError or DataError for what cannot be trained.
     """
+    tracking.check(config.track)
     keras.utils.clear_session()  # the last run of a grid is not needed any longer
     dataset = data.load(config.data_set, config.data_dir)
     split = dataset.split("train")
@@ -341,11 +344,13 @@ def _fit(config, path, prepared, state):
         state.into(model)
         batches.skip, epoch = state.step, state.epoch
     progress = Progress(config, batches, len(prepared.validation), epoch)
-    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, progress]
+    tracked = Tracked(writer, prepared.validation.images)
+    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, tracked, progress]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
     readable = saying_errors(batches, prepared.validation)
-    with engine.forgetting_graphs(), StopOnRequest(writer) as request, writer.status_of_ending(), progress, readable:
+    ending = writer.status_of_ending()
+    with engine.forgetting_graphs(), StopOnRequest(writer) as request, tracked, ending, progress, readable:
         atomic.sweep(path)
         atomic.sweep(path / "last", alone=True)
         writer.write_results()

@@ -17,10 +17,12 @@ import atomic
 import engine
 import experiment
 import models
+import tracking
 from experiment import Config
 
 ROOT = Path(__file__).parent.parent
 TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
+TINY |= {"track": "none"}  # of scripts; see below
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
@@ -41,6 +43,8 @@ SHALLOW_ONLY = (
 )
 DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
+TRACKING = dict(tracking.SINKS)
+tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
 engine.settle(os.environ.get("KERAS_BACKEND"))
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over

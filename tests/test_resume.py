@@ -390,7 +390,7 @@ def test_a_state_that_its_owner_replaced_meanwhile_is_no_damage(run, monkeypatch
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["last", "replaced", "evaluations"])
+@pytest.mark.parametrize("name", ["last", "replaced", "evaluations", "tensorboard"])
 def test_a_link_in_the_place_of_a_folder_is_not_followed(run, tmp_path, capfd, name):
     (tmp_path / "victim").mkdir()
     shutil.rmtree(run.path / name, ignore_errors=True)
