@@ -83,7 +83,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the running means: the first that is not finite names the term."""
-        self._look(logs, "", f"step {self.batches.skip + batch + 1}")
+        self._look(logs, "", f"step {self.batches.done(batch)}")
 
     def on_epoch_end(self, epoch, logs=None):
         """Looks at the validation terms, and at the weights: ReLU turns NaN into 0, so terms alone would hide some."""
@@ -274,7 +274,7 @@ class RunWriter(keras.callbacks.Callback):
 
     def save_inside(self, batch):
         """Writes the state inside an epoch; returns whether it is one: after the last step it is nearly over."""
-        step = self.batches.skip + batch + 1
+        step = self.batches.done(batch)
         if step < self.batches.steps:
             self._save(self.epoch, step, time.perf_counter() - self.started, self.rows, self.best)
         return step < self.batches.steps
@@ -476,11 +476,11 @@ class Progress(keras.callbacks.Callback):
         """Moves the bar by one step and, once, says how long the run will take."""
         bound = self.config.judged.removeprefix("val_")
         self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
-        done = (self.batches.skip + batch + 1) / self.batches.steps
-        self.bar.n = self.epoch + done  # not a sum, which would overshoot by rounding
+        done = self.batches.done(batch)
+        self.bar.n = self.epoch + done / self.batches.steps  # not a sum, which would overshoot by rounding
         self.bar.update(0)
         if self.started and len(self.seconds) < STEPS_TIMED:
-            self.seconds.append(time.perf_counter() - self.started)
+            self.seconds.append((time.perf_counter() - self.started) / (done - self.done))  # one or more steps
             if len(self.seconds) == STEPS_TIMED:
                 step = sum(self.seconds) / STEPS_TIMED
                 left = self.config.epochs - self.first
@@ -488,7 +488,7 @@ class Progress(keras.callbacks.Callback):
                 with contextlib.suppress(BrokenPipeError):  # the reader of our output has gone; training goes on
                     tqdm.write(text)
                     sys.stdout.flush()  # a log file should not say it when it is over
-        self.started = time.perf_counter()
+        self.started, self.done = time.perf_counter(), done
 
     def on_epoch_begin(self, epoch, logs=None):
         """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""

@@ -69,7 +69,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "score_blocks": 2,
         "score_dropout": 0.0,
     },
-    7: {"precision": "float32", "accumulate": 1, "track": "none"},
+    7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -224,6 +224,10 @@ class Config:
     jit: str = setting(
         "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
     )
+    steps_per_execution: int = setting(
+        1, "steps that run without a look between them, at their terms, the clock or a request to stop", low=1,
+        high=10_000,
+    )  # fmt: skip
     deterministic: str = setting(
         "on", "on: the same bits whenever a run is repeated or resumed here; off: may be faster on a GPU",
         choices=("on", "off"),

@@ -62,6 +62,13 @@ class Batches(keras.utils.PyDataset):
     def __len__(self):
         return self.steps - self.skip
 
+    def done(self, batch):
+        """Steps of the epoch that are done when Keras says that this batch of a `fit` has ended.
+
+        With several steps in an execution it names the last one of the next full execution, even behind the end.
+        """
+        return min(self.skip + batch + 1, self.steps)
+
     def __getitem__(self, index):
         start = (self.skip + index) * self.config.batch_size
         with keeping_errors(self):
@@ -156,7 +163,11 @@ def _compiled(config, batches, dataset):
         from_data = _context_scale(config, batches.split)
     keras.utils.set_random_seed(config.seed)
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
-    model.compile(optimizers.optimizer(config, batches.steps, model), jit_compile=JIT[config.jit])
+    model.compile(
+        optimizers.optimizer(config, batches.steps, model),
+        jit_compile=JIT[config.jit],
+        steps_per_execution=config.steps_per_execution,
+    )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     return model
 

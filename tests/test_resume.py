@@ -271,6 +271,17 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
 
 
 @pytest.mark.keras
+@pytest.mark.parametrize(("count", "step"), [(3, 3), (50, 0)])
+def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch, whole, count, step):
+    """An epoch has four: asked to stop after the first three, and after one execution of all of them."""
+    settings = {"steps_per_execution": count}
+    run = interrupted(tmp_path, monkeypatch, 1, count - 1, lambda: ask(signal.SIGINT), **settings)
+    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1 + (step == 0):09d}_step{step:09d}.zip"
+    assert gone_on(run) == whole
+    assert experiment.load(config(tmp_path).path).path == run.path  # the id is the same
+
+
+@pytest.mark.keras
 def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     """Updates are every third step, and an epoch has four: the learning rate falls over all steps nevertheless."""
     settings = {"accumulate": 3, "model": "vae", "lr_schedule": "cosine", "epochs": 3, "save_minutes": 1e-9}
