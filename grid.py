@@ -102,6 +102,7 @@ def serve(train):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=read, daemon=True).start()
+    sys.stdout.reconfigure(line_buffering=True)  # what a killed run said should be in its log
     while (job := asked.get()) is not None:
         words, log = job
         with open(log, "ab") as out:

@@ -144,7 +144,8 @@ def hidden_layers_in(precision):
     import keras
 
     usual = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
+    if precision != "float32":  # which is whatever Keras' own floats are: a user, or a test, may want them double
+        keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:

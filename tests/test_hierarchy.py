@@ -124,7 +124,7 @@ def test_resizing_is_bilinear_interpolation():
 
 def test_a_head_begins_as_its_skip_and_scaled_convolutions_as_narrower_ones():
     h = rng.normal(size=(2, 3, 3, 4)).astype("float32")
-    head = Residual(4, 8, 6, gain=0)
+    head = Residual(4, 8, 6, is_head=True)
     np.testing.assert_array_equal(head(h), head.skip(h))
     wide, narrow = (np.abs(Residual(64, 64, 64, gain=gain).convs[-1].kernel).max() for gain in (1.0, 0.25))
     assert wide == pytest.approx(1 / 8, rel=0.05) and narrow == pytest.approx(1 / 32, rel=0.05)
