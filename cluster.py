@@ -56,7 +56,7 @@ class Tasks:
     def __exit__(self, *_):
         self.ray.shutdown()
 
-    def start(self, config, slot):
+    def start(self, config, slot, again=False):
         """The Task that trains this run."""
         words = [*commandline.words(config), *self.words]
         return Task(self.ray, self.remote.remote(words, self.environment, grid.log_of(config), config.path.absolute()))

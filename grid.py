@@ -191,12 +191,13 @@ class Workers:
             found["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return found
 
-    def start(self, config, slot):
-        """The Worker that trains this run."""
+    def start(self, config, slot, again=False):
+        """The Worker that trains this run; `again`: one that died had begun it, so it is not to be overwritten."""
         worker = self.workers.get(slot)
         if worker is None or worker.process.poll() is not None:
             worker = self.workers[slot] = Worker(self.environment(slot), self.cores[slot])
-        worker.train([*commandline.words(config), *self.words], log_of(config))
+        words = [word for word in self.words if not (again and word == "--overwrite")]
+        worker.train([*commandline.words(config), *words], log_of(config))
         return worker
 
 
@@ -207,7 +208,7 @@ def was_killed(code):
 
 def note_of(config, code):
     """A word on how the process of a run ended."""
-    if code == STOPPED:
+    if code in (STOPPED, -signal.SIGTERM):  # the latter before it had begun
         return "stopped; the same command goes on"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}{', as for want of memory' * (-code == signal.SIGKILL)}"
@@ -238,7 +239,7 @@ def work_off(wanted, launcher, view, ended=lambda config, note: None):
                     continue
                 killed[config] += was_killed(code)
                 if was_killed(code) and killed[config] < ATTEMPTS:
-                    active[config] = slot, launcher.start(config, slot)
+                    active[config] = slot, launcher.start(config, slot, again=True)
                     continue
                 del active[config]
                 free.append(slot)
@@ -322,7 +323,7 @@ class View:
         for name in ("run", "epochs", "best val_elbo", "time"):
             found.add_column(name, justify="left" if name == "run" else "right")
         for config in running:
-            status, best = status_of(config), status_of(config).get("best_val_elbo")
+            best = (status := status_of(config)).get("best_val_elbo")
             epochs = f"{status.get('epochs_done', 0)} of {config.epochs}"
             spent = commandline.duration(time.monotonic() - self.began[config])
             found.add_row(self.names(config), epochs, "" if best is None else f"{best:.2f}", spent)

@@ -1,5 +1,6 @@
 """A search over ranges of settings by Optuna, which proposes the settings of one run after the other."""
 
+import dataclasses
 from pathlib import Path
 
 import commandline
@@ -10,7 +11,6 @@ from experiment import Config
 
 INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # settings by which ELBOs are of something else
 DIGITS = 3  # of a number that is proposed, so that it can be read, and be part of a name
-ELSEWHERE = ("data_dir", "runs_dir", "gs_key", "save_minutes")  # settings that may change when a search goes on
 
 
 class Search:
@@ -54,7 +54,8 @@ class Search:
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
-        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in ELSEWHERE}
+        elsewhere = [field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None]
+        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in elsewhere}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             study = self.optuna.create_study(

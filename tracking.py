@@ -59,9 +59,8 @@ def flat(values, prefix=""):
 
 def settings(config):
     """The settings that change the numbers, a dict of name to number or text."""
-    tagged = {field.name for field in dataclasses.fields(config) if field.metadata["tag"] is not None}
-    known = {name: value for name, value in dataclasses.asdict(config).items() if name in tagged}
-    return {name: value if isinstance(value, int | float) else str(value) for name, value in known.items()}
+    found = config.settings.items()
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in found}
 
 
 def png(picture):

@@ -59,6 +59,8 @@ def run(args):
     configs = commandline.grid(args)
     if (args.jobs or args.cluster) and not configs[0].gs_key:
         raise UserError(f"--{'jobs' if args.jobs else 'cluster'} is for a grid, which needs a name: add --gs_key NAME")
+    if args.cluster and args.overwrite:
+        raise UserError("--overwrite does not go with --cluster: a run that loses its node would begin anew, not go on")
     if args.cluster or (args.jobs or 1) > 1:
         return run_at_once(configs, args)
     return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)

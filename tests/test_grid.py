@@ -32,6 +32,7 @@ import conftest, grid, train
 def fit(config, args, run=None):
     tries = Path(config.runs_dir, f"tries{{config.lr}}")
     tries.write_text(tries.read_text() + "+" if tries.exists() else "+")
+    Path(config.runs_dir, f"overwrites{{config.lr}}").open("a").write(str(int(args.overwrite)))
     print("lr", config.lr, os.environ["VAMPVAE_MEMORY"], os.environ["OMP_NUM_THREADS"], len(os.sched_getaffinity(0)))
     if config.lr == 2.0 and tries.read_text() == "+" or config.lr == 3.0:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -107,6 +108,13 @@ def test_a_run_whose_worker_dies_is_begun_again_and_one_that_always_dies_costs_t
 
     assert train.main([*words(tmp_path, 1, 2), "--jobs", "2"]) == 0  # nothing is done again
     assert [tries(tmp_path, lr) for lr in (1, 2)] == [1, 2] and capfd.readouterr().out.count("already trained") == 2
+
+
+def test_what_is_begun_again_does_not_overwrite_what_it_did_before(tmp_path, workers, capfd):
+    assert train.main([*words(tmp_path, 1, 2), "--jobs", "2", "--overwrite"]) == 0
+    assert [(tmp_path / f"overwrites{lr}").read_text() for lr in ("1.0", "2.0")] == ["1", "10"]
+    assert train.main([*words(tmp_path, 1, 2), "--cluster", "auto", "--overwrite"]) == 2
+    assert "--overwrite does not go with --cluster" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -288,6 +296,8 @@ def test_a_live_table_says_what_is_running(tmp_path, monkeypatch, capfd):
 
 
 def test_wanted_texts_of_ends():
+    config = Config(gs_key="key")
+    assert {grid.note_of(config, code) for code in (130, -signal.SIGTERM)} == {"stopped; the same command goes on"}
     assert grid.was_killed(-9) and not any(map(grid.was_killed, (0, 1, 130, -signal.SIGTERM, -signal.SIGINT)))
     with pytest.raises(UserError, match="cannot write to /proc/key/logs"):
         grid.log_of(Config(runs_dir="/proc", gs_key="key"))
