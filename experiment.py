@@ -32,7 +32,7 @@ import tracking
 import weights
 from errors import UserError
 
-FORMAT = 7  # of config.json
+FORMAT = 8  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -70,6 +70,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
         "score_dropout": 0.0,
     },
     7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
+    8: {"hidden_units": None},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -144,6 +145,10 @@ class Config:
     )
     latent_dim: int = setting(2, "latent dimensions in all, split over the layers of hvae", tag="", low=1, high=4096)
     network_size: float = setting(4.0, "scales the filters of the convolutions", tag="", above=0, high=64)
+    hidden_units: int = setting(
+        None, "units of dense layers; None: 256 and 300 of conv, 300 of the paper's", tag="units", low=1, high=65_536,
+        kind=int,
+    )  # fmt: skip
     epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
     batch_size: int = setting(256, "images in a training step", tag="", low=1, high=INT32)
     lr: float = setting(1e-4, "learning rate", tag="lr", above=0)

@@ -70,6 +70,7 @@ SHALLOW = (
     "posterior",
     "latent_dim",
     "network_size",
+    "hidden_units",
     "activation",
     "num_pseudo_inputs",
     "pseudo_init",
@@ -166,7 +167,7 @@ def _shallow(config, image_shape, observation, dynamic, pseudo_inputs):
         raise ValueError(
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
         )
-    networks = networks_class(image_shape, observation, config.network_size, activation)
+    networks = networks_class(image_shape, observation, config.network_size, activation, config.hidden_units)
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if pseudo_inputs is None:
         pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")

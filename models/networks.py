@@ -267,18 +267,19 @@ def scaled(filters, size):
 class ConvNetworks:
     """The parts of a convolutional VAE or HVAE: factories of layers, for images (H, W, C) with H and W divisible by 4.
 
-    `size` scales the filters of the convolutions; 4 gives 32 to 128 of them.
+    `size` scales the filters of the convolutions; 4 gives 32 to 128 of them. Dense layers have `units` units; for None,
+    300 in p(z1|z2) and 256 elsewhere.
     """
 
-    FEATURES = image_features = joint_features = 256
-
-    def __init__(self, image_shape, observation, size, activation):
+    def __init__(self, image_shape, observation, size, activation, units):
         self.image_shape, self.observation = image_shape, observation
         self.size, self.activation = size, activation
+        self.features = self.image_features = self.joint_features = units or 256
+        self.width = units or 300
         self.dense = partial(layers.Dense, activation=activation)
 
     def image_encoder(self):
-        """Images (B, H, W, C) to features (B, 256)."""
+        """Images (B, H, W, C) to features (B, F)."""
 
         def conv(filters, kernel, stride):
             filters = scaled(filters, self.size)
@@ -292,7 +293,7 @@ class ConvNetworks:
                 conv(16, 5, 1),
                 conv(32, 3, 2),
                 layers.Flatten(),
-                layers.Dense(self.FEATURES, activation=self.activation),
+                layers.Dense(self.features, activation=self.activation),
             ]
         )
 
@@ -301,12 +302,12 @@ class ConvNetworks:
         return self.image_encoder()
 
     def latent_encoder(self, latent_dim):
-        """Latents (..., D) to features (..., 256)."""
-        return DenseStack(latent_dim, (self.FEATURES, self.FEATURES), self.dense)
+        """Latents (..., D) to features (..., F)."""
+        return DenseStack(latent_dim, (self.features, self.features), self.dense)
 
     def joint(self):
-        """The features of an image and of a latent, concatenated (..., 512), to features (..., 256)."""
-        return DenseStack(2 * self.FEATURES, (self.FEATURES,), self.dense)
+        """The features of an image and of a latent, concatenated (..., 2 F), to features (..., F)."""
+        return DenseStack(2 * self.features, (self.features,), self.dense)
 
     def head(self, features, units):
         """Features (..., features) to a Normal over (..., units)."""
@@ -314,7 +315,8 @@ class ConvNetworks:
 
     def conditional(self, latent_dim, units):
         """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        return ConditionalNormal(DenseStack(latent_dim, (300, 300), self.dense), GaussianHead(300, units))
+        stack = DenseStack(latent_dim, (self.width, self.width), self.dense)
+        return ConditionalNormal(stack, GaussianHead(self.width, units))
 
     def decoder(self, *parts):
         """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
@@ -326,26 +328,42 @@ def clipped_head(features, units):
     return GaussianHead(features, units, partial(layers.Dense, kernel_initializer="he_normal"), hard_clip)
 
 
-def gated_conditional(latent_dim, units, width=300):
-    """The paper's p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-    return ConditionalNormal(DenseStack(latent_dim, (width, width), gated_dense), clipped_head(width, units))
+class GatedNetworks:
+    """What the paper's networks share (Tomczak & Welling 2018): gated layers and log-variances that are clipped hard.
 
-
-class DenseNetworks:
-    """The parts of the paper's dense VAE and HVAE (Tomczak & Welling 2018): gated layers of 300 units, any image size.
-
-    Log-variances are clipped hard, as there. `size` and `activation` have no meaning here: the gates are what is not
-    linear.
+    Dense layers have `units` units; for None the paper's 300. `size` and `activation` have no meaning here: the gates
+    are what is not linear.
     """
 
-    WIDTH = image_features = joint_features = 300
-    head, conditional = staticmethod(clipped_head), staticmethod(gated_conditional)
+    head = staticmethod(clipped_head)
 
-    def __init__(self, image_shape, observation, size, activation):
+    def __init__(self, image_shape, observation, size, activation, units):
         self.image_shape, self.observation = image_shape, observation
+        self.width = self.joint_features = units or 300
+
+    def latent_encoder(self, latent_dim):
+        """Latents (..., D) to as many features as an image has."""
+        return DenseStack(latent_dim, (self.image_features,), gated_dense)
+
+    def joint(self):
+        """The features of an image and of a latent, concatenated (..., 2 F), to features (..., joint_features)."""
+        return DenseStack(2 * self.image_features, (self.width,), gated_dense)
+
+    def conditional(self, latent_dim, units):
+        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
+        stack = DenseStack(latent_dim, (self.width, self.width), gated_dense)
+        return ConditionalNormal(stack, clipped_head(self.width, units))
+
+
+class DenseNetworks(GatedNetworks):
+    """The parts of the paper's dense VAE and HVAE, for any image size."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.image_features = self.width
 
     def image_encoder(self):
-        """Images (B, H, W, C) to features (B, 300), by two gated layers."""
+        """Images (B, H, W, C) to features (B, F), by two gated layers."""
         return self._image_encoder(2)
 
     def lower_image_encoder(self):
@@ -353,35 +371,25 @@ class DenseNetworks:
         return self._image_encoder(1)
 
     def _image_encoder(self, depth):
-        gated = [gated_dense(self.WIDTH) for _ in range(depth)]
+        gated = [gated_dense(self.width) for _ in range(depth)]
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
-
-    def latent_encoder(self, latent_dim):
-        """Latents (..., D) to features (..., 300)."""
-        return DenseStack(latent_dim, (self.WIDTH,), gated_dense)
-
-    def joint(self):
-        """The features of an image and of a latent, concatenated (..., 600), to features (..., 300)."""
-        return DenseStack(2 * self.WIDTH, (self.WIDTH,), gated_dense)
 
     def decoder(self, *parts):
         """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
-        return DenseDecoder(parts, self.image_shape, self.observation, self.WIDTH)
+        return DenseDecoder(parts, self.image_shape, self.observation, self.width)
 
 
-class GatedConvNetworks:
-    """The parts of the paper's convHVAE (ibid.): gated convolutions and gated dense layers, any image size.
+class GatedConvNetworks(GatedNetworks):
+    """The parts of the paper's convHVAE: gated convolutions and gated dense layers, for any image size.
 
-    Log-variances are clipped hard, as there; `size` and `activation` have no meaning here. `make_decoder` has the
-    arguments of GatedConvDecoder.
+    `make_decoder` has the arguments of GatedConvDecoder.
     """
 
-    WIDTH = joint_features = 300
-    head, conditional = staticmethod(clipped_head), staticmethod(gated_conditional)
     CONVS = ((32, 1), (32, 2), (64, 1), (64, 2), (6, 1))  # filters, stride
 
-    def __init__(self, image_shape, observation, size, activation, make_decoder=GatedConvDecoder):
-        self.image_shape, self.observation, self.make_decoder = image_shape, observation, make_decoder
+    def __init__(self, image_shape, *args, make_decoder=GatedConvDecoder):
+        super().__init__(image_shape, *args)
+        self.make_decoder = make_decoder
         self.image_features = self.CONVS[-1][0] * math.prod(math.ceil(side / 4) for side in image_shape[:2])
 
     def image_encoder(self):
@@ -398,14 +406,6 @@ class GatedConvNetworks:
         ]
         return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten()])
 
-    def latent_encoder(self, latent_dim):
-        """Latents (..., D) to as many features as an image has."""
-        return DenseStack(latent_dim, (self.image_features,), gated_dense)
-
-    def joint(self):
-        """The features of an image and of a latent, concatenated, to features (..., 300)."""
-        return DenseStack(2 * self.image_features, (self.WIDTH,), gated_dense)
-
     def decoder(self, *parts):
         """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
-        return self.make_decoder(parts, self.image_shape, self.observation, self.WIDTH)
+        return self.make_decoder(parts, self.image_shape, self.observation, self.width)

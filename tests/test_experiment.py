@@ -228,6 +228,13 @@ def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
             Config(network="mlp", **settings)
 
 
+def test_the_units_of_dense_layers_are_in_the_id():
+    config = Config(network="mlp", hidden_units=20)
+    assert config.training_id == "mnist_vae_standard_bs256_dim2_mlp_epochs250_units20"
+    with pytest.raises(UserError, match=r"--hidden_units 20 .* ladder"):
+        Config(**DEEP | {"model": "ladder"}, hidden_units=20)
+
+
 def test_a_network_of_one_model_refuses_the_others():
     assert Config(network="gatedconv", model="hvae").training_id.split("_")[5] == "gatedconv"
     with pytest.raises(UserError, match="--network gatedconv needs --model hvae"):

@@ -111,14 +111,28 @@ def test_a_mixture_of_logistics_has_ten_for_each_pixel(channels, bound):
     assert law.sample(2, keras.random.SeedGenerator(0)).shape == (2, N, B, 8, 5, channels)
 
 
-def test_the_parameter_count_is_that_of_the_documented_layers():
-    f = 4
+@pytest.mark.parametrize("model", SHALLOW)
+@pytest.mark.parametrize("units", [None, 20])
+def test_the_parameter_count_is_that_of_the_documented_layers(model, units):
+    def linear(*widths):
+        return sum(i * o + o for i, o in itertools.pairwise(widths))
+
+    f, features, width = 4, units or 256, units or 300
     convs = [(1, 8 * f, 7), (8 * f, 16 * f, 3), (16 * f, 16 * f, 5), (16 * f, 32 * f, 3)]
-    encoder = sum(i * o * k * k + o for i, o, k in convs) + 7 * 7 * 32 * f * 256 + 256 + 2 * (256 * 2 + 2)
+    encoder = sum(i * o * k * k + o for i, o, k in convs) + linear(7 * 7 * 32 * f, features)
+    head, latents = 2 * linear(features, 2), linear(2, features, features)
     ups = [(32, 32 * f, 3), (32 * f, 16 * f, 3), (16 * f, 16 * f, 3), (16 * f, 8 * f, 3), (8 * f, 1, 3)]
-    decoder = 2 * 7 * 7 * 32 + 7 * 7 * 32 + sum(i * o * k * k + o for i, o, k in ups)
-    model = models.build(Config(prior="standard"), (28, 28, 1))
-    assert sum(np.prod(w.shape) for w in model.trainable_variables) == encoder + decoder
+    maps = sum(i * o * k * k + o for i, o, k in ups)
+    expected = {
+        "vae": encoder + head + linear(2, 7 * 7 * 32) + maps,
+        "hvae": (encoder + head)  # q(z2|x)
+        + (encoder + latents + linear(2 * features, features) + head)  # q(z1|x, z2)
+        + (linear(2, width, width) + 2 * linear(width, 2))  # p(z1|z2)
+        + (linear(4, 7 * 7 * 32) + maps),  # p(x|z1, z2)
+    }[model]
+    config = Config(model=model, latent_dim={"vae": 2, "hvae": 4}[model], hidden_units=units)
+    built = models.build(config, (28, 28, 1))
+    assert sum(np.prod(w.shape) for w in built.trainable_variables) == expected
 
 
 def test_images_that_cannot_be_halved_twice_are_refused():
@@ -214,24 +228,28 @@ def test_the_papers_networks_take_images_of_any_size(model, network, shape):
     assert built.reconstruct(x).shape == x.shape and built.sample(N).shape == (N, *shape)
 
 
+@pytest.mark.parametrize("units", [None, 20])
 @pytest.mark.parametrize("model", SHALLOW)
-def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model):
+def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model, units):
+    width = units or 300
+
     def gated(*widths):
         return sum(2 * (i * o + o) for i, o in itertools.pairwise(widths))
 
-    head, out = 2 * (300 * 40 + 40), 300 * 784 + 784
+    head, out = 2 * (width * 40 + 40), width * 784 + 784
     expected = {
-        "vae": gated(784, 300, 300) + head + gated(40, 300, 300) + out,
-        "hvae": (gated(784, 300, 300) + head)  # q(z2|x)
-        + (gated(784, 300) + gated(40, 300) + gated(600, 300) + head)  # q(z1|x, z2)
-        + (gated(40, 300, 300) + head)  # p(z1|z2)
-        + (2 * gated(40, 300) + gated(600, 300) + out),  # p(x|z1, z2)
+        "vae": gated(784, width, width) + head + gated(40, width, width) + out,
+        "hvae": (gated(784, width, width) + head)  # q(z2|x)
+        + (gated(784, width) + gated(40, width) + gated(2 * width, width) + head)  # q(z1|x, z2)
+        + (gated(40, width, width) + head)  # p(z1|z2)
+        + (2 * gated(40, width) + gated(2 * width, width) + out),  # p(x|z1, z2)
     }[model]
-    built = models.build(Config(model=model, latent_dim=GATED[model], network="mlp"), (28, 28, 1))
+    config = Config(model=model, latent_dim=GATED[model], network="mlp", hidden_units=units)
+    built = models.build(config, (28, 28, 1))
     assert sum(np.prod(weight.shape) for weight in built.trainable_variables) == expected
 
 
-def gated_encoders():
+def gated_encoders(width):
     """Parameters of the paper's convHVAE but for its decoder: those of z2's and z1's posteriors and of p(z1|z2)."""
 
     def stack(*kernels):
@@ -244,16 +262,18 @@ def gated_encoders():
     def head(features):
         return 2 * (features * 40 + 40)
 
-    q_z1 = stack(3, 3, 3, 3, 3) + gated(40, 294) + gated(588, 300) + head(300)
-    return stack(7, 3, 5, 3, 3) + head(294) + q_z1 + gated(40, 300) + gated(300, 300) + head(300)
+    q_z1 = stack(3, 3, 3, 3, 3) + gated(40, 294) + gated(588, width) + head(width)
+    return stack(7, 3, 5, 3, 3) + head(294) + q_z1 + gated(40, width) + gated(width, width) + head(width)
 
 
-def test_the_parameter_count_of_the_gated_convolutions_is_that_of_the_paper():
-    image = 2 * 2 * (40 * 300 + 300) + 2 * (600 * 784 + 784)
+@pytest.mark.parametrize("units", [None, 20])
+def test_the_parameter_count_of_the_gated_convolutions_is_that_of_the_paper(units):
+    width = units or 300
+    image = 2 * 2 * (40 * width + width) + 2 * (2 * width * 784 + 784)
     convs = 2 * (1 * 64 * 9 + 64) + 3 * 2 * (64 * 64 * 9 + 64) + 64 + 1
-    built = models.build(Config(model="hvae", latent_dim=80, network="gatedconv"), (28, 28, 1))
-    count = sum(np.prod(weight.shape) for weight in built.trainable_variables)
-    assert count == gated_encoders() + image + convs
+    config = Config(model="hvae", latent_dim=80, network="gatedconv", hidden_units=units)
+    count = sum(np.prod(weight.shape) for weight in models.build(config, (28, 28, 1)).trainable_variables)
+    assert count == gated_encoders(width) + image + convs
 
 
 def test_a_gate_is_a_product():
@@ -264,7 +284,7 @@ def test_a_gate_is_a_product():
 
 
 def test_the_papers_logvar_is_clipped_hard():
-    head = DenseNetworks(SHAPE, None, None, None).head(300, 1)
+    head = DenseNetworks(SHAPE, None, None, None, None).head(300, 1)
     head.raw_logvar.kernel.assign(np.eye(300, 1))
     h = np.zeros((4, 300), "float32")
     h[:, 0] = [-1e3, -5.9, 1.9, 1e3]
