@@ -334,11 +334,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
     the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N); `doubtful` the
-    number of images whose k-hat is above 0.7, or where it is unknown whose effective samples are few. Raises UserError
-    for a run that cannot be scored.
+    number of images whose k-hat is above 0.7, or where it is unknown whose effective samples are few;
+    `diffusion_steps` those of the prior whose log p(x) it is, None of a model without; its ELBO has infinitely many.
+    Raises UserError for a run that cannot be scored.
     """
-    import keras
-
     scoring = scoring or Scoring.of(**usual(run, "is", dict.fromkeys(ESTIMATORS["is"])))
     check(run, scoring)
     if network:
@@ -358,22 +357,9 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         | more
         | apart
         | {name: value for name, value in scoring.settings.items() if name != "bracket"}
-        | {
-            "num_images": len(images),
-            "image_shape": list(run.image_shape),
-            "split": split,
-            "estimator": scoring.estimator,
-            "tag": tag,
-            "seed": scoring.seed,
-            "seconds": round(time.perf_counter() - started, 3),
-            "note": run.note,
-            "weights_sha256": weights_sha256,
-            "images_sha256": sha256_of(images),
-            "data_sha256": run.dataset.sha256,
-            "git_commit": experiment.git_commit(),
-            "backend": keras.backend.backend(),
-            "versions": experiment.versions(),
-        }
+        | {"estimator": scoring.estimator, "tag": tag, "seed": scoring.seed}
+        | {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
+        | circumstances(run, images, split)
     )
     if not math.isfinite(metrics["log_px"]):
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
@@ -382,6 +368,24 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     told = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | apart
     tracking.evaluated(run.path, run.config, stored.stem, told, run.status.get("best_epoch", 0))
     return Scored(run.name, run.config, scoring, metrics, estimate)
+
+
+def circumstances(run, images, split):
+    """What was scored, and by which code, for the metrics: a dict."""
+    import keras
+
+    return {
+        "num_images": len(images),
+        "image_shape": list(run.image_shape),
+        "split": split,
+        "note": run.note,
+        "diffusion_steps": run.config.settings.get("diffusion_steps"),
+        "images_sha256": sha256_of(images),
+        "data_sha256": run.dataset.sha256,
+        "git_commit": experiment.git_commit(),
+        "backend": keras.backend.backend(),
+        "versions": experiment.versions(),
+    }
 
 
 def sha256_of(images):

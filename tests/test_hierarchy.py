@@ -444,6 +444,7 @@ def test_a_run_is_scored_and_drawn(runs, name, capsys):
     metrics = json.loads((path / "metrics.json").read_text())
     assert metrics["proposal"] == "posterior" and len(metrics["rates"]) == len(layers)
     assert metrics["units"] == [9, 4, 16][name == "ladder" :]
+    assert metrics["diffusion_steps"] == (4 if name == "dvp" else None)
     assert metrics["elbo"] == pytest.approx(-metrics["rate"] - metrics["distortion"])
     assert plot.main([str(path)]) == 0
     drawn = {file.stem.removeprefix(f"{path.name}_") for file in (path / "figures").iterdir()}
