@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from keras import Sequential, backend, layers, ops
 
+from .convolutions import Conv2DTranspose
 from .distributions import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Normal, Pixels
 
 LOGVAR = (-6.0, 2.0)  # bounds of log-variances
@@ -157,7 +158,7 @@ class ConvDecoder(layers.Layer):
         f8, f16, f32 = (scaled(n, size) for n in (8, 16, 32))
 
         def up(filters, stride):
-            return layers.Conv2DTranspose(filters, 3, stride, padding="same", activation=activation)
+            return Conv2DTranspose(filters, 3, stride, activation=activation)
 
         self.net = Sequential(
             [
@@ -168,7 +169,7 @@ class ConvDecoder(layers.Layer):
                 up(f16, 2),
                 up(f16, 1),
                 up(f8, 2),
-                layers.Conv2DTranspose(observation.outputs(channels), 3, padding="same", dtype=backend.floatx()),
+                Conv2DTranspose(observation.outputs(channels), 3, dtype=backend.floatx()),
             ]
         )
         self.observation = observation
