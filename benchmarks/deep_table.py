@@ -27,7 +27,7 @@ from benchmarks import paper_table, readme
 from benchmarks.paper_table import RESULTS, call, with_backend
 
 ROWS = (
-    *("mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small"),
+    *("mnist_hvae_vamp_wide_small", "mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small"),
     *("cifar10_dvp_small", "cifar10_vae_gaussian_small"),
 )
 IMAGES = 1000  # whose log p(x) is estimated
