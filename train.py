@@ -17,6 +17,13 @@ from commandline import STOPPED
 from errors import RunError, UserError
 
 CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track")  # in a run that goes on; others make another
+TRIALS = 20  # of a search
+# of flags that are nothing without another, that one
+OWNERS = {
+    "cpus_per_run": "cluster",
+    "gpus_per_run": "cluster",
+    "trials": "search",
+}
 
 
 def add_arguments(parser):
@@ -37,13 +44,13 @@ def add_arguments(parser):
     )
     many.add_argument("--cluster", metavar="ADDRESS", help=text)
     text = "that a run asks of the cluster (default: 1)"
-    many.add_argument("--cpus_per_run", type=commandline.number(0), default=1, metavar="CPUS", help=text)
+    many.add_argument("--cpus_per_run", type=commandline.number(0), metavar="CPUS", help=text)
     text = "that a run asks of the cluster, also a part of one (default: 0)"
-    many.add_argument("--gpus_per_run", type=commandline.number(0), default=0, metavar="GPUS", help=text)
+    many.add_argument("--gpus_per_run", type=commandline.number(0), metavar="GPUS", help=text)
     text = "let Optuna propose the runs: flags may be ranges, as --lr 1e-5..1e-2, and the validation ELBO is maximised"
     many.add_argument("--search", choices=("optuna",), help=text)
-    text = "runs of a search in all, those of an earlier command included (default: 20)"
-    many.add_argument("--trials", type=commandline.whole(1), default=20, metavar="N", help=text)
+    text = f"runs of a search in all, those of an earlier command included (default: {TRIALS})"
+    many.add_argument("--trials", type=commandline.whole(1), metavar="N", help=text)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -51,6 +58,9 @@ def run(args):
     """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
     if args.list_presets:
         return list_presets()
+    for name, owner in OWNERS.items():
+        if getattr(args, name) is not None and not getattr(args, owner):
+            raise UserError(f"--{name} goes with --{owner}")
     if args.resume is not None:
         return run_again(args)
     engine.settle(args.backend, args.device)
@@ -90,7 +100,8 @@ def fit(config, args, run=None):
 def run_again(args):
     """Goes on with the run that --resume names, or trains it longer; returns the exit code."""
     settings = commandline.given(args)
-    words = ["overwrite"] * args.overwrite + ["preset"] * (args.preset is not None)
+    words = ["overwrite"] * args.overwrite
+    words += [name for name in ("preset", "jobs", "cluster", "search") if getattr(args, name) is not None]
     if fixed := [name for name in settings if name not in CHANGEABLE] + words:
         raise UserError(f"--{fixed[0]} cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
     for name, value in settings.items():
@@ -189,7 +200,8 @@ def launcher(args):
     words = [f"--device={args.device}"] + ([f"--backend={args.backend}"] if args.backend else [])
     words += ["--overwrite"] * args.overwrite
     if args.cluster:
-        return cluster.Tasks(args.cluster, args.cpus_per_run, args.gpus_per_run, words)
+        cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
+        return cluster.Tasks(args.cluster, cpus, args.gpus_per_run or 0, words)
     return grid.Workers(args.jobs or 1, words)
 
 
@@ -208,8 +220,9 @@ def run_search(args):
     lists = commandline.lists_of(args)
     if not lists.get("gs_key"):
         raise UserError("--search needs a name: add --gs_key NAME")
-    study = search.Search(lists, args.trials)
-    with launcher(args) as workers, grid.View(study.label, args.trials - study.done) as view:
+    trials = args.trials or TRIALS
+    study = search.Search(lists, trials)
+    with launcher(args) as workers, grid.View(study.label, trials - study.done) as view:
         stopped = grid.work_off(study, workers, view, study.ended)
     if study.configs:
         print(grid.table(list(study.configs), study.notes)[0])

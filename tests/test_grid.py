@@ -258,6 +258,9 @@ def test_many_runs_need_a_name_and_what_is_missing_is_said(tmp_path, capfd, monk
         assert capfd.readouterr().err == f"error: --{name} is for a grid, which needs a name: add --gs_key NAME\n"
     assert train.main(["--search", "optuna"]) == 2
     assert capfd.readouterr().err == "error: --search needs a name: add --gs_key NAME\n"
+    for name, owner in train.OWNERS.items():
+        assert train.main([f"--{name}", "3"]) == 2
+        assert capfd.readouterr().err == f"error: --{name} goes with --{owner}\n"
     place = flags(runs_dir=tmp_path, gs_key="key")
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "optuna", None)
