@@ -1,14 +1,16 @@
 """Train and score the small deep models, and write the README's table of them from their results.
 
-    python benchmarks/deep_table.py [ROW ...] [--hardware "two cores of ..."]
+    python benchmarks/deep_table.py [ROW ...] [--features FILE.keras] [--hardware "two cores of ..."]
 
 A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
 interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
-is of its first images, as many samples of a deep model take long. The last rows are what pixels that know nothing of
-one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
+is of its first images, as many samples of a deep model take long. FID, where --features names a network of features.py
+for the data set of a row, is of 10,000 samples against the test images. The last rows are what pixels that know nothing
+of one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -22,6 +24,7 @@ import atomic
 import commandline
 import data
 import engine
+import evaluate
 import experiment
 from benchmarks import paper_table, readme
 from benchmarks.paper_table import RESULTS, call, with_backend
@@ -31,6 +34,7 @@ ROWS = (
     *("cifar10_dvp_small", "cifar10_vae_gaussian_small"),
 )
 IMAGES = 1000  # whose log p(x) is estimated
+FEW = 100  # that are scored beside what is drawn from a model, as evaluate.py scores some in any case
 SCORES = {  # samples an image, and of how many images, by whether a model is deep: those of deep ones take long
     False: {"elbo": (20, None), "log_px": (500, IMAGES)},
     True: {"elbo": (2, None), "log_px": (100, IMAGES)},  # the ELBO is by 20 draws, whatever this says
@@ -43,6 +47,7 @@ HEADER = (
         "bits/dim by it",
         f"log p(x) of {IMAGES:,} images",
         "k-hat > 0.7",
+        "FID of samples",
         "rate by layer, from the top",
     ),
     *("active units", "training, min", "hardware"),
@@ -59,23 +64,33 @@ def produce(name, args):
     """Trains and scores a row, as far as that is not done, and writes its result file."""
     config = paper_table.config_of(name, 0, args.runs_dir)
     call("train.py", "--preset", name, "--runs_dir", str(args.runs_dir), *with_backend(args.backend))
-    run, found = experiment.load(config.path), {}
+    run = experiment.load(config.path)
+    before = json.loads(result_file(name).read_text()) if result_file(name).exists() else {}
+    found = {key: before[key] for key in ("distances",) if key in before}
     for score, (samples, images) in SCORES[config.is_deep].items():
-        path = score_file(run, samples, images)
-        if not path.exists() or json.loads(path.read_text())["weights_sha256"] != run.weights_sha256:
-            words = ["--num_samples", samples, "--proposal", "posterior" if config.is_deep else "fitted"]
-            words += ["--max_images", images] if images else []
-            call("evaluate.py", run.path, *map(str, words), *with_backend(args.backend))
-        found[score] = json.loads(path.read_text())
+        found[score] = scored(run, score_file(run, samples, images), samples, images, args)
+    if args.features:
+        network = hashlib.sha256(args.features.read_bytes()).hexdigest()[:8]
+        path = score_file(run, 2, FEW, f"_F{network}_G{evaluate.GENERATED}")
+        found["distances"] = scored(run, path, 2, FEW, args, "--features", args.features)["distances"]
     about = paper_table.about(run, name, args.hardware)
     atomic.write_json(result_file(name), about | {"weights": weights_of(run)} | found)
 
 
-def score_file(run, samples, images):
+def scored(run, path, samples, images, args, *more):
+    """What evaluate.py stores at `path`, a dict, which it is called for unless it is there, and of these weights."""
+    if not path.exists() or json.loads(path.read_text())["weights_sha256"] != run.weights_sha256:
+        words = ["--num_samples", samples, "--proposal", "posterior" if run.config.is_deep else "fitted", *more]
+        words += ["--max_images", images] if images else []
+        call("evaluate.py", run.path, *map(str, words), *with_backend(args.backend))
+    return json.loads(path.read_text())
+
+
+def score_file(run, samples, images, more=""):
     """Where evaluate.py writes a score."""
     fitted = "" if run.config.is_deep else "fitted"
     count = min(images or sys.maxsize, len(run.images("test")))
-    return run.path / "evaluations" / f"test_is{fitted}_S{samples}_N{count}.json"
+    return run.path / "evaluations" / f"test_is{fitted}_S{samples}{more}_N{count}.json"
 
 
 def weights_of(run):
@@ -109,12 +124,13 @@ def cells_of(name):
     """The cells of a row; empty ones where it was not run."""
     path = result_file(name)
     if not path.exists():
-        return [f"`{name}`", "not run here", *[""] * 8]
+        return [f"`{name}`", "not run here", *[""] * 9]
     result = json.loads(path.read_text())
     whole, some = result["elbo"], result["log_px"]
     rates = " + ".join(f"{rate:.1f}" for rate in whole["rates"])
     units = f"{' + '.join(map(str, whole['active_units']))} of {sum(whole['units'])}"
     note = f" ({whole['note']})" if whole["note"] else ""
+    fid = result.get("distances", {}).get("fid")
     bits = -whole["elbo"] / math.log(2) / math.prod(whole["image_shape"])
     return [
         f"`{name}`{note}",
@@ -123,6 +139,7 @@ def cells_of(name):
         "a density" if whole["bits_per_dim"] is None else f"{bits:.3f}",
         f"{some['log_px']:.2f} ± {some['log_px_se']:.2g}",
         some["doubtful"],
+        "" if fid is None else f"{fid:.2f}",
         rates,
         units,
         f"{result['status']['seconds'] / 60:.0f}",
@@ -134,8 +151,8 @@ def table():
     """The whole table, with a row for the baseline of each data set."""
     lines = [cells_of(name) for name in ROWS]
     for name, (nats, bits) in json.loads(BASELINES.read_text()).items():
-        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 6])
-    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 5 + "---|---|---:|---|"]
+        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 7])
+    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 6 + "---|---|---:|---|"]
     return "\n".join([*head, *(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""])
 
 
@@ -144,6 +161,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "deep"))
+    parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network by features.py")
     parser.add_argument("--backend", choices=engine.BACKENDS)
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     args = parser.parse_args()
