@@ -18,6 +18,7 @@ import atomic
 import commandline
 import engine
 import experiment
+import explore
 import figures
 import models
 from errors import UserError
@@ -55,6 +56,8 @@ def add_arguments(parser):
     parser.add_argument("--projection", choices=tuple(PROJECTIONS), default="pca", help=text)
     text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
     parser.add_argument("--estimates", action="store_true", help=text)
+    text = "instead of figures, write one HTML file in which latents are decoded as you move; several runs share a page"
+    parser.add_argument("--explore", action="store_true", help=text)
 
 
 def run(args):
@@ -65,9 +68,13 @@ def run(args):
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
+    if args.explore:
+        runs = explore.explorable(runs, args)
     output = Output(args.out)
     engine.settle(args.backend, args.device)
     engine.start(args.device)
+    if args.explore:
+        return write_explorer(runs, output)
     groups = defaultdict(list)
     runs.reverse()
     while runs:  # popped, so that one model at a time is in memory
@@ -81,8 +88,8 @@ def run(args):
 
 def draw_toy(args):
     """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
-    if args.runs or args.gs_key:
-        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
+    if args.runs or args.gs_key or args.explore:
+        raise UserError("--toy_posteriors is an example of its own, and takes no runs and no --explore")
     output = Output(args.out)
     engine.settle(args.backend, args.device)
     engine.start(args.device)
@@ -93,6 +100,20 @@ def draw_toy(args):
     density = figures.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
     figure = figures.posteriors(density, fitted, toy.log_px())
     output.write(Path(args.runs_dir, "figures"), "toy_posteriors.png", lambda: figures.png(figure))
+    return 0
+
+
+def write_explorer(runs, output):
+    """Writes the page in which these runs are explored, beside the figures of one or of their group; returns 0."""
+    first, names = runs[0], sorted({one.config.source.name for one in runs})
+    alone = len(runs) == 1
+    folder = first.path / "figures" if alone else Path(os.path.normpath(first.path / os.pardir), "figures")
+    name = first.config.training_id if alone else "_".join(names)
+    labels = [first.config.training_id] if alone else differences(runs)
+    runs.reverse()
+    panels = [explore.panel(View(runs.pop(), "pca"), label) for label in labels]  # popped, as above
+    title = f"Latents of {name if alone else f'{len(labels)} runs'}"
+    output.write(folder, f"{name}_explore.html", lambda: explore.page(panels, title))
     return 0
 
 

@@ -51,6 +51,36 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  #
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+def pytest_addoption(parser):
+    """The folder that browser tests write pictures into."""
+    parser.addoption("--screenshots", metavar="DIR", type=Path, help="where browser tests write (default: temporary)")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves tests that need a browser out unless they are asked for: what they need is not in requirements-dev.txt."""
+    if "browser" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason="needs a browser"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what was left out, and how to run it."""
+    count = sum("browser" in report.keywords for report in terminalreporter.stats.get("skipped", []))
+    if count:
+        terminalreporter.write_line(
+            f"left out: {count} tests of pages in a real browser; `make test-browser` runs them"
+        )
+
+
+@pytest.fixture(scope="session")
+def screenshots(request, tmp_path_factory):
+    """The folder that --screenshots names, or a temporary one."""
+    folder = request.config.option.screenshots or tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def first_on_both(*values):
     """Parameters of a test, of which JAX gets the first only, as each would take it long to compile."""
     return [values[0], *(pytest.param(value, marks=on_tensorflow) for value in values[1:])]

@@ -631,7 +631,7 @@ def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_
 
 def stub(shape, labels, names, **settings):
     """What plot.py needs of a run: an untrained model and noise for images."""
-    config = experiment.Config(data_set="digits", network_size=0.25, num_pseudo_inputs=3, **settings)
+    config = experiment.Config(**{"data_set": "digits", "network_size": 0.25, "num_pseudo_inputs": 3} | settings)
     split = Split((noise(24, *shape) * 255).astype(np.uint8), labels, 255)
     return SimpleNamespace(
         path=Path("nowhere"),
