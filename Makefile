@@ -1,6 +1,7 @@
 # make demo   train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
-# make test   the whole test suite, on TensorFlow and on JAX; make test-cluster, grids on a Ray cluster
-# Both make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
+# make test   the whole test suite, on TensorFlow and on JAX; make test-cluster, grids on a Ray cluster; make
+#             test-browser, pages in Chromium, which writes pictures of them where SCREENSHOTS=DIR says
+# All make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_s
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
-.PHONY: demo test test-cluster lint clean
+.PHONY: demo test test-cluster test-browser lint clean
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
@@ -22,6 +23,9 @@ test: .venv/dev
 
 test-cluster: .venv/dev .venv/extras
 	$(BIN)/python -m pytest tests/test_cluster.py
+
+test-browser: .venv/dev .venv/browser
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m browser $(if $(SCREENSHOTS),--screenshots="$(SCREENSHOTS)")
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -39,6 +43,10 @@ lint: .venv/dev
 
 .venv/extras: requirements-extras.txt .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
+	@touch $@
+
+.venv/browser: requirements-browser.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	@touch $@
 
 clean:
