@@ -32,7 +32,7 @@ EXAMPLES = 10  # test images to begin with, one of each class where there are so
 PSEUDO_INPUTS = 500
 DRAWS = 6  # of the posterior of each
 SLIDERS = 50
-MULTIPLICATIONS = 100_000_000  # of a picture, up to which a page computes it: a tenth of a second
+MULTIPLICATIONS = 100_000_000  # of a picture, up to which a page computes it: one or two tenths of a second
 WEIGHTS = 4_000_000  # that a page carries, at most: 16 MB before they are written as text
 GRID = 32  # pictures along each axis of the plane, where they are computed beforehand
 

@@ -538,6 +538,7 @@ class Panel {
 
   show() {
     const canvas = this.find(".decoded canvas");
+    for (const clear of ["clearMarks", "clearMeasures"]) performance[clear]("decode"); // the last one is kept
     performance.mark("decode");
     const values = this.exact ?? this.picture(this.z);
     performance.measure("decode", "decode");

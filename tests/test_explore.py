@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import first_on_both
 from PIL import Image
 from test_plot import noise, numpy, stub
 
@@ -141,7 +142,7 @@ KINDS = {"dense": dense, "conv": conv, "gated": gated, "parts": parts}
 
 
 @pytest.mark.keras
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", first_on_both(*DECODERS))
 def test_the_steps_compute_what_the_decoder_does(name):
     shape, settings = DECODERS[name]
     view = view_of(shape, **settings)
@@ -217,7 +218,6 @@ def test_a_panel_has_what_the_model_says():
     assert made["grid"] is None and made["pseudo"]["pictures"] is None and made["contours"] == []
 
 
-@pytest.mark.keras
 def test_two_dimensions_are_their_own_plane_under_the_prior():
     view = view_of((8, 8, 1), latent_dim=2, model="hvae")
     made = explore.panel(view, "mine")
@@ -242,7 +242,6 @@ def test_shown_images_are_some_of_all_with_one_of_each_class(monkeypatch):
     assert explore.facts(view, 14, {"multiplications": 9}, None, "")[0].startswith("14 of 24 test images")
 
 
-@pytest.mark.keras
 @pytest.mark.parametrize("dim", [1, 2, 4])
 def test_a_decoder_that_is_not_for_a_page_is_a_grid_of_pictures(monkeypatch, dim):
     monkeypatch.setattr(explore, "MULTIPLICATIONS", 100)
@@ -315,7 +314,6 @@ def explored(*words):
     assert plot.main([*map(str, words), "--explore"]) == 0
 
 
-@pytest.mark.keras
 def test_one_run_is_explored_in_one_file_and_several_share_another(runs, capsys):
     explored(runs[0])
     path = runs[0] / "figures" / f"{runs[0].name}_explore.html"
