@@ -109,7 +109,7 @@ def run_again(args):
             raise UserError(f"--{name} takes one value with --resume, not {len(value)}")
     settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
     before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
-    engine.settle(args.backend or before.backend, args.device)
+    engine.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
     config = dataclasses.replace(before.config, **({"data_dir": before.data_dir} | settings))
     if config.training_id == before.config.training_id:
         return go_on(before, config, args)

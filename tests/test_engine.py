@@ -36,6 +36,22 @@ def test_the_flag_goes_before_the_environment_and_tensorflow_is_the_default():
     assert settled("'tensorflow'", KERAS_BACKEND="jax") == "tensorflow"
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "installed", "expected"),
+    [
+        ("auto", ["0"], ("jax", "jax_plugins", "tensorflow"), "jax"),
+        ("cpu", ["0"], ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
+        ("auto", [], ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
+        ("auto", ["0"], ("jax", "tensorflow"), "tensorflow"),
+        ("auto", [], ("jax",), "jax"),
+    ],
+)
+def test_auto_takes_jax_on_a_gpu_that_it_can_use(monkeypatch, device, gpus, installed, expected):
+    monkeypatch.setattr(engine, "gpus", lambda: gpus)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
+    assert engine.fastest(device) == expected
+
+
 @pytest.mark.keras
 def test_the_backend_of_a_process_cannot_be_changed():
     engine.start()
