@@ -72,22 +72,13 @@ def scored(config, place):
     """Scores a run unless it is; returns the exit code of evaluate.py."""
     run = experiment.load(config.path, config.data_dir)
     count = min(SCORE["max_images"], len(run.images("test")))
-    wanted = {"weights_sha256": run.weights_sha256, "num_images": count, "split": "test"}
-    wanted |= {"num_samples": SCORE["num_samples"], "proposal": "fitted"}
-    metrics = metrics_of(config)
+    wanted = {"num_images": count, "split": "test", "num_samples": SCORE["num_samples"], "proposal": "fitted"}
+    metrics = run.metrics
     if all(metrics.get(name) == value for name, value in wanted.items()):
         return 0
     words = [word for name, value in SCORE.items() for word in (f"--{name}", str(value))]
     where = ["--data_dir", config.data_dir] if config.data_dir else []
     return evaluate.main([str(config.path), *words, *where, *place])
-
-
-def metrics_of(config):
-    """The latest scores of a run, a dict; empty without."""
-    try:
-        return json.loads((config.path / "metrics.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def collect(config, hardware):
@@ -100,7 +91,7 @@ def collect(config, hardware):
     if before.get("metrics", {}).get("weights_sha256") == run.weights_sha256 and hardware.endswith("not stated"):
         hardware = before["hardware"]  # drawn again, it was trained where it was
     about = {"settings": settings, "status": run.status, "note": run.note, "hardware": hardware}
-    atomic.write_json(file, about | kept | {"metrics": metrics_of(config)})
+    atomic.write_json(file, about | kept | {"metrics": run.metrics})
 
 
 def shown():

@@ -128,15 +128,13 @@ def test_the_largest_complete_setting_is_shown(tiny):
     assert "network size 16, 250 epochs, learning rate 0.0001" in shown and "trained in 1.0 min" in shown
 
 
-def test_scores_of_other_weights_or_of_other_kind_are_made_again(tmp_path, monkeypatch):
+def test_scores_of_another_kind_are_made_again(monkeypatch):
     asked = []
-    run = SimpleNamespace(weights_sha256="new", images=lambda split: [0] * 300)
+    run = SimpleNamespace(metrics={}, images=lambda split: [0] * 300)
     monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run)
     monkeypatch.setattr(readme_pictures.evaluate, "main", lambda words: asked.append(words) or 0)
-    config = experiment.Config(data_set="digits", runs_dir=str(tmp_path))
-    config.path.mkdir()
-    fitting = {"weights_sha256": "new", "num_images": 300, "split": "test", "num_samples": 500, "proposal": "fitted"}
-    for changed in ({"weights_sha256": "old"}, {"split": "val"}, {"proposal": "posterior"}, {}):
-        (config.path / "metrics.json").write_text(json.dumps(fitting | changed))
+    config = experiment.Config(data_set="digits")
+    fitting = {"num_images": 300, "split": "test", "num_samples": 500, "proposal": "fitted"}
+    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"proposal": "posterior"}, fitting):
         assert readme_pictures.scored(config, []) == 0
-    assert len(asked) == 3 and asked[0][0] == str(config.path) and "--num_samples" in asked[0]
+    assert len(asked) == 3 and asked[0] == [str(config.path), "--max_images", "1000", "--num_samples", "500"]
