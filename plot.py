@@ -14,9 +14,12 @@ from tqdm import tqdm
 
 import commandline
 import engine
+import experiment
+import export
 import figures
 import groups
 import models
+import report
 from errors import UserError
 from experiment import Config
 from output import Output
@@ -60,6 +63,11 @@ def add_arguments(parser):
     parser.add_argument("--figures", nargs="+", metavar="NAME", choices=NAMES, help=f"{text}: {', '.join(NAMES)}")
     text = "of the files of figures (default: png)"
     parser.add_argument("--format", choices=figures.FORMATS, default="png", help=text)
+    text = "also write one HTML page of settings, scores, figures and the commands that repeat them"
+    parser.add_argument("--report", action="store_true", help=text)
+    text = "write samples, reconstructions and embeddings (npz), the first two as files (png), or the decoder (onnx), "
+    text += "and draw nothing"
+    parser.add_argument("--export", choices=tuple(export.KINDS), help=text)
     add_readme_arguments(parser)
 
 
@@ -87,14 +95,22 @@ def run(args):
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
+    if args.report and args.export:
+        raise UserError("--export draws nothing that a --report could show; give one of them")
     output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)
+    export.check(args.export)
     engine.start(args.device)
-    members = []
+    members, paths = [], [one.path for one in runs]
     runs.reverse()
     while runs:  # popped, so that one model at a time is in memory
-        members.append(draw_run(runs.pop(), output, args.projection, args.estimates, args.figures))
+        if args.export:
+            export.KINDS[args.export](View(runs.pop(), args.projection), output)
+        else:
+            members.append(draw_run(runs.pop(), output, args.projection, args.estimates, args.figures))
     draw_groups(members, output, args.figures)
+    if args.report:
+        report.write([experiment.load(path, args.data_dir) for path in paths], output)
     return 0
 
 
@@ -305,7 +321,7 @@ def draw_groups(members, output, only=None):
 
 
 def draw_input(view):
-    """PER_CLASS grey test images of each class."""
+    """Grey test images of each class, before anything is binarized."""
     figure = figures.sheet(picked(view.split.grey(), view.examples))
     return named(figure, view)
 
@@ -525,7 +541,7 @@ def draw_pseudouse(view):
 
 
 def draw_temperatures(view):
-    """Draws from the prior with all its variances multiplied by each of TEMPERATURES, a row each."""
+    """Draws from the prior with all its variances multiplied by a temperature, a row for each."""
     rows = [view.decoded(as_numpy(view.model.warmer(PER_CLASS, one, view.noise()))) for one in TEMPERATURES]
     caption = f"{view.shown} p(x|z), z from the prior with its variances multiplied by the temperature"
     figure = figures.sheet(np.stack(rows), caption)
