@@ -203,7 +203,7 @@ def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
     assert steps.get_ylabel() == "share of the test images (%)" and steps.get_title("left") == "caption"
     words = ["50 %", "30 %", "", "", "< 0.01 %", "5 %", "", ""]
     assert [axes.get_xlabel() for axes in panels] == words
-    np.testing.assert_array_equal(panels[2].images[0].get_array(), decoded["most used"][0][0, ..., 0])
+    np.testing.assert_array_equal(panels[2].images[0].get_array(), decoded["most used"][0][..., 0])
 
 
 @pytest.mark.parametrize("classes", [None, 1, 10, 40])
@@ -465,7 +465,7 @@ def test_posteriors_of_pseudo_inputs_are_ellipses_of_one_standard_deviation(view
     centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
     np.testing.assert_allclose(collection.get_widths(), 2 * np.exp(numpy(centre.logvar)[:, 0] / 2), rtol=1e-4)
     assert plot.ellipses(views["standard2"]) is None
-    assert len(plot.draw_embedding_mean(views["standard2"]).axes[0].images) > 3
+    assert len(plot.draw_embedding_mean(views["standard2"]).axes[0].images) >= 2
 
 
 def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
@@ -473,6 +473,7 @@ def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
     index = plot.columns_of(view.examples)
     bare = plot.draw_reconmanifold(view).axes[0]
     assert not bare.texts and [label.strip() for label in texts(bare.get_xticklabels())] == list("0123456789")
+    view = plot.View(view.run, "pca")
     view.evaluation = evaluation(index[:2].ravel(), -np.arange(20.0))
     axes = plot.draw_reconmanifold(view).axes[0]
     expected = [f"\N{MINUS SIGN}{n}.0" for n in range(20)]
