@@ -6,9 +6,12 @@ matplotlib is imported when a figure is drawn, and never pyplot: no display is n
 import contextlib
 import io
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
+
+from errors import UserError
 
 DPI = 150
 FORMATS = ("png", "svg")
@@ -97,9 +100,17 @@ class ImagePosterior(NamedTuple):
 
 @contextlib.contextmanager
 def style():
-    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator."""
-    import matplotlib
+    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator.
 
+    Raises UserError where matplotlib is told to use a backend that there is not, though none is used here.
+    """
+    try:
+        import matplotlib
+    except ValueError as error:
+        told = os.environ.get("MPLBACKEND")
+        raise UserError(
+            f"matplotlib cannot be imported with MPLBACKEND={told}; unset it, no display is used"
+        ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -792,6 +793,22 @@ def test_weights_that_are_not_finite_are_refused():
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
     with pytest.raises(experiment.UserError, match="not finite"):
         plot.embedding_file(plot.View(run, "pca"))
+
+
+def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
+    assert plot.main(["--gs_key", "none", "--runs_dir", str(tmp_path)]) == 2
+    assert "holds no run with weights; train it with --gs_key none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("TkAgg", "True"), ("nonsense", "cannot be imported with MPLBACKEND=nonsense; unset it")]
+)
+def test_no_display_is_needed_whatever_matplotlib_is_told_to_use(backend, said):
+    code = "import figures, numpy; print(len(figures.rendered(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))) > 200)"
+    env = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    env["MPLBACKEND"] = backend
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
 
 
 def test_a_projection_that_there_is_not_is_refused(capsys):
