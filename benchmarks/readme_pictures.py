@@ -35,7 +35,7 @@ SCORE = {"max_images": 1000, "num_samples": 500}  # flags of evaluate.py
 FIGURES = ("input", "reconmanifold", "embedding_mean", "pseudouse", "overlay", "curves", "priors")
 HEADER = (
     *("data", "model", "prior", "log p(x)", "± Monte Carlo", "± images", "ELBO", "rate", "distortion"),
-    *("pseudo-inputs in use", "training, min", "scoring, min"),
+    *("k-hat > 0.7", "pseudo-inputs in use", "training, min", "scoring, min"),
 )
 
 
@@ -116,7 +116,7 @@ def shown():
 def part():
     """The README's table and pictures."""
     results = shown()
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 9]
+    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 10]
     lines = [*head, *(row(config, result) for config, result in results.items()), "", about(results)]
     for data_set in DATA_SETS:
         lines += ["", *pictures({one: result for one, result in results.items() if one.data_set == data_set})]
@@ -130,7 +130,7 @@ def row(config, result):
     cells = [config.data_set, config.model, config.prior]
     cells += [f"{metrics['log_px']:.2f}", f"{metrics['log_px_se']:.3f}", f"{metrics['log_px_se_images']:.2f}"]
     cells += [f"{metrics[name]:.2f}" for name in ("elbo", "rate", "distortion")]
-    cells += [f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes:.1f}"]
+    cells += [str(metrics["doubtful"]), f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes:.1f}"]
     cells.append(f"{metrics['seconds'] / 60:.1f}")
     return f"| {' | '.join(cells)} |"
 

@@ -101,7 +101,7 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
 def result(config, log_px):
     """A result file's content."""
     metrics = dict.fromkeys(("log_px_se", "log_px_se_images", "elbo", "rate", "distortion", "seconds"), 1.0)
-    metrics |= {"log_px": log_px, "components_in_use": None, "num_images": 9, "num_samples": 5}
+    metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "num_samples": 5}
     settings = {"model": config.model, "prior": config.prior, "data_set": config.data_set}
     settings |= {"network_size": config.network_size, "epochs": config.epochs, "lr": config.lr, "latent_dim": 2}
     about = {"status": {"seconds": 60.0}, "note": "", "hardware": "here", "backend": "jax", "git_commit": None}
