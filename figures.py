@@ -680,19 +680,23 @@ def curves(runs, note=""):
 
 
 def draw_seeds(axes, number, label, seeds, column):
-    """The mean of a column over seeds, its band, and a dot for each seed; returns the mean, as far as all seeds go."""
+    """The mean of a column over seeds, as far as all go, its band, and a dot for each seed; returns what is to be seen.
+
+    That is all values (n,) but those of the first tenth, whose steep start would flatten the rest.
+    """
     colour, dash = PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
     length = min(len(history[column]) for history, _ in seeds)
     values = np.stack([history[column][:length] for history, _ in seeds])
     epochs, mean = seeds[0][0]["epoch"][:length], values.mean(axis=0)
+    spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.zeros(length)
     if len(seeds) > 1:
-        spread = values.std(axis=0, ddof=1)
         axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
     draw_curve(axes, epochs, mean, color=colour, linestyle=dash, label=label)
     for history, best in seeds:
         dot = {"color": colour, "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot(history["epoch"][best], history[column][best], "o", **dot)
-    return mean
+    start, dots = length // 10, [history[column][best] for history, best in seeds]
+    return np.concatenate([(mean - spread)[start:], (mean + spread)[start:], dots])
 
 
 @style()

@@ -59,6 +59,8 @@ def test_curves_are_means_over_seeds_in_bands_with_a_dot_for_each_seed():
     np.testing.assert_allclose(mean.get_ydata(), [-10, -7, -5])
     assert [line.get_xydata().tolist() for line in (first, second)] == [[[2, -5]], [[3, -4]]]
     assert mean.get_label() == "vae, 2 seeds" and other.get_label() == "hvae" and len(dots) == 1
+    bottom, top = axes.get_ylim()
+    assert bottom < -10 - np.sqrt(2) and top > -4  # bands and dots are whole
     (band,) = axes.collections  # of one seed there is none
     ends = band.get_paths()[0].get_extents()
     np.testing.assert_allclose([ends.y0, ends.y1], [-10 - np.sqrt(2), -5 + np.sqrt(2)], atol=1e-6)
