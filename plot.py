@@ -45,6 +45,7 @@ MOST_EMBEDDED = 1 << 26  # latents of all test images together: of fewer images,
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way out of the noise is
 INSTANTS = 10  # of this way
+OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
 
@@ -77,9 +78,9 @@ def add_readme_arguments(parser):
     text = "train what is missing of its eight runs, score and draw them, and write its table and pictures; with none "
     text += "of the next three, of network size 1 in 10 epochs with a learning rate of 1e-3"
     readme.add_argument("--readme", action="store_true", help=text)
-    for name, kind in {"network_size": float, "epochs": int, "lr": float}.items():
-        text = f"of these runs (default: as of train.py, {getattr(Config, name)})"
-        readme.add_argument(f"--{name}", type=kind, metavar=name.split("_")[-1].upper(), help=text)
+    for name in OF_README[:-1]:
+        text, usual = "of these runs (default: as of train.py, {})", getattr(Config, name)
+        readme.add_argument(f"--{name}", type=type(usual), metavar=name.split("_")[-1].upper(), help=text.format(usual))
     readme.add_argument("--hardware", metavar="WORDS", help="a word on the machine, stored with the results")
 
 
@@ -91,6 +92,8 @@ def run(args):
         from benchmarks import readme_pictures  # which calls all three scripts
 
         return readme_pictures.produce(args)
+    if strange := [name for name in OF_README if getattr(args, name) is not None]:
+        raise UserError(f"--{strange[0]} goes with --readme")
     runs = list({one.path.resolve(): one for one in commandline.chosen_runs(args)}.values())
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):

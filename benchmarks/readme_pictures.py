@@ -41,10 +41,9 @@ HEADER = (
 
 def produce(args):
     """Does all of it, as far as it is not done, for the flags of plot.py; returns the exit code."""
-    if args.runs or args.gs_key or args.out:
-        raise UserError(
-            "--readme has runs of its own, and writes to img/ and README.md: it takes no RUN, --gs_key, --out"
-        )
+    if args.runs or strange_to(args):
+        said = "--readme has runs and figures of its own, and writes to img/ and README.md"
+        raise UserError(f"{said}; it does not go with {'RUN' if args.runs else f'--{strange_to(args)[0]}'}")
     configs, place = configs_of(args), ["--device", args.device, *(["--backend", args.backend] if args.backend else [])]
     for number, config in enumerate(configs, 1):
         print(f"[{number}/{len(configs)}] {config.path}", flush=True)
@@ -59,6 +58,12 @@ def produce(args):
         collect(config, args.hardware or "hardware not stated")
     readme.write("readme_pictures.py", part())
     return 0
+
+
+def strange_to(args):
+    """The names of the flags that were given and do not go with --readme."""
+    usual = {"gs_key": None, "out": None, "figures": None, "format": "png", "report": False, "export": None}
+    return [name for name, value in usual.items() if getattr(args, name) != value]
 
 
 def configs_of(args):

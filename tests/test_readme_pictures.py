@@ -44,10 +44,16 @@ def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_
     assert full[-1].path.name == "fashionmnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
 
 
-@pytest.mark.parametrize("words", [("run",), ("--gs_key", "x"), ("--out", "x")])
-def test_it_takes_no_runs_and_no_other_place(words, capsys):
-    assert plot.main([*words, "--readme"]) == 2
-    assert "it takes no RUN" in capsys.readouterr().err
+@pytest.mark.parametrize("words", ["run", "--gs_key=x", "--out=x", "--report", "--export=npz", "--format=svg"])
+def test_it_takes_no_runs_and_no_other_place(words, monkeypatch, capsys):
+    monkeypatch.setattr(train, "main", None)
+    assert plot.main([words, "--readme"]) == 2
+    expected = "RUN" if words == "run" else words.split("=")[0]
+    assert f"it does not go with {expected}" in capsys.readouterr().err
+
+
+def test_its_sizes_go_with_it_alone(capsys):
+    assert plot.main(["run", "--epochs", "3"]) == 2 and "--epochs goes with --readme" in capsys.readouterr().err
 
 
 def test_sizes_that_no_run_can_have_are_refused(capsys):
