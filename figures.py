@@ -684,7 +684,7 @@ def draw_seeds(axes, number, label, seeds, column):
 
     That is all values (n,) but those of the first tenth, whose steep start would flatten the rest.
     """
-    colour, dash = PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+    colour, dash = line_of(number)
     length = min(len(history[column]) for history, _ in seeds)
     values = np.stack([history[column][:length] for history, _ in seeds])
     epochs, mean = seeds[0][0]["epoch"][:length], values.mean(axis=0)
@@ -699,21 +699,28 @@ def draw_seeds(axes, number, label, seeds, column):
     return np.concatenate([(mean - spread)[start:], (mean + spread)[start:], dots])
 
 
+def line_of(number):
+    """The colour and the dashes of the curve of this number, others for each of the first forty."""
+    return PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+
+
 @style()
 def overlay(curves):
     """A figure of one validation ELBO curve for each run, the best first in the legend.
 
     Args: curves, a dict of label to (epochs (E,), ELBO (E,) in nats).
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(6, 3.8)
     axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)")
-    ordered = sorted(curves.items(), key=lambda item: -max(item[1][1]))
-    for number, (label, (epochs, values)) in enumerate(ordered):
-        dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
-        colour = PALETTE[number % len(PALETTE)]
+    numbers = {label: number for number, label in enumerate(curves)}  # their colours, the same as of `curves`
+    for label, (epochs, values) in sorted(curves.items(), key=lambda item: -max(item[1][1])):
+        colour, dash = line_of(numbers[label])
         draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=f"{label}: {decimals(max(values))}")
         axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
     zoom(axes, [values for _, values in curves.values()])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
     return figure
 

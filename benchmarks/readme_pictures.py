@@ -130,7 +130,7 @@ def part():
 
 def row(config, result):
     """A line of the table."""
-    metrics, minutes = result["metrics"], result["status"]["seconds"] / 60
+    metrics, minutes = result["metrics"], minutes_of(result)
     used = metrics["components_in_use"]
     cells = [config.data_set, config.model, config.prior]
     cells += [f"{metrics['log_px']:.2f}", f"{metrics['log_px_se']:.3f}", f"{metrics['log_px_se_images']:.2f}"]
@@ -164,15 +164,17 @@ def pictures(results):
     """The lines that show the pictures of one data set, those of all its runs first."""
     config = next(iter(results))
     name, group = config.data_set, Group.of(config).name
-    overlay = image(f"{group}_losshistory", f"Validation ELBO of the four models on {name} by epoch")
+    minutes = ", ".join(f"{one.model} {one.prior} {minutes_of(result):.1f}" for one, result in results.items())
     lines = [
-        f"| {image(f'{name}_input', f'Test images of {name}, ten of each class')} | {overlay} |",
-        "|---|---|",
-        f"| `{name}`, ten test images of each class | {setting(config)} |",
+        f"**{name}**: {setting(config)}; minutes of training: {minutes}.",
         "",
-        image(f"{group}_curves", f"Validation ELBO, rate and distortion of the four models on {name}"),
+        image(f"{group}_losshistory", f"Validation ELBO of the four models on {name} by epoch"),
+        "",
+        image(f"{group}_curves", f"Validation ELBO, rate and distortion of the four models on {name} by epoch"),
         "",
         image(f"{group}_priors", f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right"),
+        "",
+        *folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"}),
     ]
     for one, result in results.items():
         lines += ["", *pictures_of(one, result)]
@@ -180,22 +182,30 @@ def pictures(results):
 
 
 def pictures_of(config, result):
-    """The lines that show the pictures of one run, below what it is and how long it took."""
-    said = f"{config.data_set}, {config.model}, {config.prior}"
-    names = {
-        "reconmanifold": f"Test images above their reconstructions and their log p(x): {said}",
-        "embedding_mean": f"Posterior means of the test images over the prior's density: {said}",
+    """The lines that show the pictures of one run, below what it is, how good, and how long it took."""
+    name = f"{config.data_set}, {config.model}, {config.prior}"
+    words = {
+        "reconmanifold": f"Test images above their reconstructions and their log p(x): {name}",
+        "embedding_mean": f"Posterior means of the test images over the prior's density: {name}",
     }
-    minutes = f"trained in {result['status']['seconds'] / 60:.1f} min"
-    lines = [
-        f"| {' | '.join(image(f'{config.training_id}_{name}', words) for name, words in names.items())} |",
-        "|---|---|",
-        f"| `{said}`: {setting(config)}, {minutes} | log p(x) {result['metrics']['log_px']:.2f} |",
-    ]
     if config.has_pseudo_inputs:
-        words = f"How much of the test images each pseudo-input stands for, and the most and least used: {said}"
-        lines += ["", image(f"{config.training_id}_pseudouse", words)]
-    return lines
+        words["pseudouse"] = f"How much of the test images each pseudo-input stands for: {name}"
+    said = f"{name}: {setting(config)}, {minutes_of(result):.1f} min; log p(x) {result['metrics']['log_px']:.2f}"
+    is_richest = (config.model, config.prior) == MODELS[-1]
+    return folded(said, {f"{config.training_id}_{stem}": text for stem, text in words.items()}, is_richest)
+
+
+def minutes_of(result):
+    """How long a run was trained."""
+    return result["status"]["seconds"] / 60
+
+
+def folded(summary, images, is_open=False):
+    """The lines of pictures, words by file, at the page's whole width, where they can be read, behind their summary."""
+    lines = [f"<details{' open' * is_open}><summary>{summary}</summary>"]
+    for stem, words in images.items():
+        lines += ["", image(stem, words)]
+    return [*lines, "", "</details>"]
 
 
 def image(stem, words):

@@ -131,7 +131,10 @@ def test_the_largest_complete_setting_is_shown(tiny):
     write_results(tiny / "results", -140.0, models, network_size=16.0, epochs=250)
     shown = readme_pictures.part()
     assert "-140.00" in shown and "-150.00" not in shown and "img/digits_ldim2_factor16_losshistory.png" in shown
-    assert "network size 16, 250 epochs, learning rate 0.0001" in shown and "trained in 1.0 min" in shown
+    assert (
+        "network size 16, 250 epochs, learning rate 0.0001" in shown
+        and "learning rate 0.0001, 1.0 min; log p(x) -140.00" in shown
+    )
 
 
 def test_scores_of_another_kind_are_made_again(monkeypatch):
