@@ -333,10 +333,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     With a features.Network, `count` images drawn from the model are scored, too, see `distances`.
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
-    the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N); `doubtful` the
-    number of images whose k-hat is above 0.7, or where it is unknown whose effective samples are few;
-    `diffusion_steps` those of the prior whose log p(x) it is, None of a model without; its ELBO has infinitely many.
-    Raises UserError for a run that cannot be scored.
+    the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N), as of `elbo`,
+    `rate` and `distortion` their `_se_images`; `doubtful` the number of images whose k-hat is above 0.7, or where it is
+    unknown whose effective samples are few; `diffusion_steps` those of the prior whose log p(x) it is, None of a model
+    without; its ELBO has infinitely many. Raises UserError for a run that cannot be scored.
     """
     scoring = scoring or Scoring.of(**usual(run, "is", dict.fromkeys(ESTIMATORS["is"])))
     check(run, scoring)
@@ -566,7 +566,6 @@ def summary(estimate, dimensions, is_sampled=True):
     error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
     means = {
         "log_px_se": error,
-        "log_px_se_images": np.std(estimate.log_px, ddof=1) / math.sqrt(n) if n > 1 else math.nan,
         "bits_per_dim": -log_px / (dimensions * math.log(2)),
         "elbo": np.mean(estimate.elbo),
         "rate": np.mean(estimate.rate),
@@ -575,6 +574,8 @@ def summary(estimate, dimensions, is_sampled=True):
         "samples_mean": np.mean(estimate.samples),
         "samples_max": np.max(estimate.samples),
     }
+    for name in ("log_px", "elbo", "rate", "distortion"):
+        means[f"{name}_se_images"] = np.std(getattr(estimate, name), ddof=1) / math.sqrt(n) if n > 1 else math.nan
     few = np.isnan(estimate.khat) & (estimate.ess < np.minimum(FEW, estimate.samples / 2))
     means = {name: known(value) for name, value in means.items()}
     return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero((estimate.khat > DOUBTFUL) | few))}

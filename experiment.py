@@ -733,6 +733,15 @@ class Run:
             raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
         return self.path / "evaluations" / f"{name}.json"
 
+    @property
+    def metrics(self):
+        """The latest scores, a dict, if they are of the weights that are here now; an empty one if not."""
+        with contextlib.suppress(UserError, OSError):
+            metrics = _read_json(self.path / "metrics.json", "unreadable")
+            if metrics.get("weights_sha256") == self.weights_sha256:
+                return metrics
+        return {}
+
     def evaluation(self, split):
         """The newest whole Evaluation of most images of a split by the weights that are here now; None without one.
 

@@ -44,8 +44,9 @@ def explorable(runs, args):
     """
     if args.projection != "pca":
         raise UserError(f"--projection {args.projection} has no way back to latents; leave it away with --explore")
-    if args.estimates:
-        raise UserError("--estimates is drawn as a figure; leave it away with --explore, which draws none")
+    for name in ("estimates", "figures", "report", "export"):
+        if getattr(args, name):
+            raise UserError(f"--{name} does not go with --explore, which writes a page of its own")
     reasons = {run.path: refused(run) for run in runs}
     possible = [run for run in runs if not reasons[run.path]]
     for path, reason in reasons.items():

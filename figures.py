@@ -6,13 +6,20 @@ matplotlib is imported when a figure is drawn, and never pyplot: no display is n
 import contextlib
 import io
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
 
+from errors import UserError
+
 DPI = 150
+FORMATS = ("png", "svg")
 SHEET_PIXELS = (1200, 1800)  # how wide and high a sheet of images may grow when its pixels are enlarged
 GAP, BREAK = 2, 12  # pixels between images, and between groups of them
+TILE_TEXT = 7.5  # points of the words under an image
+WRITTEN = round(1.5 * TILE_TEXT * DPI / 72)  # pixels of a break that has such words in it
+THUMBNAILS = 22  # as many would lie beside one another along an axis
 SHARES = (0.5, 0.8, 0.95)  # of a density's mass, inside its contours
 PALETTE = (  # seaborn's "colorblind", ten colours, the pale ones last
     "#0173b2",
@@ -26,6 +33,7 @@ PALETTE = (  # seaborn's "colorblind", ten colours, the pale ones last
     "#fbafe4",
     "#ece133",
 )
+ELLIPSE = "#a8123e"  # of pseudo-inputs' posteriors: darker than every colour of the palette
 STYLE = {
     "axes.labelsize": 9,
     "axes.spines.right": False,
@@ -42,6 +50,7 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.dpi": DPI,
     "savefig.pad_inches": 0.06,
+    "svg.hashsalt": "vampvae",  # else the names of its parts are chance
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -91,9 +100,17 @@ class ImagePosterior(NamedTuple):
 
 @contextlib.contextmanager
 def style():
-    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator."""
-    import matplotlib
+    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator.
 
+    Raises UserError where matplotlib is told to use a backend that there is not, though none is used here.
+    """
+    try:
+        import matplotlib
+    except ValueError as error:
+        told = os.environ.get("MPLBACKEND")
+        raise UserError(
+            f"matplotlib cannot be imported with MPLBACKEND={told}; unset it, no display is used"
+        ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -108,10 +125,10 @@ def new_figure(width, height, **options):
 
 
 @style()
-def png(figure):
-    """The figure as the bytes of a PNG file at 150 dpi."""
+def rendered(figure, kind="png"):
+    """The figure as the bytes of a file of this kind, one of FORMATS: PNG at 150 dpi, or SVG, the same every time."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
@@ -130,23 +147,24 @@ def alternating(upper, lower):
     return np.stack([upper, lower], axis=1).reshape(-1, *upper.shape[1:])
 
 
-def starts(count, size, breaks=()):
+def starts(count, size, breaks=(), room=BREAK):
     """First pixel of each of `count` tiles of `size` pixels, (count,), and the length of all of them together.
 
-    Tiles lie GAP pixels apart; before those whose index is in `breaks`, BREAK pixels.
+    Tiles lie GAP pixels apart; before those whose index is in `breaks`, `room` pixels.
     """
-    gaps = [0, *(BREAK if index in breaks else GAP for index in range(1, count))]
+    gaps = [0, *(room if index in breaks else GAP for index in range(1, count))]
     first = np.cumsum(gaps) + size * np.arange(count)
     return first, int(first[-1]) + size
 
 
-def tiled(grid, row_breaks=(), column_breaks=()):
+def tiled(grid, row_breaks=(), column_breaks=(), room=BREAK):
     """One picture of a grid of images, white between them and where pixels are NaN.
 
-    Args: grid (R, columns, H, W, C) in [0, 1]. Returns the picture (h, w, C) and the first pixels of rows and columns.
+    Args: grid (R, columns, H, W, C) in [0, 1]; room, pixels at each of row_breaks. Returns the picture (h, w, C) and
+    the first pixels of rows and columns.
     """
     rows, columns, height, width, channels = grid.shape
-    top, h = starts(rows, height, row_breaks)
+    top, h = starts(rows, height, row_breaks, room)
     left, w = starts(columns, width, column_breaks)
     picture = np.ones((h, w, channels), np.float32)
     for row, y in enumerate(top):
@@ -163,13 +181,14 @@ def enlarged(grid):
 
 
 @style()
-def sheet(grid, caption="", row_breaks=(), column_breaks=()):
+def sheet(grid, caption="", row_breaks=(), column_breaks=(), room=BREAK):
     """A figure of a grid of images (R, columns, H, W, C) in [0, 1], NaN left white.
 
-    One drawn array, whose pixels are whole pixels of the PNG. Its axes are bare; see `name_rows` and `name_columns`.
+    One drawn array, whose pixels are whole pixels of the PNG, `room` of them at each of `row_breaks`. Its axes are
+    bare; see `name_rows`, `name_columns` and `name_tiles`.
     """
     big = enlarged(grid)
-    picture, top, left = tiled(big, row_breaks, column_breaks)
+    picture, top, left = tiled(big, row_breaks, column_breaks, room)
     h, w, channels = picture.shape
     figure = new_figure(w / DPI, h / DPI)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -193,10 +212,22 @@ def name_rows(figure, names, label=""):
 
 @style()
 def name_columns(figure, names, label=""):
-    """Writes names below the columns of a sheet, one a column."""
+    """Writes names below the columns of a sheet: one a column, or one for each group of equally many columns."""
     axes = figure.axes[0]
-    axes.set_xticks(axes.get_xticks(), names)
+    axes.set_xticks(axes.get_xticks().reshape(len(names), -1).mean(axis=1), names)
     axes.set_xlabel(label)
+
+
+@style()
+def name_tiles(figure, names):
+    """Writes names (groups, columns) under the last tile of each column in each group of equally many rows."""
+    axes = figure.axes[0]
+    rows, columns = axes.get_yticks(), axes.get_xticks()
+    per_group, half = len(rows) // len(names), rows[0]  # the first row's middle is half a tile from the rim
+    for middle, words in zip(rows[per_group - 1 :: per_group], names, strict=True):
+        for x, word in zip(columns, words, strict=True):
+            place = {"textcoords": "offset points", "ha": "center", "va": "top"}
+            axes.annotate(word, (x, middle + half), (0, -1), annotation_clip=False, fontsize=TILE_TEXT, **place)
 
 
 def every_other(values):
@@ -240,16 +271,10 @@ def embedding(points, labels, class_names, axis_names, caption="", density=None,
     whose grid is then shown whole, or None; components (K, 2) or None. The points are drawn in a random order, so that
     no class lies on top of another.
     """
-    from matplotlib.colors import to_rgba_array
-
     figure = new_figure(5.6, 5.2)
     axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], title=caption)
     names = class_names if labels is not None else ("test images",)
-    palette = to_rgba_array(colours(len(names)))
-    classes = labels if labels is not None else np.zeros(len(points), int)
-    order = np.random.default_rng(0).permutation(len(points))
-    size = float(np.clip(40_000 / len(points), 4, 16))
-    axes.scatter(*points[order].T, s=size, c=palette[classes[order]], alpha=0.6, linewidths=0)
+    palette = draw_points(axes, points, labels, len(names))
     if density is not None:
         draw_density(axes, density)
     if components is not None and len(components):
@@ -260,6 +285,73 @@ def embedding(points, labels, class_names, axis_names, caption="", density=None,
         axes.set_aspect("equal")
     draw_legend(axes, palette, names)
     return figure
+
+
+def draw_points(axes, points, labels, count):
+    """Points (N, 2) in a random order, in the colours of their labels (N,), or None, of `count` classes; these colours.
+
+    Many are drawn as one picture in an SVG, too, where each would be an element.
+    """
+    from matplotlib.colors import to_rgba_array
+
+    palette = to_rgba_array(colours(count))
+    classes = labels if labels is not None else np.zeros(len(points), int)
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(40_000 / len(points), 4, 16))
+    options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}
+    axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
+    return palette
+
+
+@style()
+def landscape(points, labels, class_names, density, ellipses, thumbnails, caption=""):
+    """A figure of the prior's density in the plane, the points over it, and pictures at the places that they stand for.
+
+    Args: points (N, 2); labels (N,) integers or None; class_names; density the prior's `Density`, which is shown
+    whole; ellipses, means and standard deviations (K, 2) each, of as many posteriors, or None; thumbnails, places
+    (M, 2) and images (M, H, W, C), the first ones first where they would lie upon one another.
+    """
+    figure = new_figure(7.4, 6.6)
+    axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=caption)
+    shade(axes, density, 3.0)  # pale, as the points are grey, too
+    names = class_names if labels is not None else ("test images",)
+    palette = draw_points(axes, points, labels, len(names))
+    axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
+    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+    axes.plot([], [], color="black", linewidth=0.7, label=f"prior ({shares} %)")
+    if ellipses is not None:
+        draw_ellipses(axes, *ellipses)
+        label = f"{len(ellipses[0])} pseudo-inputs:\nposteriors, 1 sd"
+        axes.plot([], [], color=ELLIPSE, label=label)
+    draw_thumbnails(axes, *thumbnails)
+    draw_legend(axes, palette, names)
+    return figure
+
+
+def draw_ellipses(axes, means, deviations):
+    """An ellipse of one standard deviation around each mean (K, 2)."""
+    from matplotlib.collections import EllipseCollection
+
+    sizes = 2 * deviations.T
+    options = {"units": "xy", "offset_transform": axes.transData, "facecolors": "none", "edgecolors": ELLIPSE}
+    options |= {"linewidths": 0.7, "alpha": 1.0} if len(means) <= 100 else {"linewidths": 0.5, "alpha": 0.6}
+    axes.add_collection(EllipseCollection(*sizes, np.zeros(len(means)), offsets=means, **options))
+
+
+def draw_thumbnails(axes, places, images):
+    """Images (M, H, W, C) at their places (M, 2), as far as they do not lie upon those before them."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    extent = axes.get_window_extent()
+    tall = extent.width / extent.height * images.shape[1] / images.shape[2]  # so that a pixel is square
+    box, kept = np.array([right - left, (top - bottom) * tall]) / THUMBNAILS, []
+    for place, image in zip(places, images, strict=True):
+        inside = (place - box / 2 > (left, bottom)).all() and (place + box / 2 < (right, top)).all()
+        if inside and all((np.abs(place - other) > 1.15 * box).any() for other in kept):
+            kept.append(place)
+            (x, y), (width, height) = place - box / 2, box
+            picture = image[..., 0] if image.shape[-1] == 1 else image
+            axes.imshow(picture, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def draw_density(axes, density):
@@ -355,11 +447,13 @@ def draw_picture(axes, image, name=""):
     axes.spines[:].set_visible(False)
 
 
-def shade(axes, density):
-    """A density in grey, with contours around SHARES of its mass."""
+def shade(axes, density, black=1.6):
+    """A density in grey, so many times its highest value being black, with contours around SHARES of its mass."""
     (left, bottom), (right, top) = density.limits
     shades = np.exp(density.log_p - density.log_p.max())
-    axes.imshow(shades, extent=(left, right, bottom, top), origin="lower", cmap="Greys", vmax=1.6, aspect="auto")
+    axes.imshow(
+        shades, extent=(left, right, bottom, top), origin="lower", cmap="Greys", vmin=0, vmax=black, aspect="auto"
+    )
     draw_levels(axes, density, SHARES)
 
 
@@ -393,7 +487,7 @@ def likelihoods(log_px, labels, class_names, ends, source, note=""):
     for axes in rows:
         axes.axvline(log_px.mean(), color="black", linewidth=0.8, linestyle=":")
     rows[-1].set_xlabel("log p(x) (nats)")
-    draw_ends(right, ends)
+    draw_ends(right, {f"{name}, log p(x) in nats": end for name, end in ends.items()}, decimals)
     return figure
 
 
@@ -413,8 +507,11 @@ def draw_boxes(axes, groups, names):
     axes.invert_yaxis()
 
 
-def draw_ends(figure, ends):
-    """Rows of images, log p(x) under each and the name of the end above, in an otherwise empty figure."""
+def draw_ends(figure, ends, words):
+    """Rows of images in an otherwise empty figure, the name of each row above and values under the images.
+
+    Args: ends, of each row's name images (k, H, W, C) and values (k,); words, a function of a value to its text.
+    """
     most = max(len(images) for images, _ in ends.values())
     grid = figure.subplots(len(ends), max(1, most), squeeze=False)
     for axes in grid.flat:
@@ -422,10 +519,39 @@ def draw_ends(figure, ends):
     for panels, (name, (images, values)) in zip(grid, ends.items(), strict=True):
         panels[0].set_title(" ")  # room for the text, which goes over several panels and must widen none
         place = {"xy": (0, 1), "xytext": (0, 5), "xycoords": "axes fraction", "textcoords": "offset points"}
-        panels[0].annotate(f"{name}, log p(x) in nats", **place).set_in_layout(False)
+        panels[0].annotate(name, **place).set_in_layout(False)
         for axes, image, value in zip(panels, images, values, strict=False):
             axes.set_axis_on()
-            draw_picture(axes, image, decimals(value))
+            draw_picture(axes, image, words(value))
+
+
+@style()
+def use(shares, inputs, pictures, caption=""):
+    """A figure of how much of the images each pseudo-input stands for, and which of them most and least do.
+
+    Args: shares (K,), falling, whose sum is 1; inputs, of each end's name images (k, H, W, C) of pseudo-inputs and
+    their shares (k,); pictures, of the same names the images that are decoded there.
+    """
+    figure = new_figure(9, 3.8, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    axes = left.subplots()
+    edges = np.arange(len(shares) + 1) + 0.5
+    axes.stairs(100 * shares, edges, fill=True, color=PALETTE[0])
+    axes.axhline(100 / len(shares), color="black", linewidth=0.8, linestyle=":", label=f"all alike: 1 / {len(shares)}")
+    axes.set(xlabel="pseudo-inputs, the most used one first", ylabel="share of the test images (%)", title=caption)
+    axes.set(xlim=edges[[0, -1]], ylim=(0, 115 * shares.max()))
+    axes.legend(loc="upper right")
+    rows = {}
+    for name, (images, values) in inputs.items():
+        rows[f"{name} pseudo-inputs"] = images, [percent(value) for value in values]
+        rows[f"{name}: decoded at the means of their posteriors"] = pictures[name], [""] * len(values)
+    draw_ends(right, rows, str)
+    return figure
+
+
+def percent(share):
+    """A share as a percentage of two digits, small ones as "< 0.01 %"."""
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "< 0.01 %"
 
 
 # ---------------------------------------------------------------------------------------------- curves
@@ -529,20 +655,72 @@ def bands(curves):
 
 
 @style()
+def curves(runs, note=""):
+    """A figure of validation ELBO, rate and distortion by epoch: means over seeds in bands of a standard deviation.
+
+    Args: runs, of each label a list of (history, index of the epoch that was kept), one for each seed, as of
+    `losshistory`. A dot marks that epoch of each seed on the curve of the seed.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(9, 3.5, layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
+        shown = [
+            draw_seeds(axes, number, label, seeds, f"val_{name}") for number, (label, seeds) in enumerate(runs.items())
+        ]
+        zoom(axes, shown)
+        axes.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.axes[0].set_title("validation; dots: kept epochs")
+    figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else "")
+    figure.axes[2].set_title(note)
+    handles = figure.axes[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return figure
+
+
+def draw_seeds(axes, number, label, seeds, column):
+    """The mean of a column over seeds, as far as all go, its band, and a dot for each seed; returns what is to be seen.
+
+    That is all values (n,) but those of the first tenth, whose steep start would flatten the rest.
+    """
+    colour, dash = line_of(number)
+    length = min(len(history[column]) for history, _ in seeds)
+    values = np.stack([history[column][:length] for history, _ in seeds])
+    epochs, mean = seeds[0][0]["epoch"][:length], values.mean(axis=0)
+    spread = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.zeros(length)
+    if len(seeds) > 1:
+        axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
+    draw_curve(axes, epochs, mean, color=colour, linestyle=dash, label=label)
+    for history, best in seeds:
+        dot = {"color": colour, "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(history["epoch"][best], history[column][best], "o", **dot)
+    start, dots = length // 10, [history[column][best] for history, best in seeds]
+    return np.concatenate([(mean - spread)[start:], (mean + spread)[start:], dots])
+
+
+def line_of(number):
+    """The colour and the dashes of the curve of this number, others for each of the first forty."""
+    return PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+
+
+@style()
 def overlay(curves):
     """A figure of one validation ELBO curve for each run, the best first in the legend.
 
     Args: curves, a dict of label to (epochs (E,), ELBO (E,) in nats).
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(6, 3.8)
     axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)")
-    ordered = sorted(curves.items(), key=lambda item: -max(item[1][1]))
-    for number, (label, (epochs, values)) in enumerate(ordered):
-        dash = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
-        colour = PALETTE[number % len(PALETTE)]
+    numbers = {label: number for number, label in enumerate(curves)}  # their colours, the same as of `curves`
+    for label, (epochs, values) in sorted(curves.items(), key=lambda item: -max(item[1][1])):
+        colour, dash = line_of(numbers[label])
         draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=f"{label}: {decimals(max(values))}")
         axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
     zoom(axes, [values for _, values in curves.values()])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
     return figure
 

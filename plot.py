@@ -1,11 +1,9 @@
 """Draw figures of trained runs: python plot.py runs/RUN [runs/RUN ...] --projection tsne"""
 
 import contextlib
-import dataclasses
 import io
 import os
 import sys
-from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
@@ -14,21 +12,27 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import atomic
 import commandline
 import engine
 import experiment
 import explore
+import export
 import figures
+import groups
 import models
+import report
 from errors import UserError
+from experiment import Config
+from output import Output
 
 BATCH = 500  # images or latents through the model at once
 PER_CLASS = 10  # images of each class on a sheet
+OF_CLASS = 4  # of these above their reconstructions
 MANIFOLD = 20  # images along each axis of the latent plane
 STEPS = 9  # decoded images from one end of an interpolation to the other
 SAMPLES = 100
 PSEUDO_INPUTS = 50  # on a sheet, at most
+USED = 6  # of these, the most and the least used
 DENSITY = 240  # points along each axis, between which contours are drawn
 POSTERIORS = 6  # images whose p(z|x) is drawn
 DRAWS = 2000  # points that stand for it
@@ -42,6 +46,7 @@ MOST_EMBEDDED = 1 << 26  # latents of all test images together: of fewer images,
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way out of the noise is
 INSTANTS = 10  # of this way
+OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
 
@@ -58,31 +63,64 @@ def add_arguments(parser):
     parser.add_argument("--estimates", action="store_true", help=text)
     text = "instead of figures, write one HTML file in which latents are decoded as you move; several runs share a page"
     parser.add_argument("--explore", action="store_true", help=text)
+    text = "draw these figures only"
+    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=NAMES, help=f"{text}: {', '.join(NAMES)}")
+    text = "of the files of figures (default: png)"
+    parser.add_argument("--format", choices=figures.FORMATS, default="png", help=text)
+    text = "also write one HTML page of settings, scores, figures and the commands that repeat them"
+    parser.add_argument("--report", action="store_true", help=text)
+    text = "write samples, reconstructions and embeddings (npz), the first two as files (png), or the decoder (onnx), "
+    text += "and draw nothing"
+    parser.add_argument("--export", choices=tuple(export.KINDS), help=text)
+    add_readme_arguments(parser)
+
+
+def add_readme_arguments(parser):
+    """Adds --readme and what goes with it."""
+    readme = parser.add_argument_group("what the README shows")
+    text = "train what is missing of its eight runs, score and draw them, and write its table and pictures; with none "
+    text += "of the next three, of network size 1 in 10 epochs with a learning rate of 1e-3"
+    readme.add_argument("--readme", action="store_true", help=text)
+    for name in OF_README[:-1]:
+        text, usual = "of these runs (default: as of train.py, {})", getattr(Config, name)
+        readme.add_argument(f"--{name}", type=type(usual), metavar=name.split("_")[-1].upper(), help=text.format(usual))
+    readme.add_argument("--hardware", metavar="WORDS", help="a word on the machine, stored with the results")
 
 
 def run(args):
     """Draws the figures of the runs that the flags name and prints each file; returns the exit code."""
     if args.toy_posteriors:
         return draw_toy(args)
+    if args.readme:
+        from benchmarks import readme_pictures  # which calls all three scripts
+
+        return readme_pictures.produce(args)
+    if strange := [name for name in OF_README if getattr(args, name) is not None]:
+        raise UserError(f"--{strange[0]} goes with --readme")
     runs = list({one.path.resolve(): one for one in commandline.chosen_runs(args)}.values())
     ids = [one.config.training_id for one in runs]
     if args.out and len(set(ids)) < len(ids):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
     if args.explore:
         runs = explore.explorable(runs, args)
-    output = Output(args.out)
+    if args.report and args.export:
+        raise UserError("--export draws nothing that a --report could show; give one of them")
+    output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)
+    export.check(args.export)
     engine.start(args.device)
     if args.explore:
         return write_explorer(runs, output)
-    groups = defaultdict(list)
+    members, paths = [], [one.path for one in runs]
     runs.reverse()
     while runs:  # popped, so that one model at a time is in memory
-        drawn = draw_run(runs.pop(), output, args.projection, args.estimates)
-        groups[drawn.group].append(drawn)
-    for group, members in groups.items():
-        if len(members) > 1:
-            draw_group(group, members, output)
+        if args.export:
+            export.KINDS[args.export](View(runs.pop(), args.projection), output)
+        else:
+            members.append(draw_run(runs.pop(), output, args.projection, args.estimates, args.figures))
+    draw_groups(members, output, args.figures)
+    if args.report:
+        report.write([experiment.load(path, args.data_dir) for path in paths], output)
     return 0
 
 
@@ -90,7 +128,7 @@ def draw_toy(args):
     """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
     if args.runs or args.gs_key or args.explore:
         raise UserError("--toy_posteriors is an example of its own, and takes no runs and no --explore")
-    output = Output(args.out)
+    output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)
     engine.start(args.device)
     import toy
@@ -98,8 +136,7 @@ def draw_toy(args):
     fitted = [toy.fit(name) for name in tqdm(toy.CASES, unit="model", disable=not sys.stderr.isatty())]
     axis = np.linspace(-3.5, 3.5, 401)
     density = figures.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    figure = figures.posteriors(density, fitted, toy.log_px())
-    output.write(Path(args.runs_dir, "figures"), "toy_posteriors.png", lambda: figures.png(figure))
+    output.draw(Path(args.runs_dir, "figures"), "toy_posteriors", figures.posteriors, density, fitted, toy.log_px())
     return 0
 
 
@@ -109,46 +146,12 @@ def write_explorer(runs, output):
     alone = len(runs) == 1
     folder = first.path / "figures" if alone else Path(os.path.normpath(first.path / os.pardir), "figures")
     name = first.config.training_id if alone else "_".join(names)
-    labels = [first.config.training_id] if alone else differences(runs)
+    labels = [first.config.training_id] if alone else groups.differences(runs)
     runs.reverse()
     panels = [explore.panel(View(runs.pop(), "pca"), label) for label in labels]  # popped, as above
     title = f"Latents of {name if alone else f'{len(labels)} runs'}"
     output.write(folder, f"{name}_explore.html", lambda: explore.page(panels, title))
     return 0
-
-
-class Output:
-    """Where figures go: `folder`, or where it is None a folder of each run's. Each file is written once in a call."""
-
-    def __init__(self, folder):
-        self.folder, self.written = folder, set()
-        if folder:
-            self._make(folder)
-
-    def write(self, default, name, make):
-        """Writes the bytes that `make()` returns to `name` and prints its path. Raises UserError if it cannot."""
-        folder = self.folder or default
-        if folder / name in self.written:
-            return
-        content = make()
-        self._make(folder)
-        with blamed_on(folder / name):
-            atomic.write(folder / name, content)
-        self.written.add(folder / name)
-        print(folder / name, flush=True)
-
-    def _make(self, folder):
-        with blamed_on(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def blamed_on(path):
-    """Turns an OSError of the block into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another folder with --out") from error
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -212,12 +215,6 @@ class View:
         return random.SeedGenerator(self.config.seed)
 
     @cached_property
-    def reconstructions(self):
-        """Reconstructions of the examples: (R, PER_CLASS, H, W, C), NaN where a class has fewer images."""
-        rows = self.reconstructed(self.images[self.examples.ravel()])
-        return picked(rows, np.where(self.examples < 0, -1, np.arange(self.examples.size).reshape(self.examples.shape)))
-
-    @cached_property
     def embedding(self):
         """The Embedding of all test images, or of the first where their latents are very many.
 
@@ -263,6 +260,19 @@ class View:
         return stored if stored and stored.index.max() < len(self.images) else None
 
     @cached_property
+    def log_px(self):
+        """log p(x) in nats of test images by their index, a dict; None where no evaluation is stored."""
+        stored = self.evaluation
+        return stored and dict(zip(stored.index.tolist(), stored.log_px.tolist(), strict=True))
+
+    @cached_property
+    def shares(self):
+        """How much of the test images each component of the top prior stands for: (K,), as of `responsibilities`."""
+        from models.diagnostics import responsibilities
+
+        return responsibilities(self.model.prior().top, self.embedding.z[:, : self.model.sizes[0]])
+
+    @cached_property
     def samples(self):
         """Images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
         return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.drawing))
@@ -306,32 +316,66 @@ def picked(images, index):
     return np.where((index >= 0)[..., None, None, None], images[index], np.float32(np.nan))
 
 
-def draw_run(run, output, projection, estimates=False):
-    """Draws all figures of a run, or all but that of `estimates`; returns what comparing runs needs, a `Drawn`."""
+def draw_run(run, output, projection, estimates=False, only=None):
+    """Draws the figures of a run named by `only`, or all but those of COSTLY, of which `estimates` asks for one.
+
+    Returns what comparing runs needs, a groups.Drawn.
+    """
     view, folder, prefix = View(run, projection), run.path / "figures", run.config.training_id
-    wanted = FIGURES | (COSTLY if estimates else {})
-    names = {name: f"{prefix}_{name}.png" for name in wanted} | {"input": f"{run.config.source.name}_input.png"}
-    for name, draw in wanted.items():
-        if name in CONDITIONS and not CONDITIONS[name](view):
-            if name in MISSING:
-                print(f"{run.path}: {MISSING[name]}", file=sys.stderr)
-        else:
-            output.write(folder, names[name], lambda draw=draw: figures.png(draw(view)))
-    output.write(folder, f"{prefix}_embedding.npz", lambda: embedding_file(view))
-    return drawn_of(view)
+    drawn = FIGURES | COSTLY
+    wanted = [name for name in drawn if name in (only or (*FIGURES, *(COSTLY if estimates else ())))]
+    stems = {name: f"{prefix}_{name}" for name in wanted} | {"input": f"{run.config.source.name}_input"}
+    for name in wanted:
+        if name not in CONDITIONS or CONDITIONS[name](view):
+            output.draw(folder, stems[name], drawn[name], view)
+        elif name in MISSING:
+            print(f"{run.path}: {MISSING[name]}", file=sys.stderr)
+    if not only:
+        output.write(folder, f"{prefix}_embedding.npz", lambda: embedding_file(view))
+    return groups.drawn_of(view)
+
+
+def draw_groups(members, output, only=None):
+    """Draws the figures that compare runs, those named by `only` or all, of each group of these groups.Drawn."""
+    for group, several in groups.grouped(members).items():
+        folder = Path(os.path.normpath(several[0].path / os.pardir), "figures")
+        for name, draw in groups.FIGURES.items():
+            if name in (only or groups.FIGURES) and groups.CONDITIONS.get(name, bool)(several):
+                output.draw(folder, f"{group.name}_{groups.STEMS.get(name, name)}", draw, several)
 
 
 def draw_input(view):
-    """PER_CLASS grey test images of each class."""
+    """Grey test images of each class, before anything is binarized."""
     figure = figures.sheet(picked(view.split.grey(), view.examples))
     return named(figure, view)
 
 
 def draw_reconmanifold(view):
-    """The same images as the model sees them, each above its reconstruction."""
-    grid = figures.alternating(picked(view.images, view.examples), view.reconstructions)
-    figure = figures.sheet(grid, "test images above their reconstructions", row_breaks=range(2, len(grid), 2))
-    return named(figure, view)
+    """Test images as the model sees them, a class in each column, above their reconstructions and their log p(x)."""
+    index = columns_of(view.examples) if view.rows else view.examples[:OF_CLASS]  # (rows, columns)
+    shown = view.reconstructed(view.images[index.ravel()]).reshape(*index.shape, *view.images.shape[1:])
+    shown[index < 0] = np.nan
+    grid = figures.alternating(picked(view.images, index), shown)
+    scores = view.log_px
+    caption = "test images above their reconstructions" + (", and log p(x) in nats" if scores is not None else "")
+    room = figures.BREAK if scores is None else figures.WRITTEN
+    figure = figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2), room=room)
+    if scores is not None:
+        words = [[figures.decimals(scores[n], 1) if n in scores else "" for n in row] for row in index.tolist()]
+        figures.name_tiles(figure, words)
+    if view.rows:
+        figures.name_columns(figure, [f"\n{name}" for name in evenly(view.rows)])
+    return figure
+
+
+def columns_of(examples):
+    """The first OF_CLASS images of at most PER_CLASS classes, from examples as of `examples`: (OF_CLASS, classes)."""
+    return evenly(examples)[:, :OF_CLASS].T
+
+
+def evenly(rows, most=PER_CLASS):
+    """So many of the rows at most, evenly chosen, as an array."""
+    return np.asarray(rows)[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
 
 
 def named(figure, view):
@@ -396,7 +440,7 @@ def draw_interpolations(view):
 
 def pairs(rows, most=10):
     """First images of pairs of rows of examples (R, PER_CLASS), each row with the next: (at most `most`, 2) indices."""
-    first = rows[:, 0][np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
+    first = evenly(rows[:, 0], most)
     return np.stack([first, np.roll(first, -1)], axis=1)
 
 
@@ -414,8 +458,32 @@ def draw_embedding_z(view):
 
 
 def draw_embedding_mean(view):
-    """The posterior mean of each test image."""
-    return draw_embedding(view, view.embedding.mean)
+    """The posterior mean of each test image; with two dimensions, over the prior and what stands there as pictures."""
+    return draw_landscape(view) if view.density is not None else draw_embedding(view, view.embedding.mean)
+
+
+def draw_landscape(view):
+    """The posterior means over the prior's density, with the posteriors of pseudo-inputs, and pictures in place."""
+    if view.config.has_pseudo_inputs:
+        pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
+        thumbnails = view.components[order], pictures[order]
+        caption = "pictures: pseudo-inputs, at the means of their posteriors"
+    else:
+        chosen = view.spread(PER_CLASS**2)
+        chosen = chosen[chosen < len(view.embedding.mean)]
+        thumbnails = view.embedding.mean[chosen], view.images[chosen]
+        caption = "pictures: test images, at the means of their posteriors"
+    points = view.embedding.mean
+    labels = None if view.split.labels is None else view.split.labels[: len(points)]
+    return figures.landscape(points, labels, view.class_names, view.density, ellipses(view), thumbnails, caption)
+
+
+def ellipses(view):
+    """Means and standard deviations (K, 2) of the posteriors of pseudo-inputs; None without, and where a flow bends."""
+    if not view.config.has_pseudo_inputs or view.config.posterior != "gaussian":
+        return None
+    centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
+    return as_numpy(centre.mean), np.exp(as_numpy(centre.logvar) / 2)
 
 
 def flattened(view, points):
@@ -482,8 +550,22 @@ def draw_pseudoinputs(view):
     return figures.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
 
 
+def draw_pseudouse(view):
+    """How much of the test images each pseudo-input stands for, with the most and the least used ones."""
+    from models.diagnostics import perplexity
+
+    order = np.argsort(-view.shares, kind="stable")
+    count = min(USED, len(order) // 2)
+    inputs, pictures, prior = {}, {}, as_numpy(view.model.top_prior.pseudo_inputs)
+    for name, chosen in (("most used", order[:count]), ("least used", order[::-1][:count])):
+        inputs[name] = prior[chosen], view.shares[chosen]
+        pictures[name] = view.decoded(view.components[chosen])
+    caption = f"in use: {perplexity(view.shares):.1f} of {len(order)} (perplexity)"
+    return figures.use(view.shares[order], inputs, pictures, caption)
+
+
 def draw_temperatures(view):
-    """Draws from the prior with all its variances multiplied by each of TEMPERATURES, a row each."""
+    """Draws from the prior with all its variances multiplied by a temperature, a row for each."""
     rows = [view.decoded(as_numpy(view.model.warmer(PER_CLASS, one, view.noise()))) for one in TEMPERATURES]
     caption = f"{view.shown} p(x|z), z from the prior with its variances multiplied by the temperature"
     figure = figures.sheet(np.stack(rows), caption)
@@ -706,6 +788,7 @@ FIGURES = {
     "losshistory": draw_losshistory,
     "samples": draw_samples,
     "pseudoinputs": draw_pseudoinputs,
+    "pseudouse": draw_pseudouse,
     "temperatures": draw_temperatures,
     "layers": draw_layers,
     "contexts": draw_contexts,
@@ -717,6 +800,7 @@ FIGURES = {
 COSTLY = {"estimates": draw_estimates}  # drawn where they are asked for
 CONDITIONS = {  # of a View, for the figures that not every run has
     "pseudoinputs": lambda view: view.config.has_pseudo_inputs,
+    "pseudouse": lambda view: view.config.has_pseudo_inputs and not view.config.is_deep,
     "temperatures": lambda view: view.config.is_deep,
     "layers": lambda view: view.config.is_deep,
     "contexts": lambda view: view.config.has("context_size"),
@@ -726,104 +810,11 @@ CONDITIONS = {  # of a View, for the figures that not every run has
     "likelihood": lambda view: view.evaluation is not None,
     "estimates": lambda view: not (view.config.is_autoregressive or view.config.is_deep),
 }
+NAMES = (*FIGURES, *COSTLY, *groups.FIGURES)
 MISSING = {  # what is said where a figure is left out that could be had
     "likelihood": "no score of the test images is stored for these weights, so none is drawn; run evaluate.py first",
     "estimates": "no estimates are drawn of deep models, or of networks that go pixel by pixel: it would take hours",
 }
-
-
-# ---------------------------------------------------------------------------------------------- several runs
-
-
-class Group(NamedTuple):
-    """What runs share whose figures can be compared; `law` says what their scores are of, where that is not usual."""
-
-    data_set: str
-    latents: str
-    size: str
-    law: str
-
-    @property
-    def name(self):
-        """What the names of the figures begin with."""
-        return f"{self.data_set}_{self.latents}_{self.size}{self.law}"
-
-
-class Drawn(NamedTuple):
-    """What figures that compare runs need of one: images are (10, H, W, C), one a class where there are classes."""
-
-    path: Path
-    config: experiment.Config
-    history: dict
-    originals: np.ndarray
-    reconstructions: np.ndarray
-    samples: np.ndarray
-    note: str
-
-    @property
-    def group(self):
-        """The Group of this run."""
-        config = self.config
-        latents = f"L{config.num_layers}" if config.is_deep else f"ldim{config.latent_dim}"
-        return Group(config.source.name, latents, config.size.removesuffix(".0"), config.law)
-
-
-def drawn_of(view):
-    """The Drawn of a view's run."""
-    chosen = view.spread(10)
-    reconstructions = view.reconstructed(view.images[chosen])
-    run = view.run
-    originals, samples = view.split.grey(chosen), view.samples[:10]
-    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, run.note)
-
-
-def draw_group(group, members, output):
-    """Draws both figures that compare the runs of a group."""
-    folder = Path(os.path.normpath(members[0].path / os.pardir), "figures")
-    labels = differences(members)
-    curves = {}
-    for label, one in zip(labels, members, strict=True):
-        said = f"{label} ({one.note})" if one.note else label
-        curves[said] = (one.history["epoch"], one.history["val_elbo"])
-    output.write(folder, f"{group.name}_losshistory.png", lambda: figures.png(figures.overlay(curves)))
-    output.write(folder, f"{group.name}_comparison.png", lambda: figures.png(comparison(labels, members)))
-
-
-def comparison(labels, members):
-    """A sheet with a row for each run: reconstructions of the test images in the first row, then samples."""
-    blank = np.full_like(members[0].samples, np.nan)
-    rows = [np.concatenate([members[0].originals, blank])]
-    rows += [np.concatenate([one.reconstructions, one.samples]) for one in members]
-    caption, left = "left: reconstructions; right: samples", len(members[0].originals)
-    figure = figures.sheet(np.stack(rows), caption, row_breaks=(1,), column_breaks=(left,))
-    figures.name_rows(figure, ["test images", *labels])
-    return figure
-
-
-def differences(members):
-    """A label for each run: the settings in which they differ, or its folder where that does not tell them apart."""
-    settings = [settings_of(one.config) for one in members]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    varying = [name for name in names if len({one.get(name) for one in settings}) > 1]
-    labels = [", ".join(one[name] for name in varying if name in one) for one in settings]
-    return labels if len(set(labels)) == len(labels) else [str(one.path) for one in members]
-
-
-def settings_of(config):
-    """The settings of a run that change its numbers: a dict of name to words, as "hvae", "epochs 20" or "lr 0.001"."""
-    tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
-    values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
-    values = {name: value for name, value in values.items() if config.has(name)}
-    values |= {"binarize": config.binarization, "likelihood": config.observation}
-    values |= {"num_samples": config.samples, "target_accept": config.acceptance}
-    meaningless = ["sigma"] * (config.observation != "gaussian")
-    meaningless += ["num_pseudo_inputs"] * (not config.has_components)
-    meaningless += ["pseudo_init"] * (not config.has_pseudo_inputs or config.pseudo_init == "data")
-    values = {name: value for name, value in values.items() if name not in meaningless}
-    if not models.OBJECTIVES[config.objective].is_annealed:
-        values = {name: value for name, value in values.items() if name not in experiment.WALKING}
-    plain = ("model", "prior", "network", "posterior", "objective", "likelihood")
-    return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 
 
 def main(argv=None):

@@ -51,7 +51,7 @@ def latents(model, images, seed=0):
         units=list(model.sizes),
         mutual_information=information,
         marginal_kl=rates[0] - information,
-        components_in_use=_perplexity(top, z) if isinstance(top.base, Mixture) else None,
+        components_in_use=perplexity(responsibilities(top, z)) if isinstance(top.base, Mixture) else None,
     )
 
 
@@ -111,8 +111,12 @@ def _log_average(law, z, means, logvars):
     return np.concatenate(parts) - np.log(len(means)) - log_det
 
 
-def _perplexity(mixture, z):
-    """exp of the entropy of the mean responsibilities of the components."""
-    used = _in_batches(lambda part: ops.softmax(mixture.log_parts(part), axis=-1), z).mean(axis=0, dtype="float64")
-    used = used[used > 0]
+def responsibilities(mixture, z):
+    """The mean of p(k|z) over latents z (N, D): how much of them each component stands for, (K,) float64."""
+    return _in_batches(lambda part: ops.softmax(mixture.log_parts(part), axis=-1), z).mean(axis=0, dtype="float64")
+
+
+def perplexity(shares):
+    """exp of the entropy of shares (K,): how many components are in use, of 1 to K."""
+    used = shares[shares > 0]
     return float(np.exp(-np.sum(used * np.log(used))))

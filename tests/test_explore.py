@@ -330,7 +330,8 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
     (tmp_path / "file").write_text("mine")
     refusals = {
         ("--projection", "tsne"): "no way back",
-        ("--estimates",): "leave it away",
+        ("--estimates",): "--estimates does not go with --explore",
+        ("--report",): "--report does not go with --explore",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
     for words, reason in refusals.items():
@@ -359,8 +360,9 @@ def test_of_a_grid_search_the_others_are_explored(capsys):
     def run(name, **settings):
         return SimpleNamespace(path=Path(name), config=experiment.Config(**settings), image_shape=(8, 8, 1))
 
-    both, args = [run("deep", model="ladder"), run("flat")], SimpleNamespace(projection="pca", estimates=False)
-    args.gs_key = "key"
+    both = [run("deep", model="ladder"), run("flat")]
+    others = dict.fromkeys(("estimates", "figures", "report", "export"))
+    args = SimpleNamespace(projection="pca", gs_key="key", **others)
     assert [one.path.name for one in explore.explorable(both, args)] == ["flat"]
     assert capsys.readouterr().err.startswith("warning: left out: deep cannot be explored")
     with pytest.raises(UserError, match="deep cannot"):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import commandline
-from benchmarks import bounds_table, deep_table, mnist_table, paper_table, readme
+from benchmarks import bounds_table, deep_table, paper_table, readme
 from experiment import Config
 
 FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
@@ -18,7 +18,6 @@ FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
         (paper_table, [f" {name}" for name in paper_table.ROWS]),
         (bounds_table, [f"| `{row}` |" for row in bounds_table.ROWS]),
         (deep_table, [f"| `{name}`" for name in deep_table.ROWS] + ["| independent pixels, mnist |"]),
-        (mnist_table, [f"| {model} | {prior} |" for model in ("vae", "hvae") for prior in ("standard", "vamp")]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

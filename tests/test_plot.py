@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from test_likelihood import IMAGES, NOISE, WEIGHTS, Linear, standard
 from threadpoolctl import threadpool_limits
 
 import experiment
 import figures
+import groups
 import models
 import plot
 from data import Split
@@ -58,7 +61,7 @@ def noise(*shape):
 
 def test_neither_keras_nor_matplotlib_is_imported_before_it_is_needed():
     assert not modules_after("import plot") & {"keras", "matplotlib", "sklearn", "tensorflow", "jax"}
-    drawn = modules_after("import figures, numpy; figures.png(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))")
+    drawn = modules_after("import figures, numpy; figures.rendered(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))")
     assert "matplotlib" in drawn and not drawn & {"keras", "matplotlib.pyplot", "experiment"}
 
 
@@ -82,7 +85,7 @@ def test_a_sheet_is_one_array_whose_pixels_are_whole_pixels_of_the_png(monkeypat
     assert len(figure.axes) == 1 and len(figure.axes[0].images) == 1
     picture = figures.tiled(figures.enlarged(grid))[0]
     assert 200 < picture.shape[1] <= 300 + 2 * figures.GAP and picture.shape[0] <= 400 + figures.GAP
-    shown = pixels(figures.png(figure))
+    shown = pixels(figures.rendered(figure))
     border = (np.array(shown.shape[:2]) - picture.shape[:2]) // 2
     assert (border >= 0).all() and (border < 20).all()
     y, x = border
@@ -155,6 +158,55 @@ def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
     assert axes.get_xlim() == (-1, 2) and axes.get_ylim() == (-2, 4)
 
 
+def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
+    line = np.linspace(-2, 2, 30)
+    density = figures.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
+    places = np.array([[0.0, 0], [0.01, 0.01], [1, 1], [1.99, 0]])  # the second on the first, the last on the rim
+    means, deviations = noise(7, 2), noise(7, 2) + 0.5
+    thumbnails = places, noise(4, 6, 8, 1)
+    figure = figures.landscape(noise(60, 2), None, (), density, (means, deviations), thumbnails, "caption")
+    axes = figure.axes[0]
+    shading, *pictures = axes.images
+    assert shading.get_array().shape == (30, 30) and axes.get_title("left") == "caption"
+    corners = np.array([picture.get_extent() for picture in pictures]).reshape(-1, 2, 2).mean(axis=2)
+    np.testing.assert_allclose(corners, places[[0, 2]], atol=1e-9)
+    x0, x1, y0, y1 = pictures[0].get_extent()
+    (left, bottom), (right, top) = axes.transData.transform([(x0, y0), (x1, y1)])
+    assert (right - left) / (top - bottom) == pytest.approx(8 / 6)
+    *_, scatter, ellipses = axes.collections
+    np.testing.assert_allclose(ellipses.get_offsets(), means)
+    np.testing.assert_allclose(ellipses.get_widths(), 2 * deviations[:, 0], rtol=1e-6)
+    assert len(scatter.get_offsets()) == 60
+    words = texts(axes.get_legend().get_texts())
+    assert words == ["test images", "prior (50, 80, 95 %)", "7 pseudo-inputs:\nposteriors, 1 sd"]
+    assert axes.get_xlim() == (-2, 2) and axes.get_ylim() == (-4, 4)
+
+
+def test_names_stand_under_their_tiles_and_below_groups_of_columns():
+    figure = figures.sheet(noise(4, 3, 8, 8, 1), row_breaks=(2,), room=figures.WRITTEN)
+    axes = figure.axes[0]
+    rows, columns = axes.get_yticks(), axes.get_xticks()
+    figures.name_tiles(figure, [("a", "b", "c"), ("d", "", "f")])
+    assert texts(axes.texts) == ["a", "b", "c", "d", "", "f"]
+    np.testing.assert_allclose([text.xy[0] for text in axes.texts], np.tile(columns, 2))
+    np.testing.assert_allclose([text.xy[1] for text in axes.texts], np.repeat(rows[[1, 3]] + rows[0], 3))
+    figures.name_columns(figure, ["all"])
+    assert texts(axes.get_xticklabels()) == ["all"] and axes.get_xticks() == pytest.approx(columns.mean())
+
+
+def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
+    shares = np.array([0.5, 0.3, 0.15, 0.04996, 0.00004])
+    ends = {"most used": (noise(2, 8, 8, 1), shares[:2]), "least used": (noise(2, 8, 8, 1), shares[:-3:-1])}
+    decoded = {name: images / 2 for name, (images, _) in ends.items()}
+    steps, *panels = figures.use(shares, ends, decoded, "caption").axes
+    (stairs,) = steps.patches
+    np.testing.assert_allclose(stairs.get_data().values, 100 * shares)
+    assert steps.get_ylabel() == "share of the test images (%)" and steps.get_title("left") == "caption"
+    words = ["50 %", "30 %", "", "", "< 0.01 %", "5 %", "", ""]
+    assert [axes.get_xlabel() for axes in panels] == words
+    np.testing.assert_array_equal(panels[2].images[0].get_array(), decoded["most used"][0][..., 0])
+
+
 @pytest.mark.parametrize("classes", [None, 1, 10, 40])
 def test_embedding_takes_any_number_of_classes(classes):
     labels = None if classes is None else np.arange(80) % classes
@@ -162,7 +214,7 @@ def test_embedding_takes_any_number_of_classes(classes):
     figure = figures.embedding(noise(80, 2), labels, names, ("a", "b"))
     assert len(figure.axes[0].get_legend().get_texts()) == (classes or 1)
     assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == (classes or 1)
-    assert len(figures.png(figure)) > 5000
+    assert len(figures.rendered(figure)) > 5000
 
 
 def test_loss_history_names_units_and_marks_the_best_epoch():
@@ -230,6 +282,13 @@ def test_the_latent_grid_runs_to_the_right_and_upward():
     assert plot.latent_grid(np.array([[1.0, 2, 3]])).tolist() == [[[1], [2], [3]]]
 
 
+def test_columns_are_classes_at_most_ten_of_them():
+    examples = np.arange(370).reshape(37, 10)
+    found = plot.columns_of(examples)
+    assert found.shape == (4, 10) and found[:, 0].tolist() == [0, 1, 2, 3] and found[0, -1] == 360
+    assert plot.columns_of(examples[:3])[0].tolist() == [0, 10, 20]
+
+
 @pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
 def test_pairs_join_different_classes(classes, expected):
     found = plot.pairs(np.arange(classes * 10).reshape(classes, 10))
@@ -237,16 +296,16 @@ def test_pairs_join_different_classes(classes, expected):
 
 
 def drawn(path="run", **settings):
-    """A Drawn of no images with these settings."""
+    """A groups.Drawn of no images with these settings."""
     settings = {"data_set": "digits"} | settings
-    return plot.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3, note="")
+    return groups.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3, note="")
 
 
 def test_runs_are_labelled_by_what_differs():
     both = [drawn(model="vae"), drawn(model="hvae", prior="vamp", lr=0.01)]
-    assert plot.differences(both) == ["vae, standard, lr 0.0001", "hvae, vamp, lr 0.01, K 500"]
-    assert plot.differences([drawn(seed=1), drawn(seed=2)]) == ["seed 1", "seed 2"]
-    assert plot.differences([drawn(num_pseudo_inputs=1), drawn(path="other")]) == ["run", "other"]
+    assert groups.differences(both) == ["vae, standard, lr 0.0001", "hvae, vamp, lr 0.01, K 500"]
+    assert groups.differences([drawn(seed=1), drawn(seed=2)]) == ["seed 1", "seed 2"]
+    assert groups.differences([drawn(num_pseudo_inputs=1), drawn(path="other")]) == ["run", "other"]
 
 
 # ---------------------------------------------------------------------------------------------- tiny runs
@@ -298,14 +357,15 @@ def numpy(tensor):
 def test_every_file_is_there_and_printed(plotted):
     runs, printed = plotted
     own = ("reconmanifold", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
-    more = {"standard2": ("posterior",), "vamp2": ("pseudoinputs", "posterior"), "hvae3": ("pseudoinputs",)}
+    pseudo = ("pseudoinputs", "pseudouse")
+    more = {"standard2": ("posterior",), "vamp2": (*pseudo, "posterior"), "hvae3": pseudo}
     expected = set()
     for name, path in runs.items():
         endings = [f"{one}.png" for one in own + more[name]] + ["embedding.npz"]
         expected |= {path / "figures" / f"{path.name}_{ending}" for ending in endings}
         expected.add(path / "figures" / "digits_input.png")
     beside = runs["vamp2"].parent / "figures"
-    expected |= {beside / f"digits_ldim2_factor0.25_{name}.png" for name in ("losshistory", "comparison")}
+    expected |= {beside / f"digits_ldim2_factor0.25_{groups.STEMS.get(name, name)}.png" for name in groups.FIGURES}
     assert sorted(printed) == sorted(map(str, expected))
     on_disk = set(runs["vamp2"].parent.rglob("figures/*"))
     assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
@@ -386,6 +446,44 @@ def test_pseudo_inputs_are_marked_at_the_means_of_their_posteriors(views, name):
     assert len(plot.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
 
 
+@pytest.mark.parametrize("name", ["vamp2", "hvae3"])
+def test_the_use_of_pseudo_inputs_is_that_of_the_posterior_samples(views, name):
+    view = views[name]
+    top = view.model.prior().top
+    log_parts = numpy(top.log_parts(view.embedding.z[:, : view.model.sizes[0]]))
+    expected = np.exp(log_parts - scipy.special.logsumexp(log_parts, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(view.shares, expected, rtol=1e-4)
+    assert view.shares.sum() == pytest.approx(1, abs=1e-5)
+    steps, *panels = plot.draw_pseudouse(view).axes
+    assert steps.get_title("left").endswith("of 12 (perplexity)") and len(panels) == 4 * plot.USED
+    most = numpy(view.model.top_prior.pseudo_inputs)[np.argmax(expected)]
+    np.testing.assert_allclose(panels[0].images[0].get_array(), most[..., 0], atol=1e-6)
+
+
+def test_posteriors_of_pseudo_inputs_are_ellipses_of_one_standard_deviation(views):
+    view = views["vamp2"]
+    collection = plot.draw_embedding_mean(view).axes[0].collections[-1]
+    centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
+    np.testing.assert_allclose(collection.get_widths(), 2 * np.exp(numpy(centre.logvar)[:, 0] / 2), rtol=1e-4)
+    assert plot.ellipses(views["standard2"]) is None
+    assert len(plot.draw_embedding_mean(views["standard2"]).axes[0].images) >= 2
+
+
+def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
+    view = plot.View(views["standard2"].run, "pca")
+    index = plot.columns_of(view.examples)
+    bare = plot.draw_reconmanifold(view).axes[0]
+    assert not bare.texts and [label.strip() for label in texts(bare.get_xticklabels())] == list("0123456789")
+    view = plot.View(view.run, "pca")
+    view.evaluation = evaluation(index[:2].ravel(), -np.arange(20.0))
+    axes = plot.draw_reconmanifold(view).axes[0]
+    expected = [f"\N{MINUS SIGN}{n}.0" for n in range(20)]
+    assert texts(axes.texts) == ["\N{MINUS SIGN}0.0", *expected[1:], *[""] * 20]
+    shown = np.asarray(axes.images[0].get_array())
+    factor = figures.enlarged(np.zeros((8, 10, 8, 8, 1), np.float32)).shape[2] // 8
+    np.testing.assert_array_equal(shown[: 8 * factor : factor, : 8 * factor : factor], view.images[index[0, 0], ..., 0])
+
+
 def test_contours_come_from_the_models_prior(views):
     density = views["vamp2"].density
     corner = np.array([[density.x[-1], density.y[0]]], "float32")
@@ -413,9 +511,9 @@ def test_samples_are_the_models_own_by_the_runs_seed(views):
 
 
 def test_a_comparison_has_a_row_for_each_run(views):
-    members = [plot.drawn_of(views[name]) for name in ("standard2", "vamp2")]
-    axes = plot.comparison(["a", "b"], members).axes[0]
-    assert texts(axes.get_yticklabels()) == ["test images", "a", "b"] and len(axes.get_xticks()) == 20
+    members = [groups.drawn_of(views[name]) for name in ("standard2", "vamp2")]
+    axes = groups.draw_comparison(members).axes[0]
+    assert texts(axes.get_yticklabels()) == ["test images", "standard", "vamp, K 12"] and len(axes.get_xticks()) == 20
     labels = views["vamp2"].split.labels
     chosen = [row[0] for row in views["vamp2"].examples]
     assert sorted(labels[chosen]) == list(range(10))
@@ -552,7 +650,7 @@ def test_log_px_of_few_images_without_classes_is_shown_too(count):
     figure = plot.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
     assert len(figure.axes) == 1 + 2 * max(1, count // 2)
     assert sum(len(axes.images) for axes in figure.axes) == 2 * (count // 2)
-    assert len(figures.png(figure)) > 3000
+    assert len(figures.rendered(figure)) > 3000
 
 
 def test_no_likelihood_is_drawn_without_a_score_of_these_images(tmp_path, monkeypatch, capsys):
@@ -618,7 +716,7 @@ def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_
     monkeypatch.setattr(plot, "FIGURES", {})
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.config = experiment.Config(data_set="digits", model="hvae", network="pixel")
-    monkeypatch.setattr(plot, "drawn_of", lambda view: None)
+    monkeypatch.setattr(groups, "drawn_of", lambda view: None)
     plot.draw_run(run, plot.Output(tmp_path), "pca", estimates=True)
     assert not list(tmp_path.glob("*.png")) and "pixel by pixel" in capsys.readouterr().err
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
@@ -661,9 +759,9 @@ def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, shape, la
     run = stub(shape, labels, names, **settings)
     with small(), threadpool_limits(1):  # t-SNE's threads wait for each other where cores are shared
         one = plot.draw_run(run, plot.Output(tmp_path), projection)
-    expected = 8 + run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
+    expected = 8 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
     assert len(list(tmp_path.iterdir())) == expected
-    assert one.samples.shape == (10, *shape) and one.reconstructions.shape == one.originals.shape
+    assert one.samples.shape == (32, *shape) and one.reconstructions.shape == one.originals.shape
 
 
 def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch):
@@ -695,6 +793,22 @@ def test_weights_that_are_not_finite_are_refused():
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
     with pytest.raises(experiment.UserError, match="not finite"):
         plot.embedding_file(plot.View(run, "pca"))
+
+
+def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
+    assert plot.main(["--gs_key", "none", "--runs_dir", str(tmp_path)]) == 2
+    assert "holds no run with weights; train it with --gs_key none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("TkAgg", "True"), ("nonsense", "cannot be imported with MPLBACKEND=nonsense; unset it")]
+)
+def test_no_display_is_needed_whatever_matplotlib_is_told_to_use(backend, said):
+    code = "import figures, numpy; print(len(figures.rendered(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))) > 200)"
+    env = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    env["MPLBACKEND"] = backend
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
 
 
 def test_a_projection_that_there_is_not_is_refused(capsys):

@@ -56,7 +56,7 @@ def test_the_figure_has_the_posterior_and_a_panel_of_draws_each():
         "p(z|x)\nlog p(x) = -3.13", *(f"case {i}\nbound {-4.0 - i:.2f}" for i in range(4)),
     ]  # fmt: skip
     assert all(len(axes.lines[0].get_xdata()) == 20 and len(axes.collections) == 1 for axes in figure.axes[1:])
-    assert figures.png(figure).startswith(b"\x89PNG")
+    assert figures.rendered(figure).startswith(b"\x89PNG")
 
 
 def test_plot_draws_it_into_the_folder_that_is_named(tmp_path, monkeypatch, capsys):
