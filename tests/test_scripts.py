@@ -30,6 +30,7 @@ import engine
 import evaluate
 import experiment
 import features
+import groups
 import plot
 import train
 import vampvae
@@ -801,7 +802,7 @@ def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch)
     assert called(evaluate.main, path, "--num_samples", 3) == 0
     assert f"  {GREY}; {STAND_IN}\n" in capfd.readouterr().out
     assert read(path / "metrics.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert plot.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
+    assert groups.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
     omniglot_stand_in(tmp_path / "other", monkeypatch, seed=1)
     expected = "was trained on another chardata.mat, of sha256 "
     assert called(evaluate.main, path, "--num_samples", 3, "--data_dir", tmp_path / "other") == 2
@@ -863,7 +864,7 @@ def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_p
     assert called(plot.main, path) == 0
     view = plot.View(experiment.load(path), "pca")
     assert view.rows == () and view.examples.ravel().tolist() == list(range(100))
-    axes = plot.draw_embedding_mean(view).axes[0]
+    axes = plot.draw_embedding_z(view).axes[0]
     assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) == 1
     assert axes.get_legend().get_texts()[0].get_text() == "test images"
 
