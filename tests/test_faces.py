@@ -15,6 +15,7 @@ from PIL import Image
 import data
 import evaluate
 import experiment
+import groups
 import plot
 import train
 from data import faces
@@ -286,7 +287,7 @@ def test_trained_scored_and_drawn(tmp_path, capfd, objective):
         assert metrics["images_sha256"] == sha256(np.ascontiguousarray(held_out))
         view = plot.View(run, "pca")
         assert plot.draw_input(view) and plot.draw_reconmanifold(view) and view.embedding.z.shape == (18, 2)
-        assert plot.drawn_of(view).originals.shape == (10, 64, 64, 3)
+        assert groups.drawn_of(view).originals.shape == (10, 64, 64, 3)
     assert "Traceback" not in capfd.readouterr().err
 
 
