@@ -16,6 +16,7 @@ from tqdm import tqdm
 import atomic
 import checkpoint
 import commandline
+import distribution
 import engine
 import experiment
 import figures
@@ -402,7 +403,7 @@ class Tracked(keras.callbacks.Callback):
     minutes; where the run is finished its best epoch, and its files.
     """
 
-    def __init__(self, writer, validation, spread):
+    def __init__(self, writer, validation, spread=distribution.ALONE):
         super().__init__()
         self.writer, self.config, self.validation, self.spread = writer, writer.config, validation, spread
         self.painter, self.draws = None, spread.draws and not self.config.is_autoregressive

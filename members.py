@@ -39,13 +39,13 @@ _self = SimpleNamespace(joined=False, index=0, busy=False)  # of this process; b
 # ---------------------------------------------------------------------------------------------- the guard
 
 
-def guarded(words):
-    """Runs train.py with these words in a member, passes signals on to it, and returns its exit code.
+def guarded(flags):
+    """Runs train.py with these parsed flags, a dict, in a member, passes signals on to it, and returns its exit code.
 
     Where it ends by force, says why that may be, and returns 1. It ends with this process, however that dies.
     """
     process = subprocess.Popen(
-        [sys.executable, str(TRAIN), *words, "--member"], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, str(TRAIN), "--member", json.dumps(flags)], stdin=subprocess.PIPE, start_new_session=True
     )
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [number for number in map(signal.Signals.__getitem__, names) if signal.getsignal(number) != signal.SIG_IGN]

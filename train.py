@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 
@@ -54,7 +55,7 @@ def add_arguments(parser):
     text = "runs of a search in all, those of an earlier command included (default: 20)"
     many.add_argument("--trials", type=commandline.whole(1), default=20, metavar="N", help=text)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--member", metavar="FLAGS", help=argparse.SUPPRESS)
 
 
 def run(args):
@@ -62,6 +63,8 @@ def run(args):
     if args.list_presets:
         return list_presets()
     check_distribute(args)
+    if spread_by(args) == "processes" and not args.member:
+        return members.guarded({name: value for name, value in vars(args).items() if name != "run"})
     if args.member:
         join(args)
         if not members.leads():
@@ -297,9 +300,8 @@ def main(argv=None):
     add_arguments(parser)
     args = parser.parse_args(argv)
     if args.member:
-        return members.serve(lambda: commandline.command(run, args))
-    if spread_by(args) == "processes":
-        return members.guarded(sys.argv[1:] if argv is None else argv)
+        given = argparse.Namespace(**json.loads(args.member) | {"member": True})
+        return members.serve(lambda: commandline.command(run, given))
     return grid.serve(main) if args.worker else commandline.command(run, args)
 
 

@@ -124,13 +124,12 @@ def saying_errors(*every):
 
 
 class Prepared(NamedTuple):
-    """What a run is trained with; `model` is compiled and untrained, and lies on the devices of `spread`."""
+    """What a run is trained with; `model` is compiled and untrained, and lies on the devices of `batches.spread`."""
 
     dataset: data.Dataset
     batches: Batches
     validation: InOrder
     model: keras.Model
-    spread: distribution.Spread
 
 
 def prepare(config):
@@ -166,7 +165,7 @@ def prepare(config):
         raise
     _check_step(config, model)
     validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), spread)
-    return Prepared(dataset, batches, validation, model, spread)
+    return Prepared(dataset, batches, validation, model)
 
 
 def _compiled(config, batches, dataset):
@@ -366,7 +365,7 @@ def validation_batch(config):
 
 
 def _fit(config, path, prepared, state):
-    batches, model, spread = prepared.batches, prepared.model, prepared.spread
+    batches, model, spread = prepared.batches, prepared.model, prepared.batches.spread
     with spread.saying_losses():
         state = spread.shared(state, model, prepared.dataset)
     averaged = [Averaged()] if config.ema else []
