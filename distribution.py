@@ -40,6 +40,10 @@ class Spread(abc.ABC):
         """What Keras is told of compiling by XLA."""
         return wanted
 
+    def ready(self, model):
+        """Changes a compiled model as `fit` needs it."""
+        return
+
     def bounds(self, n):
         """Of n images of a batch, the first one that this process reads, and the one behind its last."""
         return 0, n
@@ -132,6 +136,10 @@ class Mirrored(Spread):
     def jit(self, wanted):
         """Never: sums over devices cannot be compiled."""
         return False
+
+    def ready(self, model):
+        """Keeps Keras from building the model, which is built, by a mean of parts of a batch, which differ in size."""
+        model._maybe_symbolic_build = lambda **_: None
 
 
 class OnJax(Spread):

@@ -152,6 +152,11 @@ def is_loss(error):
     return any(word in str(error) for word in LOSSES)
 
 
+def is_busy():
+    """Whether the others wait for this process, or it for them, in the middle of a run."""
+    return _self.busy
+
+
 def busy(is_busy):
     """Notes that this process is in the middle of a run, where the others wait for it, or that all came to its end."""
     _self.busy = is_busy

@@ -119,7 +119,11 @@ def follow(args):
         config = experiment.Config.from_dict(order["config"])
         if place := getattr(args, "data_dir", None):
             config = dataclasses.replace(config, data_dir=place)
-        training.follow(config)
+        try:
+            training.follow(config)
+        except KeyboardInterrupt:
+            if members.is_busy():  # it was asked twice, and is not where the others are
+                raise
     return order["code"]
 
 

@@ -181,6 +181,7 @@ def _compiled(config, batches, dataset):
         jit_compile=batches.spread.jit(JIT[config.jit]),
         steps_per_execution=config.steps_per_execution,
     )
+    batches.spread.ready(model)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     return model
 
