@@ -4,6 +4,7 @@ JAX connects them, and ends a process by force where it has lost the first one, 
 a user starts is a guard, which says so, and a process below it, the member, trains.
 """
 
+import functools
 import json
 import os
 import signal
@@ -142,9 +143,19 @@ def broadcast(values):
 
 def any_of(flag):
     """Whether it is true in any process."""
-    from jax.experimental import multihost_utils
+    import jax
 
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    flags = np.full(jax.local_device_count(), flag)
+    everyone = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    return bool(_greatest()(jax.make_array_from_process_local_data(everyone, flags)))
+
+
+@functools.cache
+def _greatest():
+    import jax
+
+    return jax.jit(lambda flags: flags.any())
 
 
 def is_loss(error):
