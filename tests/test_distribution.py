@@ -59,13 +59,17 @@ def run(backend, *words, devices=1):
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-def started(folder, port, index, *more, **settings):
+def started(folder, port, index, **settings):
     """Process `index` of two that train the run on JAX, as a user starts it."""
-    words = words_of(**settings, runs_dir=folder, distribute="processes", backend="jax", num_processes=2)
-    words += ["--process_address", f"127.0.0.1:{port}", "--process_index", str(index), *more]
+    return member(port, index, *words_of(**settings, runs_dir=folder))
+
+
+def member(port, index, *words):
+    """Process `index` of two of train.py with these words, on JAX."""
+    place = ["--process_address", f"127.0.0.1:{port}", "--num_processes", "2", "--process_index", str(index)]
+    words = ["train.py", *words, "--distribute", "processes", "--backend", "jax", *place]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = os.environ | {"KERAS_BACKEND": "jax"}
-    return subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, env=env, **pipes)
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=os.environ | {"KERAS_BACKEND": "jax"}, **pipes)
 
 
 def free_port():
@@ -114,7 +118,7 @@ def wait_for(condition, processes, seconds=500):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_path, killed):
-    """The member is killed, not its guard; the same commands, of one process here, go on with the run."""
+    """The member is killed, not its guard; two processes go on with the run."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
     wait_for(lambda: checkpoint.newest(path / "last"), both)
@@ -146,13 +150,14 @@ def member_of(pid):
 
 
 def go_on(path):
-    """Trains a run that has ended for two epochs more, on one device, from where it was."""
+    """Trains a run that has ended for two epochs more, in two processes, from where it was."""
     before = experiment.load(path).history["val_elbo"]
-    done = len(before)
-    result = run("jax", "train.py", "--resume", str(path), "--epochs", str(done + 2))
-    assert result.returncode == 0, result.stderr
-    after = experiment.load(result.stdout.splitlines()[-1]).history["val_elbo"]
-    assert len(after) == done + 2 and (after[:done] == before).all()
+    words = ["--resume", str(path), "--epochs", str(len(before) + 2)]
+    both = [member(port, index, *words) for port in [free_port()] for index in range(2)]
+    said = [process.communicate(timeout=500) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    after = experiment.load(said[0][0].splitlines()[-1]).history["val_elbo"]
+    assert len(after) == len(before) + 2 and (after[: len(before)] == before).all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "adamnormgrad", "objective": "amcvae", "num_steps": 1}])
