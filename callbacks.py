@@ -16,12 +16,14 @@ from tqdm import tqdm
 import atomic
 import checkpoint
 import commandline
+import distribution
 import engine
 import experiment
 import figures
 import optimizers
 import tracking
 from errors import RunError
+from models import replicas
 
 FORMULAS = {  # the order in which they are looked at
     "distortion": "distortion, -log p(x|z),",
@@ -108,9 +110,9 @@ class StopOnRequest(keras.callbacks.Callback):
     is ignored when training begins, as SIGHUP under nohup, stays ignored.
     """
 
-    def __init__(self, writer):
+    def __init__(self, writer, spread):
         super().__init__()
-        self.writer, self.asked, self.usual = writer, False, {}
+        self.writer, self.spread, self.asked, self.usual = writer, spread, False, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # elsewhere it is forbidden
@@ -133,13 +135,17 @@ class StopOnRequest(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Stops where that was asked, but for the last step: the end of the epoch will."""
-        if self.asked and self.writer.save_inside(batch):
-            raise KeyboardInterrupt
+        if self.spread.agreed(self.asked) and self.writer.save_inside(batch):
+            self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
         """Stops where that was asked."""
-        if self.asked:
-            raise KeyboardInterrupt
+        if self.spread.agreed(self.asked):
+            self._stop()
+
+    def _stop(self):
+        self.spread.done()
+        raise KeyboardInterrupt
 
 
 class Memory(keras.callbacks.Callback):
@@ -237,7 +243,8 @@ class RunWriter(keras.callbacks.Callback):
     """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
 
     That is best.weights.h5, the best by the validation value of the trained bound, history.csv and status.json; all are
-    written after the state, so that whatever is lost when the process dies can be written again from that.
+    written after the state, so that whatever is lost when the process dies can be written again from that. Without a
+    `path`, in a process that follows another one, nothing is written.
     """
 
     def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
@@ -296,6 +303,8 @@ class RunWriter(keras.callbacks.Callback):
             return weights_file(self.model)
 
     def _save(self, epoch, step, seconds, rows, best):
+        if not self.path:
+            return
         with self._writing():
             checkpoint.save(self.path / "last", checkpoint.of(self.model, epoch, step, seconds, rows, best))
         self.saved = time.monotonic()
@@ -309,6 +318,8 @@ class RunWriter(keras.callbacks.Callback):
 
     def write_results(self, new_best=True):
         """Writes what follows from the state, the weights first so that status never promises what is not there."""
+        if not self.path:
+            return
         with self._writing():
             if self.rows and new_best:
                 atomic.write(self.path / "best.weights.h5", self.best)
@@ -340,6 +351,8 @@ class RunWriter(keras.callbacks.Callback):
 
     def write_status(self, state, **more):
         """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
+        if not self.path:
+            return
         done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
         best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
         about = {"state": state} | done | best | {"note": self.note}
@@ -362,12 +375,15 @@ class Painter(keras.Model):
 
     def call(self, x):
         """SAMPLES images, and x (B, H, W, C) reconstructed."""
+        x = replicas.joined(x)
         return self.model.sample(SAMPLES, self.noise), self.model.reconstruct(x, self.noise)
 
-    def paint(self, x):
+    def paint(self, x, spread):
         """Sheets of samples, and of images above their reconstructions: a dict of uint8 (h, w) or (h, w, 3)."""
         self.noise.state.assign(self.start)
-        samples, copies = map(np.asarray, self.predict_on_batch(x))
+        # TensorFlow's `predict` would give each of several devices a part of the images, to be painted alone
+        paint = self if keras.backend.backend() == "tensorflow" else self.predict_on_batch
+        samples, copies = map(np.asarray, paint(spread.placed(x, len(x))))
         rows = figures.alternating(figures.in_rows(x, COLUMNS), figures.in_rows(copies.astype(x.dtype), COLUMNS))
         return {"samples": sheet(figures.in_rows(samples, COLUMNS)), "reconstructions": sheet(rows)}
 
@@ -387,10 +403,10 @@ class Tracked(keras.callbacks.Callback):
     minutes; where the run is finished its best epoch, and its files.
     """
 
-    def __init__(self, writer, validation):
+    def __init__(self, writer, validation, spread=distribution.ALONE):
         super().__init__()
-        self.writer, self.config, self.validation = writer, writer.config, validation
-        self.painter, self.draws = None, not self.config.is_autoregressive
+        self.writer, self.config, self.validation, self.spread = writer, writer.config, validation, spread
+        self.painter, self.draws = None, spread.draws and not self.config.is_autoregressive
 
     def __enter__(self):
         """Tells what the history has so far; trackers that know an epoch already leave it out."""
@@ -421,7 +437,7 @@ class Tracked(keras.callbacks.Callback):
     def _pictures(self):
         self.painter = self.painter or Painter(self.model, self.config.seed)
         with self.writer.instead():
-            return self.painter.paint(self.validation[:COPIES])
+            return self.painter.paint(self.validation[:COPIES], self.spread)
 
     def __exit__(self, kind, error, _):
         """Tells how it ended."""

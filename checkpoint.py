@@ -52,9 +52,14 @@ def variables(model):
     return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
 
 
+def numbers(model):
+    """The values of `variables(model)`: arrays."""
+    return [ops.convert_to_numpy(variable) for variable in variables(model)]
+
+
 def of(model, epoch, step, seconds, rows, best):
     """The State of a model."""
-    return State(epoch, step, seconds, rows, best, [ops.convert_to_numpy(v.value) for v in variables(model)])
+    return State(epoch, step, seconds, rows, best, numbers(model))
 
 
 def save(folder, state):
@@ -84,7 +89,7 @@ def newest(folder):
 
 def read(path, model):
     """The State in a file that was written for such a model. Raises Damaged for any other content, and OSError."""
-    likes = [ops.convert_to_numpy(variable.value) for variable in variables(model)]
+    likes = numbers(model)
     bytes_ = sum(like.nbytes for like in likes)
     most = {"state.json": MOST_JSON, "variables.bin": bytes_, "best.weights.h5": bytes_ + H5_OVERHEAD * len(likes)}
     try:

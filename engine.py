@@ -46,12 +46,13 @@ def fastest(device="auto"):
     return "jax" if on_gpu or not importlib.util.find_spec("tensorflow") else "tensorflow"
 
 
-def start(device="auto", deterministic=False):
+def start(device="auto", deterministic=False, join=None):
     """Imports Keras and its backend, whose start-up notes on stderr are shown only if that fails.
 
     Products of matrices are true to float32: a GPU's TF32 rounds them to 10 bits, log-densities by whole nats.
     `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
-    process. Raises UserError if there is no GPU where `device` is "gpu", or none of what $JAX_PLATFORMS names.
+    process. `join()` is called before the backend looks for its devices. Raises UserError if there is no GPU where
+    `device` is "gpu", or none of what $JAX_PLATFORMS names.
     """
     if deterministic and REPEATABLE_ON_GPU not in (flags := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{flags} {REPEATABLE_ON_GPU}".strip()
@@ -69,6 +70,8 @@ def start(device="auto", deterministic=False):
             import jax
 
             jax.config.update("jax_default_matmul_precision", "float32")
+        if join:
+            join()
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
     if device == "gpu" and "gpu" not in kinds:
         raise UserError(

@@ -32,7 +32,7 @@ import tracking
 import weights
 from errors import UserError
 
-FORMAT = 8  # of config.json
+FORMAT = 9  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -71,6 +71,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
     },
     7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
     8: {"hidden_units": None},
+    9: {"distribute": "none"},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -232,6 +233,10 @@ class Config:
     steps_per_execution: int = setting(
         1, "steps that run without a look between them, at their terms, the clock or a request to stop", low=1,
         high=10_000,
+    )  # fmt: skip
+    distribute: str = setting(
+        "none", "devices: each has a part of every batch, on all devices of this machine; processes: also on those of "
+        "others, where the same command is started", choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
         "on", "on: the same bits whenever a run is repeated or resumed here; off: may be faster on a GPU",

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 
@@ -12,18 +13,16 @@ import data
 import engine
 import experiment
 import grid
+import members
 import search
 from commandline import STOPPED
 from errors import RunError, UserError
 
-CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track")  # in a run that goes on; others make another
+# what may be others in a run that goes on; other settings make another run
+CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track", "distribute")
 TRIALS = 20  # of a search
 # of flags that are nothing without another, that one
-OWNERS = {
-    "cpus_per_run": "cluster",
-    "gpus_per_run": "cluster",
-    "trials": "search",
-}
+OWNERS = {"cpus_per_run": "cluster", "gpus_per_run": "cluster", "trials": "search"}
 
 
 def add_arguments(parser):
@@ -36,6 +35,13 @@ def add_arguments(parser):
     text = "print the presets, what they cost and what comes out, and train nothing"
     parser.add_argument("--list_presets", action="store_true", help=text)
     commandline.add_backend(place)
+    several = parser.add_argument_group("where the processes of --distribute processes are", "Slurm's are found")
+    text = "a free port of the first one, the same for all (default: $JAX_COORDINATOR_ADDRESS)"
+    several.add_argument("--process_address", metavar="HOST:PORT", help=text)
+    text = "how many there are (default: $JAX_NUM_PROCESSES)"
+    several.add_argument("--num_processes", type=commandline.whole(1), metavar="N", help=text)
+    text = "which one this is, the first one being 0 (default: $JAX_PROCESS_ID)"
+    several.add_argument("--process_index", type=commandline.whole(0), metavar="I", help=text)
     many = parser.add_argument_group("how the runs of a grid are trained", "with --gs_key")
     text = "so many at once, each in a process of its own with its share of cores and memory (default: 1, in this one)"
     many.add_argument("--jobs", type=commandline.whole(1, 1024), metavar="N", help=text)
@@ -52,6 +58,7 @@ def add_arguments(parser):
     text = f"runs of a search in all, those of an earlier command included (default: {TRIALS})"
     many.add_argument("--trials", type=commandline.whole(1), metavar="N", help=text)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--member", metavar="FLAGS", help=argparse.SUPPRESS)
 
 
 def run(args):
@@ -61,6 +68,13 @@ def run(args):
     for name, owner in OWNERS.items():
         if getattr(args, name) is not None and not getattr(args, owner):
             raise UserError(f"--{name} goes with --{owner}")
+    check_distribute(args)
+    if spread_by(args) == "processes" and not args.member:
+        return members.guarded({name: value for name, value in vars(args).items() if name != "run"})
+    if args.member:
+        join(args)
+        if not members.leads():
+            return follow(args)
     if args.resume is not None:
         return run_again(args)
     engine.settle(args.backend, args.device)
@@ -74,6 +88,49 @@ def run(args):
     if args.cluster or (args.jobs or 1) > 1:
         return run_at_once(configs, args)
     return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)
+
+
+def spread_by(args):
+    """What --distribute says."""
+    return getattr(args, "distribute", experiment.Config.distribute)
+
+
+def check_distribute(args):
+    """Raises UserError where --distribute does not go with another flag, or a flag with it."""
+    kind = spread_by(args)
+    if kind != "none" and (many := next((name for name in ("jobs", "cluster", "search") if getattr(args, name)), None)):
+        raise UserError(f"--distribute {kind} does not go with --{many}, which trains several runs at a time; "
+                        "without it, the runs of a grid are trained one by one")  # fmt: skip
+    given = [name for name in members.VARIABLES if getattr(args, name) is not None]
+    if kind != "processes" and given:
+        raise UserError(f"--{given[0]} goes with --distribute processes")
+
+
+def join(args):
+    """Connects this process with the others. Raises UserError where it cannot be one of them."""
+    place = members.place(args)
+    engine.settle(args.backend, args.device)
+    if os.environ["KERAS_BACKEND"] != "jax":
+        raise UserError("--distribute processes needs --backend jax: Keras' fit fails with TensorFlow's strategy for "
+                        "several machines; on one machine, --distribute devices runs on both")  # fmt: skip
+    deterministic = getattr(args, "deterministic", experiment.Config.deterministic) == "on"
+    engine.start(args.device, deterministic, lambda: members.join(*place))
+
+
+def follow(args):
+    """Trains what the first process does, until that has nothing more; returns the exit code that it gives."""
+    import training
+
+    while "config" in (order := members.order()):
+        config = experiment.Config.from_dict(order["config"])
+        if place := getattr(args, "data_dir", None):
+            config = dataclasses.replace(config, data_dir=place)
+        try:
+            training.follow(config)
+        except KeyboardInterrupt:
+            if members.is_busy():  # it was asked twice, and is not where the others are
+                raise
+    return order["code"]
 
 
 def list_presets():
@@ -110,7 +167,8 @@ def run_again(args):
     settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
     before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
     engine.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
-    config = dataclasses.replace(before.config, **({"data_dir": before.data_dir} | settings))
+    places = {"data_dir": before.data_dir, "distribute": spread_by(args)}  # the devices are this machine's
+    config = dataclasses.replace(before.config, **(places | settings))
     if config.training_id == before.config.training_id:
         return go_on(before, config, args)
     folder = before.path.resolve().parent  # which need not be the one that it was trained in
@@ -135,7 +193,7 @@ def there(config):
 
 def placed(run, config):
     """The settings of a Run, but for where things lie, as `config` has it."""
-    where = {"save_minutes": config.save_minutes, "track": config.track}
+    where = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
     return dataclasses.replace(run.config, data_dir=config.data_dir or run.data_dir, **where)
 
 
@@ -254,6 +312,9 @@ def main(argv=None):
     parser = commandline.Parser(prog="train.py", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.member:
+        given = argparse.Namespace(**json.loads(args.member) | {"member": True})
+        return members.serve(lambda: commandline.command(run, given))
     return grid.serve(main) if args.worker else commandline.command(run, args)
 
 

@@ -1,6 +1,7 @@
 """How one run is trained, or goes on: batches in an order fixed by the seed, its state, and Keras' `fit`."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import atomic
 import checkpoint
 import data
+import distribution
 import engine
 import experiment
 import models
@@ -43,14 +45,15 @@ COPIES = 4  # of the weights that training holds: they, their gradient and Adam'
 class Batches(keras.utils.PyDataset):
     """Batches of grey images (B, H, W, C) whose order is a pure function of (seed, epoch), on every backend.
 
-    `steps` is their number in an epoch, of which the first `skip` are left out: training goes on behind them.
+    `steps` is their number in an epoch, of which the first `skip` are left out: training goes on behind them. Of each
+    batch this process reads what the Spread says, and hands it on in its way.
     """
 
     error = None
 
-    def __init__(self, split, config):
+    def __init__(self, split, config, spread=distribution.ALONE):
         super().__init__()
-        self.split, self.config, self.skip = split, config, 0
+        self.split, self.config, self.spread, self.skip = split, config, spread, 0
         self.steps = math.ceil(len(split.images) / config.batch_size)
         self.start_epoch(0)
 
@@ -71,25 +74,32 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         start = (self.skip + index) * self.config.batch_size
+        chosen = self.order[start:][: self.config.batch_size]
         with keeping_errors(self):
-            return (self.split.grey(self.order[start:][: self.config.batch_size]),)
+            return (self.spread.placed(self.split.grey(chosen[slice(*self.spread.bounds(len(chosen)))]), len(chosen)),)
 
 
 class InOrder(keras.utils.PyDataset):
-    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which is read as it is needed."""
+    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which is read as it is needed.
+
+    Of each batch this process reads what the Spread says, and hands it on in its way.
+    """
 
     error = None
 
-    def __init__(self, images, batch_size):
+    def __init__(self, images, batch_size, spread=distribution.ALONE):
         super().__init__()
-        self.images, self.batch_size = images, batch_size
+        self.images, self.batch_size, self.spread = images, batch_size, spread
 
     def __len__(self):
         return math.ceil(len(self.images) / self.batch_size)
 
     def __getitem__(self, index):
+        start = self.batch_size * index
+        n = min(self.batch_size, len(self.images) - start)
+        first, end = self.spread.bounds(n)
         with keeping_errors(self):
-            return (self.images[self.batch_size * index : self.batch_size * (index + 1)],)
+            return (self.spread.placed(self.images[start + first : start + end], n),)
 
 
 @contextlib.contextmanager
@@ -114,7 +124,7 @@ def saying_errors(*every):
 
 
 class Prepared(NamedTuple):
-    """What a run is trained with; `model` is compiled and untrained."""
+    """What a run is trained with; `model` is compiled and untrained, and lies on the devices of `batches.spread`."""
 
     dataset: data.Dataset
     batches: Batches
@@ -129,6 +139,8 @@ def prepare(config):
     """
     tracking.check(config.track)
     keras.utils.clear_session()  # the last run of a grid is not needed any longer
+    spread = distribution.spread(config)
+    spread.begin(config)
     dataset = data.load(config.data_set, config.data_dir)
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
@@ -138,12 +150,13 @@ def prepare(config):
     _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
-    batches = Batches(split, config)
+    batches = Batches(split, config, spread)
     if config.accumulate > (steps := config.epochs * batches.steps):
         raise UserError(f"--accumulate {config.accumulate} is more than the {steps} steps there are; make it smaller")
     try:
         _check_weights(config, dataset.image_shape)
-        model = _compiled(config, batches, dataset)
+        with spread.saying_losses(), spread.scope():
+            model = _compiled(config, batches, dataset)
     except Exception as error:
         if engine.is_out_of_memory(error):
             raise UserError(f"out of memory before the first step; {smaller(config, with_batch=False)}") from error
@@ -151,7 +164,7 @@ def prepare(config):
             raise UserError(str(error)) from error
         raise
     _check_step(config, model)
-    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config))
+    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), spread)
     return Prepared(dataset, batches, validation, model)
 
 
@@ -164,10 +177,11 @@ def _compiled(config, batches, dataset):
     keras.utils.set_random_seed(config.seed)
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     model.compile(
-        optimizers.optimizer(config, batches.steps, model),
-        jit_compile=JIT[config.jit],
+        batches.spread.optimizer(optimizers.optimizer(config, batches.steps, model)),
+        jit_compile=batches.spread.jit(JIT[config.jit]),
         steps_per_execution=config.steps_per_execution,
     )
+    batches.spread.ready(model)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
     return model
 
@@ -297,6 +311,12 @@ def resume(run, config):
     return run.path
 
 
+def follow(config):
+    """Trains what another process leads in, which alone writes the run's folder. Raises as `train` does."""
+    config = dataclasses.replace(config, track="none")
+    _fit(config, None, prepare(config), None)
+
+
 def _check_same(run, dataset):
     """Raises UserError unless backend and data are those that the run began with; warns of other versions."""
     if run.backend != keras.backend.backend():
@@ -346,24 +366,32 @@ def validation_batch(config):
 
 
 def _fit(config, path, prepared, state):
-    batches, model = prepared.batches, prepared.model
+    batches, model, spread = prepared.batches, prepared.model, prepared.batches.spread
+    with spread.saying_losses():
+        state = spread.shared(state, model, prepared.dataset)
     averaged = [Averaged()] if config.ema else []
     instead = averaged[0].instead if averaged else contextlib.nullcontext
     writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256), instead)
     epoch = 0
     if state:
-        state.into(model)
+        with spread.saying_losses():
+            state.into(model)
         batches.skip, epoch = state.step, state.epoch
-    progress = Progress(config, batches, len(prepared.validation), epoch)
-    tracked = Tracked(writer, prepared.validation.images)
-    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, tracked, progress]
+    shown = []
+    if spread.leads:
+        shown = [Tracked(writer, prepared.validation.images, spread)]
+        shown.append(Progress(config, batches, len(prepared.validation), epoch))
+    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, *shown]
     judging = judges(config)
     callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
     readable = saying_errors(batches, prepared.validation)
-    ending = writer.status_of_ending()
-    with engine.forgetting_graphs(), StopOnRequest(writer) as request, tracked, ending, progress, readable:
-        atomic.sweep(path)
-        atomic.sweep(path / "last", alone=True)
+    surroundings = (StopOnRequest(writer, spread), engine.forgetting_graphs(), *shown[:1], writer.status_of_ending(),
+                    *shown[1:], readable, spread.saying_losses(), spread.scope())  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        request, *_ = map(stack.enter_context, surroundings)
+        if path:
+            atomic.sweep(path)
+            atomic.sweep(path / "last", alone=True)
         writer.write_results()
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
             model.fit(
@@ -376,6 +404,10 @@ def _fit(config, path, prepared, state):
                 verbose=0,
             )
             batches.skip, epoch = 0, len(writer.rows)
-    shutil.rmtree(path / "replaced", ignore_errors=True)
-    if request.asked:  # when all was done but the ending: a grid must not go on
+    if path:
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+    with spread.saying_losses():
+        has_to_stop = spread.agreed(request.asked)
+    spread.done()
+    if has_to_stop:  # when all was done but the ending: a grid must not go on
         raise KeyboardInterrupt

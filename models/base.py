@@ -5,6 +5,7 @@ import abc
 import keras
 from keras import ops
 
+from . import replicas
 from .distributions import binarize
 from .objectives import Terms
 
@@ -28,8 +29,8 @@ class LatentModel(keras.Model, abc.ABC):
     def __init__(self, objective, dynamic, seed, layers=()):
         super().__init__(dtype=keras.backend.floatx())  # of images and densities, whatever that of hidden layers is
         self.objective, self.dynamic = objective, dynamic
-        self.train_noise = keras.random.SeedGenerator(seed)
-        self.test_noise = keras.random.SeedGenerator(seed)  # its own, else training would depend on validation
+        self.train_noise = replicas.Noise(seed)
+        self.test_noise = replicas.Noise(seed)  # its own, else training would depend on validation
         self.beta = self.add_weight(shape=(), initializer="ones", trainable=False, name="beta")
         self.layer_rates = [f"rate_{name}" for name in layers]
         logged = ("elbo", "rate", "distortion", *self.layer_rates, *objective.logged)
@@ -104,7 +105,11 @@ class LatentModel(keras.Model, abc.ABC):
         return self.decode(self.embed(x), seed, progress)
 
     def call(self, x, training=False):
-        """The objective's `Outcome` for images, grey ones binarized: what training and validation are. Stochastic."""
+        """The objective's `Outcome` for images, grey ones binarized: what training and validation are. Stochastic.
+
+        `x` is as of `replicas.joined`.
+        """
+        x = replicas.joined(x)
         if training and self.dynamic:
             x = binarize(x, self.train_noise)
         if training:
@@ -113,7 +118,7 @@ class LatentModel(keras.Model, abc.ABC):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean over the batch of the objective's loss, in nats; the rate is weighed by `beta` in training only."""
-        return ops.mean(y_pred.loss)
+        return replicas.mean_loss(y_pred.loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).

@@ -97,6 +97,7 @@ def files_below(folder):
 # ---------------------------------------------------------------------------------------------- help
 
 TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
+TRAIN_FLAGS += ["process_address", "num_processes", "process_index"]
 EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
 EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_steps", "bracket", "compare", "max_memory"]
 EVALUATE_FLAGS += ["features", "num_generated"]
