@@ -114,12 +114,14 @@ class Range(NamedTuple):
 
 
 def _reader(field):
-    kind = field.metadata["kind"]
+    kind, words = field.metadata["kind"], field.metadata["words"]
 
     def read(text):
         if ".." in text and kind in (int, float):
             return Range.read(text, kind)
-        return None if field.default is None and text == "None" else kind(text)
+        if field.default is None and text == "None":
+            return None
+        return words[text] if text in words else kind(text)
 
     read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
     return read

@@ -14,6 +14,8 @@ import engine
 import members
 from errors import RunError, UserError
 
+MANY = 8  # steps in an execution, after which a request to stop is still heard soon
+
 
 class Spread(abc.ABC):
     """What training asks of the devices that it runs on: `devices` of them, all of this process unless said so."""
@@ -39,6 +41,13 @@ class Spread(abc.ABC):
     def jit(self, wanted):
         """What Keras is told of compiling by XLA."""
         return wanted
+
+    def steps_at_once(self):
+        """What --steps_per_execution auto is: more than one where to start a step costs as much as a small step does.
+
+        That is TensorFlow on a GPU. JAX starts steps while others run, and would compile each of them.
+        """
+        return MANY if keras.backend.backend() == "tensorflow" and engine.has_gpu() else 1
 
     def ready(self, model):
         """Changes a compiled model as `fit` needs it."""
@@ -132,6 +141,10 @@ class Mirrored(Spread):
 
         optimizer.apply, optimizer._all_reduce_sum_gradients = apply_sums, lambda pairs: pairs
         return optimizer
+
+    def steps_at_once(self):
+        """One, as of `check`."""
+        return 1
 
     def jit(self, wanted):
         """Never: sums over devices cannot be compiled."""

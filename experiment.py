@@ -95,14 +95,15 @@ WALKING = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_s
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
 
 
-def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, kind=None):
+def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, kind=None, words=None):
     """A field of `Config`, from which its flag, its checks and its part of the training id are made.
 
     A field with a `tag` changes the numbers: "" has a place of its own in the training id, any other tag names its
     suffix. A field without one says only where things lie or how fast they run. `low` <= value <= `high`, or
-    `above` < value. None is allowed where it is the default; `kind` is then the type of other values.
+    `above` < value. None is allowed where it is the default; `kind` is then the type of other values. `words` are what
+    the flag takes for values of another type, a dict.
     """
-    bounds = {"low": low, "high": high, "above": above, "choices": choices}
+    bounds = {"low": low, "high": high, "above": above, "choices": choices, "words": words or {}}
     return dataclasses.field(
         default=default, metadata={"help": help, "tag": tag, "kind": kind or type(default)} | bounds
     )
@@ -231,8 +232,8 @@ class Config:
         "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
     )
     steps_per_execution: int = setting(
-        1, "steps that run without a look between them, at their terms, the clock or a request to stop", low=1,
-        high=10_000,
+        1, "steps that run without a look between them, at their terms, the clock or a request to stop; auto: as many "
+        "as the device is worth it, 1 on a CPU", low=0, high=10_000, words={"auto": 0},
     )  # fmt: skip
     distribute: str = setting(
         "none", "devices: each has a part of every batch, on all devices of this machine; processes: also on those of "

@@ -10,7 +10,9 @@ from conftest import validated
 
 import atomic
 import callbacks
+import commandline
 import data
+import distribution
 import engine
 import experiment
 import models
@@ -363,3 +365,13 @@ def test_status_is_json_without_nan(tmp_path):
 )
 def test_what_to_lower_is_named_by_its_cost(settings, with_batch, expected):
     assert callbacks.smaller(Config(**settings), with_batch) == expected
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_auto_runs_several_steps_at_once_on_a_gpu_only(tmp_path, monkeypatch, has_gpu):
+    monkeypatch.setattr(engine, "has_gpu", lambda: has_gpu)
+    parser = commandline.Parser()
+    commandline.add_settings(parser)
+    words = "--steps_per_execution auto --network mlp --data_set digits --runs_dir".split()
+    (made,) = commandline.grid(parser.parse_args([*words, str(tmp_path)]))
+    assert training.prepare(made).model.steps_per_execution == (distribution.MANY if has_gpu else 1)
