@@ -40,7 +40,7 @@ def settle(name=None, device="auto"):
 def fastest(device="auto"):
     """The backend that `--backend auto` takes: JAX on a GPU that it can use; else TensorFlow, if it is installed.
 
-    On CPUs TensorFlow is faster by half on convolutions, and none of both on dense layers (see the README's Speed).
+    On CPUs TensorFlow is twice as fast on convolutions, and neither of both on dense layers (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
     return "jax" if on_gpu or not importlib.util.find_spec("tensorflow") else "tensorflow"

@@ -372,6 +372,6 @@ def test_auto_runs_several_steps_at_once_on_a_gpu_only(tmp_path, monkeypatch, ha
     monkeypatch.setattr(engine, "has_gpu", lambda: has_gpu)
     parser = commandline.Parser()
     commandline.add_settings(parser)
-    words = "--steps_per_execution auto --network mlp --data_set digits --runs_dir".split()
+    words = ["--steps_per_execution", "auto", "--network", "mlp", "--data_set", "digits", "--runs_dir"]
     (made,) = commandline.grid(parser.parse_args([*words, str(tmp_path)]))
     assert training.prepare(made).model.steps_per_execution == (distribution.MANY if has_gpu else 1)
