@@ -209,7 +209,11 @@ def main():
     parser.add_argument("--data_dir")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     commandline.add_backend(parser)
-    args = parser.parse_args()
+    return commandline.command(run, parser.parse_args())
+
+
+def run(args):
+    """Measures the runs that the flags name, and prints a row for each; returns the exit code."""
     engine.settle(args.backend)
     engine.start()
     rows = []
