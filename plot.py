@@ -316,6 +316,7 @@ def picked(images, index):
     return np.where((index >= 0)[..., None, None, None], images[index], np.float32(np.nan))
 
 
+@engine.forgetting_graphs()
 def draw_run(run, output, projection, estimates=False, only=None):
     """Draws the figures of a run named by `only`, or all but those of COSTLY, of which `estimates` asks for one.
 

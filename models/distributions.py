@@ -14,6 +14,7 @@ from keras import ops, random
 
 LOG_2PI = math.log(2 * math.pi)
 IMAGE_AXES = (-3, -2, -1)  # H, W, C
+FACTORS = 64  # up to 2 in a product, which is then far below the largest float32
 BINS = 256  # grey values of a pixel, or of each of its channels, in a discretized law
 
 
@@ -163,10 +164,10 @@ class Mixture(NamedTuple):
         """
         centre = ops.mean(self.mean, axis=0)
         z, mean, precision = z - centre, self.mean - centre, ops.exp(-self.logvar)
-        both = ops.concatenate([precision, -2 * mean * precision], axis=-1)  # (K, 2D)
-        squared = ops.matmul(ops.concatenate([ops.square(z), z], axis=-1), ops.transpose(both))  # (..., K)
-        of_component = ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
-        return self.log_weights - 0.5 * (squared + of_component)
+        both = ops.concatenate([-0.5 * precision, mean * precision], axis=-1)  # (K, 2D)
+        of_component = -0.5 * ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
+        of_z = ops.matmul(ops.concatenate([ops.square(z), z], axis=-1), ops.transpose(both))  # (..., K)
+        return of_z + (self.log_weights + of_component)
 
 
 class Chain(NamedTuple):
@@ -216,6 +217,26 @@ def _mean_picture(distribution, seed, progress=None):
     return distribution.mean
 
 
+def _flat(images):
+    """Images (..., H, W, C) with one axis in place of three: (..., H W C)."""
+    return ops.reshape(images, (*ops.shape(images)[:-3], math.prod(images.shape[-3:])))
+
+
+@ops.custom_gradient
+def sum_of_softplus(logits):
+    """sum log(1 + exp(l)) over the last axis, in nats: (..., P) -> (...).
+
+    It is sum max(l, 0) + log prod (1 + exp(-|l|)), products of FACTORS at most, none of which is above 2: one logarithm
+    takes the place of many, in half of the time, and each factor is off by 6e-8 at most. The gradient of a product
+    would be slow; it is sigmoid(l).
+    """
+    pixels = logits.shape[-1]
+    factors = max(n for n in range(1, FACTORS + 1) if pixels % n == 0)
+    groups = ops.reshape(1 + ops.exp(-ops.abs(logits)), (*ops.shape(logits)[:-1], pixels // factors, factors))
+    value = ops.sum(ops.relu(logits), axis=-1) + ops.sum(ops.log(ops.prod(groups, axis=-1)), axis=-1)
+    return value, lambda upstream: ops.expand_dims(upstream, -1) * ops.sigmoid(logits)
+
+
 class Bernoulli(NamedTuple):
     """Independent pixels with p(x = 1) = sigmoid(logits); the event is an image. Shape: logits (..., H, W, C)."""
 
@@ -233,13 +254,12 @@ class Bernoulli(NamedTuple):
 
     def log_prob(self, x):
         """sum of x * logits - softplus(logits) in nats: (..., H, W, C) -> (...); normalised for x in {0, 1} only."""
-        return ops.sum(x * self.logits - ops.softplus(self.logits), axis=IMAGE_AXES)
+        return ops.sum(x * self.logits, axis=IMAGE_AXES) - sum_of_softplus(_flat(self.logits))
 
     def log_prob_of_each(self, x):
         """log_prob of every image (N, H, W, C) under each law of the batch (M,), in nats: (N, M), a matrix product."""
-        logits = ops.reshape(self.logits, (self.logits.shape[0], -1))
-        x = ops.reshape(x, (x.shape[0], -1))
-        return ops.matmul(x, ops.transpose(logits)) - ops.sum(ops.softplus(logits), axis=-1)
+        logits = _flat(self.logits)
+        return ops.matmul(_flat(x), ops.transpose(logits)) - sum_of_softplus(logits)
 
 
 def _log_bin(k, low, high, width):

@@ -18,6 +18,7 @@ from models.distributions import (
     Normal,
     Pixels,
     binarize,
+    sum_of_softplus,
 )
 from models.gradients import value_and_gradient
 
@@ -93,6 +94,23 @@ def test_bernoulli_is_finite_at_extreme_logits():
     logits = np.float32([-1e4, 1e4]).reshape(1, 2, 1)
     assert float(Bernoulli(logits).log_prob(np.float32([0, 1]).reshape(1, 2, 1))) == 0.0
     assert float(Bernoulli(logits).log_prob(np.float32([1, 1]).reshape(1, 2, 1))) == -1e4
+
+
+@pytest.mark.parametrize("pixels", [1, 13, 784])  # 784 are 14 products of 56
+def test_the_sum_of_softplus_has_the_value_and_the_slopes_of_its_formula(pixels):
+    logits = np.concatenate([rng.normal(scale=8, size=(N, pixels)), np.full((1, pixels), 90), np.zeros((1, pixels))])
+    logits = ops.convert_to_tensor(logits.astype("float32"))
+    exact = np.float64(logits)
+    sigmoid = scipy.special.expit(exact)
+
+    def slope(logits):
+        value, _, gradient = value_and_gradient(lambda logits: (sum_of_softplus(logits), ()), logits)
+        return ops.sum(ops.square(gradient), axis=-1), (value, gradient)
+
+    _, (value, gradient), bend = value_and_gradient(slope, logits)
+    np.testing.assert_allclose(value, np.logaddexp(0, exact).sum(axis=-1), rtol=2e-6, atol=6e-8 * pixels)
+    np.testing.assert_allclose(gradient, sigmoid, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(bend, 2 * sigmoid**2 * (1 - sigmoid), rtol=1e-4, atol=1e-6)
 
 
 GREY = (np.arange(256, dtype="float32") / 255).reshape(256, 1, 1, 1, 1)  # each grey value, as one pixel
