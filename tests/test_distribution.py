@@ -168,6 +168,19 @@ def test_devices_on_tensorflow_compute_what_one_does_but_for_the_noise(tmp_path,
     assert_same(one, three)
 
 
+@pytest.mark.parametrize(("first", "then"), [("none", "devices"), ("devices", "none")])
+def test_a_run_on_tensorflow_goes_on_with_another_number_of_devices(tmp_path, first, then):
+    """Its history and weights, the optimizer's with them, are those of a run that changed nothing."""
+    settings = {"before": WITHOUT_NOISE, "binarize": "threshold"}
+    whole = trained(tmp_path / "whole", "tensorflow", **settings)
+    half = trained(tmp_path / "half", "tensorflow", first, epochs=1, **settings)
+    words = ["--resume", str(half.path), "--epochs", "2", "--distribute", then]
+    program = ON_TENSORFLOW.format(before=WITHOUT_NOISE)
+    done = run("tensorflow", "-c", program, *words)
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, experiment.load(done.stdout.splitlines()[-1]))
+
+
 def test_replicas_on_tensorflow_draw_different_noise_and_the_first_one_that_of_one_device():
     program = """
 import tensorflow as tf
