@@ -366,6 +366,7 @@ def validation_batch(config):
 
 
 def _fit(config, path, prepared, state):
+    """Trains from this State, or the beginning if it is None, to the end; writes the run's folder, if it has one."""
     batches, model, spread = prepared.batches, prepared.model, prepared.batches.spread
     with spread.saying_losses():
         state = spread.shared(state, model, prepared.dataset)
@@ -381,9 +382,9 @@ def _fit(config, path, prepared, state):
     if spread.leads:
         shown = [Tracked(writer, prepared.validation.images, spread)]
         shown.append(Progress(config, batches, len(prepared.validation), epoch))
-    callbacks = [EpochState(config, batches, state), *averaged, StopOnNonFinite(batches), writer, *shown]
     judging = judges(config)
-    callbacks += [*judging, Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)]
+    memory = Memory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)
+    state_of_epoch, finite = EpochState(config, batches, state), StopOnNonFinite(batches)
     readable = saying_errors(batches, prepared.validation)
     surroundings = (StopOnRequest(writer, spread), engine.forgetting_graphs(), *shown[:1], writer.status_of_ending(),
                     *shown[1:], readable, spread.saying_losses(), spread.scope())  # fmt: skip
@@ -393,17 +394,8 @@ def _fit(config, path, prepared, state):
             atomic.sweep(path)
             atomic.sweep(path / "last", alone=True)
         writer.write_results()
-        while epoch < config.epochs and not patience_is_over(config, writer.rows):
-            model.fit(
-                batches,
-                initial_epoch=epoch,
-                epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
-                shuffle=False,  # the order is Batches' own
-                validation_data=prepared.validation,
-                callbacks=[*callbacks, request],
-                verbose=0,
-            )
-            batches.skip, epoch = 0, len(writer.rows)
+        callbacks = [state_of_epoch, *averaged, finite, writer, *shown, *judging, memory, request]
+        _fit_epochs(config, prepared, epoch, writer.rows, callbacks)
     if path:
         shutil.rmtree(path / "replaced", ignore_errors=True)
     with spread.saying_losses():
@@ -411,3 +403,19 @@ def _fit(config, path, prepared, state):
     spread.done()
     if has_to_stop:  # when all was done but the ending: a grid must not go on
         raise KeyboardInterrupt
+
+
+def _fit_epochs(config, prepared, epoch, rows, callbacks):
+    """Keras' `fit` from this epoch on, or from within it, to the last; `rows` grow by one with each."""
+    batches = prepared.batches
+    while epoch < config.epochs and not patience_is_over(config, rows):
+        prepared.model.fit(
+            batches,
+            initial_epoch=epoch,
+            epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
+            shuffle=False,  # the order is Batches' own
+            validation_data=prepared.validation,
+            callbacks=callbacks,
+            verbose=0,
+        )
+        batches.skip, epoch = 0, len(rows)

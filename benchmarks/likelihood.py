@@ -144,17 +144,12 @@ def compare(run, args):
         "by q": lambda _: importance_sampling(model, images, samples, proposal="posterior"),
         "fitted": lambda _: importance_sampling(model, images, enough),
     }
-    naive, peak, times = naive_way(model), 0, {name: [] for name in ways}
-    naive(images[:1])  # its compilation is not counted
-    for _ in range(args.rounds):
-        peak = max(peak, matmul_peak())
-        for name, function in ways.items():
-            seconds, found = timed(lambda function=function: function(naive))
-            times[name].append(seconds * (samples / CHUNK if name == "naive" else 1))
-    theirs = median(times["naive"])
-    ours, better = way(times["by q"], by_q, reference), way(times["fitted"], found.log_px, reference)
-    about = {"run": run.path.resolve().name, "backend": sys.modules["keras"].backend.backend()}
+    times, found, peak = in_turn(ways, naive_way(model), images, args.rounds)
+    theirs = median(times["naive"]) * samples / CHUNK
+    ours, better = way(times["by q"], by_q, reference), way(times["fitted"], found["fitted"].log_px, reference)
     at_equal_s = {
+        "run": run.path.resolve().name,
+        "backend": sys.modules["keras"].backend.backend(),
         "S": samples,
         "images": len(images),
         "naive s (extrapolated)": theirs,
@@ -172,8 +167,22 @@ def compare(run, args):
         "ratio at equal error": theirs / better.seconds,
     }
     spent = {"peak GFLOP/s": peak / 1e9, "GiB at S/10": memory_tenth, "GiB at S": memory}
-    row = about | at_equal_s | at_equal_error | spent
+    row = at_equal_s | at_equal_error | spent
     return row | shared_pools(run, images, reference) | whole_split(run, peak)
+
+
+def in_turn(ways, naive, images, rounds):
+    """The seconds of each of these functions of `naive`, and what it found last, dicts; and the operations a second of
+    the fastest matrix product beside them.
+    """
+    times, found, peak = {name: [] for name in ways}, {}, 0
+    naive(images[:1])  # its compilation is not counted
+    for _ in range(rounds):
+        peak = max(peak, matmul_peak())
+        for name, function in ways.items():
+            seconds, found[name] = timed(lambda function=function: function(naive))
+            times[name].append(seconds)
+    return times, found, peak
 
 
 def shared_pools(run, images, reference):

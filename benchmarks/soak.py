@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +148,18 @@ def growth(readings):
 
 def main():
     """Runs the soak test and prints its counts; returns 0 if nothing was lost and memory did not grow."""
+    args = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        row = soaked(args, Path(folder))
+    print(commandline.table([row]))
+    if args.json:
+        atomic.write_json(args.json, row | {"versions": experiment.versions(), "git_commit": experiment.git_commit()})
+    grew = row["mib_a_run"] is not None and row["mib_a_run"] > ALLOWED_GROWTH
+    return int(grew or any(row[name] for name in ("lost_epochs", "broken_histories", "different", "files_left")))
+
+
+def arguments():
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=40)
@@ -156,40 +167,39 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--backend", choices=engine.BACKENDS, default="tensorflow")
     parser.add_argument("--json", type=Path, help="write the counts to this file too")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def soaked(args, folder):
+    """The counts of a soak test in this empty folder: a dict."""
     rng, started = random.Random(args.seed), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        runs_dir, alone = Path(folder, "runs"), Path(folder, "alone")
-        seeds = list(range(args.runs))
-        paths = [path_of(runs_dir, args.epochs, seed) for seed in seeds]
-        words = command(runs_dir, args.epochs, seeds, args.backend)
-        found, readings = soak(runs_dir, words, paths, args.kills, rng)
-        interrupted = [
-            i for i in seeds if any(len(rows.get(paths[i], range(args.epochs))) < args.epochs for rows in found)
-        ]
-        sample = sorted(rng.sample(interrupted, min(COMPARED, len(interrupted))))
-        again = command(alone, args.epochs, [*sample, args.runs], args.backend)
-        subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
-        same = [_numbers(path_of(alone, args.epochs, i)) == _numbers(paths[i]) for i in sample]
-        left = [path for path in Path(folder).rglob(".*") if path.name != ".lock"]
-        shutil.rmtree(alone)
-        row = {
-            "backend": args.backend,
-            "runs": args.runs,
-            "kills": len(found),
-            "lost_epochs": lost_epochs(found, paths),
-            "broken_histories": broken_histories(paths, args.epochs),
-            "compared": len(sample),
-            "different": same.count(False),
-            "files_left": len(left),
-            "mib_a_run": growth(readings),
-            "minutes": (time.perf_counter() - started) / 60,
-        }
-    print(commandline.table([row]))
-    if args.json:
-        atomic.write_json(args.json, row | {"versions": experiment.versions(), "git_commit": experiment.git_commit()})
-    grew = row["mib_a_run"] is not None and row["mib_a_run"] > ALLOWED_GROWTH
-    return int(grew or any(row[name] for name in ("lost_epochs", "broken_histories", "different", "files_left")))
+    seeds = list(range(args.runs))
+    paths = [path_of(folder / "runs", args.epochs, seed) for seed in seeds]
+    words = command(folder / "runs", args.epochs, seeds, args.backend)
+    found, readings = soak(folder / "runs", words, paths, args.kills, rng)
+    interrupted = [i for i in seeds if any(len(rows.get(paths[i], range(args.epochs))) < args.epochs for rows in found)]
+    sample = sorted(rng.sample(interrupted, min(COMPARED, len(interrupted))))
+    same = same_alone(args, folder / "alone", {seed: paths[seed] for seed in sample})
+    left = [path for path in folder.rglob(".*") if path.name != ".lock"]
+    return {
+        "backend": args.backend,
+        "runs": args.runs,
+        "kills": len(found),
+        "lost_epochs": lost_epochs(found, paths),
+        "broken_histories": broken_histories(paths, args.epochs),
+        "compared": len(sample),
+        "different": same.count(False),
+        "files_left": len(left),
+        "mib_a_run": growth(readings),
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+
+
+def same_alone(args, folder, paths):
+    """Whether each of these runs, by seed, has the numbers of the same run trained without a kill: a list."""
+    again = command(folder, args.epochs, [*paths, args.runs], args.backend)  # one seed more: a grid even of one run
+    subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
+    return [_numbers(path_of(folder, args.epochs, seed)) == _numbers(path) for seed, path in paths.items()]
 
 
 def _numbers(path):
