@@ -175,7 +175,7 @@ class Ours:
 
 
 def worker(args):
-    """Makes one side, then trains `n` steps for each line "n" on stdin; says seconds a step and peak MiB.
+    """Makes one side, then trains `n` steps for each line "n" on stdin; says seconds a step, peak MiB, CPU seconds.
 
     A line "peak" asks for the operations a second of matrix products.
     """
@@ -187,11 +187,13 @@ def worker(args):
         if line.strip() == "peak":
             print(json.dumps(side.matmul_peak()), flush=True)
             continue
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         side.take(int(line))
-        seconds = (time.perf_counter() - start) / int(line)
+        seconds = [
+            (end - begin) / int(line) for begin, end in ((start, time.perf_counter()), (cpu, time.process_time()))
+        ]
         mib = side.gpu_mib() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps([seconds, mib]), flush=True)
+        print(json.dumps([seconds[0], mib, seconds[1]]), flush=True)
 
 
 def start(side, model, prior, args, objective="elbo", jit="auto"):
@@ -213,7 +215,7 @@ def asked(process, line):
 
 
 def in_turn(starts, rounds, steps, between=lambda processes, ready: None):
-    """What each worker says when it is ready, and its answers [seconds a step, peak MiB], all of them asked in turn.
+    """What each worker says when it is ready, and its answers [seconds a step, peak MiB, ...], all asked in turn.
 
     Dicts by the names of `starts`, functions that start a process, called each when the one before is ready; all are
     killed at the end. `between` is called before each round, with the processes and with what they said, by name.
@@ -266,8 +268,8 @@ def compare(model, prior, args):
 
 def row_of(model, prior, against, ready, answers, peak):
     """The row of what `in_turn` gave for the sides "theirs" and "ours"."""
-    theirs, ours = (median(seconds for seconds, _ in answers[side]) for side in ("theirs", "ours"))
-    their_mib, our_mib = (max(mib for _, mib in answers[side]) for side in ("theirs", "ours"))
+    theirs, ours = (median(seconds for seconds, *_ in answers[side]) for side in ("theirs", "ours"))
+    their_mib, our_mib = (max(mib for _, mib, *_ in answers[side]) for side in ("theirs", "ours"))
     operations = ready["ours"]["operations"]
     return {
         "model": model,
@@ -290,7 +292,7 @@ def compare_objectives(model, prior, args):
     """Rows of the project's objectives, measured in turn: seconds a step, ratio to the first, and peak memory."""
     workers = {name: partial(start, args.backend, model, prior, args, name, args.jit) for name in args.objective}
     _, answers = in_turn(workers, args.rounds, args.steps)
-    medians = {name: median(seconds for seconds, _ in values) for name, values in answers.items()}
+    medians = {name: median(seconds for seconds, *_ in values) for name, values in answers.items()}
     return [
         {
             "model": model,
@@ -298,7 +300,7 @@ def compare_objectives(model, prior, args):
             "objective": name,
             "s/step": seconds,
             "ratio": seconds / medians[args.objective[0]],
-            "peak MiB": max(mib for _, mib in answers[name]),
+            "peak MiB": max(mib for _, mib, _ in answers[name]),
         }
         for name, seconds in medians.items()
     ]

@@ -16,7 +16,7 @@ MLP = FIRST + 300 * 2 * 300 + 40 * 2 * 300 + 300 * 2 * 300 + 300 * 784
 def row(theirs=2.0, ours=1.0):
     """A row as compare() of train_step.py gives it."""
     ready = {"theirs": {"first": 4.0}, "ours": {"first": 8.0, "operations": 3e9}}
-    answers = {"theirs": [[theirs, 100.0], [9.0, 150.0], [0.1, 100.0]], "ours": [[ours, 300.0]]}
+    answers = {"theirs": [[theirs, 100.0], [9.0, 150.0], [0.1, 100.0]], "ours": [[ours, 300.0, 1.5]]}
     return train_step.row_of("vae", "vamp", "torch", ready, answers, 6e9)
 
 
@@ -82,7 +82,7 @@ def grown(backend, power):
     found = []
     for one, settings in growth.points([backend]):
         seconds = float(np.prod([factor(settings) for factor in scale.values()]))
-        found.append({"backend": one, "settings": settings, "seconds": seconds, "mib": 500.0})
+        found.append({"backend": one, "settings": settings, "seconds": seconds, "cpu": 2 * seconds, "mib": 500.0})
     return found
 
 
@@ -90,7 +90,7 @@ def test_exponents_of_exact_power_laws():
     assert growth.exponent([1, 10, 20], [7.0, 1.0, 2.0**1.5]) == pytest.approx(1.5)
     assert growth.exponent([1], [1.0]) is None
     rows = growth.exponents(grown("tensorflow", 0.75))
-    assert len(rows) == 2 * len(growth.VALUES)
+    assert len(rows) == 3 * len(growth.VALUES)
     for one in rows:
         assert one["tensorflow"] == pytest.approx(0.75 if "seconds" in one["of"] else 0, abs=1e-9)
         assert one["jax"] is None
