@@ -129,12 +129,17 @@ def measured(row, backend, rounds):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def parts(epoch, kind):
+    """Seconds of an epoch, by the wall clock for kind 0 and of CPU time for 1, and what they are made of: a dict."""
+    total, steps, validation, bare = (epoch[name][kind] for name in ("epoch", "steps", "validation", "bare"))
+    once = total - steps - validation
+    return {"epoch": total, "bare": bare, "validation": validation, "between": steps - bare, "once": once}
+
+
 def summary(row, backend, found):
     """The row of the table: medians in seconds, and the overhead in percent of the bare steps."""
-    wall, cpu = (
-        {part: median(epoch[part][i] for epoch in found["epochs"]) for part in found["epochs"][0]} for i in (0, 1)
-    )
-    between, once = wall["steps"] - wall["bare"], wall["epoch"] - wall["steps"] - wall["validation"]
+    every = [[parts(epoch, kind) for epoch in found["epochs"]] for kind in (0, 1)]
+    wall, cpu = ({name: median(one[name] for one in of_kind) for name in of_kind[0]} for of_kind in every)
     times = FULL / ROWS[row].get("max_train_images", FULL)
     return {
         "row": row,
@@ -143,12 +148,12 @@ def summary(row, backend, found):
         "epoch s": wall["epoch"],
         "bare steps s": wall["bare"],
         "validation s": wall["validation"],
-        "between steps s": between,
-        "once an epoch s": once,
-        "outside %": 100 * (between + once) / wall["bare"],
-        "of a full epoch %": 100 * (between + once / times) / wall["bare"],
-        "with validation %": 100 * (wall["epoch"] / wall["bare"] - 1),
-        "outside, CPU %": 100 * ((cpu["epoch"] - cpu["validation"]) / cpu["bare"] - 1),
+        "between steps s": wall["between"],
+        "once an epoch s": wall["once"],
+        "outside %": 100 * (wall["between"] + wall["once"]) / wall["bare"],
+        "of a full epoch %": 100 * (wall["between"] + wall["once"] / times) / wall["bare"],
+        "with validation %": 100 * (wall["between"] + wall["once"] + wall["validation"]) / wall["bare"],
+        "outside, CPU %": 100 * (cpu["between"] + cpu["once"]) / cpu["bare"],
     }
 
 
@@ -167,13 +172,21 @@ def main():
     if args.worker:
         return worker(rows[0], args.backend[0], args.rounds)
     about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
-    found = []
     for row, backend in [(row, backend) for row in rows for backend in args.backend]:
-        found.append(summary(row, backend, measured(row, backend, args.rounds)))
-        print(json.dumps(found[-1]), flush=True)
-        atomic.write_json(RESULT, about | {"rounds": args.rounds, "settings": ROWS, "rows": found})
-    print(commandline.table(found))
+        keep(summary(row, backend, measured(row, backend, args.rounds)), about | {"rounds": args.rounds})
+    print(commandline.table(kept()))
     return 0
+
+
+def kept():
+    """The rows that are there."""
+    return json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+
+
+def keep(found, about):
+    """Writes a row into the place of an earlier one of the same backend, with what is true of them all."""
+    others = [one for one in kept() if (one["row"], one["backend"]) != (found["row"], found["backend"])]
+    atomic.write_json(RESULT, about | {"settings": ROWS, "rows": [*others, found]})
 
 
 if __name__ == "__main__":
