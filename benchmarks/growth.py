@@ -108,7 +108,7 @@ def exponents(found):
 
 @figures.style()
 def drawn(found):
-    """The figure: time above, memory below, a column for each setting, both axes logarithmic."""
+    """The figure: time above, memory below, a column for each setting, both axes logarithmic, exponents at the ends."""
     figure = figures.new_figure(10, 4.6, layout="constrained")
     axes = figure.subplots(len(DRAWN), len(VALUES), sharex="col", sharey="row", squeeze=False)
     for row, measure in zip(axes, DRAWN, strict=True):
@@ -117,25 +117,29 @@ def drawn(found):
             _panel(ax, found, name, measure)
     for ax, name in zip(axes[-1], VALUES, strict=True):
         ax.set_xlabel(NAMES[name])
+    axes[0, 0].legend(loc="upper left", handlelength=1.2)
     return figure
 
 
 def _panel(ax, found, name, measure):
-    """Both backends' points, each line's end named with its exponent; the usual value is marked."""
-    from matplotlib.ticker import NullFormatter, NullLocator
+    """Both backends' points, with the exponent behind the last one; the usual value is marked."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.margins(x=0.16)
     ax.axvline(USUAL[name], color="0.85", linewidth=1, zorder=0)
     for backend, colour in COLOURS.items():
         x, y = curve(found, backend, name, measure)
-        slope = exponent(x, y)
-        label = backend if slope is None else f"{backend}, exponent {slope:.2f}"
-        ax.plot(x, y, marker="o", markersize=3.5, color=colour, label=label)
+        ax.plot(x, y, marker="o", markersize=3.5, color=colour, label=backend)
+        if (slope := exponent(x, y)) is not None:
+            place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            ax.annotate(f"{slope:.2f}", (x[-1], y[-1]), **place, color=colour, fontsize=7.5)
     ax.set_xticks(VALUES[name], [f"{value:g}" for value in VALUES[name]])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.legend(loc="upper left", handlelength=1.2)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def main():
