@@ -230,7 +230,19 @@ def score_line(kind, found):
 def missing():
     """The lines of requirements.txt whose packages are not installed, but for those that are not used here."""
     lines = [line for line in REQUIREMENTS.read_text().splitlines() if re.match(r"\w", line)]
-    return [line for line in lines if (name := re.match(r"[\w-]+", line)[0]) not in UNUSED and not is_installed(name)]
+    return [
+        line.split("#")[0].strip()
+        for line in lines
+        if (name := re.match(r"[\w-]+", line)[0]) not in UNUSED and not is_installed(name)
+    ]
+
+
+def install(lines):
+    """Installs packages one by one, and says which cannot be had: not every stage needs every one."""
+    for line in lines:
+        print(f"installing {line}", flush=True)
+        if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", line], check=False).returncode:
+            print(f"warning: {line} could not be installed; going on without it", file=sys.stderr, flush=True)
 
 
 def is_installed(name):
@@ -250,9 +262,7 @@ def main(words=None):
     args = parser.parse_args(words)
     folder = (args.results or ROOT / ("runs/gpu_tiny" if args.tiny else "benchmarks/results/gpu")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if lines := missing():
-        print(f"installing {', '.join(lines)}", flush=True)
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *lines], check=True)
+    install(missing())
     import commandline  # which needs some of these
 
     try:

@@ -17,6 +17,7 @@ backend, with --jit auto. With --objective, the project's objectives are compare
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -339,7 +340,9 @@ def main():
     """The command line."""
     args = parsed()
     if args.worker:
-        return worker(args)
+        with contextlib.suppress(BrokenPipeError):  # whoever asked has been stopped
+            worker(args)
+        return 0
     import atomic
     import commandline
     import experiment
