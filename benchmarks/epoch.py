@@ -144,6 +144,7 @@ def summary(row, backend, found):
     return {
         "row": row,
         "backend": backend,
+        "epochs": len(found["epochs"]),
         "steps": found["steps"],
         "epoch s": wall["epoch"],
         "bare steps s": wall["bare"],
@@ -173,7 +174,7 @@ def main():
         return worker(rows[0], args.backend[0], args.rounds)
     about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
     for row, backend in [(row, backend) for row in rows for backend in args.backend]:
-        keep(summary(row, backend, measured(row, backend, args.rounds)), about | {"rounds": args.rounds})
+        keep(summary(row, backend, measured(row, backend, args.rounds)), about)
     print(commandline.table(kept()))
     return 0
 
@@ -186,7 +187,9 @@ def kept():
 def keep(found, about):
     """Writes a row into the place of an earlier one of the same backend, with what is true of them all."""
     others = [one for one in kept() if (one["row"], one["backend"]) != (found["row"], found["backend"])]
-    atomic.write_json(RESULT, about | {"settings": ROWS, "rows": [*others, found]})
+    atomic.write_json(
+        RESULT, about | {"settings": {one: ROWS[one] for one in ("conv", "mlp")}, "rows": [*others, found]}
+    )
 
 
 if __name__ == "__main__":
