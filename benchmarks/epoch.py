@@ -34,7 +34,6 @@ COMMON = {"data_set": "mnist", "prior": "vamp", "num_pseudo_inputs": 500, "epoch
 ROWS = {
     "conv": COMMON | {"network_size": 4, "batch_size": 256, "latent_dim": 2, "max_train_images": 30 * 256},
     "mlp": COMMON | {"network": "mlp", "batch_size": 100, "latent_dim": 40},
-    "tiny": {"data_set": "digits", "batch_size": 64, "network_size": 0.25, "epochs": 250},
 }
 FULL = 50_000  # training images of MNIST
 
@@ -161,13 +160,13 @@ def summary(row, backend, found):
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: conv mlp)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--backend", nargs="+", choices=("tensorflow", "jax"), default=["tensorflow", "jax"])
     parser.add_argument("--rounds", type=int, default=3, help="epochs that count (default: 3)")
     parser.add_argument("--hardware", default="not stated", help="what it runs on, in words, stored with the result")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = args.rows or ["conv", "mlp"]
+    rows = args.rows or list(ROWS)
     if unknown := set(rows) - set(ROWS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if args.worker:
@@ -187,9 +186,7 @@ def kept():
 def keep(found, about):
     """Writes a row into the place of an earlier one of the same backend, with what is true of them all."""
     others = [one for one in kept() if (one["row"], one["backend"]) != (found["row"], found["backend"])]
-    atomic.write_json(
-        RESULT, about | {"settings": {one: ROWS[one] for one in ("conv", "mlp")}, "rows": [*others, found]}
-    )
+    atomic.write_json(RESULT, about | {"settings": ROWS, "rows": [*others, found]})
 
 
 if __name__ == "__main__":
