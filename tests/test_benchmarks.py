@@ -1,6 +1,8 @@
 """What the benchmarks make of what they measure: operations, exponents and tables; and that they go on."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,28 @@ def test_a_row_has_medians_their_ratio_and_the_most_memory():
     expected = {"torch s/step": 2.0, "ours s/step": 1.0, "ratio": 0.5, "of peak": 0.5, "MiB ratio": 2.0}
     assert expected.items() <= row().items()
     assert (row()["torch first step s"], row()["first step s"]) == (4.0, 8.0)
+
+
+ECHO = "import sys; print(0.5, flush=True); [print([float(line), {mib}], flush=True) for line in sys.stdin]"
+
+
+def starting(code):
+    """A function that starts a Python process which runs this code."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return lambda: subprocess.Popen([sys.executable, "-c", code], **pipes)
+
+
+def test_workers_are_asked_in_turn_and_ended():
+    seen = []
+    starts = {name: starting(ECHO.format(mib=mib)) for name, mib in (("a", 1), ("b", 2))}
+    ready, answers = train_step.in_turn(starts, 2, 3, lambda processes, ready: seen.append((processes, ready)))
+    assert ready == {"a": 0.5, "b": 0.5} and answers == {"a": [[3.0, 1]] * 2, "b": [[3.0, 2]] * 2}
+    assert len(seen) == 2 and all(process.wait(10) for process in seen[0][0].values())
+
+
+def test_a_side_that_ends_is_said():
+    with pytest.raises(RuntimeError, match="ended before it was measured"):
+        train_step.in_turn({"a": starting("pass")}, 1, 1)
 
 
 def test_what_is_left_out_is_as_usual_for_the_network(capsys):
