@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -81,7 +82,8 @@ def measured(args):
     """Median seconds of a step and peak memory of each row, all measured in turn; the first round is not counted."""
     command = [sys.executable, __file__, "--backend", args.backend or "tensorflow", "--worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    _, answers = in_turn({row: subprocess.Popen([*command, row], **pipes) for row in ROWS}, args.rounds + 1, 2)
+    starts = {row: partial(subprocess.Popen, [*command, row], **pipes) for row in ROWS}
+    _, answers = in_turn(starts, args.rounds + 1, 2)
     return {
         row: {"seconds": median(seconds for seconds, _ in values[1:]), "mib": max(mib for _, mib in values)}
         for row, values in answers.items()

@@ -80,13 +80,6 @@ def deterministic_mixture(model, images, draws):
     return log_w - math.log(n * draws)
 
 
-def decoder_operations(model):
-    """Floating-point operations that it takes to decode one z, 2 for each multiply-add."""
-    layers = [layer for layer in model.decoder._flatten_layers() if hasattr(layer, "kernel")]
-    dense = sum(math.prod(layer.kernel.shape) for layer in layers if len(layer.kernel.shape) == 2)
-    return 2 * (dense + sum(multiply_adds(layer) for layer in layers if len(layer.kernel.shape) > 2))
-
-
 def timed(function):
     """The seconds that a call takes, and what it returns."""
     start = time.perf_counter()
@@ -155,7 +148,7 @@ def compare(run, args):
         "naive s (extrapolated)": theirs,
         "ours s": ours.seconds,
         "ratio": theirs / ours.seconds,
-        "floor s": decoder_operations(model) * samples * len(images) / peak,
+        "floor s": 2 * multiply_adds(model.decoder) * samples * len(images) / peak,
         "error": ours.rmse,
         "worst": ours.worst,
     }
@@ -203,7 +196,7 @@ def whole_split(run, peak):
     images = run.images("test")
     seconds, estimate = timed(lambda: quadrature(run.model, images))
     points = int(estimate.samples[0])
-    floor = (decoder_operations(run.model) + 2 * images[0].size * len(images)) * points / peak
+    floor = (2 * multiply_adds(run.model.decoder) + 2 * images[0].size * len(images)) * points / peak
     row = {"grid images": len(images), "grid points": points, "grid s": seconds, "grid floor s": floor}
     return row | {"grid GiB": peak_memory()}
 

@@ -1,6 +1,11 @@
-"""The project's convolutional VAE and HVAE in plain PyTorch, channels last: what a step is measured against."""
+"""The project's VAEs in plain PyTorch, as a good user writes them: what a step is measured against.
+
+Convolutions are channels last, a mixture's density is a product of matrices. On CUDA, all of it is compiled.
+"""
 
 import math
+import os
+import time
 
 import torch
 from torch import nn
@@ -19,15 +24,38 @@ def draw(mean, logvar):
     return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
 
 
+def soft_bound(raw):
+    """raw, bounded to [-6, 2] by a scaled tanh."""
+    return -2 + 4 * torch.tanh((raw + 2) / 4)
+
+
+def hard_clip(raw):
+    """raw, clipped to [-6, 2]."""
+    return raw.clamp(-6, 2)
+
+
 class Head(nn.Module):
-    """Features to (mean, logvar), logvar bounded to [-6, 2] by a scaled tanh."""
+    """Features to (mean, logvar), in float32, the log-variance bounded."""
+
+    def __init__(self, features, units, bound=soft_bound):
+        super().__init__()
+        self.both, self.bound = nn.Linear(features, 2 * units), bound
+
+    def forward(self, h):
+        with torch.autocast(h.device.type, enabled=False):
+            mean, raw = self.both(h.float()).chunk(2, -1)
+        return mean, self.bound(raw)
+
+
+class Gated(nn.Module):
+    """linear(h) * sigmoid(linear'(h)), both by one product."""
 
     def __init__(self, features, units):
         super().__init__()
-        self.mean, self.raw = nn.Linear(features, units), nn.Linear(features, units)
+        self.both = nn.Linear(features, 2 * units)
 
     def forward(self, h):
-        return self.mean(h), -2 + 4 * torch.tanh((self.raw(h) + 2) / 4)
+        return F.glu(self.both(h))
 
 
 def encoder(size):
@@ -45,7 +73,19 @@ def decoder(latent_dim, size):
     layers += [nn.ConvTranspose2d(f32, f16, 3, 2, 1, 1), nn.ConvTranspose2d(f16, f16, 3, 1, 1)]
     layers += [nn.ConvTranspose2d(f16, f8, 3, 2, 1, 1)]
     modules = [module for layer in layers for module in _activated(layer)]
-    return nn.Sequential(*modules, nn.ConvTranspose2d(f8, 1, 3, 1, 1))
+    return nn.Sequential(*modules, Float32(nn.ConvTranspose2d(f8, 1, 3, 1, 1)))
+
+
+class Float32(nn.Module):
+    """A layer that computes in float32 where others are cast."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h):
+        with torch.autocast(h.device.type, enabled=False):
+            return self.layer(h.float())
 
 
 def _activated(layer):
@@ -63,22 +103,32 @@ class Vamp(nn.Module):
     def forward(self, z, encode):
         if self.u is None:
             return log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
-        mean, logvar = encode(self.u)
-        each = log_normal(z[:, None], mean, logvar)  # (B, K)
-        return torch.logsumexp(each, 1) - math.log(len(self.u))
+        return log_mixture(z, *encode(self.u))
+
+
+def log_mixture(z, mean, logvar):
+    """log of the mean of K densities N(mean, diag exp(logvar)): z (B, D), mean and logvar (K, D) -> (B,)."""
+    centre = mean.mean(0)
+    z, mean, precision = z - centre, mean - centre, torch.exp(-logvar)
+    with torch.autocast(z.device.type, enabled=False):
+        squared = torch.cat([z**2, z], 1) @ torch.cat([precision, -2 * mean * precision], 1).T  # (B, K)
+    of_component = (LOG_2PI + logvar + mean**2 * precision).sum(1)
+    return torch.logsumexp(-0.5 * (squared + of_component), 1) - math.log(len(mean))
 
 
 class VAE(nn.Module):
-    """One latent layer."""
+    """One latent layer, between convolutions, or the paper's gated dense layers of 300 units."""
 
-    def __init__(self, latent_dim, size, k):
+    def __init__(self, network, latent_dim, size, k):
         super().__init__()
-        self.net, self.head, self.dec, self.prior = (
-            encoder(size),
-            Head(256, latent_dim),
-            decoder(latent_dim, size),
-            Vamp(k),
-        )
+        if network == "mlp":
+            self.net = nn.Sequential(nn.Flatten(), Gated(784, 300), Gated(300, 300))
+            self.head, self.prior = Head(300, latent_dim, hard_clip), Vamp(k)
+            layers = [Gated(latent_dim, 300), Gated(300, 300), Float32(nn.Linear(300, 784))]
+            self.dec = nn.Sequential(*layers, nn.Unflatten(1, (1, 28, 28)))
+        else:
+            self.net, self.head, self.prior = encoder(size), Head(256, latent_dim), Vamp(k)
+            self.dec = decoder(latent_dim, size)
 
     def encode(self, x):
         return self.head(self.net(x))
@@ -121,19 +171,47 @@ def bernoulli_loss(logits, x):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3)).mean()
 
 
-def make_step(model, prior, size, batch, k):
-    """A function of no arguments that trains one step on a fixed grey batch, binarized afresh."""
-    net = {"vae": VAE, "hvae": HVAE}[model](2, size, k if prior == "vamp" else 0).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
-    grey = torch.rand(batch, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+def make_steps(model, prior, network, latent_dim, size, batch, k, is_mixed):
+    """A function of n that trains n steps on a fixed grey batch, binarized afresh in each, and waits for the last one.
+
+    With `is_mixed` convolutions and products of matrices are cast to bfloat16, but for those that are float32 in ours.
+    """
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    components = k if prior == "vamp" else 0
+    net = VAE(network, latent_dim, size, components) if model == "vae" else HVAE(latent_dim, size, components)
+    net = net.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
+    grey = torch.rand(batch, 1, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(net) if device.type == "cuda" else net
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss = net(torch.bernoulli(grey))
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
+            loss = compiled(torch.bernoulli(grey))
         loss.backward()
         optimizer.step()
         if net.prior.u is not None:
             net.prior.u.data.clamp_(0, 1)
-        return float(loss.detach())
+        return loss.detach()
 
-    return step
+    return lambda n: float([step() for _ in range(n)][-1])
+
+
+def matmul_peak():
+    """Operations a second of large bfloat16 matrix products on the GPU; of smaller ones on a CPU."""
+    device, n, repeats = ("cuda", 8192, 50) if torch.cuda.is_available() else ("cpu", 1024, 2)
+    a = torch.rand(n, n, device=device, dtype=torch.bfloat16)
+    times = []
+    for _ in range(4):  # the first of which begins cold
+        start = time.perf_counter()
+        for _ in range(repeats):
+            product = a @ a
+        float(product[0, 0])  # waits for all of them
+        times.append((time.perf_counter() - start) / repeats)
+    return 2 * n**3 / min(times)
+
+
+def peak_mib():
+    """The most memory that was used at once on the GPU, in MiB; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
