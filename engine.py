@@ -5,9 +5,12 @@ import importlib
 import importlib.util
 import logging
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from errors import UserError
 
@@ -57,19 +60,18 @@ def start(device="auto", deterministic=False, join=None):
     if deterministic and REPEATABLE_ON_GPU not in (flags := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{flags} {REPEATABLE_ON_GPU}".strip()
     with quiet():
-        importlib.import_module("keras")
-        if importlib.util.find_spec("tensorflow"):  # Keras imports it later, whatever the backend
+        backend = importlib.import_module("keras").backend.backend()
+        if backend == "jax":
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", "float32")
+        else:
             import tensorflow as tf
 
             logging.getLogger("tensorflow").setLevel("ERROR")  # else each run of a grid is warned of retracing
             tf.config.experimental.enable_tensor_float_32_execution(False)
             if deterministic:
                 tf.config.experimental.enable_op_determinism()
-        backend = sys.modules["keras"].backend.backend()
-        if backend == "jax":
-            import jax
-
-            jax.config.update("jax_default_matmul_precision", "float32")
         if join:
             join()
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
@@ -78,6 +80,18 @@ def start(device="auto", deterministic=False, join=None):
             f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
             f"{backend} with GPU support, or leave --device out"
         )
+
+
+def seed(number):
+    """Seeds what layers draw their first weights from.
+
+    On JAX `keras.utils.set_random_seed` would import TensorFlow, where it is installed: two seconds and 450 MiB.
+    """
+    if (keras := sys.modules["keras"]).backend.backend() == "tensorflow":
+        keras.utils.set_random_seed(number)
+    else:
+        random.seed(number)
+        np.random.seed(number)
 
 
 def _device_kinds(backend):

@@ -174,7 +174,7 @@ def _compiled(config, batches, dataset):
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
     if config.has("context_size"):
         from_data = _context_scale(config, batches.split)
-    keras.utils.set_random_seed(config.seed)
+    engine.seed(config.seed)
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     model.compile(
         batches.spread.optimizer(optimizers.optimizer(config, batches.steps, model)),

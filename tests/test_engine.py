@@ -52,6 +52,14 @@ def test_auto_takes_jax_on_a_gpu_that_it_can_use(monkeypatch, device, gpus, inst
     assert engine.fastest(device) == expected
 
 
+def test_on_jax_tensorflow_is_not_imported(tmp_path):
+    """It would take longer, and more memory, than all that a small run needs."""
+    words = flags(epochs=1, runs_dir=tmp_path, backend="jax")
+    code = "import sys, train; print(train.main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-2:] == ["0", "False"], done.stderr
+
+
 @pytest.mark.keras
 def test_the_backend_of_a_process_cannot_be_changed():
     engine.start()
