@@ -76,6 +76,13 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """TensorFlow would keep the graphs of all that a file compiles, for good."""
+    with engine.forgetting_graphs():
+        yield
+
+
 @pytest.fixture(scope="session")
 def screenshots(request, tmp_path_factory):
     """The folder that --screenshots names, or a temporary one."""
