@@ -129,9 +129,9 @@ def _reader(field):
 
 def add_backend(parser):
     """Adds --backend and --device."""
-    text = "what Keras runs on; auto: jax on a GPU that it can use, else tensorflow (default: the environment's "
-    choices = ("auto", *engine.BACKENDS)
-    parser.add_argument("--backend", choices=choices, default=None, help=f"{text}KERAS_BACKEND, else tensorflow)")
+    text = "what Keras runs on; auto: jax on a GPU that it can use, and to train dense networks, else tensorflow"
+    choices, usual = ("auto", *engine.BACKENDS), "the environment's KERAS_BACKEND, else tensorflow"
+    parser.add_argument("--backend", choices=choices, default=None, help=f"{text} (default: {usual})")
     text = "auto: a GPU where there is one; gpu: stop where there is none; cpu: leave GPUs alone (default: auto)"
     parser.add_argument("--device", choices=engine.DEVICES, default="auto", help=text)
 

@@ -19,14 +19,14 @@ DEVICES = ("auto", "cpu", "gpu")
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
 
 
-def settle(name=None, device="auto"):
+def settle(name=None, device="auto", dense=False):
     """Chooses what Keras runs on, before it is imported, and hides GPUs for `device` "cpu".
 
-    `name`: one of BACKENDS, or auto (see `fastest`), else $KERAS_BACKEND, else tensorflow. Raises UserError if that is
+    `name`: one of BACKENDS, or auto (see `fastest`, also for `dense`), else $KERAS_BACKEND, else tensorflow. Raises UserError if that is
     not installed.
     """
     if name == "auto":
-        name = fastest(device)
+        name = fastest(device, dense)
     name = name or os.environ.get("KERAS_BACKEND") or "tensorflow"
     if name not in BACKENDS:
         raise UserError(f"KERAS_BACKEND is {name!r}; choose from {', '.join(BACKENDS)}")
@@ -40,13 +40,16 @@ def settle(name=None, device="auto"):
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
 
 
-def fastest(device="auto"):
-    """The backend that `--backend auto` takes: JAX on a GPU that it can use; else TensorFlow, if it is installed.
+def fastest(device="auto", dense=False):
+    """The backend that `--backend auto` takes of those that are installed: JAX on a GPU that it can use, else TensorFlow.
 
-    On CPUs TensorFlow is twice as fast on convolutions, and neither of both on dense layers (see benchmarks/NOTES.md).
+    On CPUs, a training step of convolutions takes JAX more than twice as long, and one of networks that are `dense`, as
+    all that will be trained are, some three quarters: these go to JAX (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
-    return "jax" if on_gpu or not importlib.util.find_spec("tensorflow") else "tensorflow"
+    wanted = "jax" if on_gpu or dense else "tensorflow"
+    other = next(name for name in BACKENDS if name != wanted)
+    return wanted if importlib.util.find_spec(wanted) or not importlib.util.find_spec(other) else other
 
 
 def start(device="auto", deterministic=False, join=None):

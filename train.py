@@ -14,6 +14,7 @@ import engine
 import experiment
 import grid
 import members
+import models
 import search
 from commandline import STOPPED
 from errors import RunError, UserError
@@ -77,7 +78,8 @@ def run(args):
             return follow(args)
     if args.resume is not None:
         return run_again(args)
-    engine.settle(args.backend, args.device)
+    networks = commandline.lists_of(args).get("network", [experiment.Config.network])
+    engine.settle(args.backend, args.device, dense=all(models.NETWORKS[name].is_dense for name in networks))
     if args.search:
         return run_search(args)
     configs = commandline.grid(args)

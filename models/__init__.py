@@ -33,7 +33,8 @@ class NetworkEntry(NamedTuple):
     """Where a family of networks is, whether it has the --network_size and --activation that are set, its models.
 
     `is_autoregressive`: pixels depend on one another, so that an image is drawn in as many passes as it has pixels.
-    `normalises_batches`: in training, an image's terms depend on the others of its batch.
+    `normalises_batches`: in training, an image's terms depend on the others of its batch. `is_dense`: there are no
+    convolutions, which backends differ in.
     """
 
     path: str
@@ -41,6 +42,7 @@ class NetworkEntry(NamedTuple):
     models: tuple
     is_autoregressive: bool = False
     normalises_batches: bool = False
+    is_dense: bool = False
 
 
 class ObjectiveEntry(NamedTuple):
@@ -93,7 +95,7 @@ PRIORS = {
 }
 NETWORKS = {
     "conv": NetworkEntry("networks.ConvNetworks", True, ("vae", "hvae")),
-    "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae")),
+    "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae"), is_dense=True),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", False, ("hvae",)),
     "pixel": NetworkEntry("pixelcnn.pixel_networks", False, ("hvae",), is_autoregressive=True, normalises_batches=True),
 }

@@ -9,7 +9,9 @@ import sys
 import pytest
 from conftest import ROOT, flags
 
+import commandline
 import engine
+import train
 from errors import UserError
 
 
@@ -37,19 +39,40 @@ def test_the_flag_goes_before_the_environment_and_tensorflow_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "installed", "expected"),
+    ("device", "gpus", "dense", "installed", "expected"),
     [
-        ("auto", ["0"], ("jax", "jax_plugins", "tensorflow"), "jax"),
-        ("cpu", ["0"], ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
-        ("auto", [], ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
-        ("auto", ["0"], ("jax", "tensorflow"), "tensorflow"),
-        ("auto", [], ("jax",), "jax"),
+        ("auto", ["0"], False, ("jax", "jax_plugins", "tensorflow"), "jax"),
+        ("cpu", ["0"], False, ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
+        ("auto", [], False, ("jax", "jax_plugins", "tensorflow"), "tensorflow"),
+        ("auto", ["0"], False, ("jax", "tensorflow"), "tensorflow"),
+        ("auto", [], False, ("jax",), "jax"),
+        ("cpu", [], True, ("jax", "tensorflow"), "jax"),
+        ("auto", [], True, ("tensorflow",), "tensorflow"),
+        ("auto", [], True, (), "jax"),
     ],
 )
-def test_auto_takes_jax_on_a_gpu_that_it_can_use(monkeypatch, device, gpus, installed, expected):
+def test_auto_takes_jax_on_a_gpu_that_it_can_use_and_for_dense_networks(
+    monkeypatch, device, gpus, dense, installed, expected
+):
     monkeypatch.setattr(engine, "gpus", lambda: gpus)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
-    assert engine.fastest(device) == expected
+    assert engine.fastest(device, dense) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "dense"),
+    [([], False), (["--network", "mlp"], True), (["--preset", "staticmnist_vae_vamp"], True),
+     (["--network", "mlp", "conv", "--gs_key", "both"], False)],
+)  # fmt: skip
+def test_training_tells_whether_all_of_its_networks_are_dense(monkeypatch, words, dense):
+    def settle(name, device, dense):
+        raise UserError(str(dense))
+
+    monkeypatch.setattr(engine, "settle", settle)
+    parser = commandline.Parser()
+    train.add_arguments(parser)
+    with pytest.raises(UserError, match=str(dense)):
+        train.run(parser.parse_args([*words, "--backend", "auto"]))
 
 
 def test_on_jax_tensorflow_is_not_imported(tmp_path):
