@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -17,6 +18,8 @@ from errors import UserError
 BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
+BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN uses one core for convolutions
+KNOWS_YNN = "0.10."  # of jaxlib: XLA ends a process that has a flag which it does not know
 
 
 def settle(name=None, device="auto", dense=False):
@@ -60,8 +63,7 @@ def start(device="auto", deterministic=False, join=None):
     process. `join()` is called before the backend looks for its devices. Raises UserError if there is no GPU where
     `device` is "gpu", or none of what $JAX_PLATFORMS names.
     """
-    if deterministic and REPEATABLE_ON_GPU not in (flags := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{flags} {REPEATABLE_ON_GPU}".strip()
+    _add_xla_flags(deterministic)
     with quiet():
         backend = importlib.import_module("keras").backend.backend()
         if backend == "jax":
@@ -83,6 +85,14 @@ def start(device="auto", deterministic=False, join=None):
             f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
             f"{backend} with GPU support, or leave --device out"
         )
+
+
+def _add_xla_flags(deterministic):
+    flags = os.environ.get("XLA_FLAGS", "")
+    wanted = [REPEATABLE_ON_GPU] if deterministic else []
+    if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOWS_YNN):
+        wanted += [BY_EIGEN] if "ynn_fusion_type" not in flags else []
+    os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
 
 
 def seed(number):

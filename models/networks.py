@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from keras import Sequential, backend, layers, ops
 
-from .convolutions import Conv2DTranspose
+from .convolutions import Conv2D, Conv2DTranspose
 from .distributions import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Normal, Pixels
 
 LOGVAR = (-6.0, 2.0)  # bounds of log-variances
@@ -284,7 +284,7 @@ class ConvNetworks:
 
         def conv(filters, kernel, stride):
             filters = scaled(filters, self.size)
-            return layers.Conv2D(filters, kernel, stride, padding="same", activation=self.activation)
+            return Conv2D(filters, kernel, stride, activation=self.activation)
 
         return Sequential(
             [

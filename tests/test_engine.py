@@ -1,6 +1,7 @@
 """What Keras runs on: which backend, which device, and what is said at its start."""
 
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -73,6 +74,25 @@ def test_training_tells_whether_all_of_its_networks_are_dense(monkeypatch, words
     train.add_arguments(parser)
     with pytest.raises(UserError, match=str(dense)):
         train.run(parser.parse_args([*words, "--backend", "auto"]))
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "expected"),
+    [
+        ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.10.2", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("0.11.0", "--a=1", "--a=1"),
+    ],
+)
+def test_xla_has_a_flag_where_it_knows_it_and_the_user_has_not_set_it(monkeypatch, version, flags, expected):
+    """It would end the process for a flag that it does not know."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("XLA_FLAGS", flags or "")
+    for _ in range(2):
+        engine._add_xla_flags(deterministic=False)
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_on_jax_tensorflow_is_not_imported(tmp_path):
