@@ -12,6 +12,7 @@ import numpy as np
 import checkpoint
 import engine
 import members
+import models
 from errors import RunError, UserError
 
 MANY = 8  # steps in an execution, after which a request to stop is still heard soon
@@ -42,12 +43,9 @@ class Spread(abc.ABC):
         """What Keras is told of compiling by XLA."""
         return wanted
 
-    def steps_at_once(self):
-        """What --steps_per_execution auto is: more than one where to start a step costs as much as a small step does.
-
-        That is TensorFlow on a GPU. JAX starts steps while others run, and would compile each of them.
-        """
-        return MANY if keras.backend.backend() == "tensorflow" and engine.has_gpu() else 1
+    def steps_at_once(self, config):
+        """What --steps_per_execution auto is."""
+        return 1
 
     def ready(self, model):
         """Changes a compiled model as `fit` needs it."""
@@ -88,6 +86,14 @@ class Alone(Spread):
     def scope(self):
         """Nothing."""
         return contextlib.nullcontext()
+
+    def steps_at_once(self, config):
+        """Several where steps are so short that a look between them counts: on a GPU, and of dense networks on JAX.
+
+        There the next step is prepared while one runs. On TensorFlow's CPU it gains nothing.
+        """
+        is_short = keras.backend.backend() == "jax" and models.NETWORKS[config.network].is_dense
+        return MANY if is_short or engine.has_gpu() else 1
 
 
 ALONE = Alone()
@@ -141,10 +147,6 @@ class Mirrored(Spread):
 
         optimizer.apply, optimizer._all_reduce_sum_gradients = apply_sums, lambda pairs: pairs
         return optimizer
-
-    def steps_at_once(self):
-        """One, as of `check`."""
-        return 1
 
     def jit(self, wanted):
         """Never: sums over devices cannot be compiled."""

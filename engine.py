@@ -25,8 +25,8 @@ KNOWS_YNN = "0.10."  # of jaxlib: XLA ends a process that has a flag which it do
 def settle(name=None, device="auto", dense=False):
     """Chooses what Keras runs on, before it is imported, and hides GPUs for `device` "cpu".
 
-    `name`: one of BACKENDS, or auto (see `fastest`, also for `dense`), else $KERAS_BACKEND, else tensorflow. Raises UserError if that is
-    not installed.
+    `name`: one of BACKENDS, or auto (see `fastest`, also for `dense`), else $KERAS_BACKEND, else tensorflow. Raises
+    UserError if that is not installed.
     """
     if name == "auto":
         name = fastest(device, dense)
@@ -44,10 +44,10 @@ def settle(name=None, device="auto", dense=False):
 
 
 def fastest(device="auto", dense=False):
-    """The backend that `--backend auto` takes of those that are installed: JAX on a GPU that it can use, else TensorFlow.
+    """The backend that `--backend auto` takes, if it is installed: JAX on a GPU that it can use, else TensorFlow.
 
-    On CPUs, a training step of convolutions takes JAX more than twice as long, and one of networks that are `dense`, as
-    all that will be trained are, some three quarters: these go to JAX (see benchmarks/NOTES.md).
+    On CPUs, a training step of convolutions takes JAX 1.6 times as long, and one of networks that are `dense`, as all
+    that will be trained are, some three quarters: these go to JAX (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
     wanted = "jax" if on_gpu or dense else "tensorflow"

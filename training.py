@@ -179,7 +179,7 @@ def _compiled(config, batches, dataset):
     model.compile(
         batches.spread.optimizer(optimizers.optimizer(config, batches.steps, model)),
         jit_compile=batches.spread.jit(JIT[config.jit]),
-        steps_per_execution=config.steps_per_execution or batches.spread.steps_at_once(),
+        steps_per_execution=config.steps_per_execution or batches.spread.steps_at_once(config),
     )
     batches.spread.ready(model)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables

@@ -367,11 +367,17 @@ def test_what_to_lower_is_named_by_its_cost(settings, with_batch, expected):
     assert callbacks.smaller(Config(**settings), with_batch) == expected
 
 
-@pytest.mark.parametrize("has_gpu", [False, True])
-def test_auto_runs_several_steps_at_once_on_a_gpu_only(tmp_path, monkeypatch, has_gpu):
+@pytest.mark.parametrize(
+    ("has_gpu", "network", "on_tensorflow", "on_jax"),
+    [(False, "mlp", 1, distribution.MANY), (False, "conv", 1, 1), (True, "conv", distribution.MANY, distribution.MANY)],
+)
+def test_auto_runs_several_steps_at_once_where_they_are_short(
+    tmp_path, monkeypatch, has_gpu, network, on_tensorflow, on_jax
+):
     monkeypatch.setattr(engine, "has_gpu", lambda: has_gpu)
     parser = commandline.Parser()
     commandline.add_settings(parser)
-    words = ["--steps_per_execution", "auto", "--network", "mlp", "--data_set", "digits", "--runs_dir"]
+    words = ["--steps_per_execution", "auto", "--network", network, "--data_set", "digits", "--runs_dir"]
     (made,) = commandline.grid(parser.parse_args([*words, str(tmp_path)]))
-    assert training.prepare(made).model.steps_per_execution == (distribution.MANY if has_gpu else 1)
+    expected = on_jax if keras.backend.backend() == "jax" else on_tensorflow
+    assert training.prepare(made).model.steps_per_execution == expected
