@@ -40,6 +40,7 @@ SMALL_RUN = {
     "num_pseudo_inputs": 7,
     "max_train_images": 100,
     "beta_warmup": 3,
+    "steps_per_execution": 1,  # so that it can be interrupted behind each
 }
 
 
