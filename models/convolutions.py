@@ -21,8 +21,7 @@ class Conv2D(layers.Conv2D):
         is_whole = not any(n % s for n, s in zip(x.shape[1:3], self.strides, strict=True))
         if keras.backend.backend() != "jax" or not is_whole:
             return super().call(x)
-        y = _pair(self.strides)[0](x, keras.ops.convert_to_tensor(self.kernel, x.dtype))
-        return self.activation(y + keras.ops.convert_to_tensor(self.bias, x.dtype))
+        return _applied(_pair(self.strides)[0], self, x)
 
 
 class Conv2DTranspose(layers.Conv2DTranspose):
@@ -40,8 +39,13 @@ class Conv2DTranspose(layers.Conv2DTranspose):
         """Maps (B, H, W, F) to (B, H strides, W strides, filters)."""
         if keras.backend.backend() != "jax":
             return super().call(x)
-        y = _pair(self.strides)[1](x, keras.ops.convert_to_tensor(self.kernel, x.dtype))
-        return self.activation(y + keras.ops.convert_to_tensor(self.bias, x.dtype))
+        return _applied(_pair(self.strides)[1], self, x)
+
+
+def _applied(convolve, layer, x):
+    """What this layer makes of maps, by such a function of maps and a kernel."""
+    y = convolve(x, keras.ops.convert_to_tensor(layer.kernel, x.dtype))
+    return layer.activation(y + keras.ops.convert_to_tensor(layer.bias, x.dtype))
 
 
 @functools.cache
@@ -53,39 +57,21 @@ def _pair(strides):
     """
     import jax
 
-    dimensions = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding="SAME", **dimensions)
-
     def of_kernel(x, gradient, kernel):
-        return jax.linear_transpose(functools.partial(plain, x), kernel)(gradient)[0]
-
-    def dilated(x, kernel):
-        shape = (x.shape[0], *(n * s for n, s in zip(x.shape[1:3], strides, strict=True)), kernel.shape[2])
-        return jax.linear_transpose(lambda y: plain(y, kernel), jax.ShapeDtypeStruct(shape, x.dtype))(x)[0]
-
-    def in_phases(x, kernel):
-        parts = []
-        axes = [_phases(size, stride) for size, stride in zip(kernel.shape[:2], strides, strict=True)]
-        for (rows, up), (columns, left) in itertools.product(*axes):
-            part = kernel[rows, columns][::-1, ::-1].swapaxes(2, 3)
-            parts.append(jax.lax.conv_general_dilated(x, part, (1, 1), (up, left), **dimensions))
-        batch, height, width, _ = x.shape
-        y = jax.numpy.stack(parts).reshape(*strides, batch, height, width, kernel.shape[2])
-        y = y.transpose(2, 3, 0, 4, 1, 5)  # (B, H, strides, W, strides, E)
-        return y.reshape(batch, height * strides[0], width * strides[1], kernel.shape[2])
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides), kernel)(gradient)[0]
 
     @jax.custom_vjp
     def ordinary(x, kernel):
-        return plain(x, kernel)
+        return _plain(x, kernel, strides)
 
     @jax.custom_vjp
     def transposed(x, kernel):
         each_has_taps = all(size >= stride for size, stride in zip(kernel.shape[:2], strides, strict=True))
         in_parts = max(strides) > 1 and each_has_taps and jax.default_backend() == "cpu"
-        return (in_phases if in_parts else dilated)(x, kernel)
+        return (_in_phases if in_parts else _dilated)(x, kernel, strides)
 
     ordinary.defvjp(
-        lambda x, kernel: (plain(x, kernel), (x, kernel)),
+        lambda x, kernel: (ordinary(x, kernel), (x, kernel)),
         lambda kept, g: (transposed(g, kept[1]), of_kernel(kept[0], g, kept[1])),
     )
     transposed.defvjp(
@@ -93,6 +79,37 @@ def _pair(strides):
         lambda kept, g: (ordinary(g, kept[1]), of_kernel(g, kept[0], kept[1])),
     )
     return ordinary, transposed
+
+
+def _plain(x, kernel, strides, padding="SAME"):
+    """JAX's own convolution."""
+    import jax
+
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _dilated(x, kernel, strides):
+    """The transposed convolution as XLA has it, with zeros between x where there are strides."""
+    import jax
+
+    shape = (x.shape[0], *(n * s for n, s in zip(x.shape[1:3], strides, strict=True)), kernel.shape[2])
+    y = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda y: _plain(y, kernel, strides), y)(x)[0]
+
+
+def _in_phases(x, kernel, strides):
+    """The transposed convolution without these zeros: outputs that are a stride apart by a convolution of their own."""
+    from jax import numpy as np
+
+    parts = []
+    axes = [_phases(size, stride) for size, stride in zip(kernel.shape[:2], strides, strict=True)]
+    for (rows, up), (columns, left) in itertools.product(*axes):
+        part = kernel[rows, columns][::-1, ::-1].swapaxes(2, 3)
+        parts.append(_plain(x, part, (1, 1), (up, left)))
+    batch, height, width, _ = x.shape
+    y = np.stack(parts).reshape(*strides, batch, height, width, kernel.shape[2])
+    y = y.transpose(2, 3, 0, 4, 1, 5)  # (B, H, strides, W, strides, E)
+    return y.reshape(batch, height * strides[0], width * strides[1], kernel.shape[2])
 
 
 def _phases(size, stride):
