@@ -1,5 +1,7 @@
 """Functions of a model over images, compiled once and called on one batch after the other."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -23,14 +25,17 @@ class NotFiniteError(ValueError):
 class Compiled(keras.Model):
     """A function `call` of image-first arrays, as `predict_on_batch` wants them, of one shape throughout.
 
-    The value of the model's top prior is computed once, here: K pseudo-inputs are not encoded again in each call.
-    `noise` is what `call` may draw from.
+    The value of the model's top prior is computed once, here, or is that of another: K pseudo-inputs are not encoded
+    again in each call. `noise` is what `call` may draw from.
     """
 
-    def __init__(self, model, seed=0, jit="auto"):
+    def __init__(self, model, seed=0, jit="auto", top_of=None):
         super().__init__()
         self.model, self.noise = model, keras.random.SeedGenerator(seed)
-        self.top = keras.tree.map_structure(self._constant, model.top_prior.distribution())
+        if top_of is None:
+            self.top = keras.tree.map_structure(self._constant, model.top_prior.distribution())
+        else:
+            self.top = top_of.top
         self.built = True
         self.compile(jit_compile=jit)
 
@@ -63,6 +68,11 @@ class Compiled(keras.Model):
 def by_image(value):
     """Samples first, (n, B, ...), to images first, (B, n, ...), and back."""
     return ops.swapaxes(value, 0, 1)
+
+
+def evenly(count, most):
+    """The length of the longest of the fewest parts of `count` that are no longer than `most`: little is padded."""
+    return math.ceil(count / math.ceil(count / max(1, most)))
 
 
 def padded(array, rows):

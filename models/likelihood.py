@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from .compiled import NotFiniteError, padded
+from .compiled import NotFiniteError, evenly, padded
 from .proposals import PROPOSALS
 
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
@@ -168,7 +168,7 @@ def importance_sampling(
     NotFiniteError for a log-weight that is NaN.
     """
     n, block, most = _chunk(model, len(images), num_samples, target_se, max_bytes)
-    source = PROPOSALS[proposal](model, n, block, most, seed, jit)
+    source = PROPOSALS[proposal](model, num_samples, n, block, most, seed, jit)
     estimate = unknown(len(images))
     waiting = active = _prepared(source, images[:0], 0, num_samples)
     loaded = 0
@@ -199,7 +199,7 @@ def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_
     a log-weight that is NaN.
     """
     each, block, most = _chunk(model, len(images), n, None, max_bytes)
-    source = PROPOSALS[proposal](model, each, block, most, seed, jit)
+    source = PROPOSALS[proposal](model, n, each, block, most, seed, jit)
     log_w = np.empty((len(images), n))
     for start in range(0, len(images), source.at_once):
         prepared = _prepared(source, images[start : start + source.at_once], start, n)
@@ -217,9 +217,8 @@ def _chunk(model, count, num_samples, target_se, max_bytes):
     most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample  # over all its images
     most = max(1 if max_bytes else FEWEST, most)
     wanted = num_samples if target_se is None else min(num_samples, FEWEST)
-    n = math.ceil(wanted / math.ceil(wanted / most))
-    blocks = math.ceil(count / max(1, most // n))
-    return n, math.ceil(count / blocks), most
+    n = evenly(wanted, most)
+    return n, evenly(count, most // n), most
 
 
 def _prepared(source, x, first, num_samples):

@@ -6,12 +6,13 @@ import numpy as np
 import threadpoolctl
 from keras import ops, random
 
-from .compiled import Compiled, NotFiniteError, by_image
+from .compiled import Compiled, NotFiniteError, by_image, evenly
 from .gradients import value_and_gradient
 
 MOMENTS = 64  # draws of q(z|x), by whose mean and variances a fit begins
 EXPECTED = 20  # draws of q(z|x) that tell the ELBO of a deep model
 MOST_ROUNDS = 6  # of a fit
+GRADIENT = 2  # samples, or somewhat more, that the work of a gradient is
 SETTLED = 0.5  # nats by which a round changes a fit that needs no other, KL(new || old) of the Gaussians
 FEWEST_POINTS = 32  # in a round of a fit, at least
 NARROWEST, WIDEST = 0.25, 10.0  # curvatures that one round believes, against what the round before found
@@ -23,15 +24,15 @@ DEFENSIVE = 0.1  # of the draws are from q(z|x), so that no weight is more than 
 class Posterior(Compiled):
     """Draws of q(z|x): one compiled call from images (B, H, W, C) to the log-weights of n samples each.
 
-    As every proposal it is made for n samples of each of `rows` images in a call, and `most` of anything else; it wants
-    to be given images `at_once`.
+    As every proposal it is made for S = `num_samples` of each image, in calls of n samples of each of `rows` images,
+    and `most` of anything else; it wants to be given images `at_once`.
     """
 
-    def __init__(self, model, n, rows, most, seed=0, jit="auto"):
+    def __init__(self, model, num_samples, n, rows, most, seed=0, jit="auto"):
         super().__init__(model, seed, jit)
         self.n, self.at_once = n, rows
         other = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self.expected = Expected(model, other, jit) if model.layer_rates else None
+        self.expected = Expected(model, other, jit, self) if model.layer_rates else None
         self.draws_terms = self.expected is None  # what it draws tells the ELBO, too
         self.expected_rows = max(1, most // EXPECTED)
 
@@ -67,33 +68,36 @@ class Fitted:
     gradient and curvature under a Gaussian, which the next round replaces by the one that a quadratic with these has
     (the fixed point of variational inference with a full covariance: Opper & Archambeau 2009, eq. 14). An image's fit
     ends with the first round that changes it little: some 4 D gradients an image, and up to 12 D where q(z|x) is far
-    from p(z|x). The tails are those of a t-density with D degrees of freedom, and mixing q in is defensive
-    importance sampling (Hesterberg 1995).
+    from p(z|x). Rounds after the first are no more work than the S samples: few samples gain less by a better fit than
+    by being more. The tails are those of a t-density with D degrees of freedom, and mixing q in is defensive importance
+    sampling (Hesterberg 1995).
     """
 
     draws_terms = False
 
-    def __init__(self, model, n, rows, most, seed=0, jit="auto"):
+    def __init__(self, model, num_samples, n, rows, most, seed=0, jit="auto"):
         of_start, of_draws = (int(state) for state in np.random.SeedSequence(seed).generate_state(2))
-        self.start, self.draws = Start(model, of_start, jit), FittedDraws(model, n, of_draws, jit)
-        self.gradients, self.rng = Gradients(model, jit=jit), np.random.default_rng(seed)
+        self.start = Start(model, of_start, jit)
+        self.gradients = Gradients(model, 0, jit, self.start)
+        self.draws = FittedDraws(model, n, of_draws, jit, self.start)
+        self.rng = np.random.default_rng(seed)
         self.blas = threadpoolctl.ThreadpoolController()
-        self.most = most
+        self.num_samples, self.most = num_samples, most
         self.at_once = max(rows, most // MOMENTS)
 
     def prepared(self, x, first=0):
         """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
         draws of q(z|x), each (B, MOMENTS). Stochastic. Raises NotFiniteError for NaN, counting images from `first`.
         """
-        log_px_z, log_ratio, z = self.start.on([x], max(1, self.most // MOMENTS))
+        log_px_z, log_ratio, z = self.start.on([x], evenly(self.at_once, self.most // MOMENTS))
         NotFiniteError.check(first, log_px_z, log_ratio, z)
         mean, dim = z.mean(axis=1), z.shape[-1]
         scale = z.std(axis=1)[:, :, None] * np.eye(dim)
         turns = math.ceil(FEWEST_POINTS / (2 * dim))
-        rows = max(1, self.most // (6 * dim * turns))  # a gradient holds on to more than a value
+        rows = evenly(self.at_once, self.most // (6 * dim * turns))  # a gradient holds on to more than a value
         moving = np.arange(len(x))
         with self.blas.limit(limits=1, user_api="blas"):  # more threads slow small matrices a hundredfold
-            for _ in range(MOST_ROUNDS):
+            for _ in range(min(MOST_ROUNDS, 1 + self.num_samples // (GRADIENT * 2 * dim * turns))):
                 mean[moving], scale[moving], change = self._round(x[moving], mean[moving], scale[moving], turns, rows)
                 moving = moving[change > SETTLED]
                 if not len(moving):
@@ -154,8 +158,8 @@ class Gradients(Compiled):
 class FittedDraws(Compiled):
     """What `Fitted.prepared` made of images, to log p(x|z) and log p(z) - log r(z), each (B, n)."""
 
-    def __init__(self, model, n, seed, jit):
-        super().__init__(model, seed, jit)
+    def __init__(self, model, n, seed, jit, top_of):
+        super().__init__(model, seed, jit, top_of)
         self.n = n
 
     def call(self, inputs):
