@@ -6,7 +6,6 @@ nothing: every size, shape and type is compared with the model at hand first, an
 """
 
 import errno
-import io
 import json
 import math
 import zipfile
@@ -66,13 +65,14 @@ def save(folder, state):
     """Writes a state into the folder and removes all but the newest two. Raises OSError, with the others intact."""
     about = {name: getattr(state, name) for name in ("epoch", "step", "seconds", "rows")}
     about |= {"format": FORMAT, "values": _described(state.values)}
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as file:
-        file.writestr("state.json", json.dumps(about, allow_nan=False))
-        file.writestr("variables.bin", b"".join(np.ascontiguousarray(value).tobytes() for value in state.values))
-        file.writestr("best.weights.h5", state.best)
     folder.mkdir(exist_ok=True)
-    atomic.write(folder / f"epoch{state.epoch:09d}_step{state.step:09d}.zip", content.getbuffer())
+    path = folder / f"epoch{state.epoch:09d}_step{state.step:09d}.zip"
+    with atomic.replacing(path) as opened, zipfile.ZipFile(opened, "w") as file:
+        file.writestr("state.json", json.dumps(about, allow_nan=False))
+        with file.open("variables.bin", "w", force_zip64=True) as member:  # its size is not known before it is written
+            for value in state.values:
+                member.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        file.writestr("best.weights.h5", state.best)
     for path in newest(folder)[KEPT:]:
         path.unlink()
 
