@@ -1,6 +1,7 @@
 # make demo   train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
-# make test   the whole test suite, on TensorFlow and on JAX; make test-cluster, grids on a Ray cluster; make
-#             test-browser, pages in Chromium, which writes pictures of them where SCREENSHOTS=DIR says
+# make test   the test suite, on TensorFlow and on JAX; make test-slow, what it leaves out as too long; make
+#             test-cluster, grids on a Ray cluster; make test-browser, pages in Chromium, which writes pictures of them
+#             where SCREENSHOTS=DIR says
 # All make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_s
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
-.PHONY: demo test test-cluster test-browser lint clean
+.PHONY: demo test test-slow test-cluster test-browser lint clean
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
@@ -20,6 +21,10 @@ demo: .venv/run
 test: .venv/dev
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m keras
+
+test-slow: .venv/dev
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m "slow and keras"
 
 test-cluster: .venv/dev .venv/extras
 	$(BIN)/python -m pytest tests/test_cluster.py

@@ -22,6 +22,7 @@ import tracking
 from experiment import Config
 
 ROOT = Path(__file__).parent.parent
+ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long and vary what others test"}  # by -m
 TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
 TINY |= {"track": "none"}  # of scripts; see below
 
@@ -59,21 +60,20 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves tests that need a browser out unless they are asked for: what they need is not in requirements-dev.txt."""
-    if "browser" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("browser"):
-                item.add_marker(pytest.mark.skip(reason="needs a browser"))
+    """Leaves tests of ASKED_FOR out unless -m asks for them."""
+    for item in items:
+        for name, what in ASKED_FOR.items():
+            if name not in config.option.markexpr and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=what))
 
 
 def pytest_terminal_summary(terminalreporter):
     """Says what was left out, and how to run it."""
     skipped = terminalreporter.stats.get("skipped", [])  # whole files among them, which have no keywords
-    count = sum("browser" in getattr(report, "keywords", ()) for report in skipped)
-    if count:
-        terminalreporter.write_line(
-            f"left out: {count} tests of pages in a real browser; `make test-browser` runs them"
-        )
+    for name, what in ASKED_FOR.items():
+        count = sum(name in getattr(report, "keywords", ()) for report in skipped)
+        if count:
+            terminalreporter.write_line(f"left out: {count} tests {what}; `make test-{name}` runs them")
 
 
 @pytest.fixture(autouse=True, scope="module")

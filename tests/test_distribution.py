@@ -116,7 +116,7 @@ def wait_for(condition, processes, seconds=500):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_path, killed):
     """The member is killed, not its guard; two processes go on with the run."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
@@ -160,7 +160,10 @@ def go_on(path):
     assert len(after) == len(before) + 2 and (after[: len(before)] == before).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamnormgrad", "objective": "amcvae", "num_steps": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"optimizer": "adamnormgrad", "objective": "amcvae", "num_steps": 1}, marks=pytest.mark.slow)],
+)
 def test_devices_on_tensorflow_compute_what_one_does_but_for_the_noise(tmp_path, settings):
     """Without noise, for each device draws its own; two of three devices have no image of the last batch."""
     settings |= {"before": WITHOUT_NOISE, "binarize": "threshold"}
@@ -168,7 +171,9 @@ def test_devices_on_tensorflow_compute_what_one_does_but_for_the_noise(tmp_path,
     assert_same(one, three)
 
 
-@pytest.mark.parametrize(("first", "then"), [("none", "devices"), ("devices", "none")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("none", "devices"), pytest.param("devices", "none", marks=pytest.mark.slow)]
+)
 def test_a_run_on_tensorflow_goes_on_with_another_number_of_devices(tmp_path, first, then):
     """Its history and weights, the optimizer's with them, are those of a run that changed nothing."""
     settings = {"before": WITHOUT_NOISE, "binarize": "threshold"}

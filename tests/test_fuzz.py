@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import TARGETS, accepts
 
-EXAMPLES = dict.fromkeys(TARGETS, 150) | {"weights": 15}  # of which each starts a process
+EXAMPLES = dict.fromkeys(TARGETS, 60) | {"weights": 15}  # of which each starts a process
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -68,7 +68,7 @@ def config_target(tmp_path_factory):
     return TARGETS["config"](tmp_path_factory.mktemp("config"))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.sampled_from(RECORD), st.dictionaries(st.sampled_from([*FIELDS, "other"]), JSON), JSON)
 def test_any_json_for_any_setting_is_taken_or_named(config_target, name, settings, value):
     record = json.loads(config_target.valid[0])

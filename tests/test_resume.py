@@ -573,14 +573,15 @@ for name in ("fsync", "replace", "unlink", "mkdir", "rename"):
 sys.exit(train.main(sys.argv[1:]))"""
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+@pytest.mark.parametrize("most", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(tmp_path, most):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
     words = flags(**KILLED_RUN, runs_dir=tmp_path / "runs", save_minutes=1e-4)
     path = commandline.grid(parsed(words))[0].path
     plain = [sys.executable, "train.py", *words]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    while kills < 10:
+    while kills < most:
         if kills % 2:
             dying = [sys.executable, "-c", DYING.format(seed=kills), *words]
             assert subprocess.run(dying, check=False, **quiet).returncode == -signal.SIGKILL
