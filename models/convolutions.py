@@ -1,16 +1,18 @@
-"""Convolutions that are fast on JAX, too, which takes seconds for the gradients of Keras' own on a CPU."""
+"""Convolutions that are fast where Keras' own are not: on JAX, and of maps of one feature on TensorFlow, on a CPU."""
 
 import functools
 import itertools
 
 import keras
-from keras import layers
+from keras import layers, ops
+
+WIDE = 16  # features, from which on those of one map are faster computed in products
 
 
 class Conv2D(layers.Conv2D):
     """Keras' layer of this name, of "same" padding, with the same weights and the same numbers on either backend.
 
-    On JAX its gradient with respect to maps is the transposed convolution below.
+    Its gradient with respect to maps is the transposed convolution below.
     """
 
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
@@ -19,9 +21,9 @@ class Conv2D(layers.Conv2D):
     def call(self, x):
         """Maps (B, H, W, F) to (B, H / strides, W / strides, filters), rounded up."""
         is_whole = not any(n % s for n, s in zip(x.shape[1:3], self.strides, strict=True))
-        if keras.backend.backend() != "jax" or not is_whole:
-            return super().call(x)
-        return _applied(_pair(self.strides)[0], self, x)
+        if keras.backend.backend() == "jax" and is_whole:
+            return _applied(_pair(self.strides)[0], self, x)
+        return _applied(_thin_pair()[0], self, x) if _is_thin(self) else super().call(x)
 
 
 class Conv2DTranspose(layers.Conv2DTranspose):
@@ -30,6 +32,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
     XLA's CPU code for the gradient of its kernel takes up to fifty times as long as the layer itself. That gradient is
     also that of the kernel of an ordinary convolution, with input and output exchanged, which is fast. A stride means
     zeros between the inputs there, which are multiplied as all else is; here, each phase of the outputs has its taps.
+    TensorFlow takes as long for one feature of output as for eight.
     """
 
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
@@ -37,15 +40,69 @@ class Conv2DTranspose(layers.Conv2DTranspose):
 
     def call(self, x):
         """Maps (B, H, W, F) to (B, H strides, W strides, filters)."""
-        if keras.backend.backend() != "jax":
-            return super().call(x)
-        return _applied(_pair(self.strides)[1], self, x)
+        if keras.backend.backend() == "jax":
+            return _applied(_pair(self.strides)[1], self, x)
+        return _applied(_thin_pair()[1], self, x) if _is_thin(self) else super().call(x)
 
 
 def _applied(convolve, layer, x):
     """What this layer makes of maps, by such a function of maps and a kernel."""
-    y = convolve(x, keras.ops.convert_to_tensor(layer.kernel, x.dtype))
-    return layer.activation(y + keras.ops.convert_to_tensor(layer.bias, x.dtype))
+    y = convolve(x, ops.convert_to_tensor(layer.kernel, x.dtype))
+    return layer.activation(y + ops.convert_to_tensor(layer.bias, x.dtype))
+
+
+def _is_thin(layer):
+    """Whether `_thin_pair` computes what this layer does, and faster: on TensorFlow, on a CPU, without strides.
+
+    In half precision its sums of products would be rounded more often than Keras' are.
+    """
+    if keras.backend.backend() != "tensorflow" or layer.compute_dtype != "float32" or max(layer.strides) > 1:
+        return False
+    import tensorflow as tf
+
+    one, features = layer.kernel.shape[2:]
+    return one == 1 and features >= WIDE and not tf.config.list_logical_devices("GPU")
+
+
+@functools.cache
+def _thin_pair():
+    """As `_pair`, on TensorFlow, of maps (B, H, W, 1) and kernels (k, l, 1, F), and of stride 1."""
+    import tensorflow as tf
+
+    def of_kernel(x, gradient, kernel):
+        steps = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+        return tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=kernel.shape, out_backprop=gradient, **steps)
+
+    @tf.custom_gradient
+    def ordinary(x, kernel):
+        y = tf.nn.conv2d(x, kernel, 1, "SAME")
+        return y, lambda g: (transposed(g, kernel), of_kernel(x, g, kernel))
+
+    @tf.custom_gradient
+    def transposed(x, kernel):
+        return _in_products(x, kernel), lambda g: (ordinary(g, kernel), of_kernel(g, x, kernel))
+
+    def of_tensors(convolve):  # for custom gradients are not of variables
+        return lambda x, kernel: convolve(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
+
+    return of_tensors(ordinary), of_tensors(transposed)
+
+
+def _in_products(x, kernel):
+    """The transposed convolution of stride 1 to one feature: a product with each tap of the kernel, shifted and added.
+
+    Its maps lie behind one another, not interleaved, which makes the sums fast.
+    """
+    height, width = kernel.shape[:2]
+    products = ops.matmul(ops.reshape(kernel, (height * width, -1)), ops.transpose(ops.reshape(x, (-1, x.shape[-1]))))
+    products = ops.reshape(products, (height, width, -1, *x.shape[1:3]))  # (k, l, B, H, W)
+    rims = [((size - 1) - (size - 1) // 2, (size - 1) // 2) for size in (height, width)]
+    products = ops.pad(products, [(0, 0)] * 3 + rims)
+    parts = []
+    for i, j in itertools.product(range(height), range(width)):
+        up, left = height - 1 - i, width - 1 - j
+        parts.append(products[i, j, :, up : up + x.shape[1], left : left + x.shape[2]])
+    return ops.expand_dims(sum(parts), -1)
 
 
 @functools.cache

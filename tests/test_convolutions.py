@@ -12,10 +12,10 @@ pytestmark = pytest.mark.keras
 rng = np.random.default_rng(0)
 
 
-def pair(name, strides, kernel, shape=(6, 8, 5)):
-    """Both layers of this name, to 4 features, of the same weights, and three maps of this shape."""
-    ours = getattr(convolutions, name)(4, kernel, strides, activation="tanh")
-    theirs = getattr(layers, name)(4, kernel, strides, padding="same", activation="tanh")
+def pair(name, strides, kernel, shape=(6, 8, 5), filters=4):
+    """Both layers of this name, to so many features, of the same weights, and three maps of this shape."""
+    ours = getattr(convolutions, name)(filters, kernel, strides, activation="tanh")
+    theirs = getattr(layers, name)(filters, kernel, strides, padding="same", activation="tanh")
     for layer in (ours, theirs):
         layer.build((None, *shape))
     weights = [rng.normal(size=weight.shape).astype("float32") for weight in theirs.weights]
@@ -40,25 +40,45 @@ def slopes(layer, x):
 
 
 @pytest.mark.parametrize(
-    ("name", "strides", "kernel", "shape"),
+    ("name", "strides", "kernel", "shape", "filters"),
     [
-        ("Conv2DTranspose", 1, 3, (6, 7, 5)),
-        ("Conv2DTranspose", 2, 4, (6, 7, 5)),
-        ("Conv2DTranspose", (2, 1), (3, 5), (6, 7, 5)),
-        ("Conv2DTranspose", 3, 7, (2, 3, 5)),
-        ("Conv2DTranspose", 3, 2, (2, 3, 5)),  # some outputs have no tap
-        ("Conv2D", 1, 4, (6, 7, 5)),
-        ("Conv2D", 2, 3, (6, 8, 5)),
-        ("Conv2D", 2, 3, (6, 7, 5)),  # which the stride does not divide
-        ("Conv2D", (2, 3), (5, 4), (6, 9, 5)),
+        ("Conv2DTranspose", 1, 3, (6, 7, 5), 4),
+        ("Conv2DTranspose", 2, 4, (6, 7, 5), 4),
+        ("Conv2DTranspose", (2, 1), (3, 5), (6, 7, 5), 4),
+        ("Conv2DTranspose", 3, 7, (2, 3, 5), 4),
+        ("Conv2DTranspose", 3, 2, (2, 3, 5), 4),  # some outputs have no tap
+        ("Conv2DTranspose", 1, (3, 4), (6, 7, 16), 1),  # in products on TensorFlow, as the last two are
+        ("Conv2D", 1, 4, (6, 7, 5), 4),
+        ("Conv2D", 2, 3, (6, 8, 5), 4),
+        ("Conv2D", 2, 3, (6, 7, 5), 4),  # which the stride does not divide
+        ("Conv2D", (2, 3), (5, 4), (6, 9, 5), 4),
+        ("Conv2D", 1, (7, 2), (6, 7, 1), 16),
+        ("Conv2D", 1, 9, (3, 4, 1), 16),  # a kernel larger than the maps
     ],
 )
-def test_it_is_keras_own(name, strides, kernel, shape):
-    ours, theirs, x = pair(name, strides, kernel, shape)
-    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+def test_it_is_keras_own(name, strides, kernel, shape, filters):
+    ours, theirs, x = pair(name, strides, kernel, shape, filters)
+    for maps in x, keras.Variable(x):  # pseudo-inputs are a variable
+        np.testing.assert_allclose(ours(maps), theirs(maps), rtol=1e-5, atol=1e-5)
     for one, other in zip(slopes(ours, x), slopes(theirs, x), strict=True):
         scale = np.abs(np.asarray(other)).max()
         np.testing.assert_allclose(np.asarray(one) / scale, np.asarray(other) / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shape", "filters"), [("Conv2DTranspose", (6, 7, 16), 1), ("Conv2D", (6, 7, 1), 16)])
+def test_a_compiled_gradient_is_the_same(name, shape, filters):
+    """Of the sum of squares of what a layer makes of maps, by one step of training of what is added to these."""
+    x, moved = rng.normal(size=(3, *shape)).astype("float32"), []
+    ours, theirs, _ = pair(name, 1, 3, shape, filters)
+    for layer in (ours, theirs):
+        inputs = layers.Input(shape)
+        bias = layers.Dense(shape[-1], kernel_initializer="identity")
+        model = keras.Model(inputs, layer(bias(inputs)))
+        model.compile(keras.optimizers.SGD(0.1), loss=lambda _, y: ops.sum(ops.square(y), axis=(1, 2, 3)))
+        model.train_on_batch(x, np.zeros((3, *shape[:2], filters), "float32"))
+        moved.append(model.get_weights())
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "starts"), [("Conv2D", "conv2d"), ("Conv2DTranspose", "conv2d_transpose")])
