@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import checkpoint
 import commandline
 import distribution
 import experiment
@@ -121,7 +120,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_
     """The member is killed, not its guard; two processes go on with the run."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
-    wait_for(lambda: checkpoint.newest(path / "last"), both)
+    wait_for((path / "history.csv").exists, both)  # which is written behind the state
     os.kill(member_of(both[killed].pid), signal.SIGKILL)
     said = [process.communicate(timeout=members.SILENT + 60)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1]
@@ -134,7 +133,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_
 def test_all_processes_stop_in_the_same_step_where_one_is_asked(alone, tmp_path):
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
-    wait_for(lambda: checkpoint.newest(path / "last"), both)
+    wait_for((path / "history.csv").exists, both)
     both[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [130, 130], said
