@@ -257,7 +257,11 @@ def test_patience_is_remembered(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lr_schedule": "cosine", "lr_warmup": 1}, {"lr_schedule": "plateau", "lr": 1e-30}]
+    "settings",
+    [
+        {"lr_schedule": "cosine", "lr_warmup": 1},
+        pytest.param({"lr_schedule": "plateau", "lr": 1e-30}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
     """The plateau halves it after epoch 12, where nothing has become better for 10: it is one of the variables."""
@@ -272,7 +276,7 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
 
 
 @pytest.mark.keras
-@pytest.mark.parametrize(("count", "step"), [(3, 3), (50, 0)])
+@pytest.mark.parametrize(("count", "step"), [(3, 3), pytest.param(50, 0, marks=pytest.mark.slow)])
 def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch, whole, count, step):
     """An epoch has four: asked to stop after the first three, and after one execution of all of them."""
     settings = {"steps_per_execution": count}

@@ -130,6 +130,7 @@ def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected)
 # ---------------------------------------------------------------------------------------------- train.py
 
 
+@pytest.mark.slow
 def test_chains_train_with_xla(script, tmp_path):
     """In a process of its own: where operations are to be deterministic, TensorFlow does not compile with XLA."""
     settings = {"network": "mlp", "objective": "lmcvae", "num_steps": 1, "epochs": 2, "max_train_images": 200}
@@ -917,10 +918,10 @@ def refused(capfd, main, words, expected, nothing_in=None):
     assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())
 
 
-PRESETS = ("mnist_hvae_vamp", "staticmnist_vae_vampdata", "staticmnist_convhvae_vamp", "staticmnist_pixelhvae_vamp")
+PRESETS = ["mnist_hvae_vamp", "staticmnist_vae_vampdata", "staticmnist_convhvae_vamp"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, pytest.param("staticmnist_pixelhvae_vamp", marks=pytest.mark.slow)])
 def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, preset):
     small = {"data_set": "digits", "epochs": 1, "max_train_images": 40, "batch_size": 20, "num_pseudo_inputs": 3}
     words = ["--preset", preset, *(word for name, value in small.items() for word in (f"--{name}", str(value)))]
