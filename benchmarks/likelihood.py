@@ -1,6 +1,6 @@
 """Time estimates of log p(x) against the naive way, on the same test images, in turn, in one run; and their errors.
 
-    python benchmarks/likelihood.py RUN [RUN ...] [--num_samples 5000] [--images 100] [--json FILE]
+    python benchmarks/likelihood.py RUN [RUN ...] [--num_samples 5000] [--images 100] [--json FILE] [--hardware "..."]
 
 The naive way takes one image at a time, repeats it for each sample before the encoder, and encodes the pseudo-inputs
 again in each chunk of 100 samples. It is timed on every image for one such chunk and extrapolated to S; ours is timed
@@ -210,6 +210,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data_dir")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument("--hardware", default="not stated", help="what it runs on, in words, stored with the rows")
     commandline.add_backend(parser)
     return commandline.command(run, parser.parse_args())
 
@@ -223,7 +224,8 @@ def run(args):
         rows.append(compare(experiment.load(path, args.data_dir), args))
         print("\n".join(f"{name}: {commandline.cell(value)}" for name, value in rows[-1].items()), flush=True)
     if args.json:
-        atomic.write_json(args.json, {"versions": experiment.versions(), "rows": rows})
+        about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
+        atomic.write_json(args.json, about | {"rows": rows})
     return 0
 
 
