@@ -20,6 +20,7 @@ COARSEST = 2.0  # width of a cell in standard deviations of q(z|x) with which an
 RESOLVED = 2.8  # to the power of D: cells over which p(z|x) is spread then, as for cells 1.25 standard deviations wide
 WIDENINGS = 12  # of the first grid, each by half of it
 MOST_POINTS = 2**22
+LOWEST = -1e30  # of a log that others are taken relative to
 
 
 class NotResolvedError(ValueError):
@@ -126,7 +127,7 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
 
 def _first_grid(model, grid, images, seed):
     """Means and standard deviations of q(z|x) (N, D), the first cells, and the sums over them, (N,)."""
-    posteriors = Posteriors(model)
+    posteriors = Posteriors(model, top_of=grid.points)
     means, sds = posteriors.on([images], min(500, len(images)))
     NotFiniteError.check(0, means, sds)
     drawn = np.asarray(ops.convert_to_numpy(model.prior().sample(DRAWS, generator(seed))), "float64")
@@ -154,26 +155,27 @@ class Posteriors(Compiled):
 
 
 class Points(Compiled):
-    """Latents (B, D) to the tensors that p(x|z) is made of, and log p(z), (B,)."""
+    """Latents (B, D) to the tensors that p(x|z) is made of.
+
+    log p(z) is left to the caller: under XLA the squares in a mixture's density, which cancel, lose another digit.
+    """
 
     def call(self, z):
-        """These, a list and one."""
+        """A list of these."""
         self.law = self.model.likelihood(z)
-        return [part for part in keras.tree.flatten(self.law) if ops.is_tensor(part)], self.prior().log_prob(z)
+        return [part for part in keras.tree.flatten(self.law) if ops.is_tensor(part)]
 
-    def laws(self, z):
-        """p(x|z), a distribution with batch (B,), and log p(z), (B,), of latents (B, D), always as many."""
-        tensors, log_pz = self.predict_on_batch(z)
-        left = iter(tensors)
-        law = keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.law)
-        return law, log_pz
+    def likelihood(self, z):
+        """p(x|z), a distribution with batch (B,), of latents (B, D), always as many."""
+        left = iter(self.predict_on_batch(z))
+        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.law)
 
 
 class Integrand:
     """p(x|z) p(z) of images at points, in calls of bounded memory."""
 
     def __init__(self, model, images, max_bytes):
-        self.x, self.points = ops.convert_to_tensor(images), Points(model)
+        self.x, self.points, self.prior = ops.convert_to_tensor(images), Points(model), model.prior()
         most = max_bytes or CHUNK_BYTES
         self.rows = max(1, min(most // model.bytes_per_sample, most // (12 * len(images))))
 
@@ -188,8 +190,9 @@ class Integrand:
         for start in range(0, len(cells.index), self.rows):
             part = counts[start : start + self.rows]  # a view
             z = padded(cells.centres[start : start + self.rows], self.rows)
-            law, log_pz = self.points.laws(z.astype("float32"))
-            log_p = law.log_prob_of_each(x) + (log_pz + cells.log_size)  # (N, M)
+            z = z.astype("float32")
+            log_pz = self.prior.log_prob(ops.convert_to_tensor(z)) + cells.log_size
+            log_p = self.points.likelihood(z).log_prob_of_each(x) + log_pz  # (N, M)
             part |= ops.convert_to_numpy(ops.max(log_p - known, axis=0))[: len(part)] > NEGLIGIBLE
             sums = _log_sums(log_p, part)
             total, squares, rest = (np.logaddexp(*pair) for pair in zip((total, squares, rest), sums, strict=True))
@@ -203,7 +206,7 @@ def _log_sums(log_p, counts):
 
     By one exponential for all three, which takes as long as the product of images and points that log_p (N, M) is.
     """
-    peak = ops.max(log_p, axis=1, keepdims=True)
+    peak = ops.maximum(ops.max(log_p, axis=1, keepdims=True), LOWEST)  # of nothing but -inf, the sums are 0, not NaN
     w = ops.exp(log_p - peak)
     summed = np.zeros((log_p.shape[1], 2), "float32")
     summed[: len(counts), 0], summed[: len(counts), 1] = 1, ~counts
