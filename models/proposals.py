@@ -68,9 +68,9 @@ class Fitted:
     gradient and curvature under a Gaussian, which the next round replaces by the one that a quadratic with these has
     (the fixed point of variational inference with a full covariance: Opper & Archambeau 2009, eq. 14). An image's fit
     ends with the first round that changes it little: some 4 D gradients an image, and up to 12 D where q(z|x) is far
-    from p(z|x). Rounds after the first are no more work than the S samples: few samples gain less by a better fit than
-    by being more. The tails are those of a t-density with D degrees of freedom, and mixing q in is defensive importance
-    sampling (Hesterberg 1995).
+    from p(z|x). Rounds after the first are no more work than S samples, so that few samples are not waited for longer
+    than they take. The tails are those of a t-density with D degrees of freedom, and mixing q in is defensive
+    importance sampling (Hesterberg 1995).
     """
 
     draws_terms = False
@@ -89,6 +89,7 @@ class Fitted:
         """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
         draws of q(z|x), each (B, MOMENTS). Stochastic. Raises NotFiniteError for NaN, counting images from `first`.
         """
+        self.at_once = min(self.at_once, len(x))  # the first ones are the most
         log_px_z, log_ratio, z = self.start.on([x], evenly(self.at_once, self.most // MOMENTS))
         NotFiniteError.check(first, log_px_z, log_ratio, z)
         mean, dim = z.mean(axis=1), z.shape[-1]
