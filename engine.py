@@ -147,9 +147,9 @@ def quiet():
 def forgetting_graphs():
     """Lets TensorFlow forget the gradients that are traced in the block, or the function that this decorates.
 
-    It registers what a custom gradient closes over for good. Optimizers sum gradients over replicas through one, and
-    so does the Bernoulli likelihood, so each compiled function would keep its graph, for a training step some 20 MiB,
-    and a grid of runs would grow by that with each.
+    It registers what a custom gradient closes over for good. Optimizers sum gradients over replicas through one, the
+    Bernoulli likelihood and thin convolutions have their own, so each compiled function would keep its graph, for a
+    training step some 20 MiB, and a grid of runs would grow by that with each.
     """
     ops = sys.modules.get("tensorflow.python.framework.ops")
     registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})  # no public way leads there

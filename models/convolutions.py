@@ -12,7 +12,7 @@ WIDE = 16  # features, from which on those of one map are faster computed in pro
 class Conv2D(layers.Conv2D):
     """Keras' layer of this name, of "same" padding, with the same weights and the same numbers on either backend.
 
-    Its gradient with respect to maps is the transposed convolution below.
+    Where that is faster, its gradient with respect to maps is the transposed convolution below.
     """
 
     def __init__(self, filters, kernel_size, strides=1, **kwargs):

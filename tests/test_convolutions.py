@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+import models
+from experiment import Config
 from models import convolutions
 from models.gradients import value_and_gradient
 
@@ -79,6 +81,23 @@ def test_a_compiled_gradient_is_the_same(name, shape, filters):
         moved.append(model.get_weights())
     for one, other in zip(*moved, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="thin maps are TensorFlow's")
+def test_a_model_trains_as_it_does_with_keras_own(monkeypatch):
+    """Of size 4, so that the images' side of its convolutions is thin; its pseudo-inputs have a gradient, too."""
+    trained, x = [], rng.uniform(size=(6, 8, 8, 1)).astype("float32")
+    for thin in (True, False):
+        with monkeypatch.context() as patch:
+            if not thin:
+                patch.setattr(convolutions, "_is_thin", lambda layer: False)
+            keras.utils.set_random_seed(0)
+            model = models.build(Config(prior="vamp", network_size=4.0, num_pseudo_inputs=3), (8, 8, 1))
+            model.compile(keras.optimizers.SGD(1e-3))
+            losses = [model.train_on_batch(x, return_dict=True)["loss"] for _ in range(3)]
+            trained.append([losses, *model.get_weights()])
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "starts"), [("Conv2D", "conv2d"), ("Conv2DTranspose", "conv2d_transpose")])
