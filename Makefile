@@ -24,7 +24,6 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m slow
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m "slow and keras"
 
 test-cluster: .venv/dev .venv/extras
 	$(BIN)/python -m pytest tests/test_cluster.py

@@ -71,6 +71,8 @@ def pytest_terminal_summary(terminalreporter):
     """Says what was left out, and how to run it."""
     skipped = terminalreporter.stats.get("skipped", [])  # whole files among them, which have no keywords
     for name, what in ASKED_FOR.items():
+        if name in terminalreporter.config.option.markexpr:
+            continue
         count = sum(name in getattr(report, "keywords", ()) for report in skipped)
         if count:
             terminalreporter.write_line(f"left out: {count} tests {what}; `make test-{name}` runs them")

@@ -398,7 +398,6 @@ def test_it_learns_with_every_weight_but_the_unused_one(name):
     assert np.all(np.array([float(np.min(w)) for w in model.weights if "logvar" in w.path]) >= -12)
 
 
-@pytest.mark.slow
 @on_tensorflow
 def test_it_learns_with_xla_in_mixed_precision():
     history, _, model = steps(Config(model="dvp", precision="mixed_float16", **SETTINGS["dvp"]), 40, jit=True)
@@ -407,7 +406,6 @@ def test_it_learns_with_xla_in_mixed_precision():
     assert history["elbo"][-5:].mean() > history["elbo"][:5].mean()
 
 
-@pytest.mark.slow
 @on_tensorflow
 def test_the_importance_weighted_bound_trains_it_too():
     history, _, _ = steps(Config(model="dvp", objective="iwae", num_samples=3, **SETTINGS["dvp"]), 30)
