@@ -69,12 +69,12 @@ def save(folder, state):
     path = folder / f"epoch{state.epoch:09d}_step{state.step:09d}.zip"
     with atomic.replacing(path) as opened, zipfile.ZipFile(opened, "w") as file:
         file.writestr("state.json", json.dumps(about, allow_nan=False))
-        with file.open("variables.bin", "w", force_zip64=True) as member:  # its size is not known before it is written
+        with file.open("variables.bin", "w", force_zip64=True) as member:  # which may have over 2 GiB
             for value in state.values:
                 member.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         file.writestr("best.weights.h5", state.best)
-    for path in newest(folder)[KEPT:]:
-        path.unlink()
+    for old in newest(folder)[KEPT:]:
+        old.unlink()
 
 
 def discard(path):
