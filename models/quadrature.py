@@ -202,9 +202,9 @@ class Integrand:
 
 
 def _log_sums(log_p, counts):
-    """Logs of the sums of p, of p^2, and of p where it does not count, over the first cells (len(counts),): each (N,).
+    """Logs of the sums of p, of p^2, and of p where it does not count, by one exponential for all three: each (N,).
 
-    By one exponential for all three, which takes as long as the product of images and points that log_p (N, M) is.
+    Over the first cells of log_p (N, M), those that `counts` (at most M,) says it of; what is behind them is padding.
     """
     peak = ops.maximum(ops.max(log_p, axis=1, keepdims=True), LOWEST)  # of nothing but -inf, the sums are 0, not NaN
     w = ops.exp(log_p - peak)
