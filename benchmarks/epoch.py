@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import atomic
@@ -77,7 +79,7 @@ def clock(batches, rounds):
 
         def on_epoch_end(self, epoch, logs=None):
             found = {"epoch": since(self.started), "steps": self.steps, "validation": self.validation}
-            self.images = self.images or [batches[index][0] for index in range(len(batches))]
+            self.images = self.images or [np.asarray(x) for (x,), _ in zip(batches, range(len(batches)), strict=False)]
             start = now()
             bare_steps(self.model, self.images)
             self.epochs.append(found | {"bare": since(start)})

@@ -329,6 +329,23 @@ def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
     np.testing.assert_array_equal(np.concatenate([batches[index][0] for index in range(3)]), images)
 
 
+@on_both_backends
+def test_fit_is_given_each_epoch_in_its_order_and_nothing_that_tunes_itself():
+    images = np.arange(10, dtype="uint8").reshape(10, 1, 1, 1)
+    batches = training.Batches(data.Split(images, None, 1), Config(batch_size=4))
+    given = training.fed(batches)
+    for epoch, skip in ((0, 0), (1, 0), (1, 1)):
+        batches.start_epoch(epoch)
+        batches.skip = skip
+        given = training.fed(batches) if skip else given  # a fit of its own
+        found = [np.asarray(given_images) for (given_images,), _ in zip(given, range(len(given)), strict=False)]
+        assert [len(one) for one in found] == [4, 4, 2][skip:]
+        np.testing.assert_array_equal(np.concatenate(found), batches.split.grey(batches.order[4 * skip :]))
+    assert len(given) == 2
+    if keras.backend.backend() == "tensorflow":
+        assert given.options().autotune.enabled is False  # its thread is waited for
+
+
 def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
     _, batches, _, model = training.prepare(config(tmp_path))
     split = batches.split
