@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import epoch, gpu, growth, train_step
+from benchmarks import epoch, gpu, growth, likelihood, train_step
 
 FIRST = 784 * 2 * 300  # multiply-adds of the dense VAE's first layer, and of its encoder and decoder
 MLP = FIRST + 300 * 2 * 300 + 40 * 2 * 300 + 300 * 2 * 300 + 300 * 784
@@ -207,6 +207,25 @@ def test_the_table_has_the_numbers_of_the_stages_and_says_what_is_missing():
     assert "| mlp | 10,000 | 5,000 | 50.00 | 70.00 | -80.00 |" in lines and "| conv | not run here | | | | |" in lines
     columns = {line.count("|") for line in lines[2:8]}
     assert columns == {11}
+
+
+def test_densities_as_commonly_written_are_the_same():
+    from keras import ops
+
+    from models.distributions import Bernoulli, Mixture, Normal
+
+    rng = np.random.default_rng(0)
+    log_weights = np.log(np.full(5, 0.2, "float32"))
+    top = Mixture(*(ops.convert_to_tensor(part.astype("float32")) for part in (log_weights, *rng.normal(size=(2, 5, 3)))))
+    law = Bernoulli(ops.convert_to_tensor(rng.normal(size=(4, 8, 8, 1)).astype("float32")))
+    x = ops.convert_to_tensor((rng.random((4, 8, 8, 1)) < 0.5).astype("float32"))
+    z = ops.convert_to_tensor(rng.normal(size=(2, 4, 3)).astype("float32"))
+    plain_top, plain_law = likelihood.commonly_written(top, law)
+    assert type(plain_top).log_parts is not Mixture.log_parts and type(plain_law).log_prob is not Bernoulli.log_prob
+    np.testing.assert_allclose(plain_top.log_prob(z), top.log_prob(z), rtol=1e-5)
+    np.testing.assert_allclose(plain_law.log_prob(x), law.log_prob(x), rtol=1e-5)
+    standard = Normal(top.mean[0], top.logvar[0])
+    assert likelihood.commonly_written(standard, law)[0] is standard
 
 
 def test_an_epoch_lasts_from_state_to_state(tmp_path):
