@@ -3,9 +3,9 @@
     python benchmarks/likelihood.py RUN [RUN ...] [--num_samples 5000] [--images 100] [--json FILE] [--hardware "..."]
 
 The naive way takes one image at a time, repeats it for each sample before the encoder, and encodes the pseudo-inputs
-again in each chunk of 100 samples; log p(z) has all differences from the K means in memory, and log p(x|z) is of clipped
-probabilities, as is commonly written. "With our densities" it has log p(z) and log p(x|z) of this project. Both are
-timed on every image for one such chunk and extrapolated to S, compilation not counted; ours is timed in full,
+again in each chunk of 100 samples; log p(z) has all differences from the K means in memory, and log p(x|z) is of
+clipped probabilities, as is commonly written. "With our densities" it has log p(z) and log p(x|z) of this project. Both
+are timed on every image for one such chunk and extrapolated to S, compilation not counted; ours is timed in full,
 compilation included. Errors are against a reference: the integral over a grid where there are two latent
 dimensions, else the fitted proposal with 20,000 samples; "worst" is the mean over the 5 % of images with the largest.
 The floor is the decoder's operations over this machine's matrix-multiply peak. `dmis` is deterministic-mixture

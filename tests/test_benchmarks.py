@@ -216,7 +216,8 @@ def test_densities_as_commonly_written_are_the_same():
 
     rng = np.random.default_rng(0)
     log_weights = np.log(np.full(5, 0.2, "float32"))
-    top = Mixture(*(ops.convert_to_tensor(part.astype("float32")) for part in (log_weights, *rng.normal(size=(2, 5, 3)))))
+    parts = (log_weights, *rng.normal(size=(2, 5, 3)).astype("float32"))
+    top = Mixture(*map(ops.convert_to_tensor, parts))
     law = Bernoulli(ops.convert_to_tensor(rng.normal(size=(4, 8, 8, 1)).astype("float32")))
     x = ops.convert_to_tensor((rng.random((4, 8, 8, 1)) < 0.5).astype("float32"))
     z = ops.convert_to_tensor(rng.normal(size=(2, 4, 3)).astype("float32"))
