@@ -106,8 +106,8 @@ class InOrder(keras.utils.PyDataset):
 def fed(batches):
     """What `fit` is given for a PyDataset of batches (images,): itself; on TensorFlow a tf.data.Dataset, not tuned.
 
-    The thread that tunes Keras' own dataset sleeps through its end now and then, and all of an epoch's end waits for it
-    to wake: after epochs of 11 seconds for 9 to 16 more.
+    The thread that tunes Keras' own dataset sleeps through its end now and then, and the next epoch waits until it
+    wakes: after 11 seconds of steps for 9 to 16 more.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
