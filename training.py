@@ -66,6 +66,11 @@ class Batches(keras.utils.PyDataset):
     def __len__(self):
         return self.steps - self.skip
 
+    @property
+    def left(self):
+        """The numbers of the images in what is left of the epoch, batch after batch."""
+        return self.order[self.skip * self.config.batch_size :]
+
     def done(self, batch):
         """Steps of the epoch that are done when Keras says that this batch of a `fit` has ended.
 
@@ -74,8 +79,7 @@ class Batches(keras.utils.PyDataset):
         return min(self.skip + batch + 1, self.steps)
 
     def __getitem__(self, index):
-        start = (self.skip + index) * self.config.batch_size
-        chosen = self.order[start:][: self.config.batch_size]
+        chosen = self.left[index * self.config.batch_size :][: self.config.batch_size]
         with keeping_errors(self):
             return (self.spread.placed(self.split.grey(chosen[slice(*self.spread.bounds(len(chosen)))]), len(chosen)),)
 
@@ -113,15 +117,42 @@ def fed(batches):
         return batches
     import tensorflow as tf
 
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    is_in_memory = isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray)
+    by_tensorflow = is_in_memory and batches.spread is distribution.ALONE
+    dataset = _made_by_tensorflow(batches) if by_tensorflow else _made_by_python(batches)
+    dataset = dataset.prefetch(AHEAD).with_options(options)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+
+def _made_by_python(batches):
+    import tensorflow as tf
+
     def each():
         return (batches[index] for index in range(len(batches)))
 
     (images,) = batches[0]
     signature = (tf.TensorSpec((None, *images.shape[1:]), images.dtype),)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    dataset = tf.data.Dataset.from_generator(each, output_signature=signature).prefetch(AHEAD).with_options(options)
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    return tf.data.Dataset.from_generator(each, output_signature=signature)
+
+
+def _made_by_tensorflow(batches):
+    """The same Batches, of images in memory. Python is called once an epoch; between short steps it is in their way."""
+    import tensorflow as tf
+
+    max_value, size = batches.split.max_value, batches.config.batch_size
+    with tf.device("CPU:0"):  # where datasets are made
+        images = tf.constant(batches.split.images)
+
+    def each(order):
+        def grey(start):
+            return (tf.cast(tf.gather(images, order[start : start + size]), "float32") / max_value,)
+
+        return tf.data.Dataset.range(0, tf.size(order, "int64"), size).map(grey)
+
+    epochs = tf.data.Dataset.from_generator(lambda: [batches.left], output_signature=tf.TensorSpec((None,), "int64"))
+    return epochs.flat_map(each)
 
 
 @contextlib.contextmanager

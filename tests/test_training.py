@@ -17,6 +17,7 @@ import engine
 import experiment
 import models
 import training
+from data.dataset import Stored
 from errors import RunError, UserError
 from experiment import Config
 
@@ -330,9 +331,12 @@ def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
 
 
 @on_both_backends
-def test_fit_is_given_each_epoch_in_its_order_and_nothing_that_tunes_itself():
-    images = np.arange(10, dtype="uint8").reshape(10, 1, 1, 1)
-    batches = training.Batches(data.Split(images, None, 1), Config(batch_size=4))
+@pytest.mark.parametrize("stored", [False, True])
+def test_fit_is_given_each_epoch_in_its_order_and_nothing_that_tunes_itself(stored):
+    images = np.arange(250, dtype="uint8").reshape(10, 5, 5, 1)
+    if stored:
+        images = Stored(images.__getitem__, np.arange(10), images.shape[1:])
+    batches = training.Batches(data.Split(images, None, 255), Config(batch_size=4))
     given = training.fed(batches)
     for epoch, skip in ((0, 0), (1, 0), (1, 1)):
         batches.start_epoch(epoch)
