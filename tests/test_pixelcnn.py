@@ -66,7 +66,7 @@ def test_the_probabilities_of_all_images_sum_to_one():
 
 def test_images_are_drawn_from_the_density():
     images = np.array(list(itertools.product([0, 1], repeat=6)), "float32").reshape(64, 1, 2, 3, 1)
-    law, z, n = decoder((2, 3, 1), bernoulli(1.0)), latents(1, 3), 20_000
+    law, z, n = decoder((2, 3, 1), bernoulli(1.0)), latents(1, 3), 5000
     p = np.exp(np.asarray(law(np.repeat(z[None], 64, axis=0)).log_prob(images), "float64"))[:, 0]
     drawn = np.asarray(law(z).sample(n, SeedGenerator(0))).reshape(n, 6)
     counts = np.bincount((drawn @ 2 ** np.arange(5, -1, -1)).astype(int), minlength=64)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import first_on_both
 from test_likelihood import IMAGES, NOISE, WEIGHTS, Linear, standard
 from threadpoolctl import threadpool_limits
 
@@ -587,7 +588,7 @@ def exact_log_px(image):
 
 
 @pytest.mark.keras
-@pytest.mark.parametrize("settings", [{"objective": "lmcvae"}, {"model": "hvae", "prior": "vamp"}])
+@pytest.mark.parametrize("settings", first_on_both({"objective": "lmcvae"}, {"model": "hvae", "prior": "vamp"}))
 def test_posteriors_stand_in_rows_over_the_same_plane(settings):
     run = stub((8, 8, 1), np.arange(24) % 3, ("a", "b", "c"), latent_dim=2, **settings)
     with small():
@@ -746,15 +747,17 @@ def stub(shape, labels, names, **settings):
 
 @pytest.mark.keras
 @pytest.mark.parametrize(
-    ("shape", "labels", "names", "settings", "projection"),
-    [
+    "kind",
+    first_on_both(
         ((28, 20, 1), np.arange(24) % 3, ("a", "b", "c"), {"latent_dim": 5, "model": "hvae", "prior": "vamp"}, "pca"),
         ((12, 4, 1), np.arange(24) % 2, ("a", "b"), {"latent_dim": 3, "prior": "vamp"}, "tsne"),
         ((32, 32, 3), None, (), {"latent_dim": 2, "prior": "vamp", "binarize": "none"}, "pca"),
         ((8, 8, 1), np.arange(24) // 2, tuple("abcdefghijkl"), {"latent_dim": 1}, "tsne"),
-    ],
+    ),
+    ids=["wide", "narrow", "colour", "many classes"],
 )
-def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, shape, labels, names, settings, projection):
+def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, kind):
+    shape, labels, names, settings, projection = kind
     monkeypatch.setattr(figures, "SHEET_PIXELS", (300, 300))
     run = stub(shape, labels, names, **settings)
     with small(), threadpool_limits(1):  # t-SNE's threads wait for each other where cores are shared
