@@ -1,6 +1,7 @@
 """What Keras runs on: TensorFlow or JAX, on which device, with or without deterministic operations."""
 
 import contextlib
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,6 +21,7 @@ DEVICES = ("auto", "cpu", "gpu")
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
 BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN uses one core for convolutions
 KNOWS_YNN = "0.10."  # of jaxlib: XLA ends a process that has a flag which it does not know
+EXTRAS = ("sklearn", "matplotlib", "jax")  # what Keras and TensorFlow import for parts of them that are not used here
 
 
 def settle(name=None, device="auto", dense=False):
@@ -47,7 +49,7 @@ def fastest(device="auto", dense=False):
     """The backend that `--backend auto` takes, if it is installed: JAX on a GPU that it can use, else TensorFlow.
 
     On CPUs, a training step of convolutions takes JAX 1.6 times as long, and one of networks that are `dense`, as all
-    that will be trained are, some three quarters: these go to JAX (see benchmarks/NOTES.md).
+    that will be trained are, some four fifths: these go to JAX (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
     wanted = "jax" if on_gpu or dense else "tensorflow"
@@ -55,17 +57,19 @@ def fastest(device="auto", dense=False):
     return wanted if importlib.util.find_spec(wanted) or not importlib.util.find_spec(other) else other
 
 
-def start(device="auto", deterministic=False, join=None):
+def start(device="auto", deterministic=False, join=None, whole=False):
     """Imports Keras and its backend, whose start-up notes on stderr are shown only if that fails.
 
     Products of matrices are true to float32: a GPU's TF32 rounds them to 10 bits, log-densities by whole nats.
     `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
-    process. `join()` is called before the backend looks for its devices. Raises UserError if there is no GPU where
-    `device` is "gpu", or none of what $JAX_PLATFORMS names.
+    process. `join()` is called before the backend looks for its devices. `whole`: with the parts of Keras that a script
+    does not use (see `imported_lean`). Raises UserError if there is no GPU where `device` is "gpu", or none of what
+    $JAX_PLATFORMS names.
     """
     _add_xla_flags(deterministic)
     with quiet():
-        backend = importlib.import_module("keras").backend.backend()
+        with imported_lean(() if whole else EXTRAS):
+            backend = importlib.import_module("keras").backend.backend()
         if backend == "jax":
             import jax
 
@@ -121,6 +125,30 @@ def _device_kinds(backend):
     import tensorflow as tf
 
     return {device.device_type.lower() for device in tf.config.list_physical_devices()}
+
+
+@contextlib.contextmanager
+def imported_lean(extras=EXTRAS):
+    """Makes imports in the block faster, and what they leave in memory less, where Keras was not imported before.
+
+    Keras and TensorFlow find none of `extras` there, which are imported where they are used, if ever: a second and 190
+    MiB. Nor does Python look for garbage, then or later, among what modules hold for good: 0.6 seconds.
+    """
+    if "keras" in sys.modules:
+        yield
+        return
+    hidden = [name for name in extras if name not in sys.modules and name != os.environ.get("KERAS_BACKEND")]
+    sys.modules.update(dict.fromkeys(hidden))  # None: an import of it fails
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        if collected:
+            gc.enable()
 
 
 @contextlib.contextmanager

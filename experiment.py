@@ -670,7 +670,7 @@ class Run:
         """
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             engine.settle()
-            engine.start()
+            engine.start(whole=True)
         try:
             expected = models.weight_shapes(self.config, self.image_shape)
         except (ValueError, MemoryError) as error:

@@ -47,11 +47,12 @@ DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
 TRACKING = dict(tracking.SINKS)
 tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
-engine.settle(os.environ.get("KERAS_BACKEND"))
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
-on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+engine.settle(os.environ.get("KERAS_BACKEND"))
+engine.start()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
+on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 
 
 def pytest_addoption(parser):

@@ -103,6 +103,29 @@ def test_on_jax_tensorflow_is_not_imported(tmp_path):
     assert done.stdout.split()[-2:] == ["0", "False"], done.stderr
 
 
+@pytest.mark.parametrize("backend", engine.BACKENDS)
+def test_a_script_imports_no_part_of_keras_that_it_does_not_use(backend):
+    code = (
+        f"import engine, gc, sys; engine.settle({backend!r}); engine.start()\n"
+        "print(*{*engine.EXTRAS, *engine.BACKENDS} & set(sys.modules), gc.isenabled())\n"
+        "import jax, matplotlib.figure, sklearn.datasets"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == f"{backend} True\n"
+
+
+def test_a_user_of_a_run_in_python_has_all_of_keras(tmp_path, script):
+    done = script("train.py", *flags(epochs=1, runs_dir=tmp_path))
+    code = (
+        "import sys, experiment; experiment.load(sys.argv[1]).model\n"
+        "import keras, numpy; keras.visualization.plot_image_gallery(numpy.zeros((1, 4, 4, 3)))\n"
+        "print(keras.wrappers.SKLearnTransformer.__mro__)"
+    )
+    words = [sys.executable, "-c", code, done.stdout.splitlines()[-1]]
+    told = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "sklearn.base.TransformerMixin" in told
+
+
 @pytest.mark.keras
 def test_the_backend_of_a_process_cannot_be_changed():
     engine.start()
