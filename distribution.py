@@ -88,12 +88,8 @@ class Alone(Spread):
         return contextlib.nullcontext()
 
     def steps_at_once(self, config):
-        """Several where steps are so short that a look between them counts: on a GPU, and of dense networks on JAX.
-
-        There the next step is prepared while one runs. On TensorFlow's CPU it gains nothing.
-        """
-        is_short = keras.backend.backend() == "jax" and models.NETWORKS[config.network].is_dense
-        return MANY if is_short or engine.has_gpu() else 1
+        """Several where steps are so short that a look between them counts: on a GPU, and of dense networks."""
+        return MANY if models.NETWORKS[config.network].is_dense or engine.has_gpu() else 1
 
 
 ALONE = Alone()
