@@ -135,8 +135,8 @@ def _panel(ax, found, name, measure):
         x, y = curves[backend]
         ax.plot(x, y, marker="o", markersize=3.5, color=colour, label=backend)
         if (slope := exponent(x, y)) is not None:
-            shift, side = (-2, "bottom") if y[-1] == highest else (2, "top")  # so that near ends can be read
-            place = {"xytext": (5, shift), "textcoords": "offset points", "va": side}
+            side = "bottom" if y[-1] == highest else "top"  # so that near ends can be read
+            place = {"xytext": (5, 0), "textcoords": "offset points", "va": side}
             ax.annotate(f"{round(slope, 2) + 0.0:.2f}", (x[-1], y[-1]), **place, color=colour, fontsize=7.5)
     ax.set_xticks(VALUES[name], [f"{value:g}" for value in VALUES[name]])
     ax.xaxis.set_minor_locator(NullLocator())
