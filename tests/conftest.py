@@ -100,6 +100,21 @@ def first_on_both(*values):
 
 
 @pytest.fixture
+def xla():
+    """Lets TensorFlow compile, which it refuses to for good where a training before asked for repeatable operations."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        yield
+        return
+    from tensorflow.python.framework import config  # no public way leads there
+
+    was_on = config.is_op_determinism_enabled()
+    config.disable_op_determinism()
+    yield
+    if was_on:
+        config.enable_op_determinism()
+
+
+@pytest.fixture
 def script():
     """Runs a script as a user does: `script("train.py", "--epochs", 3)` returns the finished process with its text."""
 

@@ -296,7 +296,7 @@ def test_the_seed_decides_the_samples():
     assert np.all(first != other)
 
 
-def test_jit_gives_the_same_law():
+def test_jit_gives_the_same_law(xla):
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
 
 
