@@ -19,8 +19,8 @@ demo: .venv/run
 	@echo "Look at the pictures in $(DEMO_RUN)/figures"
 
 test: .venv/dev
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m keras
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist loadfile
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m keras
 
 test-slow: .venv/dev
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m slow

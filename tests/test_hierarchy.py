@@ -350,6 +350,7 @@ def test_layers_are_given_means_of_blocks_of_that_picture():
     np.testing.assert_allclose(maps[1][..., 0, 1, :], picture[..., :4, 4:, :].mean(axis=(2, 3)), atol=1e-5)
 
 
+@on_tensorflow
 def test_the_scale_is_that_of_the_training_images_and_is_kept(tmp_path):
     settings = SETTINGS["dvp"] | {
         "data_set": "digits",
@@ -380,6 +381,7 @@ def steps(config, count, lr=0.01, jit=False):
     images = (np.random.default_rng(1).random((64, *SHAPE)) < np.linspace(0.1, 0.9, 8)[:, None]).astype("float32")
     model = models.build(config, SHAPE)
     config = dataclasses.replace(config, optimizer="adamax", lr=lr)
+    jit = jit or keras.backend.backend() == "jax"  # which would compile each operation else
     model.compile(optimizers.optimizer(config, 1, model), jit_compile=jit)
     before = [np.array(weight) for weight in model.trainable_variables]
     logs = [model.train_on_batch(images, return_dict=True) for _ in range(count)]
@@ -399,7 +401,7 @@ def test_it_learns_with_every_weight_but_the_unused_one(name):
 
 
 @on_tensorflow
-def test_it_learns_with_xla_in_mixed_precision():
+def test_it_learns_with_xla_in_mixed_precision(xla):
     history, _, model = steps(Config(model="dvp", precision="mixed_float16", **SETTINGS["dvp"]), 40, jit=True)
     assert 1 < float(model.optimizer.dynamic_scale) < model.optimizer.initial_scale
     assert all(np.isfinite(values).all() for values in history.values())

@@ -811,7 +811,6 @@ def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch)
     assert expected in capfd.readouterr().err
 
 
-@pytest.mark.keras
 def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch):
     """From a path that is relative; the run is then found and understood from everywhere."""
     images = np.random.default_rng(0).integers(0, 256, (130, 9, 6, 3), np.uint8)
