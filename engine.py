@@ -49,7 +49,7 @@ def fastest(device="auto", dense=False):
     """The backend that `--backend auto` takes, if it is installed: JAX on a GPU that it can use, else TensorFlow.
 
     On CPUs, a training step of convolutions takes JAX 1.6 times as long, and one of networks that are `dense`, as all
-    that will be trained are, some four fifths: these go to JAX (see benchmarks/NOTES.md).
+    that will be trained are, 0.6 to 0.9 times: these go to JAX (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
     wanted = "jax" if on_gpu or dense else "tensorflow"
@@ -62,13 +62,13 @@ def start(device="auto", deterministic=False, join=None, whole=False):
 
     Products of matrices are true to float32: a GPU's TF32 rounds them to 10 bits, log-densities by whole nats.
     `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
-    process. `join()` is called before the backend looks for its devices. `whole`: with the parts of Keras that a script
-    does not use (see `imported_lean`). Raises UserError if there is no GPU where `device` is "gpu", or none of what
-    $JAX_PLATFORMS names.
+    process. `join()` is called before the backend looks for its devices. `whole`: without `imported_lean`, in a process
+    that is a user's own. Raises UserError if there is no GPU where `device` is "gpu", or none of what $JAX_PLATFORMS
+    names.
     """
     _add_xla_flags(deterministic)
     with quiet():
-        with imported_lean(() if whole else EXTRAS):
+        with contextlib.nullcontext() if whole else imported_lean():
             backend = importlib.import_module("keras").backend.backend()
         if backend == "jax":
             import jax
@@ -128,25 +128,27 @@ def _device_kinds(backend):
 
 
 @contextlib.contextmanager
-def imported_lean(extras=EXTRAS):
+def imported_lean():
     """Makes imports in the block faster, and what they leave in memory less, where Keras was not imported before.
 
-    Keras and TensorFlow find none of `extras` there, which are imported where they are used, if ever: a second and 190
-    MiB. Nor does Python look for garbage, then or later, among what modules hold for good: 0.6 seconds.
+    Keras and TensorFlow find none of EXTRAS there, nor would other threads; they are imported where they are used, if
+    ever: a second and 190 MiB. Nor does Python look for garbage, then or later, among all that is there by its end,
+    which is modules for good: 0.6 seconds.
     """
     if "keras" in sys.modules:
         yield
         return
-    hidden = [name for name in extras if name not in sys.modules and name != os.environ.get("KERAS_BACKEND")]
-    sys.modules.update(dict.fromkeys(hidden))  # None: an import of it fails
-    collected = gc.isenabled()
-    gc.disable()
+    backend, collected = os.environ.get("KERAS_BACKEND"), gc.isenabled()
+    hidden = [name for name in EXTRAS if name not in sys.modules and backend not in (None, name)]
     try:
+        sys.modules.update(dict.fromkeys(hidden))  # None: an import of it fails
+        gc.disable()
         yield
+        gc.freeze()
     finally:
         for name in hidden:
-            del sys.modules[name]
-        gc.freeze()
+            if sys.modules.get(name, name) is None:
+                del sys.modules[name]
         if collected:
             gc.enable()
 

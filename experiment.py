@@ -233,7 +233,7 @@ class Config:
     )
     steps_per_execution: int = setting(
         0, "steps that run without a look between them, at their terms, the clock or a request to stop; auto: 8 where "
-        "steps are short, on a GPU and of dense networks on JAX, else 1", low=0, high=10_000, words={"auto": 0},
+        "steps are short, on a GPU and of dense networks, else 1", low=0, high=10_000, words={"auto": 0},
     )  # fmt: skip
     distribute: str = setting(
         "none", "devices: each has a part of every batch, on all devices of this machine; processes: also on those of "

@@ -3,11 +3,12 @@
     python benchmarks/epoch.py --hardware "two cores of ..." [conv mlp] [--backend tensorflow jax] [--rounds 3]
 
 Each row is a real train.py in a process of its own, with its callbacks, batches, checkpoints and validation. Behind
-each epoch the same number of bare steps is timed, by the same compiled function on the same images in memory; other
-work meets both, and the first of each, which traces, does not count. Shown are medians: seconds between steps (the
-next batch, callbacks), those once an epoch (order, checkpoint, history), and both in percent of the bare steps. The
-latter weigh more where there are fewer training images; "of a full epoch" is what both would be with all of them. CPU
-time, in which a second on one core counts half as much as one on two, is disturbed least by other work.
+each epoch the same number of bare steps is timed, by the same compiled function on the same images in memory, on
+TensorFlow one by one: they take longer than an epoch's where it has several in an execution. Other work meets both,
+and the first of each, which traces, does not count. Shown are medians: seconds between steps (the next batch,
+callbacks), those once an epoch (order, checkpoint, history), and both in percent of the bare steps. The latter weigh
+more where there are fewer training images; "of a full epoch" is what both would be with all of them. CPU time, in which
+a second on one core counts half as much as one on two, is disturbed least by other work.
 """
 
 import argparse

@@ -50,9 +50,14 @@ tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take long
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 engine.settle(os.environ.get("KERAS_BACKEND"))
-engine.start()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
+
+
+def pytest_configure(config):
+    """Imports Keras as scripts do, before a test file does, but in the process that only hands tests to others."""
+    if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        engine.start()
 
 
 def pytest_addoption(parser):
@@ -101,7 +106,7 @@ def first_on_both(*values):
 
 @pytest.fixture
 def xla():
-    """Lets TensorFlow compile, which it refuses to for good where a training before asked for repeatable operations."""
+    """Lets Keras compile on TensorFlow, as it does not once a test before asked for repeatable operations."""
     if os.environ["KERAS_BACKEND"] == "jax":
         yield
         return

@@ -103,6 +103,16 @@ def test_on_jax_tensorflow_is_not_imported(tmp_path):
     assert done.stdout.split()[-2:] == ["0", "False"], done.stderr
 
 
+def test_an_import_that_fails_leaves_all_as_it_was(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    for name in ("keras", *engine.EXTRAS):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ImportError, match="halted"), engine.imported_lean():
+        assert not gc.isenabled()
+        import jax  # noqa: F401
+    assert gc.isenabled() and not set(engine.EXTRAS) & set(sys.modules)
+
+
 @pytest.mark.parametrize("backend", engine.BACKENDS)
 def test_a_script_imports_no_part_of_keras_that_it_does_not_use(backend):
     code = (
@@ -116,8 +126,10 @@ def test_a_script_imports_no_part_of_keras_that_it_does_not_use(backend):
 
 def test_a_user_of_a_run_in_python_has_all_of_keras(tmp_path, script):
     done = script("train.py", *flags(epochs=1, runs_dir=tmp_path))
+    assert done.returncode == 0, done.stderr
     code = (
         "import sys, experiment; experiment.load(sys.argv[1]).model\n"
+        "import gc; assert gc.get_freeze_count() == 0\n"
         "import keras, numpy; keras.visualization.plot_image_gallery(numpy.zeros((1, 4, 4, 3)))\n"
         "print(keras.wrappers.SKLearnTransformer.__mro__)"
     )
