@@ -174,10 +174,11 @@ def main():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if args.worker:
         return worker(rows[0], args.backend[0], args.rounds)
-    about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
+    about = {"hardware": args.hardware, "versions": experiment.versions()}
     for row, backend in [(row, backend) for row in rows for backend in args.backend]:
-        keep(summary(row, backend, measured(row, backend, args.rounds)), about)
-    print(commandline.table(kept()))
+        found = summary(row, backend, measured(row, backend, args.rounds))
+        keep(found | {"commit": experiment.git_commit()}, about)
+    print(commandline.table([{name: one[name] for name in one if name != "commit"} for one in kept()]))
     return 0
 
 
