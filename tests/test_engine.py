@@ -16,6 +16,12 @@ import train
 from errors import UserError
 
 
+def told(code, *words):
+    """What a fresh interpreter prints that runs this code with these words."""
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
 def test_an_unknown_or_missing_backend_is_a_sentence(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "nonsense")
     with pytest.raises(UserError, match="KERAS_BACKEND is 'nonsense'; choose from tensorflow, jax"):
@@ -120,8 +126,7 @@ def test_a_script_imports_no_part_of_keras_that_it_does_not_use(backend):
         "print(*{*engine.EXTRAS, *engine.BACKENDS} & set(sys.modules), gc.isenabled())\n"
         "import jax, matplotlib.figure, sklearn.datasets"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{backend} True\n"
+    assert told(code) == f"{backend} True\n"
 
 
 def test_a_user_of_a_run_in_python_has_all_of_keras(tmp_path, script):
@@ -133,9 +138,7 @@ def test_a_user_of_a_run_in_python_has_all_of_keras(tmp_path, script):
         "import keras, numpy; keras.visualization.plot_image_gallery(numpy.zeros((1, 4, 4, 3)))\n"
         "print(keras.wrappers.SKLearnTransformer.__mro__)"
     )
-    words = [sys.executable, "-c", code, done.stdout.splitlines()[-1]]
-    told = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "sklearn.base.TransformerMixin" in told
+    assert "sklearn.base.TransformerMixin" in told(code, done.stdout.splitlines()[-1])
 
 
 @pytest.mark.keras
@@ -186,8 +189,7 @@ def test_the_cpu_can_be_asked_for(backend):
         "print(float(keras.ops.sum(keras.ops.ones(3))), os.environ['CUDA_VISIBLE_DEVICES'], end=' ')\n"
         "print(os.environ['JAX_PLATFORMS'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout == "3.0 -1 cpu\n"
+    assert told(code) == "3.0 -1 cpu\n"
 
 
 def test_what_is_said_of_memory_is_known():
