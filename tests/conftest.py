@@ -87,8 +87,15 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
     """TensorFlow would keep the graphs of all that a file compiles, for good."""
+    engine.seed(0)  # for fixtures of the file
     with engine.forgetting_graphs():
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_first_weights():
+    """What layers draw their first weights from, unless a test says otherwise, so that a test fails always or never."""
+    engine.seed(0)
 
 
 @pytest.fixture(scope="session")

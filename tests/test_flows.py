@@ -42,11 +42,9 @@ def test_inverse_undoes_forward_and_both_know_the_jacobian(dim):
     np.testing.assert_allclose(same, log_det, atol=1e-4)
     h = 1e-2
     for i, j in ((0, 0), (3, 2)):
-        columns = [
-            np.subtract(*(np.asarray(made.forward(z[i, j][None] + k * e)[0][0]) for k in (h, -h))) / (2 * h)
-            for e in np.eye(dim, dtype="float32")
-        ]
-        assert np.linalg.slogdet(np.array(columns).T)[1] == pytest.approx(float(log_det[i, j]), abs=2e-2)
+        moved = z[i, j] + h * np.array([-2, -1, 1, 2], "float32")[:, None, None] * np.eye(dim, dtype="float32")
+        jacobian = np.tensordot(np.array([1, -8, 8, -1]) / (12 * h), made.forward(moved)[0], axes=1)  # to O(h^4)
+        assert np.linalg.slogdet(jacobian)[1] == pytest.approx(float(log_det[i, j]), abs=1e-2)
 
 
 def test_a_flow_begins_as_the_identity_and_bends_every_dimension():
