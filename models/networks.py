@@ -74,6 +74,15 @@ def pixels(sigma):
     return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
 
 
+def over_last_axis(layer, h):
+    """What a layer of (M, F) gives for (..., F).
+
+    Given more axes, Keras' dense layers multiply tensors, and TensorFlow does not fuse biases and gates with these.
+    """
+    flat = layer(ops.reshape(h, (-1, h.shape[-1])))
+    return ops.reshape(flat, (*ops.shape(h)[:-1], *flat.shape[1:]))
+
+
 class GaussianHead(layers.Layer):
     """Features (..., F) to a Normal over (..., D): two linear maps, made by `dense`, the log-variance bounded.
 
@@ -90,7 +99,7 @@ class GaussianHead(layers.Layer):
 
     def call(self, h):
         """Normal with mean and logvar (..., D)."""
-        return Normal(self.mean(h), self.bound(self.raw_logvar(h), *LOGVAR))
+        return Normal(over_last_axis(self.mean, h), self.bound(over_last_axis(self.raw_logvar, h), *LOGVAR))
 
 
 def gaussian(make_head, features, units):
@@ -138,6 +147,9 @@ class DenseStack(layers.Layer):
 
     def call(self, h):
         """Features (..., units[-1])."""
+        return over_last_axis(self._flat, h)
+
+    def _flat(self, h):
         for one in self.stack:
             h = one(h)
         return h
@@ -178,8 +190,7 @@ class ConvDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        flat = self.net(ops.reshape(z, (-1, z.shape[-1])))  # (n * B, H, W, outputs)
-        return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), soft_bound)
+        return self.observation.of(over_last_axis(self.net, z), soft_bound)  # of maps (..., H, W, outputs)
 
 
 class LatentStacks(layers.Layer):
@@ -216,8 +227,10 @@ class DenseDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        maps = ops.reshape(self.out(self.joint(self.stacks(z))), (*ops.shape(z)[:-1], *self.maps_shape))
-        return self.observation.of(maps, hard_clip)
+        return self.observation.of(over_last_axis(self._maps, z), hard_clip)
+
+    def _maps(self, z):
+        return ops.reshape(self.out(self.joint(self.stacks(z))), (-1, *self.maps_shape))
 
 
 class GatedConvDecoder(layers.Layer):
@@ -242,9 +255,7 @@ class GatedConvDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        image = self.image(self.stacks(z))  # (..., H * W * C)
-        flat = self.net(ops.reshape(image, (-1, image.shape[-1])))  # (n * B, H, W, outputs)
-        return self.observation.of(ops.reshape(flat, (*ops.shape(z)[:-1], *flat.shape[1:])), hard_clip)
+        return self.observation.of(over_last_axis(lambda flat: self.net(self.image(self.stacks(flat))), z), hard_clip)
 
 
 class ConditionalNormal(layers.Layer):

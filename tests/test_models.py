@@ -14,11 +14,9 @@ import models
 from experiment import Config
 from models.likelihood import importance_sampling
 from models.networks import (
-    ConvDecoder,
     DenseNetworks,
     GaussianHead,
     LatentStacks,
-    bernoulli,
     gated_dense,
     hard_clip,
     mixture_of_logistics,
@@ -516,8 +514,22 @@ def test_activations_of_keras_work(name):
     assert np.isfinite(np.asarray(build(activation=name).reconstruct(images()))).all()
 
 
-def test_decoder_takes_any_leading_axes():
-    decoder, z = ConvDecoder(3, (8, 12, 1), bernoulli(1.0), 0.5, "relu"), rng.normal(size=(N, B, 3)).astype("float32")
-    together = np.asarray(decoder(z).logits)
-    assert together.shape == (N, B, 8, 12, 1)
-    np.testing.assert_allclose(together[2], decoder(z[2]).logits, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("network", first_on_both("mlp", "conv", "gatedconv"))
+def test_networks_take_any_leading_axes(network):
+    built, z = build("hvae", **settings_of(network)), rng.normal(size=(N, B, 3)).astype("float32")
+    for of in (built.likelihood, lambda z: built.p_z1(z[..., :2])):
+        together, one = (keras.tree.map_structure(np.asarray, of(part)) for part in (z, z[2, 1]))
+        for many, alone in zip(together, one, strict=True):
+            assert many.shape == (N, B, *alone.shape)
+            np.testing.assert_allclose(many[2, 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles it all as one")
+def test_dense_layers_are_products_of_matrices_that_tensorflow_can_fuse():
+    """Products of tensors, which more axes would give, are not fused with biases and gates."""
+    import tensorflow as tf
+
+    built = build("hvae", network="mlp", network_size=Config.network_size)
+    function = tf.function(lambda z: (built.likelihood(z).logits, built.p_z1(z[..., :2])))
+    names = [op.name for op in function.get_concrete_function(tf.zeros((N, B, 3))).graph.get_operations()]
+    assert any("MatMul" in name for name in names) and not any("Tensordot" in name for name in names)
