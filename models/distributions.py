@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops, random
+from keras import backend, ops, random
 
 LOG_2PI = math.log(2 * math.pi)
 IMAGE_AXES = (-3, -2, -1)  # H, W, C
@@ -34,7 +34,6 @@ class Normal(NamedTuple):
 
     mean: object
     logvar: object
-    sample_and_log_prob = _sample_and_log_prob
     log_prob_of_layers = _one_layer
 
     @property
@@ -44,20 +43,31 @@ class Normal(NamedTuple):
 
     def sample(self, n, seed):
         """`n` reparameterised draws, mean + exp(logvar / 2) * eps: (n, ..., D). Stochastic."""
-        if isinstance(seed, int):
-            raise TypeError(f"seed {seed} must be a SeedGenerator: an integer gives each draw the same noise")
-        noise = random.normal((n, *ops.shape(self.mean)), dtype=self.mean.dtype, seed=seed)
-        return self.mean + ops.exp(0.5 * self.logvar) * noise
+        return self._moved(self._noise(n, seed))
 
     def log_prob(self, z):
         """log N(z; mean, diag exp(logvar)) in nats: (..., D) -> (...)."""
         squared = ops.square(z - self.mean) * ops.exp(-self.logvar)
-        return -0.5 * ops.sum(LOG_2PI + self.logvar + squared, axis=-1)
+        return -0.5 * (ops.sum(squared, axis=-1) + ops.sum(LOG_2PI + self.logvar, axis=-1))
+
+    def sample_and_log_prob(self, n, seed):
+        """As `sample` and `log_prob`, the latter from eps, which takes fewer steps: (n, ..., D) and (n, ...)."""
+        noise = self._noise(n, seed)
+        of_noise, of_logvar = ops.sum(ops.square(noise), axis=-1), ops.sum(LOG_2PI + self.logvar, axis=-1)
+        return self._moved(noise), -0.5 * (of_noise + of_logvar)
+
+    def _noise(self, n, seed):
+        if isinstance(seed, int):
+            raise TypeError(f"seed {seed} must be a SeedGenerator: an integer gives each draw the same noise")
+        return random.normal((n, *ops.shape(self.mean)), dtype=self.mean.dtype, seed=seed)
+
+    def _moved(self, noise):
+        return self.mean + ops.exp(0.5 * self.logvar) * noise
 
     def expected_log_prob(self, q):
         """E[log N(z; mean, diag exp(logvar))] over z ~ q, another Normal, in closed form and nats: (...)."""
         squared = (ops.exp(q.logvar) + ops.square(q.mean - self.mean)) * ops.exp(-self.logvar)
-        return -0.5 * ops.sum(LOG_2PI + self.logvar + squared, axis=-1)
+        return -0.5 * (ops.sum(squared, axis=-1) + ops.sum(LOG_2PI + self.logvar, axis=-1))
 
     def at_mean(self):
         """This Normal itself; see `Chain.at_mean`."""
@@ -154,7 +164,7 @@ class Mixture(NamedTuple):
 
     def log_prob(self, z):
         """log-sum-exp over the K components in nats: (..., D) -> (...)."""
-        return ops.logsumexp(self.log_parts(z), axis=-1)
+        return log_sum_exp(self.log_parts(z))
 
     def log_parts(self, z):
         """log of weight times density of each component: (..., D) -> (..., K).
@@ -164,10 +174,11 @@ class Mixture(NamedTuple):
         """
         centre = ops.mean(self.mean, axis=0)
         z, mean, precision = z - centre, self.mean - centre, ops.exp(-self.logvar)
-        both = ops.concatenate([-0.5 * precision, mean * precision], axis=-1)  # (K, 2D)
-        of_component = -0.5 * ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
-        of_z = ops.matmul(ops.concatenate([ops.square(z), z], axis=-1), ops.transpose(both))  # (..., K)
-        return of_z + (self.log_weights + of_component)
+        constant = -0.5 * ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
+        constant = ops.expand_dims(self.log_weights + constant, -1)
+        of_component = ops.concatenate([-0.5 * precision, mean * precision, constant], axis=-1)  # (K, 2D + 1)
+        of_z = ops.concatenate([ops.square(z), z, ops.ones_like(z[..., :1])], axis=-1)  # (..., 2D + 1)
+        return ops.matmul(of_z, ops.transpose(of_component))
 
 
 class Chain(NamedTuple):
@@ -220,6 +231,24 @@ def _mean_picture(distribution, seed, progress=None):
 def _flat(images):
     """Images (..., H, W, C) with one axis in place of three: (..., H W C)."""
     return ops.reshape(images, (*ops.shape(images)[:-3], math.prod(images.shape[-3:])))
+
+
+def log_sum_exp(x):
+    """log sum exp(x) over the last axis: (..., K) -> (...)."""
+    if backend.backend() == "tensorflow" and x.shape[-1] > 1:
+        return _by_softmax(x)
+    return ops.logsumexp(x, axis=-1)
+
+
+@ops.custom_gradient
+def _by_softmax(x):
+    """`log_sum_exp`, as the largest softmax is 1 / sum exp(x - max x).
+
+    TensorFlow's softmax makes use of all of a processor's vector instructions: this takes half of the time.
+    """
+    largest = ops.max(x, axis=-1)
+    value = ops.where(ops.isfinite(largest), largest - ops.log(ops.max(ops.softmax(x), axis=-1)), largest)
+    return value, lambda upstream: ops.expand_dims(upstream, -1) * ops.softmax(x)
 
 
 @ops.custom_gradient

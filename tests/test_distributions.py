@@ -18,6 +18,7 @@ from models.distributions import (
     Normal,
     Pixels,
     binarize,
+    log_sum_exp,
     sum_of_softplus,
 )
 from models.gradients import value_and_gradient
@@ -111,6 +112,30 @@ def test_the_sum_of_softplus_has_the_value_and_the_slopes_of_its_formula(pixels)
     np.testing.assert_allclose(value, np.logaddexp(0, exact).sum(axis=-1), rtol=2e-6, atol=6e-8 * pixels)
     np.testing.assert_allclose(gradient, sigmoid, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bend, 2 * sigmoid**2 * (1 - sigmoid), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_log_sum_exp_has_the_value_and_the_slopes_of_its_formula(k):
+    rows = [rng.normal(scale=scale, size=(3, k)) - 50 for scale in (0, 1, 40, 1e6)]
+    x = ops.convert_to_tensor(np.concatenate(rows).astype("float32"))
+    exact = np.float64(x)
+    weight = scipy.special.softmax(exact, axis=-1)
+
+    def slope(x):
+        value, _, gradient = value_and_gradient(lambda x: (log_sum_exp(x), ()), x)
+        return ops.sum(ops.square(gradient), axis=-1), (value, gradient)
+
+    _, (value, gradient), bend = value_and_gradient(slope, x)
+    np.testing.assert_allclose(value, scipy.special.logsumexp(exact, axis=-1), rtol=2e-7, atol=1e-6)
+    np.testing.assert_allclose(gradient, weight, rtol=1e-4, atol=1e-7)
+    expected = 2 * weight * (weight - np.sum(weight**2, axis=-1, keepdims=True))
+    np.testing.assert_allclose(bend, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_log_sum_exp_of_what_is_not_finite_is_not_finite_either():
+    inf, nan = np.inf, np.nan
+    x = np.float32([[-inf, -inf], [-inf, 3], [inf, 3], [nan, 3], [3, nan], [nan, -inf]])
+    np.testing.assert_array_equal(log_sum_exp(ops.convert_to_tensor(x)), np.float32([-inf, 3, inf, nan, nan, nan]))
 
 
 GREY = (np.arange(256, dtype="float32") / 255).reshape(256, 1, 1, 1, 1)  # each grey value, as one pixel
@@ -292,9 +317,14 @@ def test_samples_have_sample_axis_first(n):
     assert Bernoulli(np.zeros((B, 4, 5, 1), "float32")).sample(n, seed).shape == (n, B, 4, 5, 1)
 
 
-def test_sample_and_log_prob_agree_with_log_prob():
-    z, log_prob = CHAIN.sample_and_log_prob(N, SeedGenerator(3))
-    np.testing.assert_allclose(log_prob, CHAIN.log_prob(z), rtol=1e-4, atol=1e-4)
+NORMAL = Normal(*(rng.normal(size=(B, D)).astype("float32") for _ in range(2)))
+
+
+@pytest.mark.parametrize("distribution", [NORMAL, TOP, CHAIN], ids=["normal", "mixture", "chain"])
+def test_sample_and_log_prob_agree_with_log_prob(distribution):
+    z, log_prob = distribution.sample_and_log_prob(N, SeedGenerator(3))
+    np.testing.assert_array_equal(z, distribution.sample(N, SeedGenerator(3)))
+    np.testing.assert_allclose(log_prob, distribution.log_prob(z), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("distribution", "d"), [(TOP, D), (CHAIN, D + 3)], ids=["mixture", "chain"])
