@@ -53,16 +53,17 @@ def keras_steps(args):
     import numpy as np
 
     import models
+    import optimizers
     from training import JIT
 
     k, batch, size = args.num_pseudo_inputs, args.batch_size, args.network_size
     sizes = {"network": args.network} | ({"network_size": size} if args.network == "conv" else {})
     settings = {"model": args.model[0], "prior": args.prior[0], "num_pseudo_inputs": k, "latent_dim": args.latent_dim}
     objective = (args.objective or ["elbo"])[0]
-    config = experiment.Config(**settings, **sizes, objective=objective, precision=args.precision)
+    config = experiment.Config(**settings, **sizes, objective=objective, precision=args.precision, lr=1e-4)
     rng = np.random.default_rng(0)
     net = models.build(config, (28, 28, 1), True, rng.random((k, 28, 28, 1), np.float32))
-    net.compile(keras.optimizers.Adam(1e-4), jit_compile=JIT[args.jit])
+    net.compile(optimizers.optimizer(config, 1, net), jit_compile=JIT[args.jit])
     grey = rng.random((batch, 28, 28, 1), np.float32)
     net.train_on_batch(grey)
     grey = keras.ops.convert_to_tensor(grey)  # on the device, as the other side's

@@ -99,6 +99,38 @@ def test_the_norm_of_the_whole_gradient_is_clipped():
         np.testing.assert_allclose(moment, 0.1 * gradient / whole, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_fused_updates_are_those_of_keras(name):
+    """Over 50 steps, of gradients of very different sizes, of which some are often 0."""
+    rng, shapes = np.random.default_rng(0), [(30, 20), (20,), (1, 3, 3, 2)]
+    weights = [[keras.Variable(np.ones(shape, "float32")) for shape in shapes] for _ in range(2)]
+    plain = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name](0.1, global_clipnorm=5.0)
+    fused = optimizers.optimizer(Config(lr=0.1, optimizer=name, clip_norm=5.0), STEPS, model_of(weights[0]))
+    plain.exclude_from_weight_decay(var_list=weights[1])  # as no kernels
+    for _ in range(50):
+        gradients = [(rng.normal(size=s) * 10 ** rng.uniform(-6, 2, size=s)).astype("float32") for s in shapes]
+        gradients[0] *= rng.random(shapes[0]) < 0.3
+        for optimizer, own in zip((fused, plain), weights, strict=True):
+            optimizer.apply([keras.ops.convert_to_tensor(one) for one in gradients], own)
+    for one, other in zip(fused.variables, plain.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=5e-5, atol=1e-7)  # in float32, 1 - 0.999 is off by 1.3e-5
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-5)  # each has moved by up to 5
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles it all as one")
+def test_an_update_is_one_operation_of_tensorflow():
+    import tensorflow as tf
+
+    weights = [keras.Variable(np.ones(3, "float32")) for _ in range(4)]
+    optimizer = optimizers.optimizer(Config(), STEPS, model_of(weights))
+    optimizer.build(weights)
+    update = tf.function(lambda: optimizer.apply([tf.ones(3)] * 4, weights)).get_concrete_function()
+    graphs = [update.graph.as_graph_def().node, *(one.node_def for one in update.graph.as_graph_def().library.function)]
+    kinds = [node.op for nodes in graphs for node in nodes]
+    assert kinds.count("ResourceApplyAdam") == 4 and "AssignSubVariableOp" not in kinds
+
+
 def fitted(batch_size, **settings):
     """A linear map, fitted to 80 points for two epochs in their order."""
     rng = np.random.default_rng(0)
