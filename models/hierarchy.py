@@ -14,7 +14,7 @@ import numpy as np
 from keras import Sequential, activations, backend, initializers, layers, ops
 
 from .distributions import Normal
-from .networks import hard_clip
+from .networks import as_one_batch, hard_clip
 
 LOGVAR = (-10.0, 1.0)  # bounds of log-variances
 UNUSED = "unused_from_z"  # of the last layer, which the paper counts, too: no state comes after it
@@ -70,8 +70,7 @@ def conv(filters, kernel, features, gain=1.0, name=None, dtype=None):
 
 def on_maps(layer, maps):
     """A layer of (M, H, W, C) on maps (..., H, W, C), as numbers of the usual precision: (..., H', W', C')."""
-    flat = layer(ops.reshape(maps, (-1, *maps.shape[-3:])))
-    return ops.cast(ops.reshape(flat, (*ops.shape(maps)[:-3], *flat.shape[1:])), backend.floatx())
+    return ops.cast(as_one_batch(layer, maps, 3), backend.floatx())
 
 
 class Residual(layers.Layer):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import keras
 from keras import Sequential, backend, layers, ops
 
 from .convolutions import Conv2D, Conv2DTranspose
@@ -74,13 +75,18 @@ def pixels(sigma):
     return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
 
 
-def over_last_axis(layer, h):
-    """What a layer of (M, F) gives for (..., F).
+def as_one_batch(layer, h, axes=1):
+    """What a layer of batches (M, *shape) gives for h (..., B, *shape), `shape` being the last `axes`.
 
-    Given more axes, Keras' dense layers multiply tensors, and TensorFlow does not fuse biases and gates with these.
+    Keras' dense layers would multiply tensors of more axes, too, but TensorFlow fuses neither biases nor gates with
+    these. Where devices share the B images of a batch, these come first in M, else each device would compute all.
     """
-    flat = layer(ops.reshape(h, (-1, h.shape[-1])))
-    return ops.reshape(flat, (*ops.shape(h)[:-1], *flat.shape[1:]))
+    of_images = len(h.shape) - axes - 1
+    shared = of_images > 0 and keras.distribution.distribution() is not None
+    h = ops.moveaxis(h, of_images, 0) if shared else h
+    flat = layer(ops.reshape(h, (-1, *h.shape[-axes:])))
+    out = ops.reshape(flat, (*ops.shape(h)[:-axes], *flat.shape[1:]))
+    return ops.moveaxis(out, 0, of_images) if shared else out
 
 
 class GaussianHead(layers.Layer):
@@ -99,7 +105,7 @@ class GaussianHead(layers.Layer):
 
     def call(self, h):
         """Normal with mean and logvar (..., D)."""
-        return Normal(over_last_axis(self.mean, h), self.bound(over_last_axis(self.raw_logvar, h), *LOGVAR))
+        return Normal(as_one_batch(self.mean, h), self.bound(as_one_batch(self.raw_logvar, h), *LOGVAR))
 
 
 def gaussian(make_head, features, units):
@@ -147,7 +153,7 @@ class DenseStack(layers.Layer):
 
     def call(self, h):
         """Features (..., units[-1])."""
-        return over_last_axis(self._flat, h)
+        return as_one_batch(self._flat, h)
 
     def _flat(self, h):
         for one in self.stack:
@@ -190,7 +196,7 @@ class ConvDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        return self.observation.of(over_last_axis(self.net, z), soft_bound)  # of maps (..., H, W, outputs)
+        return self.observation.of(as_one_batch(self.net, z), soft_bound)  # of maps (..., H, W, outputs)
 
 
 class LatentStacks(layers.Layer):
@@ -227,7 +233,7 @@ class DenseDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        return self.observation.of(over_last_axis(self._maps, z), hard_clip)
+        return self.observation.of(as_one_batch(self._maps, z), hard_clip)
 
     def _maps(self, z):
         return ops.reshape(self.out(self.joint(self.stacks(z))), (-1, *self.maps_shape))
@@ -255,7 +261,7 @@ class GatedConvDecoder(layers.Layer):
 
     def call(self, z):
         """p(x|z) with batch (...)."""
-        return self.observation.of(over_last_axis(lambda flat: self.net(self.image(self.stacks(flat))), z), hard_clip)
+        return self.observation.of(as_one_batch(lambda flat: self.net(self.image(self.stacks(flat))), z), hard_clip)
 
 
 class ConditionalNormal(layers.Layer):

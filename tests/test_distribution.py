@@ -38,6 +38,23 @@ keras.random.normal = lambda shape, mean=0.0, stddev=1.0, dtype=None, seed=None:
 """
 
 
+GATHERED = """
+import engine
+engine.settle("jax")
+engine.start()
+import jax, keras, numpy as np
+import distribution, models
+from experiment import Config
+keras.distribution.set_distribution(distribution.data_parallel())
+config = Config(model="hvae", network={network!r}, latent_dim=4, data_set="digits")
+model = models.build(config, (8, 8, 1), from_data=np.zeros((500, 8, 8, 1), "float32"))
+of_images = jax.sharding.PartitionSpec(None, "batch")
+shared = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), ("batch",)), of_images)
+compute = jax.jit(lambda z: (model.likelihood(z).logits, *model.p_z1(z[..., :2])), in_shardings=shared)
+print(compute.lower(np.zeros((5, 6, 4), "float32")).compile().as_text())
+"""
+
+
 def words_of(**settings):
     """The words of a command that trains the run with these settings."""
     return [word for name, value in (RUN | settings).items() for word in (f"--{name}", str(value))]
@@ -89,6 +106,14 @@ def assert_same(run, other):
 def alone(tmp_path_factory):
     """The run on JAX, on one device."""
     return trained(tmp_path_factory.mktemp("alone"), "jax")
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_each_device_computes_its_own_images_of_several_samples(network):
+    """Two devices, five samples of six images: no device is given those of the other."""
+    done = run("jax", "-c", GATHERED.format(network=network), devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "num_partitions=2" in done.stdout and "all-gather" not in done.stdout
 
 
 def test_devices_on_jax_compute_what_one_does_noise_included(alone, tmp_path):
