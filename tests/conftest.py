@@ -94,7 +94,7 @@ def forgotten():
 
 @pytest.fixture(autouse=True)
 def same_first_weights():
-    """What layers draw their first weights from, unless a test says otherwise, so that a test fails always or never."""
+    """What layers draw their first weights from, unless a test says otherwise: they are not left to chance."""
     engine.seed(0)
 
 
