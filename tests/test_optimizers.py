@@ -115,7 +115,8 @@ def test_fused_updates_are_those_of_keras(name):
         for optimizer, own in zip((fused, plain), weights, strict=True):
             optimizer.apply([keras.ops.convert_to_tensor(one) for one in gradients], own)
     for one, other in zip(fused.variables, plain.variables, strict=True):
-        np.testing.assert_allclose(one, other, rtol=5e-5, atol=1e-9)  # in float32, 1 - 0.999 is off by 1.3e-5
+        rounding = 1e-6 * np.abs(other).max()  # where moments cancel; and 1 - 0.999 is off by 1.3e-5 in float32
+        np.testing.assert_allclose(one, other, rtol=5e-5, atol=rounding)
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-5)  # each has moved by up to 5
 
