@@ -170,16 +170,7 @@ def compare(run, args):
     memory = peak_memory()
     reference = reference_of(run, images)
     enough = as_good(model, images, reference, way([0.0], by_q, reference))
-    naive, lean = naive_way(model, commonly_written), naive_way(model, ours)
-    ways = {
-        "naive": lambda: [naive(image[None]) for image in images],
-        "lean": lambda: [lean(image[None]) for image in images],
-        "by q": lambda: importance_sampling(model, images, samples, proposal="posterior"),
-        "fitted": lambda: importance_sampling(model, images, enough),
-    }
-    for chunk in (naive, lean):
-        chunk(images[:1])  # compiled
-    times, found, peak = in_turn(ways, args.rounds)
+    times, found, peak = in_turn(ways_of(model, images, samples, enough), args.rounds)
     theirs, leaner = (median(times[name]) * samples / CHUNK for name in ("naive", "lean"))
     by_posterior, better = way(times["by q"], by_q, reference), way(times["fitted"], found["fitted"].log_px, reference)
     at_equal_s = {
@@ -207,6 +198,21 @@ def compare(run, args):
     spent = {"peak GFLOP/s": peak / 1e9, "GiB at S/10": memory_tenth, "GiB at S": memory}
     row = at_equal_s | at_equal_error | spent
     return row | shared_pools(run, images, reference) | whole_split(run, peak)
+
+
+def ways_of(model, images, samples, enough):
+    """Functions by name: a chunk of each image by either naive way, `samples` of q(z|x), `enough` of what is fitted."""
+    from models.likelihood import importance_sampling
+
+    naive, lean = naive_way(model, commonly_written), naive_way(model, ours)
+    for chunk in (naive, lean):
+        chunk(images[:1])  # compiled
+    return {
+        "naive": lambda: [naive(image[None]) for image in images],
+        "lean": lambda: [lean(image[None]) for image in images],
+        "by q": lambda: importance_sampling(model, images, samples, proposal="posterior"),
+        "fitted": lambda: importance_sampling(model, images, enough),
+    }
 
 
 def in_turn(ways, rounds):
