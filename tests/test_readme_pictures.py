@@ -29,13 +29,6 @@ def test_the_readme_shows_the_results():
     assert readme.replaced(text, "readme_pictures.py", readme_pictures.part()) == text
 
 
-def test_every_picture_of_the_readme_is_there_with_words_and_no_other():
-    shown = IMAGE.findall(readme.README.read_text())
-    assert all(words for words, _ in shown)
-    files = {path.name for path in readme_pictures.IMG.iterdir()}
-    assert {path.removeprefix("img/") for _, path in shown} == files
-
-
 def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_ones():
     small = readme_pictures.configs_of(arguments())
     assert len(small) == 8 and small[0].path.name == "mnist_vae_standard_bs256_dim2_factor1.0_epochs10_lr0.001"
