@@ -20,16 +20,7 @@ SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "plot.py": plot, "feature
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(<?([^)>]+)>?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w+")
 COMMAND = re.compile(rf"(?:^|`)python ({'|'.join(map(re.escape, SCRIPTS))}) ([^`#\n]*)", re.MULTILINE)
-OTHERS = {
-    "--address",
-    "--head",
-    "--backend",
-    "--logdir",
-    "--nodes",
-    "--ntasks",
-    "--gpus",
-    "--help",
-}  # of Ray, and so on
+OTHERS = {"--address", "--head", "--logdir", "--nodes", "--ntasks", "--gpus"}  # of Ray, TensorBoard and Slurm
 
 
 def links(page):
