@@ -13,12 +13,13 @@ WIDTH = 64
 class Coupling(layers.Layer):
     """[a, b] to [a, b exp(s(a)) + t(a)], with a and b exchanged if `flipped`; at first the identity.
 
-    (Dinh et al. 2017, eq. 7-8.) s = tanh of a linear map, so that no scale is larger than e.
+    (Dinh et al. 2017, eq. 7-8.) What a flipped one keeps is what the other changes, the middle of an odd D with it. s =
+    tanh of a linear map, so that no scale is larger than e.
     """
 
     def __init__(self, dim, flipped):
         super().__init__()
-        self.kept, self.flipped = dim // 2, flipped
+        self.kept, self.flipped = (dim + flipped) // 2, flipped
         linear = partial(layers.Dense, dtype=backend.floatx())  # rounded, it would be inverted by chance only
         self.hidden = linear(WIDTH, activation="tanh")
         self.scale, self.shift = (linear(dim - self.kept, kernel_initializer="zeros") for _ in range(2))
