@@ -51,10 +51,10 @@ MOST_SAMPLES = 100_000  # with --target_se
 SIMULATED = 64  # images, with --bracket
 GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
-FEW = 10  # effective samples, below which an estimate is doubtful where k-hat is not known
+FEW = 10  # effective samples, below which an estimate is doubtful whatever k-hat is
 PIECE = 500  # images whose bytes are hashed at once
 MOST_READ = 2**28  # bytes of images that are read from disk at once, for quadrature
-DOUBTFUL = 0.7  # Pareto k-hat, above which neither an estimate nor its error can be trusted (Vehtari et al. 2024)
+DOUBTFUL = 0.7  # Pareto k-hat, above which neither estimate nor error can be trusted, however many samples there are
 
 
 def add_arguments(parser):
@@ -282,11 +282,14 @@ def doubts(one):
     elif settings["proposal"] == "posterior" and not one.config.is_deep:
         remedy = "try --proposal fitted"
     khat = one.estimate.khat
-    worst = "unknown for all" if np.isnan(khat).all() else f"{np.nanmax(khat):.2f} for image {np.nanargmax(khat)}"
+    reason = "few of their samples count"
+    if not np.isnan(khat).all():
+        worst = np.nanargmax(khat)
+        limit = highest_khat(one.estimate.samples[worst])
+        reason = f"Pareto k-hat is above {limit:.2g} (it is {khat[worst]:.2f} for image {worst}) or {reason}"
     return (
         f"the estimates of {one.metrics['doubtful']} of {one.metrics['num_images']} images are not to be trusted, nor "
-        f"are their errors: Pareto k-hat is above {DOUBTFUL} (it is {worst}) or, where fewer than 25 samples leave it "
-        f"unknown, few of these count; {remedy}"
+        f"are their errors: {reason}; {remedy}"
     )
 
 
@@ -334,9 +337,9 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
     the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N), as of `elbo`,
-    `rate` and `distortion` their `_se_images`; `doubtful` the number of images whose k-hat is above 0.7, or where it is
-    unknown whose effective samples are few; `diffusion_steps` those of the prior whose log p(x) it is, None of a model
-    without; its ELBO has infinitely many. Raises UserError for a run that cannot be scored.
+    `rate` and `distortion` their `_se_images`; `doubtful` the number of images that `doubtful` marks; `diffusion_steps`
+    those of the prior whose log p(x) it is, None of a model without; its ELBO has infinitely many. Raises UserError for
+    a run that cannot be scored.
     """
     scoring = scoring or Scoring.of(**usual(run, "is", dict.fromkeys(ESTIMATORS["is"])))
     check(run, scoring)
@@ -577,9 +580,23 @@ def summary(estimate, dimensions, is_sampled=True):
     }
     for name in ("log_px", "elbo", "rate", "distortion"):
         means[f"{name}_se_images"] = np.std(getattr(estimate, name), ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    few = np.isnan(estimate.khat) & (estimate.ess < np.minimum(FEW, estimate.samples / 2))
     means = {name: known(value) for name, value in means.items()}
-    return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero((estimate.khat > DOUBTFUL) | few))}
+    return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero(doubtful(estimate)))}
+
+
+def doubtful(estimate):
+    """Whether neither log p(x) nor its error can be trusted, of each image of an Estimate: (N,).
+
+    So it is where k-hat is above `highest_khat`, and where fewer than ten samples count, or half of all: weights that
+    no draw has shown are not in k-hat, and among few draws there is no tail to see.
+    """
+    few = estimate.ess < np.minimum(FEW, estimate.samples / 2)
+    return few | (estimate.khat > highest_khat(estimate.samples))
+
+
+def highest_khat(samples):
+    """Pareto k-hat above which S samples, S > 1, are too few: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
+    return np.minimum(1 - 1 / np.log10(np.maximum(samples, 2)), DOUBTFUL)
 
 
 def known(value):

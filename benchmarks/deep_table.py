@@ -46,7 +46,7 @@ HEADER = (
         "ELBO",
         "bits/dim by it",
         f"log p(x) of {IMAGES:,} images",
-        "k-hat > 0.7",
+        "doubtful",
         "FID of samples",
         "rate by layer, from the top",
     ),

@@ -35,7 +35,7 @@ SCORE = {"max_images": 1000, "num_samples": 500}  # flags of evaluate.py
 FIGURES = ("input", "reconmanifold", "embedding_mean", "pseudouse", "overlay", "curves", "priors")
 HEADER = (
     *("data", "model", "prior", "log p(x)", "± Monte Carlo", "± images", "ELBO", "rate", "distortion"),
-    *("k-hat > 0.7", "pseudo-inputs in use", "training, min", "scoring, min"),
+    *("doubtful", "pseudo-inputs in use", "training, min", "scoring, min"),
 )
 
 

@@ -18,8 +18,9 @@ class Estimate(NamedTuple):
     """Per-image estimates, each (N,) float64, in nats: log p(x), its standard error, and what else the samples tell.
 
     `log_px_se` is the error of `log_px`, by the delta method where it is Monte Carlo's; `ess` the effective number of
-    the `samples` drawn, and `khat` the shape of the weights' largest, by PSIS: above 0.7 neither estimate nor error can
-    be trusted (nan where it cannot be told, for fewer than 25 samples or equal weights). `elbo` = -`rate` -
+    the `samples` drawn, and `khat` the shape of the weights' largest, by PSIS: above 0.7, or less for
+    fewer than 2200 samples, neither estimate nor error can be trusted (nan where it cannot be told, for fewer than 25
+    samples or equal weights). `elbo` = -`rate` -
     `distortion` is the mean log-weight of draws of q(z|x). What an estimator does not tell is nan.
     """
 
