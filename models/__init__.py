@@ -165,7 +165,7 @@ def _shallow(config, image_shape, observation, dynamic, pseudo_inputs):
 
     networks_class = _import(NETWORKS[config.network].path)
     activation = find_activation(config.activation)
-    if OBJECTIVES[config.objective].has_gradients and not _is_twice_differentiable(activation):
+    if OBJECTIVES[config.objective].is_annealed and not _is_twice_differentiable(activation):
         raise ValueError(
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
         )
@@ -247,9 +247,10 @@ def _is_twice_differentiable(activation):
         return value_and_gradient(lambda z: (ops.sum(activation(z), axis=-1), ()), z)[2], ()
 
     try:
-        return value_and_gradient(slope, ops.linspace(-1.0, 1.0, 6)[None])[2] is not None
+        value_and_gradient(slope, ops.linspace(-1.0, 1.0, 6)[None])  # None where it is zero throughout
     except LookupError:  # TensorFlow lacks the derivative of some derivatives, as softsign's
         return False
+    return True
 
 
 def _import(path):

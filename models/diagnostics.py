@@ -113,7 +113,12 @@ def _log_average(law, z, means, logvars):
 
 def responsibilities(mixture, z):
     """The mean of p(k|z) over latents z (N, D): how much of them each component stands for, (K,) float64."""
-    return _in_batches(lambda part: ops.softmax(mixture.log_parts(part), axis=-1), z).mean(axis=0, dtype="float64")
+
+    def shares(part):  # for K = 1 Keras would warn of a softmax
+        log_parts = mixture.log_parts(part)
+        return ops.exp(log_parts - ops.logsumexp(log_parts, axis=-1, keepdims=True))
+
+    return _in_batches(shares, z).mean(axis=0, dtype="float64")
 
 
 def perplexity(shares):

@@ -275,6 +275,7 @@ CASES = [(network, objective, {}) for network, objective in CASES]
 if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of these have, is of single precision
     CASES += [("mlp", objective, {"posterior": "realnvp"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"})]
+    CASES += [("conv", "lmcvae", {"activation": "hard_tanh"}), ("conv", "dreg", {"activation": "softsign"})]
 
 
 @on_both_backends
@@ -283,10 +284,10 @@ def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
     settings = settings if models.OBJECTIVES[name].is_annealed else {}
-    more = {"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}
+    more = ({"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}) | chosen
     config = Config(
         model="hvae", prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2, num_pseudo_inputs=3,
-        data_set="digits", **chosen, **settings, **more,
+        data_set="digits", **settings, **more,
     )  # fmt: skip
     frozen = Frozen()
     with float64():
