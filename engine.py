@@ -18,6 +18,7 @@ from errors import UserError
 
 BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
+IMAGES = "channels_last"
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
 BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN uses one core for convolutions
 KNOWS_YNN = "0.10."  # of jaxlib: XLA ends a process that has a flag which it does not know
@@ -69,7 +70,10 @@ def start(device="auto", deterministic=False, join=None, whole=False):
     _add_xla_flags(deterministic)
     with quiet():
         with contextlib.nullcontext() if whole else imported_lean():
-            backend = importlib.import_module("keras").backend.backend()
+            keras = _keras()
+        if not whole:
+            _forget_file(keras)
+        backend = keras.backend.backend()
         if backend == "jax":
             import jax
 
@@ -89,6 +93,32 @@ def start(device="auto", deterministic=False, join=None, whole=False):
             f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
             f"{backend} with GPU support, or leave --device out"
         )
+
+
+def _keras():
+    """The module. Raises UserError where Keras finds a setting of its own that it refuses."""
+    try:
+        return importlib.import_module("keras")
+    except ValueError as error:
+        raise UserError(f"Keras cannot be imported: {error} Look into its keras.json, in ~/.keras.") from error
+
+
+def _forget_file(keras):
+    """Sets what models and their numbers depend on to Keras' defaults, whatever the user's keras.json has for others.
+
+    Networks for images whose channels come first would be others, of the same name.
+    """
+    keras.config.set_image_data_format(IMAGES)
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
+
+
+def check_images():
+    """Raises UserError where the user's own process has told Keras that channels come first, as in no model here."""
+    if (found := sys.modules["keras"].config.image_data_format()) != IMAGES:
+        raise UserError(f"Keras has image_data_format {found!r}; call keras.config.set_image_data_format({IMAGES!r})")
 
 
 def _add_xla_flags(deterministic):
@@ -155,8 +185,14 @@ def imported_lean():
 
 @contextlib.contextmanager
 def quiet():
-    """Holds back what the block writes to stderr, unless it fails for a reason of its own."""
-    with tempfile.TemporaryFile() as notes:
+    """Holds back what the block writes to stderr, unless it fails for a reason of its own, or no file can be made."""
+    with contextlib.ExitStack() as stack:
+        notes = None
+        with contextlib.suppress(OSError):
+            notes = stack.enter_context(tempfile.TemporaryFile())
+        if notes is None:
+            yield
+            return
         sys.stderr.flush()
         screen = os.dup(2)
         os.dup2(notes.fileno(), 2)

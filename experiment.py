@@ -671,6 +671,7 @@ class Run:
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             engine.settle()
             engine.start(whole=True)
+        engine.check_images()
         try:
             expected = models.weight_shapes(self.config, self.image_shape)
         except (ValueError, MemoryError) as error:
@@ -986,7 +987,7 @@ def _places(config):
     """The settings that name where data lie, so that they can be found from every folder."""
     return {
         "data_set": data.absolute(config.data_set),
-        "data_dir": config.data_dir and os.path.abspath(config.data_dir),
+        "data_dir": config.data_dir and os.path.abspath(os.path.expanduser(config.data_dir)),
     }
 
 

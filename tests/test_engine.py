@@ -3,7 +3,9 @@
 import gc
 import importlib.metadata
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,10 +18,10 @@ import train
 from errors import UserError
 
 
-def told(code, *words):
+def told(code, *words, **environment):
     """What a fresh interpreter prints that runs this code with these words."""
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    command, env = [sys.executable, "-c", code, *words], os.environ | environment
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def test_an_unknown_or_missing_backend_is_a_sentence(monkeypatch):
@@ -151,10 +153,50 @@ def test_the_backend_of_a_process_cannot_be_changed():
         engine.settle(wanted)
 
 
+def test_settings_of_keras_own_file_and_variables_change_no_model(tmp_path):
+    found = {"floatx": "float64", "epsilon": 0.5, "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(found))
+    code = "import engine; engine.settle('tensorflow'); engine.start({}); import keras.config as k; print("
+    code += "k.image_data_format(), k.floatx(), k.epsilon(), k.max_epochs(), k.max_steps_per_epoch())"
+    there = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "2"}
+    assert told(code.format(""), **there) == "channels_last float32 1e-07 None None\n"
+    assert told(code.format("whole=True"), **there) == "channels_first float64 0.5 1 2\n"  # a user's own
+
+
+def test_a_setting_that_keras_refuses_is_a_sentence(script, tmp_path):
+    (tmp_path / "keras.json").write_text('{"epsilon": 1}')
+    done = script("train.py", *flags(runs_dir=tmp_path / "runs"), KERAS_HOME=str(tmp_path))
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    assert re.match("error: Keras cannot be imported: Invalid `epsilon` .* keras.json, in ~/.keras", done.stderr)
+
+
+def test_channels_that_come_first_are_refused():
+    import keras
+
+    engine.check_images()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(UserError, match=r"call keras.config.set_image_data_format\('channels_last'\)"):
+            engine.check_images()
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_without_a_place_for_temporary_files_nothing_is_held_back(monkeypatch, capfd):
+    def none():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", none)
+    with engine.quiet():
+        os.write(2, b"a note")
+    assert capfd.readouterr().err == "a note"
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_start_up_notes_are_shown_only_if_the_start_fails(tmp_path, fails):
     lines = ["import os", "os.write(2, b'a note from below')", "raise OSError('no driver')" if fails else ""]
     lines += ["class backend:", "    backend = staticmethod(lambda: 'tensorflow')"]
+    lines += ["from unittest.mock import Mock", "config = Mock()"]
     (tmp_path / "keras.py").write_text("\n".join(lines))
     (tmp_path / "tensorflow.py").write_text("from unittest.mock import Mock\nconfig = Mock()")
     code = "import sys, engine; engine.start(); print('after', file=sys.stderr)"
