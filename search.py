@@ -1,5 +1,6 @@
 """A search over ranges of settings by Optuna, which proposes the settings of one run after the other."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from errors import UserError
 from experiment import Config
 
 INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # settings by which ELBOs are of something else
+ELSEWHERE = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a number that is proposed, so that it can be read, and be part of a name
 
 
@@ -37,6 +39,8 @@ class Search:
             raise UserError(f"--{unlike[0]} takes one value in a search: ELBOs of several could not be compared")
         for name, values in self.free.items():
             commandline.check_ranges(name, values)
+            if name in ELSEWHERE:
+                raise UserError(f"--{name} takes one value in a search: it changes no number of a run")
         self.distributions = {name: self._distribution(values) for name, values in self.free.items()}
         self.study = self._study(**self.fixed)
         of, trials = optuna.trial.TrialState, self.study.trials
@@ -54,8 +58,7 @@ class Search:
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
-        elsewhere = [field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None]
-        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in elsewhere}
+        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in ELSEWHERE}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             study = self.optuna.create_study(
@@ -65,7 +68,8 @@ class Search:
                 load_if_exists=True,
             )
         except Exception as error:  # SQLAlchemy has one for each way in which a file can be no database
-            raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]}; choose another --gs_key") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} cannot be used: {reason}; choose another --gs_key or --runs_dir") from error
         if study.user_attrs.setdefault("settings", about) != about:
             raise UserError(f"{path} is a search over other settings; choose another --gs_key")
         study.set_user_attr("settings", about)
@@ -78,7 +82,7 @@ class Search:
     def __next__(self):
         """The next Config to train. Raises StopIteration where there is none, or none until another has ended."""
         while self.left or len(self.study.trials) < self.total:
-            trial = self.left.pop(0) if self.left else self.study.ask(self.distributions)
+            trial = self.left.pop(0) if self.left else self._asked()
             try:
                 config = self._config(trial)
             except UserError as error:  # settings that do not go together
@@ -102,15 +106,29 @@ class Search:
         status = grid.status_of(config)
         return status["best_val_elbo"] if status.get("state") == "finished" else None
 
+    def _asked(self):
+        with self._stored():
+            return self.study.ask(self.distributions)
+
     def _tell(self, number, value):
         state = self.optuna.trial.TrialState.FAIL if value is None else None
-        self.study.tell(number, value, state=state)
+        with self._stored():
+            self.study.tell(number, value, state=state)
+
+    @contextlib.contextmanager
+    def _stored(self):
+        """Turns a failure to write the study into a UserError."""
+        try:
+            yield
+        except self.optuna.exceptions.StorageInternalError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"the search cannot be written: {reason}; the same command goes on") from error
 
     def ended(self, config, note):
-        """Tells the study how a run ended; one that was stopped or killed goes on with the next command."""
+        """Tells the study how a run ended; unless it is finished, the next command goes on with it, or tries again."""
         self.notes[config] = note
-        if grid.status_of(config).get("state", "failed") in ("finished", "failed"):
-            self._tell(self.configs[config], self._value(config))
+        if (value := self._value(config)) is not None:
+            self._tell(self.configs[config], value)
 
     def label(self, config):
         """The settings of a trial, short."""

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import sys
 
 import cluster
@@ -30,7 +31,8 @@ def add_arguments(parser):
     """Adds the flags of train.py."""
     place = commandline.add_settings(parser)
     text = "go on with the run in this folder; with --epochs or --patience, in a folder of its own (so does the same "
-    parser.add_argument("--resume", metavar="RUN", help=f"{text}command again with an unfinished run)")
+    text += "command again with an unfinished run)"
+    parser.add_argument("--resume", metavar="RUN", type=commandline.path, help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     place.add_argument("--overwrite", action="store_true", help=text)
     text = "print the presets, what they cost and what comes out, and train nothing"
@@ -167,6 +169,8 @@ def run_again(args):
         if isinstance(value, list) and len(value) > 1:
             raise UserError(f"--{name} takes one value with --resume, not {len(value)}")
     settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
+    if ranges := [name for name, value in settings.items() if isinstance(value, commandline.Range)]:
+        raise UserError(f"--{ranges[0]} takes one value with --resume, not a range")
     before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
     engine.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
     places = {"data_dir": before.data_dir, "distribute": spread_by(args)}  # the devices are this machine's
@@ -219,7 +223,7 @@ def reported(path, train):
     except KeyboardInterrupt:
         if not path.is_dir():
             raise
-        print(f"stopped; python train.py --resume {path} goes on, as the same command does")
+        print(f"stopped; python train.py --resume {shlex.quote(str(path))} goes on, as the same command does")
         if (path / "best.weights.h5").is_file():
             print("evaluate.py and plot.py take it as it is")
         return STOPPED
@@ -286,6 +290,8 @@ def run_search(args):
         stopped = grid.work_off(study, workers, view, study.ended)
     if study.configs:
         print(grid.table(list(study.configs), study.notes)[0])
+    elif not stopped:
+        print(f"none of the {trials} trials of this search could be a run; raise --trials", file=sys.stderr)
     if study.best:
         print(f"best: {study.best}")
     return STOPPED if stopped else 0 if study.best else 1

@@ -207,12 +207,51 @@ def test_a_killed_search_goes_on_with_what_it_was_training(tmp_path, monkeypatch
     assert len(worked_off(*study(tmp_path, monkeypatch, 8))) == 2
 
 
+def test_what_was_stopped_before_it_had_a_folder_and_what_failed_are_tried_again(tmp_path, monkeypatch):
+    luck = []
+    found, states = study(tmp_path, monkeypatch, 3, lambda config: -1 if luck else None)
+    stopped, failed, third = (next(found) for _ in range(3))
+    found.ended(stopped, "stopped; the same command goes on")
+    states[failed] = states[third] = "failed"
+    found.ended(failed, "no luck")
+    luck.append(True)
+    states[third] = "finished"
+    found.ended(third, "")
+    again, states = study(tmp_path, monkeypatch, 3, lambda config: -1)
+    assert worked_off(again, states) == [stopped, failed]
+    assert {trial.state.name for trial in again.study.trials} == {"COMPLETE"} and len(again.study.trials) == 3
+
+
+def test_a_search_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    found, _ = study(tmp_path, monkeypatch, 3)
+
+    def full(*_, **__):
+        raise optuna.exceptions.StorageInternalError("An exception") from OSError("database or disk is full")
+
+    monkeypatch.setattr(found.study, "ask", full)
+    with pytest.raises(UserError, match="cannot be written: database or disk is full; the same command goes on"):
+        next(found)
+
+
+def test_a_search_over_what_changes_no_number_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--save_minutes takes one value in a search: it changes no number"):
+        study(tmp_path, monkeypatch, 2, save_minutes=[Range(1.0, 2.0)])
+
+
+def test_a_search_of_which_nothing_could_be_a_run_says_so(tmp_path, capfd):
+    given = ["--model", "hvae", "--latent_dim", "1", "--lr", "1..4", "--gs_key", "key", "--runs_dir", str(tmp_path)]
+    given += ["--data_set", "digits", "--search", "optuna", "--trials", "2"]
+    for _ in range(2):
+        assert train.main(given) == 1
+        assert "none of the 2 trials of this search could be a run" in capfd.readouterr().err
+
+
 def test_what_fails_counts_and_what_cannot_be_is_left_out(tmp_path, monkeypatch, capfd):
     lists = {"latent_dim": [Range(1, 3)], "model": ["vae", "hvae"], "lr": [1e-3], "seed": [3]}
     found, states = study(tmp_path, monkeypatch, 30, lambda config: None if config.latent_dim == 3 else -1, **lists)
     worked_off(found, states)
     trials = [trial.state.name for trial in found.study.trials]
-    assert len(trials) == 30 and set(trials) == {"COMPLETE", "FAIL"}
+    assert len(trials) == 30 and set(trials) <= {"COMPLETE", "FAIL", "RUNNING"} and "COMPLETE" in trials
     assert "is too small: hvae needs at least 2" in capfd.readouterr().out
     assert {config.latent_dim for config in found.configs} <= {1, 2, 3} and len(found.configs) <= 5
     assert found.best in ("--latent_dim 1 --model vae", "--latent_dim 2 --model vae", "--latent_dim 2 --model hvae")

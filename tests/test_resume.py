@@ -515,6 +515,7 @@ def test_what_cannot_go_on_is_told_so(run, capfd):
     refused("--overwrite cannot be given with --resume", "--overwrite")
     refused("--jobs cannot be given with --resume", "--jobs", 2)
     refused("--epochs takes one value with --resume, not 2", "--epochs", 5, 6)
+    refused("--epochs takes one value with --resume, not a range", "--epochs", "5..6")
     refused("has been trained for 2 epochs already", "--epochs", 1)
     other = next(name for name in ("tensorflow", "jax") if name != run.backend)
     edit(run, "config.json", data_sha256={"sklearn.digits": "0" * 64})
