@@ -501,7 +501,7 @@ class Progress(keras.callbacks.Callback):
                 step = sum(self.seconds) / STEPS_TIMED
                 left = self.config.epochs - self.first
                 text = expected_time(step, left, self.batches.steps, self.validation_steps, self.config)
-                with contextlib.suppress(BrokenPipeError):  # the reader of our output has gone; training goes on
+                with contextlib.suppress(OSError):  # its reader has gone, or a disk is full; training goes on
                     tqdm.write(text)
                     sys.stdout.flush()  # a log file should not say it when it is over
         self.started, self.done = time.perf_counter(), done
@@ -515,7 +515,8 @@ class Progress(keras.callbacks.Callback):
         self.validated = {self.config.judged: f"{logs[self.config.judged]:.2f}"}
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
-            tqdm.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                tqdm.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
             self.has_warned = True
 
     def __exit__(self, *_):

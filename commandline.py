@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import itertools
 import math
 import os
@@ -23,6 +24,8 @@ from experiment import Config
 
 PRESETS = Path(__file__).parent / "presets"
 STOPPED = 130  # the shell's exit code for Ctrl-C
+PATHS = ("runs_dir", "data_dir")  # settings
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # where what is printed goes to a file
 WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
 
 
@@ -113,8 +116,13 @@ class Range(NamedTuple):
         return self.low > 0 and self.high >= WIDE * self.low
 
 
+def path(text):
+    """A path as a flag gives it, with ~ expanded: a shell does not do that in --out=~/pictures."""
+    return os.path.expanduser(text)
+
+
 def _reader(field):
-    kind, words = field.metadata["kind"], field.metadata["words"]
+    kind, words = path if field.name in PATHS else field.metadata["kind"], field.metadata["words"]
 
     def read(text):
         if ".." in text and kind in (int, float):
@@ -140,8 +148,9 @@ def add_runs(parser):
     """Adds what evaluate.py and plot.py share: RUN..., --gs_key, --runs_dir, --data_dir, --backend and --device."""
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
     parser.add_argument("--gs_key", help="take every run of this grid search")
-    parser.add_argument("--runs_dir", default="runs", help="where the grid search lies (default: runs)")
-    parser.add_argument("--data_dir", help="where the data files lie (default: where training found them)")
+    parser.add_argument("--runs_dir", type=path, default="runs", help="where the grid search lies (default: runs)")
+    text = "where the data files lie (default: where training found them)"
+    parser.add_argument("--data_dir", type=path, help=text)
     add_backend(parser)
 
 
@@ -169,10 +178,20 @@ def number(low):
     return read
 
 
+def unusual(config):
+    """The settings of this Config that have not their usual value: a dict of name to text."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return {name: str(value) for name, (value, usual) in values.items() if value != usual}
+
+
 def words(config):
     """The flags that make this Config, as words of a command: those of every setting that has not its usual value."""
-    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
-    return [word for name, (value, usual) in values.items() if value != usual for word in (f"--{name}", str(value))]
+    return [word for name, text in unusual(config).items() for word in _flag(name, text)]
+
+
+def _flag(name, text):
+    """A flag as words: one, if its value would look like another flag."""
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
 
 
 def lists_of(args):
@@ -234,6 +253,7 @@ def _preset_settings(name, overriding):
 
 def command(run, args):
     """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
+    _open_streams()
     try:
         with stoppable():
             code = run(args)
@@ -243,11 +263,33 @@ def command(run, args):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it at exit
+        _write_no_more()
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        _write_no_more()
+        with contextlib.suppress(OSError):  # stderr may lie there, too
+            print(f"error: writing failed: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; what was written is whole and kept", file=sys.stderr)
         return STOPPED
+
+
+def _open_streams():
+    """Gives a process that was started without them, as a daemon may be, standard streams; no character fails there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the one that is free
+            setattr(sys, name, os.fdopen(number, mode))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _write_no_more():
+    """Python would complain at exit of what could not be written to standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

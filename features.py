@@ -21,6 +21,7 @@ import experiment
 import models
 import weights
 from commandline import whole
+from data import as_folder
 from errors import UserError
 
 LAYER, NUM_FEATURES = "features", 64  # few, as a covariance of so many is estimated from some hundred images, too
@@ -34,12 +35,13 @@ def add_arguments(parser):
     labelled = ", ".join(name for name, source in data.DATA_SETS.items() if source.class_names)
     text = f"images and labels to train on: {labelled} (default: mnist)"
     parser.add_argument("--data_set", choices=data.NAMES, default="mnist", metavar="NAME", help=text)
-    parser.add_argument("--data_dir", help="where the data files lie; else VAMPVAE_DATA, a cache, a download")
+    text = "where the data files lie; else VAMPVAE_DATA, a cache, a download"
+    parser.add_argument("--data_dir", type=commandline.path, help=text)
     text = "passes over the training images, of which the best is kept by its validation accuracy (default: 5)"
     parser.add_argument("--epochs", type=whole(1), default=5, help=text)
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and order (default: 0)")
     text = "where it goes, with a .json beside it (default: runs/features/NAME.keras)"
-    parser.add_argument("--out", metavar="FILE.keras", type=Path, help=text)
+    parser.add_argument("--out", metavar="FILE.keras", type=as_folder, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace that file, if it is there")
     commandline.add_backend(parser)
 

@@ -105,8 +105,7 @@ def error(metrics, name):
 
 def settings(run):
     """The table of all settings, those that are not the usual ones first."""
-    words = commandline.words(run.config)
-    changed = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    changed = commandline.unusual(run.config)
     others = {name: value for name, value in run.config.settings.items() if name not in changed}
     tables = [table(["setting", "value"], [[escaped(n), escaped(v)] for n, v in some.items()])
               for some in (changed, others)]  # fmt: skip
@@ -128,7 +127,8 @@ def commands(run):
 def scoring(metrics):
     """The flags of evaluate.py that made these metrics."""
     estimator = metrics.get("estimator")
-    names = {name: name for name in evaluate.ESTIMATORS.get(estimator, ()) if name != "bracket"}
+    settings = evaluate.ESTIMATORS.get(estimator, ()) if isinstance(estimator, str) else ()
+    names = {name: name for name in settings if name != "bracket"}
     if metrics.get("target_se") is not None:
         names["num_samples"] = "max_samples"  # which is what it then was
     names |= {"split": "split", "seed": "seed", "num_images": "max_images"}
@@ -188,4 +188,4 @@ def write(runs, out):
     own = [out.shown[run.path / "figures"] for run in runs]
     mine = {run.path / "figures" for run in runs}
     compared = [shown for folder, several in out.shown.items() if folder not in mine for shown in several]
-    out.write(folder, f"{name}_report.html", lambda: page(runs, own, compared).encode())
+    out.write(folder, f"{name}_report.html", lambda: page(runs, own, compared).encode(errors="backslashreplace"))

@@ -176,7 +176,7 @@ class TensorBoard:
         started = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
         for name, value in settings(config).items():
             if isinstance(value, str):
-                started.hparams[name].string_value = value
+                started.hparams[name].string_value = value.encode(errors="backslashreplace").decode()
             else:
                 started.hparams[name].number_value = value
         about = plugin_data_pb2.HParamsPluginData(session_start_info=started)

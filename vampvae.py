@@ -18,7 +18,8 @@ def add_data_arguments(parser):
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     )
-    parser.add_argument("--data_dir", help="look here first, and download to here (default: a per-user cache)")
+    text = "look here first, and download to here (default: a per-user cache)"
+    parser.add_argument("--data_dir", type=commandline.path, help=text)
     parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
 
 

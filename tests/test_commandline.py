@@ -1,13 +1,18 @@
 """Flags made from the settings, grids, and tables."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import DEEP_ONLY, FIELDS, PLACES, other
+from conftest import DEEP_ONLY, FIELDS, PLACES, ROOT, other
 
 import commandline
 import models
+import plot
 from errors import UserError
 from experiment import Config
 
@@ -147,6 +152,39 @@ def test_where_things_lie_takes_one_value(capsys):
         with pytest.raises(SystemExit):
             configs(f"--{name}", other(name), other(name))
     assert capsys.readouterr().err.count("unrecognized arguments") == len(PLACES)
+
+
+def test_a_home_that_the_shell_leaves_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/her")
+    (config,) = configs("--data_dir=~/data", "--runs_dir=~/runs")
+    assert (config.data_dir, config.runs_dir) == ("/home/her/data", "/home/her/runs")
+    parser = commandline.Parser()
+    plot.add_arguments(parser)
+    args = parser.parse_args(["--out=~/pictures", "--runs_dir=~/runs"])
+    assert (args.out, args.runs_dir) == (Path("/home/her/pictures"), "/home/her/runs")
+
+
+def test_words_make_the_same_settings_even_if_a_value_looks_like_a_flag():
+    (config,) = configs("--runs_dir=-x", "--lr", "1e-3", "--epochs", 3)
+    assert configs(*commandline.words(config)) == [config] and "--runs_dir=-x" in commandline.words(config)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full", "> /dev/full 2>&1"])
+def test_standard_streams_may_be_closed_or_full(tmp_path, closed):
+    """Presets are listed in more than one buffer; the file says that all of them were."""
+    code = "import sys, train; code = train.main(['--list_presets']); open(sys.argv[1], 'w').write(str(code))"
+    command = f'{sys.executable} -c "{code}" {tmp_path / "code"} {closed}'
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    full = "full" in closed
+    assert (tmp_path / "code").read_text() == str(int(full)) and done.returncode == 0
+    assert done.stderr == "error: writing failed: No space left on device\n" * (full and "2>" not in closed)
+
+
+def test_what_standard_output_cannot_encode_is_escaped():
+    code = "import commandline; commandline.command(lambda _: print('a\\u2603\\udcff'), None)"
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == "a\\u2603\\udcff\n"
 
 
 def test_a_table_is_aligned_and_small_numbers_keep_two_digits():

@@ -133,6 +133,11 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     assert plotted.endswith("--report")
 
 
+def test_a_score_by_what_is_no_estimator_is_shown(tmp_path):
+    page = Page(report.page([run(tmp_path, {"estimator": ["is"], "log_px": -3.0})], [[]], []))
+    assert "-3.00" in page.text
+
+
 def test_a_run_without_scores_says_so(tmp_path):
     page = Page(report.page([run(tmp_path, {})], [[]], []))
     assert "evaluate.py does it" in page.text and "python evaluate.py" not in page.text
@@ -156,7 +161,7 @@ def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, cap
     page = Page((tmp_path / "out" / "runs_report.html").read_text())
     assert len(page.all("img")) == 3 and len(page.all("section")) == 2
     assert plot.main([*paths, "--report", "--export", "npz"]) == 2
-    assert "give one of them" in capsys.readouterr().err
+    assert "--report does not go with it; give one of them" in capsys.readouterr().err
 
 
 def test_metrics_of_other_weights_or_damaged_ones_are_none(tmp_path):
