@@ -92,7 +92,7 @@ def add_arguments(parser):
     text += "a GPU up to 1; less where less is free)"
     parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
     text = "also FID and KID of samples, by the features of this network, which features.py trains, or one of your own"
-    parser.add_argument("--features", metavar="FILE.keras", help=text)
+    parser.add_argument("--features", metavar="FILE.keras", type=commandline.path, help=text)
     text = f"with --features: images drawn from the model (default: {GENERATED})"
     parser.add_argument("--num_generated", type=whole(2), metavar="N", help=text)
 
@@ -123,7 +123,7 @@ class Scoring(NamedTuple):
         if settings.get("num_samples", 0) is None:
             settings["num_samples"] = SAMPLES[settings["proposal"]]
         settings.pop("max_samples", None)
-        return cls(estimator, settings, seed, None if max_memory is None else int(max_memory * 2**30))
+        return cls(estimator, settings, seed, None if max_memory is None else int(min(max_memory * 2**30, sys.maxsize)))
 
     @property
     def tag(self):

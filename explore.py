@@ -109,7 +109,7 @@ class Plane:
         means, dim = view.embedding.mean, view.run.latent_dim
         self.caption, self.names = "", [names_of(view)[0], "no meaning"] if dim == 1 else names_of(view)[:2]
         self.centre, self.basis = np.zeros(dim, np.float32), np.eye(2, dim, dtype=np.float32)
-        if dim > 2:
+        if dim > 2 and len(means) > 1 and np.ptp(means, axis=0).any():
             self._find_components(means)
         self.of_images = self.of(means)
         self.of_components = self.of(view.components)

@@ -51,6 +51,7 @@ STYLE = {
     "savefig.dpi": DPI,
     "savefig.pad_inches": 0.06,
     "svg.hashsalt": "vampvae",  # else the names of its parts are chance
+    "text.parse_math": False,  # folders and classes may have any name
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -390,8 +391,8 @@ def posteriors(density, fitted, log_px):
         axes.set(title=f"{name}\nbound {bound:.2f}", **limits)
     for axes in others[len(fitted) :]:
         axes.remove()
-    figure.supxlabel("$z_1$")
-    figure.supylabel("$z_2$")
+    figure.supxlabel("z[0]")
+    figure.supylabel("z[1]")
     return figure
 
 
@@ -601,6 +602,7 @@ def layerrates(epochs, rates, note=""):
     for (name, values), colour in zip(rates.items(), shades, strict=True):
         draw_curve(left, epochs, values, color=colour, label=name)
     left.set(xlabel="epoch", ylabel="rate of the layer (nats)", yscale="symlog", title=note)
+    left.yaxis.set_major_formatter("{x:g}")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.barh(range(len(rates)), last, color=shades)
     right.set_yticks(range(len(rates)), rates)

@@ -105,7 +105,8 @@ def draw_curves(members):
     labels = differences([several[0].alike("seed") for several in seeds])
     curves = {}
     for label, several in zip(labels, seeds, strict=True):
-        words = [label] * bool(label) + [f"{len(several)} seeds"] * (len(several) > 1)
+        kind = "seeds" if len({one.config.seed for one in several}) == len(several) else "runs"
+        words = [label] * bool(label) + [f"{len(several)} {kind}"] * (len(several) > 1)
         curves[", ".join(words)] = [(one.history, one.best) for one in several]
     return figures.curves(curves, "; ".join(dict.fromkeys(one.note for one in members if one.note)))
 
@@ -163,7 +164,12 @@ def differences(members):
     names = list(dict.fromkeys(name for one in settings for name in one))
     varying = [name for name in names if len({one.get(name) for one in settings}) > 1]
     labels = [", ".join(one[name] for name in varying if name in one) for one in settings]
-    return labels if len(set(labels)) == len(labels) else [str(one.path) for one in members]
+    return labels if len(set(labels)) == len(labels) else [_shown(one.path) for one in members]
+
+
+def _shown(path):
+    """A path as a label; matplotlib leaves one that begins with an underscore out of legends."""
+    return f"./{path}" if str(path).startswith("_") else str(path)
 
 
 def settings_of(config):

@@ -94,7 +94,8 @@ def place(args):
         given if (given := getattr(args, flag)) is not None else os.environ.get(variable)
         for flag, variable in VARIABLES.items()
     )
-    if address is not None and not (":" in address and address.rpartition(":")[2].isdigit()):
+    port = (address or "").rpartition(":")[2]
+    if address is not None and not (":" in address and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"--process_address {address!r} must be HOST:PORT, a free port of the first process")
     for flag, value in (("num_processes", count), ("process_index", index)):
         if value is not None and not str(value).isdecimal():

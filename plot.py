@@ -21,6 +21,7 @@ import figures
 import groups
 import models
 import report
+from data import as_folder
 from errors import UserError
 from experiment import Config
 from output import Output
@@ -39,6 +40,7 @@ DRAWS = 2000  # points that stand for it
 COARSE, FINEST = 50, 400  # points along each axis of the grid that looks for p(z|x), and of the one that holds it
 SMOOTH = 100  # points of that, at least, in half of the mass
 NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 standard deviations of a Gaussian
+FEWEST_PROJECTED = 5  # images whose posterior means say in which plane they lie
 ZOOMS = 30  # windows that are tried around it
 ENDS = 5  # images of the lowest and of the highest log p(x)
 ESTIMATED = 50  # images whose log p(x) is estimated by more and more samples
@@ -47,6 +49,7 @@ TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way out of the noise is
 INSTANTS = 10  # of this way
 OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
+NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
 
@@ -54,7 +57,7 @@ def add_arguments(parser):
     """Adds the flags of plot.py."""
     commandline.add_runs(parser)
     text = "where all figures go (default: figures/ in each run; what compares runs: figures/ beside them)"
-    parser.add_argument("--out", metavar="DIR", type=Path, help=text)
+    parser.add_argument("--out", metavar="DIR", type=as_folder, help=text)
     text = "train the two-dimensional example of the Monte Carlo VAE paper, in a minute or two, and draw its posteriors"
     parser.add_argument("--toy_posteriors", action="store_true", help=text)
     text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
@@ -103,8 +106,8 @@ def run(args):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
     if args.explore:
         runs = explore.explorable(runs, args)
-    if args.report and args.export:
-        raise UserError("--export draws nothing that a --report could show; give one of them")
+    if args.export and (strange := [name for name in ("report", "figures", "estimates") if getattr(args, name)]):
+        raise UserError(f"--export draws nothing, so --{strange[0]} does not go with it; give one of them")
     output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)
     export.check(args.export)
@@ -121,13 +124,15 @@ def run(args):
     draw_groups(members, output, args.figures)
     if args.report:
         report.write([experiment.load(path, args.data_dir) for path in paths], output)
-    return 0
+    return 0 if output.written else 2  # the reasons are said
 
 
 def draw_toy(args):
     """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
-    if args.runs or args.gs_key or args.explore:
-        raise UserError("--toy_posteriors is an example of its own, and takes no runs and no --explore")
+    if args.runs:
+        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
+    if strange := [name for name in NOT_OF_TOY if getattr(args, name)]:
+        raise UserError(f"--toy_posteriors is an example of its own, and does not go with --{strange[0]}")
     output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)
     engine.start(args.device)
@@ -329,8 +334,8 @@ def draw_run(run, output, projection, estimates=False, only=None):
     for name in wanted:
         if name not in CONDITIONS or CONDITIONS[name](view):
             output.draw(folder, stems[name], drawn[name], view)
-        elif name in MISSING:
-            print(f"{run.path}: {MISSING[name]}", file=sys.stderr)
+        elif only or name in MISSING:
+            print(f"{run.path}: {MISSING.get(name, f'such a run has no {name}')}", file=sys.stderr)
     if not only:
         output.write(folder, f"{prefix}_embedding.npz", lambda: embedding_file(view))
     return groups.drawn_of(view)
@@ -338,11 +343,15 @@ def draw_run(run, output, projection, estimates=False, only=None):
 
 def draw_groups(members, output, only=None):
     """Draws the figures that compare runs, those named by `only` or all, of each group of these groups.Drawn."""
+    missing = set(groups.FIGURES) & set(only or ())
     for group, several in groups.grouped(members).items():
         folder = Path(os.path.normpath(several[0].path / os.pardir), "figures")
         for name, draw in groups.FIGURES.items():
             if name in (only or groups.FIGURES) and groups.CONDITIONS.get(name, bool)(several):
                 output.draw(folder, f"{group.name}_{groups.STEMS.get(name, name)}", draw, several)
+                missing.discard(name)
+    for name in sorted(missing):
+        print(f"no {name} is drawn: among these are no runs that it could compare", file=sys.stderr)
 
 
 def draw_input(view):
@@ -495,7 +504,10 @@ def flattened(view, points):
     if both.shape[1] == 1:
         height = np.random.default_rng(0).uniform(size=both.shape)
         return np.concatenate([both, height], axis=1), ("z[0]", "random height"), ""
-    return PROJECTIONS[view.projection](both, view.embedding.mean)
+    reference = view.embedding.mean
+    if len(reference) < FEWEST_PROJECTED or not np.ptp(reference, axis=0).any():
+        return both[:, :2], ("z[0]", "z[1]"), f"the first two of {both.shape[1]} dimensions"
+    return PROJECTIONS[view.projection](both, reference)
 
 
 def pca(points, reference):
@@ -556,7 +568,7 @@ def draw_pseudouse(view):
     from models.diagnostics import perplexity
 
     order = np.argsort(-view.shares, kind="stable")
-    count = min(USED, len(order) // 2)
+    count = max(1, min(USED, len(order) // 2))
     inputs, pictures, prior = {}, {}, as_numpy(view.model.top_prior.pseudo_inputs)
     for name, chosen in (("most used", order[:count]), ("least used", order[::-1][:count])):
         inputs[name] = prior[chosen], view.shares[chosen]

@@ -251,6 +251,7 @@ def test_what_does_not_go_with_distribute_is_refused(words, expected):
     ("flags", "expected"),
     [
         (("one:12", 2, 2), "--process_index 2 must be less than --num_processes 2"),
+        (("one:99999", 2, 0), "--process_address 'one:99999' must be HOST:PORT"),
         (("one", 2, 0), "must be HOST:PORT"),
         (("one:two", 2, 0), "must be HOST:PORT"),
     ],

@@ -53,6 +53,8 @@ def test_the_kept_epoch_is_the_best_of_what_was_trained():
 def test_curves_are_means_over_seeds_in_bands_with_a_dot_for_each_seed():
     seeds = [member(-9.0, -5.0, -6.0, -7.0, seed=0), member(-11.0, -9.0, -4.0, seed=1)]  # the second one stopped early
     figure = groups.draw_curves([*seeds, member(-8.0, -7.0, -6.0, model="hvae")])
+    copies = groups.draw_curves([member(-9.0, -5.0), member(-8.0, -6.0)])  # of one seed
+    assert [text.get_text() for text in copies.legends[0].get_texts()] == ["2 runs"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO (nats)", "rate (nats)", "distortion (nats)"]
     axes = figure.axes[0]
     mean, first, second, other, *dots = axes.lines

@@ -307,6 +307,12 @@ def test_runs_are_labelled_by_what_differs():
     assert groups.differences(both) == ["vae, standard, lr 0.0001", "hvae, vamp, lr 0.01, K 500"]
     assert groups.differences([drawn(seed=1), drawn(seed=2)]) == ["seed 1", "seed 2"]
     assert groups.differences([drawn(num_pseudo_inputs=1), drawn(path="other")]) == ["run", "other"]
+    assert groups.differences([drawn(path="_a/run"), drawn(path="b/run")]) == ["./_a/run", "b/run"]  # else it is hidden
+
+
+def test_any_character_may_stand_in_a_label():
+    curves = {"m$x_{$/run": (np.arange(3), np.arange(3.0)), "$": (np.arange(3), np.arange(3.0))}
+    assert figures.rendered(figures.overlay(curves)).startswith(b"\x89PNG")
 
 
 # ---------------------------------------------------------------------------------------------- tiny runs
@@ -352,6 +358,16 @@ def numpy(tensor):
     from keras import ops
 
     return ops.convert_to_numpy(tensor)
+
+
+def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
+    path = str(runs["standard2"])
+    assert plot.main([path, "--figures", "pseudouse", "curves", "layers", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{path}: such a run has no {name}" for name in ("pseudouse", "layers")] + [
+        "no curves is drawn: among these are no runs that it could compare"
+    ]
+    assert plot.main([path, "--figures", "samples", "layers", "--out", str(tmp_path)]) == 0
 
 
 @pytest.mark.keras
@@ -743,6 +759,22 @@ def stub(shape, labels, names, **settings):
         latent_dim=config.latent_dim,
         note="",
     )
+
+
+@pytest.mark.filterwarnings("error:You are using a softmax")
+def test_one_pseudo_input_has_a_use():
+    run = stub((8, 8, 1), None, (), latent_dim=2, prior="vamp", num_pseudo_inputs=1)
+    run.model = models.build(run.config, (8, 8, 1), from_data=noise(1, 8, 8, 1))
+    assert figures.rendered(plot.draw_pseudouse(plot.View(run, "pca"))).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("projection", plot.PROJECTIONS)
+@pytest.mark.parametrize("means", [np.ones((1, 5)), np.ones((40, 5))], ids=["one", "equal"])
+def test_latents_that_show_no_plane_lie_on_the_first_two_axes(projection, means):
+    view = SimpleNamespace(components=np.zeros((3, 5)), projection=projection, embedding=SimpleNamespace(mean=means))
+    both, names, caption = plot.flattened(view, means)
+    np.testing.assert_array_equal(both, np.concatenate([means, view.components])[:, :2])
+    assert names == ("z[0]", "z[1]") and caption == "the first two of 5 dimensions"
 
 
 @pytest.mark.keras

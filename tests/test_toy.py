@@ -67,3 +67,5 @@ def test_plot_draws_it_into_the_folder_that_is_named(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.strip() == str(tmp_path / "toy_posteriors.png")
     assert plot.main(["--toy_posteriors", str(tmp_path)]) == 2
     assert "--toy_posteriors is an example of its own, and takes no runs" in capsys.readouterr().err
+    assert plot.main(["--toy_posteriors", "--report"]) == 2
+    assert "is an example of its own, and does not go with --report" in capsys.readouterr().err
