@@ -49,6 +49,8 @@ TRACKING = dict(tracking.SINKS)
 tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+LEAST = "--xla_backend_optimization_level=0"  # of LLVM, which would take a quarter of the time; XLA's passes stay
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEAST}".strip()
 engine.settle(os.environ.get("KERAS_BACKEND"))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
