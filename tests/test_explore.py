@@ -339,7 +339,7 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
         captured = capsys.readouterr()
         assert captured.err.startswith("error: ") and reason in captured.err and captured.out == ""
     assert plot.main(["--toy_posteriors", "--explore"]) == 2
-    assert "takes no runs" in capsys.readouterr().err
+    assert "does not go with --explore" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
