@@ -263,14 +263,16 @@ def command(run, args):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as head does
-        _write_no_more()
+        _write_no_more(sys.stdout)
         return 1
     except OSError as error:
         if error.filename is not None or error.errno not in NO_ROOM:
             raise
-        _write_no_more()
-        with contextlib.suppress(OSError):  # stderr may lie there, too
-            print(f"error: writing failed: {error.strerror}", file=sys.stderr)
+        _write_no_more(sys.stdout)
+        try:
+            print(f"error: writing failed: {error.strerror}", file=sys.stderr, flush=True)
+        except OSError:  # it lies there, too
+            _write_no_more(sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; what was written is whole and kept", file=sys.stderr)
@@ -287,9 +289,9 @@ def _open_streams():
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _write_no_more():
-    """Python would complain at exit of what could not be written to standard output."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _write_no_more(stream):
+    """Lets what could not be written go nowhere: Python would try again at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
