@@ -251,7 +251,9 @@ def test_what_fails_counts_and_what_cannot_be_is_left_out(tmp_path, monkeypatch,
     found, states = study(tmp_path, monkeypatch, 30, lambda config: None if config.latent_dim == 3 else -1, **lists)
     worked_off(found, states)
     trials = [trial.state.name for trial in found.study.trials]
-    assert len(trials) == 30 and set(trials) <= {"COMPLETE", "FAIL", "RUNNING"} and "COMPLETE" in trials
+    assert len(trials) == 30 and set(trials) == {"COMPLETE", "FAIL", "RUNNING"}
+    assert {t.params["latent_dim"] for t in found.study.trials if t.state.name == "RUNNING"} == {3}  # to be tried again
+    assert 3 not in {t.params["latent_dim"] for t in found.study.trials if t.state.name == "COMPLETE"}
     assert "is too small: hvae needs at least 2" in capfd.readouterr().out
     assert {config.latent_dim for config in found.configs} <= {1, 2, 3} and len(found.configs) <= 5
     assert found.best in ("--latent_dim 1 --model vae", "--latent_dim 2 --model vae", "--latent_dim 2 --model hvae")
