@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from .base import generator
-from .compiled import Compiled, NotFiniteError, by_image, padded
+from .compiled import Compiled, Noise, NotFiniteError, by_image, key_of, padded
 from .likelihood import CHUNK_BYTES, Sums, unknown
 from .mcmc import Path, Point, hamiltonian
 
@@ -57,11 +57,12 @@ class AnnealedSampling:
         self.model, self.annealing = model, annealing
         each = 6 * annealing.chains * model.bytes_per_sample  # gradients hold on to more than values
         self.rows = max(1, min((max_bytes or CHUNK_BYTES) // each, images or CHUNK_BYTES))
-        *states, self.seed = (int(state) for state in np.random.SeedSequence(seed).generate_state(3))
+        self.seeds = np.random.SeedSequence(seed)
+        self.seed = int(self.seeds.generate_state(1)[0])
         prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
-        self.start = ChainStart(model, annealing, states[0], jit)
-        self.place = ChainPlace(model, annealing, 0, jit)
-        self.move = ChainMove(model, annealing, prior_sd, states[1], jit)
+        self.start = ChainStart(model, annealing, jit)
+        self.place = ChainPlace(model, annealing, jit)
+        self.move = ChainMove(model, annealing, prior_sd, jit)
         self.steps = np.full(annealing.temperatures - 1, STEP)  # those of b_1, ..., b_{T-1}
         self.acceptance = math.nan
 
@@ -69,7 +70,7 @@ class AnnealedSampling:
         """Chooses step sizes on the first of these images (N, H, W, C), so that 65 % of all steps are accepted."""
         x = padded(images[: self.rows], self.rows)
         for _ in range(PILOTS):
-            self._walked(x, self.start.predict_on_batch(x), tuning=True)
+            self._walked(x, self._begun(x), tuning=True)
 
     def log_px(self, images, progress=lambda done: None):
         """log p(x) = log mean exp of the weights of M chains: an `Estimate`. Its expectation is at most log p(x).
@@ -80,7 +81,8 @@ class AnnealedSampling:
         estimate, accepted = unknown(len(images)), []
         for first in range(0, len(images), self.rows):
             x = images[first : first + self.rows]
-            log_w = self._walked(padded(x, self.rows), self.start.predict_on_batch(padded(x, self.rows)))[: len(x)]
+            whole = padded(x, self.rows)
+            log_w = self._walked(whole, self._begun(whole))[: len(x)]
             NotFiniteError.check(first, log_w)
             sums = Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool))
             for values, those in zip(estimate, sums.estimate(), strict=True):
@@ -101,11 +103,19 @@ class AnnealedSampling:
             z = self.model.prior().sample(self.rows, noise)
             x = np.asarray(ops.convert_to_numpy(self.model.likelihood(z).sample(1, noise))[0], "float32")
             known = np.repeat(ops.convert_to_numpy(z)[:, None], self.annealing.chains, axis=1)
-            forth = self._walked(x, self.start.predict_on_batch(x))
+            forth = self._walked(x, self._begun(x))
             back = self._walked(x, known, backwards=True)
             parts.append([_log_mean(forth), -_log_mean(back)])
             progress(min(self.rows, count - first))
         return Bracket(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
+
+    def _begun(self, x):
+        """Where chains of images x begin: (B, M, D). Stochastic."""
+        return self.start.predict_on_batch([x, self._key()])
+
+    def _key(self):
+        """The key of one more compiled call."""
+        return key_of(self.seeds.spawn(1)[0])
 
     def _walked(self, x, z, tuning=False, backwards=False):
         """Log-weights (B, M) of chains from z (B, M, D) along the betas, or against them."""
@@ -115,7 +125,7 @@ class AnnealedSampling:
         log_w = (betas[1] - betas[0]) * _difference(state)
         for t in range(1, len(betas) - 1):
             settings = np.tile(np.float32([betas[t], steps[t - 1]]), (len(x), 1))
-            *state, log_accept = self.move.predict_on_batch([x, settings, *state])
+            *state, log_accept = self.move.predict_on_batch([x, settings, *state, self._key()])
             accepted.append(float(np.mean(np.exp(log_accept))))
             log_w = log_w + (betas[t + 1] - betas[t]) * _difference(state)
             if tuning:  # what follows begins with what is found here
@@ -138,8 +148,8 @@ def _log_mean(log_w):
 class Chains(Compiled):
     """What is compiled of chains of images: their path, and Points as lists of image-first arrays."""
 
-    def __init__(self, model, annealing, seed, jit):
-        super().__init__(model, seed, jit)
+    def __init__(self, model, annealing, jit):
+        super().__init__(model, jit)
         self.annealing = annealing
 
     def path(self, x, posterior, prior):
@@ -152,14 +162,15 @@ class Chains(Compiled):
 
 
 class ChainStart(Chains):
-    """Images to the draws of q(z|x), or p(z), with which chains begin: (B, M, D)."""
+    """Images and a key to the draws of q(z|x), or p(z), with which chains begin: (B, M, D)."""
 
-    def call(self, x):
+    def call(self, inputs):
         """(B, M, D) for images (B, H, W, C). Stochastic."""
-        chains = self.annealing.chains
+        x, key = inputs
+        chains, seed = self.annealing.chains, Noise(key)
         if self.annealing.start == "posterior":
-            return by_image(self.model.posterior(x).sample(chains, self.noise))
-        z = self.prior().sample(x.shape[0] * chains, self.noise)
+            return by_image(self.model.posterior(x).sample(chains, seed))
+        z = self.prior().sample(x.shape[0] * chains, seed)
         return ops.reshape(z, (x.shape[0], chains, z.shape[-1]))
 
 
@@ -175,13 +186,15 @@ class ChainPlace(Chains):
 class ChainMove(Chains):
     """One Hamiltonian step of chains."""
 
-    def __init__(self, model, annealing, prior_sd, seed, jit):
-        super().__init__(model, annealing, seed, jit)
+    def __init__(self, model, annealing, prior_sd, jit):
+        super().__init__(model, annealing, jit)
         self.prior_sd = prior_sd
 
     def call(self, inputs):
-        """The fields of new Points, and log_accept, for images, b and step size (equal in all rows), and the fields."""
-        x, settings, *fields = inputs
+        """The fields of new Points, and log_accept, for images, b and step size (equal in all rows), the fields, a key.
+        Stochastic.
+        """
+        x, settings, *fields, key = inputs
         b, step = settings[0, 0], settings[0, 1]
         posterior = self.model.posterior(x)
         precision = ops.exp(-posterior.at_mean().logvar)
@@ -190,7 +203,7 @@ class ChainMove(Chains):
         point = Point(*(by_image(field) for field in fields), ())
         path = self.path(x, posterior, self.prior())
         leapfrogs = self.annealing.leapfrogs
-        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, self.noise)
+        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, Noise(key))
         return *_fields(point), ops.transpose(log_accept)
 
 

@@ -1,6 +1,8 @@
 """Functions of a model over images, compiled once and called on one batch after the other."""
 
+import concurrent.futures
 import math
+import threading
 
 import keras
 import numpy as np
@@ -26,25 +28,35 @@ class Compiled(keras.Model):
     """A function `call` of image-first arrays, as `predict_on_batch` wants them, of one shape throughout.
 
     The value of the model's top prior is computed once, here, or is that of another: K pseudo-inputs are not encoded
-    again in each call. `noise` is what `call` may draw from.
+    again in each call. It keeps nothing from call to call, so that threads may call it at once: what `call` draws from
+    is a `Noise` of a key that it is given.
     """
 
-    def __init__(self, model, seed=0, jit="auto", top_of=None):
+    def __init__(self, model, jit="auto", top_of=None):
         super().__init__()
-        self.model, self.noise = model, keras.random.SeedGenerator(seed)
+        self.model = model
         if top_of is None:
             self.top = keras.tree.map_structure(self._constant, model.top_prior.distribution())
         else:
             self.top = top_of.top
         self.built = True
         self.compile(jit_compile=jit)
+        if keras.backend.backend() == "jax":
+            self._pure = _pure_on_jax(self)
+        else:
+            self._pure = None
+            self.make_predict_function()  # before several threads ask for it
 
     def _constant(self, tensor):
         if not ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
             return tensor
         variable = self.add_weight(shape=tuple(tensor.shape), initializer="zeros", trainable=False)
-        variable.assign(ops.copy(tensor))  # JAX would share the buffer of a weight, which it gives away twice in a call
+        variable.assign(tensor)
         return variable
+
+    def predict_on_batch(self, x):
+        """As Keras' own, which on JAX hands all variables over to each call and takes them back."""
+        return super().predict_on_batch(x) if self._pure is None else self._pure(x)
 
     def prior(self):
         """p(z), as of `LatentModel.prior`, inside `call`."""
@@ -54,15 +66,85 @@ class Compiled(keras.Model):
             )
         )
 
-    def on(self, arrays, rows):
-        """The outputs on image-first arrays of any length, as float64, in batches of `rows`, the last one padded."""
+    def on(self, arrays, rows, seeds=None):
+        """The outputs on image-first arrays of any length, as float64, in batches of `rows`, the last one padded.
+
+        With `seeds`, a SeedSequence, `call` is given one more array, a key of each batch's own.
+        """
         parts = []
         for start in range(0, len(arrays[0]), rows):
             part = [padded(array[start : start + rows], rows) for array in arrays]
+            if seeds is not None:
+                part.append(key_of(seeds.spawn(1)[0]))
             outputs = self.predict_on_batch(part if len(part) > 1 else part[0])
             length = min(rows, len(arrays[0]) - start)
             parts.append([np.asarray(output, "float64")[:length] for output in outputs])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def _pure_on_jax(model):
+    """A function of inputs to the model's outputs as arrays: by JAX, with the values that its variables have now."""
+    import jax
+
+    values = [
+        [variable.value for variable in kind] for kind in (model.trainable_variables, model.non_trainable_variables)
+    ]
+
+    def outputs(values, x):
+        return model.stateless_call(*values, x)[0]
+
+    function = jax.jit(outputs) if model.jit_compile else outputs
+    return lambda x: keras.tree.map_structure(np.asarray, function(values, x))
+
+
+class Noise(keras.random.SeedGenerator):
+    """Seeds that are made of a key, an array (2,): the noise of a compiled call is that of its key, whatever else was
+    called before or meanwhile. In a loop of the backend's, each turn would draw the same.
+    """
+
+    def __init__(self, key):  # without the variable that others keep their state in, as this is made inside of a call
+        self.key = ops.cast(key, "uint32" if keras.backend.backend() == "jax" else "int64")
+        self.used = 0
+
+    def next(self, ordered=True):
+        """The next seed: (2,)."""
+        self.used += 1
+        return self.key + ops.cast([0, self.used], self.key.dtype)
+
+
+def key_of(seeds):
+    """The key of a `Noise`, made of a SeedSequence: uint32 (2,)."""
+    return seeds.generate_state(2)
+
+
+def number_of_threads():
+    """How many threads may call compiled functions at once and gain by it.
+
+    Two calls fill a processor better than one after the other does. On a GPU, they would wait for one another.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return 2 if jax.default_backend() == "cpu" else 1
+    import tensorflow as tf
+
+    return 1 if tf.config.get_visible_devices("GPU") else 2
+
+
+def side_by_side(function, parts):
+    """Calls function(part, stopped) for each of the parts in threads of their own; raises what the first one raised.
+
+    `stopped()` is true from when one of them failed, or this thread was interrupted: they should return then.
+    """
+    event = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+        running = [pool.submit(function, part, event.is_set) for part in parts]
+        try:
+            concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_EXCEPTION)
+        finally:
+            event.set()
+    for one in running:
+        one.result()
 
 
 def by_image(value):

@@ -1,17 +1,21 @@
 """Estimates of the marginal log-likelihood log p(x) by importance sampling, with their errors."""
 
+import functools
 import math
+import threading
 import warnings
 from typing import NamedTuple
 
 import keras
 import numpy as np
+import threadpoolctl
 
-from .compiled import NotFiniteError, evenly, padded
-from .proposals import PROPOSALS
+from .compiled import NotFiniteError, evenly, number_of_threads, padded, side_by_side
+from .proposals import PROPOSALS, Calls
 
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
-FEWEST = 200  # samples in one, however many bytes that takes: each call has its own cost
+XLA_GAINS = 4  # by so many times smaller ones, as its loops are over what stays in the caches then
+FEWEST = 200  # samples at once, in all threads, however many bytes that takes: each call has its own cost
 
 
 class Estimate(NamedTuple):
@@ -116,16 +120,21 @@ def pareto_k(largest, count):
     That of Pareto-smoothed importance sampling (Vehtari et al. 2024), by ArviZ, which fits a tail of 3 sqrt(n / r) of n
     values: with n of S values, r = n / S makes that 3 sqrt(S).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it lacks for data frames
-        from arviz_stats.base import array_stats
-
     values = np.sort(largest[np.isfinite(largest)])[-_tail(count) :]
     tail = min(len(values) // 5, int(3 * math.sqrt(count)))
     if tail < 5 or values[-1] - values[-tail - 1] < 1e-9:
         return math.nan
     with np.errstate(all="ignore"):
-        return float(array_stats.psislw(-values, r_eff=len(values) / count)[1])
+        return float(_arviz().psislw(-values, r_eff=len(values) / count)[1])
+
+
+@functools.cache
+def _arviz():
+    """ArviZ's statistics of arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it lacks for data frames
+        from arviz_stats.base import array_stats
+    return array_stats
 
 
 class Sampled(NamedTuple):
@@ -164,32 +173,27 @@ def importance_sampling(
     samples z_s an image, r(z) being q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
     With `target_se`, an image has as many as its standard error needs to come down to that, 200 at least and at most
     `num_samples`; to stop there adds a bias, of either sign, that is small against the target. Memory is bounded: calls
-    are of some `max_bytes` of activations, CHUNK_BYTES by default. `progress` is told the number of images done since
-    its last call. Stochastic, a function of `seed`. Raises
-    NotFiniteError for a log-weight that is NaN.
+    are of some `max_bytes` of activations in all threads, CHUNK_BYTES in each by default. `progress` is told the number
+    of images done since its last call. Stochastic, a function of `seed`. Raises NotFiniteError for a log-weight that is
+    NaN.
     """
-    n, block, most = _chunk(model, len(images), num_samples, target_se, max_bytes)
-    source = PROPOSALS[proposal](model, num_samples, n, block, most, seed, jit)
-    estimate = unknown(len(images))
-    waiting = active = _prepared(source, images[:0], 0, num_samples)
-    loaded = 0
-    while loaded < len(images) or len(waiting.index) or len(active.index):
-        if not len(waiting.index) and loaded < len(images) and len(active.index) < block:
-            waiting = _prepared(source, images[loaded : loaded + source.at_once], loaded, num_samples)
-            loaded += len(waiting.index)
-        room = block - len(active.index)
-        active, waiting = active.and_also(waiting.rows(slice(room))), waiting.rows(slice(room, None))
-        active = active._replace(sums=_drawn(source, active, block, num_samples))
-        sums = active.sums
-        done = sums.count >= num_samples
-        if target_se is not None:
-            done |= (sums.count >= min(FEWEST, num_samples)) & (sums.errors() <= target_se)
-        if done.any():
-            finished = active.rows(done)
+    parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
+    calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
+    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    estimate, reporting = unknown(len(images)), threading.Lock()
+
+    def thread(part, stopped):
+        for finished in sampling.finished(images, part, target_se):
             for values, those in zip(estimate, finished.sums.estimate(), strict=True):
                 values[finished.index] = those
-            progress(len(finished.index))
-            active = active.rows(~done)
+            with reporting:
+                progress(len(finished.index))
+            if stopped():
+                return
+
+    _arviz()  # its import changes the warnings of all threads
+    with _one_thread_for_blas():
+        side_by_side(thread, parts)
     return estimate
 
 
@@ -199,57 +203,94 @@ def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_
     r is that of `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises NotFiniteError for
     a log-weight that is NaN.
     """
-    each, block, most = _chunk(model, len(images), n, None, max_bytes)
-    source = PROPOSALS[proposal](model, n, each, block, most, seed, jit)
+    calls = _calls(model, len(images), n, None, max_bytes)
+    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
     log_w = np.empty((len(images), n))
-    for start in range(0, len(images), source.at_once):
-        prepared = _prepared(source, images[start : start + source.at_once], start, n)
-        for first in range(0, len(prepared.index), block):
-            active, parts, count = prepared.rows(slice(first, first + block)), [], 0
-            while count < n:
-                parts.append(sum(_terms(source, active, block)))
-                count += parts[-1].shape[1]
-            log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
+    with _one_thread_for_blas():
+        for start in range(0, len(images), sampling.source.at_once):
+            prepared = sampling.prepared(images, range(start, min(len(images), start + sampling.source.at_once)))
+            for first in range(0, len(prepared.index), calls.rows):
+                active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
+                while count < n:
+                    parts.append(sum(sampling.terms(active, count)))
+                    count += parts[-1].shape[1]
+                log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
     return log_w
 
 
-def _chunk(model, count, num_samples, target_se, max_bytes):
-    """Samples of an image in one call, images in it, and the most samples over all of them."""
-    most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample  # over all its images
-    most = max(1 if max_bytes else FEWEST, most)
-    wanted = num_samples if target_se is None else min(num_samples, FEWEST)
-    n = evenly(wanted, most)
-    return n, evenly(count, most // n), most
+def _calls(model, images, num_samples, target_se, max_bytes, threads=1):
+    """The Calls of each of so many threads, for all images of which `max_bytes` and FEWEST are."""
+    images = math.ceil(images / threads)
+    usual = CHUNK_BYTES // XLA_GAINS if keras.backend.backend() == "jax" else CHUNK_BYTES
+    most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # over a call's images
+    most = max(1 if max_bytes else FEWEST // threads, most)
+    n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
+    return Calls(num_samples, n, evenly(images, most // n), most, images)
 
 
-def _prepared(source, x, first, num_samples):
-    """Images, the first of index `first`, as Sampled, of which nothing is drawn yet."""
-    index = np.arange(first, first + len(x))
-    if not len(x):
-        return Sampled(index, [], Sums.none(0, num_samples))
-    arrays, terms = source.prepared(x, first)
-    sums = Sums.none(len(x), num_samples)
-    return Sampled(index, arrays, sums if terms is None else sums.told(*terms))
+def _one_thread_for_blas():
+    """A context in which NumPy has one: more of them slow the small matrices of a fit a hundredfold."""
+    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
-def _terms(source, active, block):
-    """log p(x|z) and log p(z) - log r(z) from one more call, each (B, m). Raises NotFiniteError where their sum is NaN.
+class Sampling(NamedTuple):
+    """The drawing of samples from a proposal, the `source`, by its `calls`; several threads may use it.
 
-    Where there are fewer images than `block`, each has several rows in it.
+    What a call draws is a function of `seed`, of the first of its images, and of how many samples that had.
     """
-    copies = block // len(active.index)
-    arrays = [padded(np.repeat(array, copies, axis=0), block) for array in active.arrays]
-    rows = len(active.index) * copies
-    log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in source.drawn(arrays))
-    bad = ~(log_px_z + log_ratio < np.inf).all(axis=1)
-    if bad.any():
-        raise NotFiniteError(int(active.index[bad][0]))
-    return log_px_z, log_ratio
 
+    source: object
+    calls: Calls
+    seed: int
 
-def _drawn(source, active, block, num_samples):
-    """The Sums after one more call."""
-    log_px_z, log_ratio = _terms(source, active, block)
-    counted = np.arange(log_ratio.shape[1]) < (num_samples - active.sums.count)[:, None]
-    sums = active.sums.weighed(log_px_z + log_ratio, counted)
-    return sums.told(log_px_z, log_ratio, counted) if source.draws_terms else sums
+    def finished(self, images, part, target_se):
+        """Yields images, Sampled, when they have all their samples; `part` are the indices of those to be drawn for."""
+        waiting = active = self.prepared(images, part[:0])
+        loaded = 0
+        while loaded < len(part) or len(waiting.index) or len(active.index):
+            if not len(waiting.index) and loaded < len(part) and len(active.index) < self.calls.rows:
+                waiting = self.prepared(images, part[loaded : loaded + self.source.at_once])
+                loaded += len(waiting.index)
+            room = self.calls.rows - len(active.index)
+            active, waiting = active.and_also(waiting.rows(slice(room))), waiting.rows(slice(room, None))
+            active = active._replace(sums=self._drawn(active))
+            sums = active.sums
+            done = sums.count >= self.calls.num_samples
+            if target_se is not None:
+                done |= (sums.count >= min(FEWEST, self.calls.num_samples)) & (sums.errors() <= target_se)
+            yield active.rows(done)
+            active = active.rows(~done)
+
+    def prepared(self, images, part):
+        """Images of consecutive indices as Sampled, of which nothing is drawn yet."""
+        index, sums = np.asarray(part, int), Sums.none(len(part), self.calls.num_samples)
+        if not len(part):
+            return Sampled(index, [], sums)
+        first = int(index[0])
+        arrays, terms = self.source.prepared(images[first : first + len(part)], first, self._seeds(0, first))
+        return Sampled(index, arrays, sums if terms is None else sums.told(*terms))
+
+    def terms(self, active, count):
+        """log p(x|z) and log p(z) - log r(z) from one more call, each (B, m); the first image had `count` samples.
+
+        Where there are fewer images than a call has rows, each has several. Raises NotFiniteError where the sum of both
+        is NaN.
+        """
+        copies = self.calls.rows // len(active.index)
+        arrays = [padded(np.repeat(array, copies, axis=0), self.calls.rows) for array in active.arrays]
+        rows, seeds = len(active.index) * copies, self._seeds(1, int(active.index[0]), count)
+        log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in self.source.drawn(arrays, seeds))
+        bad = ~(log_px_z + log_ratio < np.inf).all(axis=1)
+        if bad.any():
+            raise NotFiniteError(int(active.index[bad][0]))
+        return log_px_z, log_ratio
+
+    def _drawn(self, active):
+        """The Sums after one more call."""
+        log_px_z, log_ratio = self.terms(active, int(active.sums.count[0]))
+        counted = np.arange(log_ratio.shape[1]) < (self.calls.num_samples - active.sums.count)[:, None]
+        sums = active.sums.weighed(log_px_z + log_ratio, counted)
+        return sums.told(log_px_z, log_ratio, counted) if self.source.draws_terms else sums
+
+    def _seeds(self, *numbers):
+        return np.random.SeedSequence(self.seed, spawn_key=numbers)

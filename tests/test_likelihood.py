@@ -1,10 +1,13 @@
 """The estimator of log p(x) on models whose log p(x) is known."""
 
+import concurrent.futures
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
+from keras import random
 from linear_models import (
     IMAGES,
     NOISE,
@@ -20,7 +23,7 @@ from linear_models import (
 )
 
 from models import likelihood, proposals
-from models.compiled import NotFiniteError
+from models.compiled import Noise, NotFiniteError
 from models.distributions import Mixture, Normal
 from models.likelihood import Sums, importance_sampling, log_weights, pareto_k
 
@@ -134,7 +137,7 @@ def test_exactly_s_samples_in_bounded_chunks(samples, images, budget, fewest, mo
     calls, done = [], []
     predict = proposals.Posterior.predict_on_batch
     monkeypatch.setattr(
-        proposals.Posterior, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x) * w.n))
+        proposals.Posterior, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x[0]) * w.n))
     )
     model = Linear(standard(), bytes_each=4000)
     estimate = from_q(model, IMAGES[:images], samples, progress=done.append)
@@ -269,10 +272,13 @@ def test_memory_is_bounded_by_the_bytes_that_are_given(monkeypatch):
     calls = []
     predict = proposals.Posterior.predict_on_batch
     monkeypatch.setattr(
-        proposals.Posterior, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x) * w.n))
+        proposals.Posterior, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x[0]) * w.n))
     )
-    from_q(Linear(standard(), bytes_each=4000), IMAGES, 300, max_bytes=12_000)
-    assert max(calls) == 3
+    for count in (1, 2):
+        monkeypatch.setattr(likelihood, "number_of_threads", lambda count=count: count)
+        from_q(Linear(standard(), bytes_each=4000), IMAGES, 300, max_bytes=24_000)
+        assert max(calls) * count == 6
+        calls.clear()
 
 
 def test_one_sample_has_no_known_error():
@@ -296,6 +302,63 @@ def test_the_seed_decides_the_samples():
     assert np.all(first != other)
 
 
+@pytest.mark.parametrize("proposal", ["posterior", "fitted"])
+@pytest.mark.parametrize("target", [None, 0.02])
+def test_what_lanes_draw_does_not_depend_on_which_is_first(proposal, target, monkeypatch):
+    """One of three threads waits before each of its calls, another one or none: the same numbers, each image once."""
+    monkeypatch.setattr(likelihood, "number_of_threads", lambda: 3)
+    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 4000 * 400)
+    model, found, done = Linear(standard(), bytes_each=4000), [], []
+    drawn = likelihood.Sampling.terms
+    for slow in (range(4), range(4, 8), range(0)):
+
+        def late(self, active, count, slow=slow):
+            time.sleep(0.01 * (active.index[0] in slow))
+            return drawn(self, active, count)
+
+        monkeypatch.setattr(likelihood.Sampling, "terms", late)
+        found.append(importance_sampling(model, IMAGES, 3000, 2, done.append, proposal=proposal, target_se=target))
+    assert sum(done) == 3 * len(IMAGES)
+    for estimate in found[1:]:
+        np.testing.assert_array_equal(estimate, found[0])
+    assert_within_errors(found[0], exact(np.eye(D)))
+
+
+def test_noise_is_that_of_its_key_and_another_in_each_draw():
+    draws = []
+    for key in ([1, 2], [1, 2], [2, 2], [2**32 - 1, 2**32 - 1]):
+        noise = Noise(np.uint32(key))
+        draws.append([np.asarray(random.normal((50,), seed=noise)) for _ in range(3)])
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert len(np.unique(np.concatenate(draws[1:]).round(6), axis=0)) == 9
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("full")])
+def test_where_one_lane_ends_the_others_do_not_go_on(stop, monkeypatch):
+    """Where a thread fails, or Ctrl-C comes to the thread that waits for all of them."""
+    monkeypatch.setattr(likelihood, "number_of_threads", lambda: 2)
+    drawn, calls, real = likelihood.Sampling.terms, [], concurrent.futures.wait
+
+    def failing(self, active, count):
+        calls.append(active.index[0])
+        if stop is not KeyboardInterrupt and active.index[0] >= 6:
+            raise stop
+        time.sleep(0.01)
+        return drawn(self, active, count)
+
+    def interrupted(running, **how):
+        if stop is KeyboardInterrupt:
+            time.sleep(0.1)
+            raise stop
+        return real(running, **how)
+
+    monkeypatch.setattr(likelihood.Sampling, "terms", failing)
+    monkeypatch.setattr(concurrent.futures, "wait", interrupted)
+    with pytest.raises(type(stop) if isinstance(stop, Exception) else stop):
+        from_q(Linear(standard(), bytes_each=4000), IMAGES, 10**6, max_bytes=4000 * 100)
+    assert 0 < len(calls) < 500  # of 220,000
+
+
 def test_jit_gives_the_same_law(xla):
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
 
@@ -313,7 +376,8 @@ def test_log_weights_average_to_the_known_likelihood_image_by_image(proposal, ma
     assert np.mean(log_w == log_weights(model, IMAGES, 700, 4, proposal, max_bytes=max_bytes)) < 0.01
 
 
-def test_log_weights_are_those_of_the_estimate():
+def test_log_weights_are_those_of_the_estimate(monkeypatch):
+    monkeypatch.setattr(likelihood, "number_of_threads", lambda: 1)  # another number cuts images into other calls
     model = Linear(standard())
     estimate = from_q(model, IMAGES, 300, 5)
     log_w = log_weights(model, IMAGES, 300, 5, "posterior")

@@ -6,15 +6,20 @@ import scipy.stats
 from linear_models import IMAGES, Linear, assert_within_errors, exact, posterior_of, standard, two_layers
 
 from models.likelihood import importance_sampling
-from models.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Fitted
+from models.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Calls, Fitted
 
 pytestmark = pytest.mark.keras
 
 
 def fitted(model, n=4000):
     """A Fitted and the arrays that it prepared for IMAGES."""
-    source = Fitted(model, n, n, 1, n)
-    return source, source.prepared(IMAGES)[0]
+    source = Fitted(model, Calls(n, n, 1, n, len(IMAGES)))
+    return source, prepared(source)[0]
+
+
+def prepared(source):
+    """What it prepares for IMAGES."""
+    return source.prepared(IMAGES, 0, np.random.SeedSequence(0))
 
 
 @pytest.mark.parametrize("make", [lambda: (Linear(standard(), wider=3.0), np.eye(2)), lambda: two_layers(wider=0.3)])
@@ -44,19 +49,19 @@ def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, samples, 
 
     Rounds after the first, of 32 gradients an image, are no more work than the samples.
     """
-    source = Fitted(Linear(standard(), wider=wider), samples, 100, len(IMAGES), 100)
+    source = Fitted(Linear(standard(), wider=wider), Calls(samples, 100, len(IMAGES), 100, len(IMAGES)))
     sizes, gradients = [], source.gradients.on
     start = source.start.on
 
-    def first_settled(arrays, rows):
-        log_px_z, log_ratio, z = start(arrays, rows)
+    def first_settled(arrays, rows, seeds):
+        log_px_z, log_ratio, z = start(arrays, rows, seeds)
         mean, covariance = posterior_of(np.eye(2))
         z[1] = np.random.default_rng(0).multivariate_normal(mean[1], covariance, len(z[1]))
         return log_px_z, log_ratio, z
 
     monkeypatch.setattr(source.start, "on", first_settled)
     monkeypatch.setattr(source.gradients, "on", lambda a, rows: sizes.append(len(a[0])) or gradients(a, rows))
-    source.prepared(IMAGES)
+    prepared(source)
     assert len(sizes) in rounds and sizes[0] == len(IMAGES) and all(size < len(IMAGES) for size in sizes[1:])
 
 
@@ -67,7 +72,7 @@ def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch):
     drawn = []
     likelihood = model.likelihood
     monkeypatch.setattr(model, "likelihood", lambda z: drawn.append(z) or likelihood(z))
-    log_px_z, log_ratio = (np.asarray(part) for part in source.draws(arrays))
+    log_px_z, log_ratio = (np.asarray(part) for part in source.draws([*arrays, np.uint32([1, 2])]))
     z = np.asarray(drawn[0]).swapaxes(0, 1)  # (B, n, D)
     _, mean, scale, *_ = (array.astype("float64") for array in arrays)
     q_mean, q_sd = (np.asarray(part) for part in model.posterior(IMAGES))
@@ -108,9 +113,9 @@ def test_the_elbo_is_that_of_q_whatever_is_drawn_from():
 
 
 def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
-    source = Fitted(Linear(standard()), 100, 100, 1, 100)
+    source = Fitted(Linear(standard()), Calls(100, 100, 1, 100, len(IMAGES)))
     monkeypatch.setattr(source.gradients, "on", lambda arrays, rows: [np.full(arrays[1].shape, np.nan)])
-    log_terms, (_, mean, scale, *_) = source.prepared(IMAGES)[1], source.prepared(IMAGES)[0]
+    (_, mean, scale, *_), log_terms = prepared(source)
     assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
     q_mean, q_logvar = (np.asarray(part) for part in Linear(standard()).posterior(IMAGES))
     assert np.all(np.abs(mean - q_mean) < 5 * np.exp(q_logvar / 2) / np.sqrt(MOMENTS))
