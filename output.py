@@ -21,12 +21,12 @@ class Shown(NamedTuple):
 class Output:
     """Where figures go: `folder`, or where it is None a folder of each run's. Each file is written once in a call.
 
-    `kind` is one of figures.FORMATS. `shown` has a list of what was drawn for each usual folder, in the order of
-    drawing. Raises UserError for a `folder` that cannot be written to.
+    `kind` is one of figures.FORMATS, the first one by default. `shown` has a list of what was drawn for each usual
+    folder, in the order of drawing. Raises UserError for a `folder` that cannot be written to.
     """
 
-    def __init__(self, folder=None, kind="png"):
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder=None, kind=None):
+        self.folder, self.kind = folder, kind or figures.FORMATS[0]
         self.written, self.shown = set(), defaultdict(list)
         if folder:
             self._make(folder)

@@ -49,6 +49,7 @@ TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way out of the noise is
 INSTANTS = 10  # of this way
 OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
+OF_FIGURES = ("report", "figures", "estimates", "format")
 NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # of these
 
@@ -69,7 +70,7 @@ def add_arguments(parser):
     text = "draw these figures only"
     parser.add_argument("--figures", nargs="+", metavar="NAME", choices=NAMES, help=f"{text}: {', '.join(NAMES)}")
     text = "of the files of figures (default: png)"
-    parser.add_argument("--format", choices=figures.FORMATS, default="png", help=text)
+    parser.add_argument("--format", choices=figures.FORMATS, help=text)
     text = "also write one HTML page of settings, scores, figures and the commands that repeat them"
     parser.add_argument("--report", action="store_true", help=text)
     text = "write samples, reconstructions and embeddings (npz), the first two as files (png), or the decoder (onnx), "
@@ -106,7 +107,7 @@ def run(args):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
     if args.explore:
         runs = explore.explorable(runs, args)
-    if args.export and (strange := [name for name in ("report", "figures", "estimates") if getattr(args, name)]):
+    if args.export and (strange := [name for name in OF_FIGURES if getattr(args, name)]):
         raise UserError(f"--export draws nothing, so --{strange[0]} does not go with it; give one of them")
     output = Output(args.out, args.format)
     engine.settle(args.backend, args.device)

@@ -62,8 +62,7 @@ def produce(args):
 
 def strange_to(args):
     """The names of the flags that were given and do not go with --readme."""
-    usual = {"gs_key": None, "out": None, "figures": None, "format": "png", "report": False, "export": None}
-    return [name for name, value in usual.items() if getattr(args, name) != value]
+    return [name for name in ("gs_key", "out", "figures", "format", "report", "export") if getattr(args, name)]
 
 
 def configs_of(args):

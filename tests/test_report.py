@@ -160,8 +160,9 @@ def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, cap
     assert plot.main(words) == 0
     page = Page((tmp_path / "out" / "runs_report.html").read_text())
     assert len(page.all("img")) == 3 and len(page.all("section")) == 2
-    assert plot.main([*paths, "--report", "--export", "npz"]) == 2
-    assert "--report does not go with it; give one of them" in capsys.readouterr().err
+    for words in (["--report"], ["--format", "svg"]):
+        assert plot.main([*paths, *words, "--export", "npz"]) == 2
+        assert f"{words[0]} does not go with it; give one of them" in capsys.readouterr().err
 
 
 def test_metrics_of_other_weights_or_damaged_ones_are_none(tmp_path):
