@@ -86,8 +86,8 @@ def add_arguments(parser):
     text = "ais: also N images drawn from the model, with bounds from both sides; their gap says how far to trust the "
     text += f"others' scores (default: {SIMULATED}, if given)"
     parser.add_argument("--bracket", type=whole(1), nargs="?", const=SIMULATED, metavar="N", help=text)
-    text = "of what is computed at once (default: on a CPU, where more gains nothing, 1/8 or what 200 samples take; on "
-    text += "a GPU up to 1; less where less is free)"
+    text = "of what is computed at once (default: on a CPU, where more gains nothing, 1/8 at most or what 200 samples "
+    text += "take; on a GPU up to 1; less where less is free)"
     parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
     text = "also FID and KID of samples, by the features of this network, which features.py trains, or one of your own"
     parser.add_argument("--features", metavar="FILE.keras", type=commandline.path, help=text)

@@ -83,18 +83,20 @@ class Compiled(keras.Model):
 
 
 def _pure_on_jax(model):
-    """A function of inputs to the model's outputs as arrays: by JAX, with the values that its variables have now."""
+    """A function of inputs to the model's outputs as arrays, by JAX, which changes none of its variables."""
     import jax
 
-    values = [
-        [variable.value for variable in kind] for kind in (model.trainable_variables, model.non_trainable_variables)
-    ]
+    variables = model.trainable_variables, model.non_trainable_variables
 
     def outputs(values, x):
         return model.stateless_call(*values, x)[0]
 
+    def pure(x):
+        values = [[variable.value for variable in kind] for kind in variables]
+        return keras.tree.map_structure(np.asarray, function(values, x))
+
     function = jax.jit(outputs) if model.jit_compile else outputs
-    return lambda x: keras.tree.map_structure(np.asarray, function(values, x))
+    return pure
 
 
 class Noise(keras.random.SeedGenerator):
@@ -138,8 +140,8 @@ def side_by_side(function, parts):
     """
     event = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-        running = [pool.submit(function, part, event.is_set) for part in parts]
         try:
+            running = [pool.submit(function, part, event.is_set) for part in parts]
             concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_EXCEPTION)
         finally:
             event.set()

@@ -173,9 +173,9 @@ def importance_sampling(
     samples z_s an image, r(z) being q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
     With `target_se`, an image has as many as its standard error needs to come down to that, 200 at least and at most
     `num_samples`; to stop there adds a bias, of either sign, that is small against the target. Memory is bounded: calls
-    are of some `max_bytes` of activations in all threads, CHUNK_BYTES in each by default. `progress` is told the number
-    of images done since its last call. Stochastic, a function of `seed`. Raises NotFiniteError for a log-weight that is
-    NaN.
+    are of some `max_bytes` of activations in all threads, by default CHUNK_BYTES in each, or a quarter on JAX.
+    `progress` is told the number of images done since its last call. Stochastic, a function of `seed`. Raises
+    NotFiniteError for a log-weight that is NaN.
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
     calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))

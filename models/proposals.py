@@ -47,7 +47,7 @@ class Posterior(Compiled):
         self.n, self.at_once = calls.n, calls.rows
         self.expected = Expected(model, jit, self) if model.layer_rates else None
         self.draws_terms = self.expected is None  # what it draws tells the ELBO, too
-        self.expected_rows = max(1, calls.most // EXPECTED)
+        self.expected_rows = max(1, min(calls.most // EXPECTED, self.at_once))
 
     def call(self, inputs):
         """log p(x|z) and log p(z) - log q(z|x), each (B, n), of images (B, H, W, C) and a key. Stochastic."""
@@ -59,7 +59,7 @@ class Posterior(Compiled):
         """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
         draws of q(z|x), or expectations of these, each (B, EXPECTED), where a model knows them; None of others.
         """
-        return [x], None if self.expected is None else self.expected.on([x], min(self.expected_rows, len(x)), seeds)
+        return [x], None if self.expected is None else self.expected.on([x], self.expected_rows, seeds)
 
     def drawn(self, arrays, seeds):
         """`call` on such arrays, as float64."""
