@@ -1,12 +1,12 @@
 """Functions of a model over images, compiled once and called on one batch after the other."""
 
-import concurrent.futures
 import math
-import threading
 
 import keras
 import numpy as np
 from keras import ops
+
+from . import threads
 
 
 class NotFiniteError(ValueError):
@@ -41,11 +41,7 @@ class Compiled(keras.Model):
             self.top = top_of.top
         self.built = True
         self.compile(jit_compile=jit)
-        if keras.backend.backend() == "jax":
-            self._pure = _pure_on_jax(self)
-        else:
-            self._pure = None
-            self.make_predict_function()  # before several threads ask for it
+        self._predict = threads.predictor(self)
 
     def _constant(self, tensor):
         if not ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
@@ -55,8 +51,8 @@ class Compiled(keras.Model):
         return variable
 
     def predict_on_batch(self, x):
-        """As Keras' own, which on JAX hands all variables over to each call and takes them back."""
-        return super().predict_on_batch(x) if self._pure is None else self._pure(x)
+        """As Keras' own, but that threads may call it at once on JAX, too."""
+        return self._predict(x)
 
     def prior(self):
         """p(z), as of `LatentModel.prior`, inside `call`."""
@@ -82,23 +78,6 @@ class Compiled(keras.Model):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def _pure_on_jax(model):
-    """A function of inputs to the model's outputs as arrays, by JAX, which changes none of its variables."""
-    import jax
-
-    variables = model.trainable_variables, model.non_trainable_variables
-
-    def outputs(values, x):
-        return model.stateless_call(*values, x)[0]
-
-    def pure(x):
-        values = [[variable.value for variable in kind] for kind in variables]
-        return keras.tree.map_structure(np.asarray, function(values, x))
-
-    function = jax.jit(outputs) if model.jit_compile else outputs
-    return pure
-
-
 class Noise(keras.random.SeedGenerator):
     """Seeds that are made of a key, an array (2,): the noise of a compiled call is that of its key, whatever else was
     called before or meanwhile. In a loop of the backend's, each turn would draw the same.
@@ -117,36 +96,6 @@ class Noise(keras.random.SeedGenerator):
 def key_of(seeds):
     """The key of a `Noise`, made of a SeedSequence: uint32 (2,)."""
     return seeds.generate_state(2)
-
-
-def number_of_threads():
-    """How many threads may call compiled functions at once and gain by it.
-
-    Two calls fill a processor better than one after the other does. On a GPU, they would wait for one another.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return 2 if jax.default_backend() == "cpu" else 1
-    import tensorflow as tf
-
-    return 1 if tf.config.get_visible_devices("GPU") else 2
-
-
-def side_by_side(function, parts):
-    """Calls function(part, stopped) for each of the parts in threads of their own; raises what the first one raised.
-
-    `stopped()` is true from when one of them failed, or this thread was interrupted: they should return then.
-    """
-    event = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-        try:
-            running = [pool.submit(function, part, event.is_set) for part in parts]
-            concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_EXCEPTION)
-        finally:
-            event.set()
-    for one in running:
-        one.result()
 
 
 def by_image(value):

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import threadpoolctl
 
-from .compiled import NotFiniteError, evenly, number_of_threads, padded, side_by_side
+from .compiled import NotFiniteError, evenly, padded
 from .proposals import PROPOSALS, Calls
+from .threads import number_of_threads, side_by_side
 
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
 XLA_GAINS = 4  # by so many times smaller ones, as its loops are over what stays in the caches then
