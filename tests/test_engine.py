@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, flags
 
@@ -248,6 +249,25 @@ def test_memory_is_that_of_the_machine_or_its_container():
     import psutil
 
     assert 2**28 < engine.memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(os.environ["KERAS_BACKEND"] != "jax", reason="of JAX")
+@pytest.mark.keras
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (5, 4, 3), [2, 3, 4, 5]])
+@pytest.mark.parametrize("name", ["normal", "uniform", "truncated_normal"])
+def test_noise_of_many_axes_is_drawn_as_a_vector_of_the_same_bits(name, shape):
+    import jax
+    import keras
+
+    limits = (-2, 2) if name == "truncated_normal" else ()
+    key = jax.numpy.array([3, 4], "uint32")
+    expected = getattr(jax.random, name)(key, *limits, shape=tuple(shape), dtype="float32")
+    drawn = getattr(keras.random, name)(shape, seed=key)
+    assert drawn.shape == tuple(shape)
+    np.testing.assert_allclose(drawn, expected, rtol=3e-7)
+    operations = str(jax.make_jaxpr(lambda key: getattr(keras.random, name)(shape, seed=key))(key))
+    (bits,) = re.findall(r"random_bits\[\s*bit_width=32\s*shape=\(([\d,\s]*)\)", operations)
+    assert len(re.findall(r"\d+", bits)) == (1 if len(shape) > 2 else len(shape))
 
 
 @pytest.mark.keras
