@@ -260,6 +260,13 @@ class View:
         return figures.Density(x, y, log_p.reshape(DENSITY, DENSITY))
 
     @cached_property
+    def log_joint(self):
+        """log p(x, z) of images (B, H, W, C) and latents (B, D), compiled: a models.compiled.Compiled."""
+        from models.compiled import Joint
+
+        return Joint(self.model)
+
+    @cached_property
     def evaluation(self):
         """The stored Evaluation of most test images, None where there is none."""
         stored = self.run.evaluation("test")
@@ -645,7 +652,10 @@ def image_posterior(view, index):
     """
     x, noise, log_joint = view.images[index], view.noise(), joint(view, index)
     q = view.model.posterior(x[None])
-    log_q = at_points(lambda z: q.log_prob(z)[:, 0])
+
+    def log_q(points):
+        return in_batches(lambda z: q.log_prob(z[:, None])[:, 0], points)
+
     z = as_numpy(q.sample(DRAWS, noise))[:, 0]
     exact = located(log_joint, [view.density.limits, figures.window(z)])
     log_w = log_joint(z) - log_q(z)
@@ -670,18 +680,12 @@ def image_posterior(view, index):
     )
 
 
-def at_points(log_p):
-    """A function of (M, 2) arrays, in batches, from one of latents of a single image, (M, 1, 2) -> (M,)."""
-    return lambda points: in_batches(lambda z: log_p(z[:, None]), points)
-
-
 def joint(view, index):
     """log p(x, z) of a test image, a function of z (M, 2) -> (M,). It raises UserError where that is NaN."""
-    x, prior = view.images[index][None], view.model.prior()  # once: K pseudo-inputs are not encoded for each batch
-    log_joint = at_points(lambda z: (view.model.likelihood(z).log_prob(x) + prior.log_prob(z))[:, 0])
+    x = view.images[index]
 
     def checked(points):
-        values = log_joint(points)
+        (values,) = view.log_joint.on([np.broadcast_to(x, (len(points), *x.shape)), points.astype("float32")], BATCH)
         if np.isnan(values).any():
             raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
         return values

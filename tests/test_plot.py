@@ -626,7 +626,7 @@ def test_posteriors_stand_in_rows_over_the_same_plane(settings):
 @pytest.mark.keras
 def test_a_joint_density_that_is_nan_is_refused():
     run = stub((8, 8, 1), None, (), latent_dim=2)
-    run.model.decoder.weights[0].assign(np.full(run.model.decoder.weights[0].shape, np.nan, "float32"))
+    run.model.decoder.weights[-1].assign(np.full(run.model.decoder.weights[-1].shape, np.nan, "float32"))
     with pytest.raises(experiment.UserError, match="NaN; the weights are not usable"):
         plot.draw_posterior(plot.View(run, "pca"))
 
