@@ -22,6 +22,7 @@ import experiment
 import figures
 import optimizers
 import tracking
+import weights
 from errors import RunError
 from models import replicas
 
@@ -88,11 +89,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._look(logs, "", f"step {self.batches.done(batch)}")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks at the validation terms, and at the weights: ReLU turns NaN into 0, so terms alone would hide some."""
+        """Looks at the validation terms, and at the weights."""
         self._look(logs, "val_", "validation")
-        for weight in self.model.weights:
-            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-                raise RunError(f"epoch {epoch + 1}: weight {weight.path} is not finite")
+        if path := weights.not_finite(self.model):
+            raise RunError(f"epoch {epoch + 1}: weight {path} is not finite")
         scale = float(getattr(self.model.optimizer, "dynamic_scale", 1.0))
         if scale < LEAST_SCALE:
             raise RunError(f"epoch {epoch + 1}: gradients are not finite even where the loss is scaled by {scale:.1g}")

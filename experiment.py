@@ -664,7 +664,7 @@ class Run:
 
     @cached_property
     def model(self):
-        """The LatentModel with its best weights. Raises UserError if there are none or they do not fit the config.
+        """The LatentModel with its best weights. Raises UserError if there are none that fit the config and are finite.
 
         Every shape is compared before a weight is allocated, so that a config of absurd size costs nothing.
         """
@@ -683,6 +683,8 @@ class Run:
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
+        if path := weights.not_finite(model):
+            raise UserError(f"{self.weights}: weight {path} is not finite; the weights are not usable")
         return model
 
     @cached_property

@@ -1,7 +1,7 @@
 """A weights file that somebody else may have written: looked at in a process of its own before Keras reads it.
 
 The HDF5 library is written in C and was not made for hostile files: some make it loop, ask for memory without end, or
-crash. Then it is the other process that does, and the file is refused.
+crash. Then it is the other process that does, and the file is refused. So are, of a model, weights that are no numbers.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 import atomic
 
@@ -46,6 +48,16 @@ def check(path, expected):
     for ours, theirs in zip(sorted(expected), sorted(stored), strict=True):
         if ours != theirs:
             raise ValueError(f"it holds an array of shape {theirs} where the model has {ours}")
+
+
+def not_finite(model):
+    """The path of the first weight of a model that is NaN or infinite somewhere, None where there is none.
+
+    Terms and scores alone would hide some: ReLU turns NaN into 0 where TensorFlow joins it with the layer before it.
+    """
+    from keras import ops
+
+    return next((w.path for w in model.weights if not np.isfinite(ops.convert_to_numpy(w)).all()), None)
 
 
 def shapes(path, most, most_arrays):

@@ -641,16 +641,31 @@ def test_quadrature_of_more_than_two_dimensions_is_refused(tmp_path, capfd):
     refused(capfd, evaluate.main, [path, "--estimator", "quadrature"], said)
 
 
-def test_weights_that_are_no_numbers_name_the_image(run, capfd):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
+    """The encoder's, too, of whose NaN ReLU makes 0 where it is compiled: a score would be a number."""
+    model = experiment.load(run).model
+    weight = next(weight for weight in model.weights if len(weight.shape) == 4)
+    weight.assign(np.where(np.arange(weight.shape[-1]), weight, value))
+    model.save_weights(run / "best.weights.h5")
+    for main in (evaluate.main, plot.main):
+        refused(capfd, main, [run], "/kernel is not finite; the weights are not usable")
+
+
+def test_weights_that_are_too_large_name_the_image(run, capfd):
     """The decoder's, which is found when images are scored, whatever the estimator."""
     model = experiment.load(run).model
-    model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, np.nan))
+    model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, 3e38))
     model.save_weights(run / "best.weights.h5")
     for estimator in ("is", "ais"):
         words = [run, "--estimator", estimator, "--max_images", 3]
         refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
-    words = [run, "--features", own_network(run.parent / "own.keras", (8, 8, 1))]
-    refused(capfd, evaluate.main, words, "images drawn from the model are not finite; the weights are not usable")
+
+
+def test_samples_that_are_no_numbers_are_refused():
+    run = SimpleNamespace(path="run", model=SimpleNamespace(sample=lambda n, noise: np.full((n, 8, 8, 1), np.nan)))
+    with pytest.raises(experiment.UserError, match="run: images drawn from the model are not finite"):
+        next(evaluate.draws(run, 3, 0, None))
 
 
 @pytest.mark.keras
