@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.fft
-from conftest import first_on_both, on_tensorflow
+from conftest import first_on_both, on_tensorflow, shapes_of
 from keras import ops
 from test_diffusion import gaussian
 
@@ -165,13 +165,15 @@ def test_expected_log_probabilities_are_those_of_many_draws():
 
 
 def test_shapes(model, x):
-    terms, dim = model.terms(x, N, seed()), sum(model.sizes)
+    terms, dim = shapes_of(lambda: model.terms(x, N, seed())), sum(model.sizes)
     assert all(term.shape == (N, B) for term in (*terms[:3], *terms.rates)) and len(terms.rates) == len(model.sizes)
-    assert model.sample(N, 0).shape == (N, *SHAPE)
-    assert model.embed(x).shape == (B, dim) and model.reconstruct(x).shape == x.shape
-    assert model.rates(x, seed()).shape == (B, len(model.sizes))
-    assert model.warmer(N, 0.5, seed()).shape == (N, dim)
-    assert all(model.mixed(x, kept, seed()).shape == (B, dim) for kept in range(len(model.sizes) + 1))
+    assert shapes_of(lambda: model.sample(N, 0)).shape == (N, *SHAPE)
+    assert shapes_of(lambda: model.embed(x)).shape == (B, dim)
+    assert shapes_of(lambda: model.reconstruct(x)).shape == x.shape
+    assert shapes_of(lambda: model.rates(x, seed())).shape == (B, len(model.sizes))
+    assert shapes_of(lambda: model.warmer(N, 0.5, seed())).shape == (N, dim)
+    for kept in range(len(model.sizes) + 1):
+        assert shapes_of(lambda kept=kept: model.mixed(x, kept, seed())).shape == (B, dim)
 
 
 def test_a_density_is_that_of_its_draws(model, x):

@@ -143,7 +143,6 @@ def test_a_run_without_scores_says_so(tmp_path):
     assert "evaluate.py does it" in page.text and "python evaluate.py" not in page.text
 
 
-@pytest.mark.keras
 def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, capsys):
     import training
 
