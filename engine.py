@@ -80,7 +80,6 @@ def start(device="auto", deterministic=False, join=None, whole=False):
             import jax
 
             jax.config.update("jax_default_matmul_precision", "float32")
-            _draw_vectors()
         else:
             import tensorflow as tf
 
@@ -91,6 +90,8 @@ def start(device="auto", deterministic=False, join=None, whole=False):
         if join:
             join()
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
+        if backend == "jax" and not whole and kinds == {"cpu"}:
+            _draw_vectors()
     if device == "gpu" and "gpu" not in kinds:
         raise UserError(
             f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
@@ -119,29 +120,24 @@ def _forget_file(keras):
 
 
 def _draw_vectors():
-    """Has Keras on JAX draw noise of three or more axes as a vector, then given its shape.
+    """Has Keras on JAX draw normal and uniform noise of three or more axes as a vector, then given its shape.
 
-    It is of the same random bits. XLA's compiler takes 0.7 s for four axes on a CPU, and 0.2 s for one: seconds for the
-    first weights alone.
+    It is of the same random bits, so that values are the same but for rounding. On a CPU, XLA's compiler takes 0.7 s
+    for four axes and 0.2 s for one or two: seconds for the first weights alone.
     """
     from keras.src.backend import random as of_backend  # what all of Keras draws by; it has no public name
 
     for name in ("normal", "uniform", "truncated_normal"):
         draw = getattr(of_backend, name)
-        if not hasattr(draw, "__wrapped__"):  # by an earlier start in this process
-            setattr(of_backend, name, _as_vector(draw))
+        if not isinstance(draw, functools.partial):  # by an earlier start in this process
+            setattr(of_backend, name, functools.partial(_as_vector, draw))
 
 
-def _as_vector(draw):
-    """A function of a shape and scalars, as one of Keras' backend's, that draws more than two axes as one."""
-
-    @functools.wraps(draw)
-    def drawn(shape, *args, **kwargs):
-        if len(shape) <= 2:
-            return draw(shape, *args, **kwargs)
-        return draw((math.prod(shape),), *args, **kwargs).reshape(shape)
-
-    return drawn
+def _as_vector(draw, shape, *scalars, **more):
+    """What `draw`, of Keras' backend, draws of this shape, more than two axes as one."""
+    if len(shape) <= 2:
+        return draw(shape, *scalars, **more)
+    return draw((math.prod(shape),), *scalars, **more).reshape(shape)
 
 
 def check_images():

@@ -260,9 +260,9 @@ class View:
         return figures.Density(x, y, log_p.reshape(DENSITY, DENSITY))
 
     @cached_property
-    def log_joint(self):
-        """log p(x, z) of images (B, H, W, C) and latents (B, D), compiled: a models.compiled.Compiled."""
-        from models.compiled import Joint
+    def compiled_joint(self):
+        """log p(x, z) as a models.diagnostics.Joint."""
+        from models.diagnostics import Joint
 
         return Joint(self.model)
 
@@ -685,7 +685,8 @@ def joint(view, index):
     x = view.images[index]
 
     def checked(points):
-        (values,) = view.log_joint.on([np.broadcast_to(x, (len(points), *x.shape)), points.astype("float32")], BATCH)
+        copies = np.broadcast_to(x, (len(points), *x.shape))
+        (values,) = view.compiled_joint.on([copies, points.astype("float32")], BATCH)
         if np.isnan(values).any():
             raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
         return values

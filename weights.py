@@ -1,7 +1,8 @@
 """A weights file that somebody else may have written: looked at in a process of its own before Keras reads it.
 
 The HDF5 library is written in C and was not made for hostile files: some make it loop, ask for memory without end, or
-crash. Then it is the other process that does, and the file is refused. So are, of a model, weights that are no numbers.
+crash. Then it is the other process that does, and the file is refused. What Keras has read is looked at once more, for
+weights that are no numbers.
 """
 
 import contextlib

@@ -78,15 +78,6 @@ class Compiled(keras.Model):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-class Joint(Compiled):
-    """Images (B, H, W, C) and as many latents (B, D) to log p(x, z) of each pair, in nats: (B,)."""
-
-    def call(self, inputs):
-        x, z = inputs
-        z = ops.expand_dims(z, 0)
-        return [(self.model.likelihood(z).log_prob(x) + self.prior().log_prob(z))[0]]
-
-
 class Noise(keras.random.SeedGenerator):
     """Seeds that are made of a key, an array (2,): the noise of a compiled call is that of its key, whatever else was
     called before or meanwhile. In a loop of the backend's, each turn would draw the same.

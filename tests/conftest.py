@@ -51,7 +51,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  #
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 LEAST = "--xla_backend_optimization_level=0"  # of LLVM, which would take a quarter of the time; XLA's passes stay
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEAST}".strip()
-os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as tests run side by side, a core each
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow's; as tests run side by side, a core each
 engine.settle(os.environ.get("KERAS_BACKEND"))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
@@ -115,7 +115,10 @@ def first_on_both(*values):
 
 
 def shapes_of(function):
-    """What a function of nothing returns, or only its shapes: on JAX nothing is computed, nor compiled for it."""
+    """What a function of nothing returns, or only its shapes: on JAX nothing is computed, nor compiled for it.
+
+    Generators of random numbers must be made inside of the function there, as their state is no number afterwards.
+    """
     if os.environ["KERAS_BACKEND"] != "jax":
         return function()
     import jax

@@ -668,6 +668,7 @@ def test_samples_that_are_no_numbers_are_refused():
         next(evaluate.draws(run, 3, 0, None))
 
 
+@pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
     from models import distances
 

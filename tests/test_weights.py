@@ -121,3 +121,15 @@ def test_a_truncated_file_is_a_sentence(path, kept):
     with pytest.raises(ValueError) as raised:
         weights.check(path, SHAPES)
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_first_weight_that_is_no_number_is_named(value):
+    import keras
+
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(3, dtype="bfloat16")])
+    assert weights.not_finite(model) is None
+    for layer in model.layers[::-1]:
+        layer.bias.assign(np.float32([0, value, 0]))
+        assert weights.not_finite(model) == layer.bias.path
