@@ -684,7 +684,8 @@ class Run:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
         if path := weights.not_finite(model):
-            raise UserError(f"{self.weights}: weight {path} is not finite; the weights are not usable")
+            said = f"weight {path} is not finite, so log p(x) of image 0, or of any other, is not either"
+            raise UserError(f"{self.weights}: {said}; the weights are not usable")
         return model
 
     @cached_property

@@ -649,7 +649,7 @@ def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
     weight.assign(np.where(np.arange(weight.shape[-1]), weight, value))
     model.save_weights(run / "best.weights.h5")
     for main in (evaluate.main, plot.main):
-        refused(capfd, main, [run], "/kernel is not finite; the weights are not usable")
+        refused(capfd, main, [run], "/kernel is not finite, so log p(x) of image 0, or of any other, is not either")
 
 
 def test_weights_that_are_too_large_name_the_image(run, capfd):
