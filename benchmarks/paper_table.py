@@ -33,8 +33,8 @@ SCORES = {  # what is scored, how its file is named, and the words that ask for 
     "fitted": ("isfitted_S500", ("--proposal", "fitted", "--num_samples", "500")),
 }
 HEADER = (
-    *("data", "model", "prior", "K", "log p(x) by q", "log p(x)", "ELBO", "active units", "ESS by q", "seeds"),
-    *("training, min", "hardware", "reference", "command"),
+    *("data", "model", "prior", "K", "log p(x) by q", "log p(x)", "doubtful", "ELBO", "active units", "ESS by q"),
+    *("seeds", "training, min", "hardware", "reference", "command"),
 )
 
 
@@ -122,7 +122,7 @@ def line(name):
     what = [config.data_set, f"{config.model}, {config.network}", config.prior]
     what.append(config.num_pseudo_inputs if config.has_components else "")
     command = " ".join(["python benchmarks/paper_table.py", name, *backends(results)])
-    cells = numbers(results, config.observation) if results else ["not run here", *[""] * 7]
+    cells = numbers(results, config.observation) if results else ["not run here", *[""] * 8]
     return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"
 
 
@@ -135,12 +135,12 @@ def backends(results):
 
 
 def numbers(results, observation):
-    """The cells of what was measured: both log p(x), ELBO, active units, ESS, seeds, minutes, hardware."""
+    """The cells of what was measured, from the first log p(x) to the hardware."""
     metrics = [one["metrics"] for one in results]
     ess, minutes = (mean(values) for values in ([one["ess_median"] for one in metrics], minutes_of(results)))
     scores = [log_px([one.get(name) for one in results], observation) for name in SCORES]
-    cells = [*scores, elbo(metrics), active_units(metrics), f"{ess:.0f}", len(results), f"{minutes:.0f}"]
-    return [*cells, results[0]["hardware"]]
+    cells = [*scores, doubtful([one.get("fitted") for one in results]), elbo(metrics), active_units(metrics)]
+    return [*cells, f"{ess:.0f}", len(results), f"{minutes:.0f}", results[0]["hardware"]]
 
 
 def minutes_of(results):
@@ -163,6 +163,13 @@ def log_px(scores, observation):
     return f"{mean(values):.2f} ± {error:.2g}{bits}"
 
 
+def doubtful(scores):
+    """How many images have no log p(x) that can be trusted, the mean over seeds, of how many; or nothing."""
+    if None in scores:
+        return ""
+    return f"{mean(one['doubtful'] for one in scores):g} of {scores[0]['num_images']}"
+
+
 def active_units(metrics):
     """The active units of each layer, the top one first, the mean over seeds, of how many there are: 38 + 25 of 80."""
     layers = zip(*(one["active_units"] for one in metrics), strict=True)
@@ -172,7 +179,7 @@ def active_units(metrics):
 def table():
     """The whole table, the rows with results first."""
     ordered = sorted(ROWS, key=lambda name: not results_of(name))
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 8 + "---|---|---|"]
+    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 9 + "---|---|---|"]
     return "\n".join([*head, *map(line, ordered), ""])
 
 

@@ -56,7 +56,7 @@ def test_rows_without_a_result_say_so_and_have_no_number_of_others_in_our_column
     monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
     for name in paper_table.ROWS:
         cells = paper_table.line(name).strip("| ").split(" | ")
-        assert cells[4] == "not run here" and not any(cells[5:12])
+        assert cells[4] == "not run here" and not any(cells[5:13])
         assert cells[-1] == f"`python benchmarks/paper_table.py {name}`"
 
 
@@ -65,12 +65,23 @@ def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path)
     for seed, log_px in enumerate((-85.0, -87.0)):
         metrics = {"log_px": log_px, "log_px_se": 0.01, "bits_per_dim": 0.5, "elbo": -90.0}
         metrics |= {"active_units": [20 + seed, 7], "units": [40, 40], "ess_median": 12.0}
-        result = {"metrics": metrics, "status": {"seconds": 600.0}, "hardware": "a machine", "backend": "jax"}
+        fitted = metrics | {"log_px": log_px + 1, "doubtful": 3 + seed, "num_images": 9}
+        result = {"metrics": metrics, "fitted": fitted, "status": {"seconds": 600.0}}
+        result |= {"hardware": "a machine", "backend": "jax"}
         (tmp_path / f"paper_staticmnist_vae_vamp_seed{seed}.json").write_text(json.dumps(result))
     cells = [cell.strip() for cell in paper_table.line("staticmnist_vae_vamp").split("|")[1:-1]]
     assert cells[:4] == ["staticmnist", "vae, mlp", "vamp", "500"]
-    assert cells[4:12] == ["-86.00 ± 1.4", "", "-90.00", "20.5 + 7 of 80", "12", "2", "10", "a machine"]
-    assert cells[13] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
+    assert cells[4:8] == ["-86.00 ± 1.4", "-85.00 ± 1.4", "3.5 of 9", "-90.00"]
+    assert cells[8:13] == ["20.5 + 7 of 80", "12", "2", "10", "a machine"]
+    assert cells[14] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
+
+
+def test_what_was_not_scored_is_left_empty(monkeypatch):
+    result = json.loads(paper_table.result_file("staticmnist_vae_vamp", 0).read_text())
+    monkeypatch.setattr(paper_table, "results_of", lambda name: [result])
+    whole = paper_table.line("staticmnist_vae_vamp").split(" | ")
+    del result["fitted"]
+    assert paper_table.line("staticmnist_vae_vamp").split(" | ") == [*whole[:5], "", "", *whole[7:]]
 
 
 def test_a_command_names_where_a_row_was_scored_if_that_was_elsewhere():
