@@ -126,6 +126,18 @@ def shapes_of(function):
     return jax.eval_shape(function)
 
 
+def compiled(function):
+    """What a function of nothing returns; on JAX it is compiled as one, instead of each of its operations for itself.
+
+    Generators of random numbers must be made inside of it there, as their state is no number afterwards.
+    """
+    if os.environ["KERAS_BACKEND"] != "jax":
+        return function()
+    import jax
+
+    return jax.jit(function)()
+
+
 @pytest.fixture
 def xla():
     """Lets Keras compile on TensorFlow, as it does not once a test before asked for repeatable operations."""

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.fft
-from conftest import first_on_both, on_tensorflow, shapes_of
+from conftest import compiled, first_on_both, on_tensorflow, shapes_of
 from keras import ops
 from test_diffusion import gaussian
 
@@ -212,7 +212,8 @@ def test_one_pass_gives_what_both_distributions_give(model, x):
 def test_expected_terms_have_the_mean_of_terms_and_vary_less(model, x):
     """But for u, of which they bound infinitely many steps, not the few that weights are of."""
     count = 3000
-    sampled, expected = model.terms(x[:1], count, seed()), model.expected_terms(x[:1], count, seed(1))
+    sampled = compiled(lambda: model.terms(x[:1], count, seed()))
+    expected = compiled(lambda: model.expected_terms(x[:1], count, seed(1)))
     pairs = list(zip(sampled.rates, expected.rates, strict=True))[is_dvp(model) :]
     for one, other in [map(array, pair) for pair in pairs]:
         assert one.mean() == pytest.approx(other.mean(), abs=4 * np.hypot(one.std(), other.std()) / np.sqrt(count))
@@ -402,6 +403,7 @@ def test_it_learns_with_every_weight_but_the_unused_one(name):
     assert np.all(np.array([float(np.min(w)) for w in model.weights if "logvar" in w.path]) >= -12)
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_it_learns_with_xla_in_mixed_precision(xla):
     history, _, model = steps(Config(model="dvp", precision="mixed_float16", **SETTINGS["dvp"]), 40, jit=True)

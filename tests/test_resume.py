@@ -578,7 +578,7 @@ for name in ("fsync", "replace", "unlink", "mkdir", "rename"):
 sys.exit(train.main(sys.argv[1:]))"""
 
 
-@pytest.mark.parametrize("most", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(tmp_path, most):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
