@@ -1,12 +1,18 @@
-"""Convolutions that are fast where Keras' own are not: on JAX, and of maps of one feature on TensorFlow, on a CPU."""
+"""Convolutions that are fast where Keras' own are not: on JAX, and of images' few channels on TensorFlow, on a CPU."""
 
 import functools
 import itertools
+import math
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-WIDE = 16  # features, from which on those of one map are faster computed in products
+FEW = 4  # features, up to which maps are faster computed in blocks
+BLOCK = (4, 4)  # pixels of such maps at once
+RUN = (1, 4)  # pixels at once that are computed of such maps, on JAX: one behind the other, as they are to lie
+WIDE = 16  # features, from which on, and taps up to which, one map is faster computed in products
+FEW_TAPS = 9
 
 
 class Conv2D(layers.Conv2D):
@@ -32,7 +38,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
     XLA's CPU code for the gradient of its kernel takes up to fifty times as long as the layer itself. That gradient is
     also that of the kernel of an ordinary convolution, with input and output exchanged, which is fast. A stride means
     zeros between the inputs there, which are multiplied as all else is; here, each phase of the outputs has its taps.
-    TensorFlow takes as long for one feature of output as for eight.
+    To an image's one or three channels, products of matrices have as few columns; a block's pixels make them more.
     """
 
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
@@ -52,21 +58,26 @@ def _applied(convolve, layer, x):
 
 
 def _is_thin(layer):
-    """Whether `_thin_pair` computes what this layer does, and faster: on TensorFlow, on a CPU, without strides.
+    """Whether `_thin_pair` computes what this layer does, and faster: on TensorFlow, on a CPU.
 
     In half precision its sums of products would be rounded more often than Keras' are.
     """
-    if keras.backend.backend() != "tensorflow" or layer.compute_dtype != "float32" or max(layer.strides) > 1:
+    if keras.backend.backend() != "tensorflow" or layer.compute_dtype != "float32":
         return False
     import tensorflow as tf
 
-    one, features = layer.kernel.shape[2:]
-    return one == 1 and features >= WIDE and not tf.config.list_logical_devices("GPU")
+    return _has_few(layer.kernel, layer.strides) and not tf.config.list_logical_devices("GPU")
+
+
+def _has_few(kernel, strides):
+    """Whether such a kernel (k, l, E, F) is between maps of few features E, and others, all of one size."""
+    height, width, few = kernel.shape[:3]
+    return few <= FEW and height * width > 1 and max(strides) == 1
 
 
 @functools.cache
 def _thin_pair():
-    """As `_pair`, on TensorFlow, of maps (B, H, W, 1) and kernels (k, l, 1, F), and of stride 1."""
+    """As `_pair`, on TensorFlow, of maps (B, H, W, E), kernels (k, l, E, F) and stride 1, faster where E is small."""
     import tensorflow as tf
 
     def of_kernel(x, gradient, kernel):
@@ -80,7 +91,15 @@ def _thin_pair():
 
     @tf.custom_gradient
     def transposed(x, kernel):
-        return _in_products(x, kernel), lambda g: (ordinary(g, kernel), of_kernel(g, x, kernel))
+        height, width, few, features = kernel.shape
+        if few == 1 and features >= WIDE and height * width <= FEW_TAPS:
+            y = _in_products(x, kernel)
+        else:
+            y = _in_blocks(convolved, x, *_turned(kernel), BLOCK)
+        return y, lambda g: (ordinary(g, kernel), of_kernel(g, x, kernel))
+
+    def convolved(x, kernel, strides, padding):
+        return tf.nn.conv2d(x, kernel, strides, [(0, 0), *padding, (0, 0)])
 
     def of_tensors(convolve):  # for custom gradients are not of variables
         return lambda x, kernel: convolve(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
@@ -96,13 +115,48 @@ def _in_products(x, kernel):
     height, width = kernel.shape[:2]
     products = ops.matmul(ops.reshape(kernel, (height * width, -1)), ops.transpose(ops.reshape(x, (-1, x.shape[-1]))))
     products = ops.reshape(products, (height, width, -1, *x.shape[1:3]))  # (k, l, B, H, W)
-    rims = [((size - 1) - (size - 1) // 2, (size - 1) // 2) for size in (height, width)]
-    products = ops.pad(products, [(0, 0)] * 3 + rims)
+    products = ops.pad(products, [(0, 0)] * 3 + _rims(kernel))
     parts = []
     for i, j in itertools.product(range(height), range(width)):
         up, left = height - 1 - i, width - 1 - j
         parts.append(products[i, j, :, up : up + x.shape[1], left : left + x.shape[2]])
     return ops.expand_dims(sum(parts), -1)
+
+
+def _in_blocks(convolve, x, kernel, padding, most):
+    """The ordinary convolution of stride 1, so padded: pixels of a block at once, as features where blocks are strides.
+
+    `convolve` is one of maps, kernel, strides and padding. Blocks have `most` (rows, columns) at most, and divide maps.
+    """
+    height, width = x.shape[1:3]
+    block = [math.gcd(n, pixels) for n, pixels in zip((height, width), most, strict=True)]
+    kernel = _tiled(kernel, block)
+    y = convolve(x, ops.reshape(kernel, (*kernel.shape[:3], -1)), block, padding)
+    y = ops.reshape(y, (-1, height // block[0], width // block[1], *kernel.shape[3:]))
+    return ops.reshape(ops.transpose(y, (0, 1, 3, 2, 4, 5)), (-1, height, width, kernel.shape[-1]))
+
+
+def _tiled(kernel, block):
+    """A kernel (k, l, E, F) moved by as much as each pixel of a block (a, b): (k + a - 1, l + b - 1, E, a, b, F)."""
+    *taps, _, _ = kernel.shape
+    shifts = [
+        np.stack([np.eye(size + pixels - 1, size, -by) for by in range(pixels)])
+        for size, pixels in zip(taps, block, strict=True)
+    ]
+    moves = np.einsum("aik,bjl->ijabkl", *shifts)
+    moves = moves.reshape(*moves.shape[:4], -1)
+    tiled = ops.tensordot(ops.cast(moves, kernel.dtype), ops.reshape(kernel, (-1, *kernel.shape[2:])), 1)
+    return ops.transpose(tiled, (0, 1, 4, 2, 3, 5))
+
+
+def _turned(kernel):
+    """The kernel (k, l, F, E) and the padding of the ordinary convolution that the transposed one of stride 1 is."""
+    return ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2)), _rims(kernel)
+
+
+def _rims(kernel):
+    """What the transposed convolution of stride 1 adds around maps; the ordinary one adds as much on the other side."""
+    return [(size - 1 - (size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
 
 
 @functools.cache
@@ -114,17 +168,23 @@ def _pair(strides):
     """
     import jax
 
+    on_cpu = jax.default_backend() == "cpu"
+
     def of_kernel(x, gradient, kernel):
         return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides), kernel)(gradient)[0]
 
     @jax.custom_vjp
     def ordinary(x, kernel):
+        if on_cpu and _has_few(kernel, strides):
+            return _in_blocks(_plain, x, kernel, [rim[::-1] for rim in _rims(kernel)], RUN)
         return _plain(x, kernel, strides)
 
     @jax.custom_vjp
     def transposed(x, kernel):
+        if on_cpu and _has_few(kernel, strides):
+            return _in_blocks(_plain, x, *_turned(kernel), BLOCK)
         each_has_taps = all(size >= stride for size, stride in zip(kernel.shape[:2], strides, strict=True))
-        in_parts = max(strides) > 1 and each_has_taps and jax.default_backend() == "cpu"
+        in_parts = max(strides) > 1 and each_has_taps and on_cpu
         return (_in_phases if in_parts else _dilated)(x, kernel, strides)
 
     ordinary.defvjp(
