@@ -23,7 +23,7 @@ DEVICES = ("auto", "cpu", "gpu")
 IMAGES = "channels_last"
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
 BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN uses one core for convolutions
-KNOWS_YNN = "0.10."  # of jaxlib: XLA ends a process that has a flag which it does not know
+KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # of jaxlib: XLA ends a process that has a flag which it does not know
 EXTRAS = ("sklearn", "matplotlib", "jax")  # what Keras and TensorFlow import for parts of them that are not used here
 
 
@@ -149,7 +149,7 @@ def check_images():
 def _add_xla_flags(deterministic):
     flags = os.environ.get("XLA_FLAGS", "")
     wanted = [REPEATABLE_ON_GPU] if deterministic else []
-    if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOWS_YNN):
+    if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOW_YNN):
         wanted += [BY_EIGEN] if "ynn_fusion_type" not in flags else []
     os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
 

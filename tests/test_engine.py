@@ -91,7 +91,9 @@ def test_training_tells_whether_all_of_its_networks_are_dense(monkeypatch, words
         ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
         ("0.10.2", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
         ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type="),
-        ("0.11.0", "--a=1", "--a=1"),
+        ("0.12.0.1", None, "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.9.2", "--a=1", "--a=1"),
+        ("0.13.0", "--a=1", "--a=1"),
     ],
 )
 def test_xla_has_a_flag_where_it_knows_it_and_the_user_has_not_set_it(monkeypatch, version, flags, expected):
