@@ -9,11 +9,12 @@
 
 Each side runs in a process of its own, starts alone, and only one of them works at a time. Printed: median seconds a
 step, the ratio of medians, the seconds from a process' start to the end of its first step (import, build, trace), the
-peak memory of both, on a GPU that of the GPU, and the fraction of the peak of matrix products, from the operations of
-the convolutions and dense layers (forward, and backward for weights and inputs, but for the first layer's inputs). That
-peak is this machine's in float32, by NumPy; in other precisions and on a GPU, of bfloat16 on the same device, by
-either side. PyTorch is compiled where it finds a GPU. With --against tensorflow or jax, it is the project on that
-backend, with --jit auto. With --objective, the project's objectives are compared with the first one named.
+peak memory of both, on a GPU that of the GPU, on Linux's CPUs also without pages of files (see `peak_of_own`), and the
+fraction of the peak of matrix products, from the operations of the convolutions and dense layers (forward, and backward
+for weights and inputs, but for the first layer's inputs). That peak is this machine's in float32, by NumPy; in other
+precisions and on a GPU, of bfloat16 on the same device, by either side. PyTorch is compiled where it finds a GPU. With
+--against tensorflow or jax, it is the project on that backend, with --jit auto. With --objective, the project's
+objectives are compared with the first one named.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -176,6 +178,31 @@ class Ours:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
 
 
+def peak_of_own(work):
+    """The most MiB that were the process' own while work() ran, looked at every 2 ms; None where no system tells.
+
+    Pages that a file has too are not: of a library they are most, several processes share them, and the system takes
+    them back when it needs memory. Linux alone tells which they are.
+    """
+    process, most, ended = psutil.Process(), [], threading.Event()
+    if not hasattr(process.memory_info(), "shared"):
+        return None
+
+    def look():
+        while not (most and ended.wait(0.002)):
+            now = process.memory_info()
+            most.append(now.rss - now.shared)
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    try:
+        work()
+    finally:
+        ended.set()
+        watch.join()
+    return max(most) / 2**20
+
+
 def worker(args):
     """Makes one side, then trains `n` steps for each line "n" on stdin; says seconds a step, peak MiB, CPU seconds.
 
@@ -183,7 +210,9 @@ def worker(args):
     """
     side = (Torch if args.worker == "torch" else Ours)(args)
     first = time.time() - psutil.Process().create_time()
-    about = {"first": first, "operations": side.operations, "on_gpu": side.gpu_mib() is not None}
+    on_gpu = side.gpu_mib() is not None
+    own = None if on_gpu else peak_of_own(lambda: side.take(2))
+    about = {"first": first, "operations": side.operations, "on_gpu": on_gpu, "own": own}
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         if line.strip() == "peak":
@@ -273,6 +302,8 @@ def row_of(model, prior, against, ready, answers, peak):
     theirs, ours = (median(seconds for seconds, *_ in answers[side]) for side in ("theirs", "ours"))
     their_mib, our_mib = (max(mib for _, mib, *_ in answers[side]) for side in ("theirs", "ours"))
     operations = ready["ours"]["operations"]
+    their_own, our_own = (ready[side]["own"] for side in ("theirs", "ours"))
+    owned = {f"{against} own MiB": their_own, "ours own MiB": our_own} if their_own and our_own else {}
     return {
         "model": model,
         "prior": prior,
@@ -287,6 +318,8 @@ def row_of(model, prior, against, ready, answers, peak):
         f"{against} MiB": their_mib,
         "ours MiB": our_mib,
         "MiB ratio": our_mib / their_mib,
+        **owned,
+        **({"own MiB ratio": our_own / their_own} if owned else {}),
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,9 @@ FIRST = 784 * 2 * 300  # multiply-adds of the dense VAE's first layer, and of it
 MLP = FIRST + 300 * 2 * 300 + 40 * 2 * 300 + 300 * 2 * 300 + 300 * 784
 
 
-def row(theirs=2.0, ours=1.0):
+def row(theirs=2.0, ours=1.0, own=40.0):
     """A row as compare() of train_step.py gives it."""
-    ready = {"theirs": {"first": 4.0}, "ours": {"first": 8.0, "operations": 3e9}}
+    ready = {"theirs": {"first": 4.0, "own": 50.0}, "ours": {"first": 8.0, "operations": 3e9, "own": own}}
     answers = {"theirs": [[theirs, 100.0], [9.0, 150.0], [0.1, 100.0]], "ours": [[ours, 300.0, 1.5]]}
     return train_step.row_of("vae", "vamp", "torch", ready, answers, 6e9)
 
@@ -25,6 +26,20 @@ def test_a_row_has_medians_their_ratio_and_the_most_memory():
     expected = {"torch s/step": 2.0, "ours s/step": 1.0, "ratio": 0.5, "of peak": 0.5, "MiB ratio": 2.0}
     assert expected.items() <= row().items()
     assert (row()["torch first step s"], row()["first step s"]) == (4.0, 8.0)
+    assert (row()["torch own MiB"], row()["ours own MiB"], row()["own MiB ratio"]) == (50.0, 40.0, 0.8)
+    assert not [name for name in row(own=None) if "own" in name]
+
+
+def test_memory_of_its_own_is_what_work_takes_and_gives_back_and_no_file(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(2**25))
+
+    def work(own):
+        held = [np.memmap(tmp_path / "file", np.uint8, "r").sum(), np.ones(own, np.uint8)]
+        time.sleep(0.1)
+        del held
+
+    before, without, most = (train_step.peak_of_own(w) for w in (lambda: None, lambda: work(0), lambda: work(2**25)))
+    assert abs(without - before) < 8 and most - before == pytest.approx(32, abs=8)
 
 
 ECHO = "import sys; print(0.5, flush=True); [print([float(line), {mib}], flush=True) for line in sys.stdin]"
