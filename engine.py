@@ -51,7 +51,7 @@ def settle(name=None, device="auto", dense=False):
 def fastest(device="auto", dense=False):
     """The backend that `--backend auto` takes, if it is installed: JAX on a GPU that it can use, else TensorFlow.
 
-    On CPUs, a training step of convolutions takes JAX 1.6 to 1.8 times as long, and one of networks that are `dense`,
+    On CPUs, a training step of convolutions takes JAX 1.5 to 1.7 times as long, and one of networks that are `dense`,
     as all that will be trained are, 0.6 to 1 times: these go to JAX (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
