@@ -9,8 +9,7 @@ import numpy as np
 from keras import layers, ops
 
 FEW = 4  # features, up to which maps are faster computed in blocks
-BLOCK = (4, 4)  # pixels of such maps at once
-RUN = (1, 4)  # pixels at once that are computed of such maps, on JAX: one behind the other, as they are to lie
+SIDE = 4  # pixels of a block, along each of its sides
 WIDE = 16  # features, from which on, and taps up to which, one map is faster computed in products
 FEW_TAPS = 9
 
@@ -29,7 +28,7 @@ class Conv2D(layers.Conv2D):
         is_whole = not any(n % s for n, s in zip(x.shape[1:3], self.strides, strict=True))
         if keras.backend.backend() == "jax" and is_whole:
             return _applied(_pair(self.strides)[0], self, x)
-        return _applied(_thin_pair()[0], self, x) if _is_thin(self) else super().call(x)
+        return _applied(_thin_pair()[0], self, x) if _is_thin(self, x) else super().call(x)
 
 
 class Conv2DTranspose(layers.Conv2DTranspose):
@@ -48,7 +47,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
         """Maps (B, H, W, F) to (B, H strides, W strides, filters)."""
         if keras.backend.backend() == "jax":
             return _applied(_pair(self.strides)[1], self, x)
-        return _applied(_thin_pair()[1], self, x) if _is_thin(self) else super().call(x)
+        return _applied(_thin_pair()[1], self, x) if _is_thin(self, x) else super().call(x)
 
 
 def _applied(convolve, layer, x):
@@ -57,12 +56,12 @@ def _applied(convolve, layer, x):
     return layer.activation(y + ops.convert_to_tensor(layer.bias, x.dtype))
 
 
-def _is_thin(layer):
-    """Whether `_thin_pair` computes what this layer does, and faster: on TensorFlow, on a CPU.
+def _is_thin(layer, x):
+    """Whether `_thin_pair` computes what this layer makes of maps, and faster: on TensorFlow, on a CPU.
 
     In half precision its sums of products would be rounded more often than Keras' are.
     """
-    if keras.backend.backend() != "tensorflow" or layer.compute_dtype != "float32":
+    if keras.backend.backend() != "tensorflow" or layer.compute_dtype != "float32" or None in x.shape[1:3]:
         return False
     import tensorflow as tf
 
@@ -70,7 +69,7 @@ def _is_thin(layer):
 
 
 def _has_few(kernel, strides):
-    """Whether such a kernel (k, l, E, F) is between maps of few features E, and others, all of one size."""
+    """Whether such a kernel (k, l, E, F), of several taps, is between maps of few features E and as large ones."""
     height, width, few = kernel.shape[:3]
     return few <= FEW and height * width > 1 and max(strides) == 1
 
@@ -92,10 +91,11 @@ def _thin_pair():
     @tf.custom_gradient
     def transposed(x, kernel):
         height, width, few, features = kernel.shape
-        if few == 1 and features >= WIDE and height * width <= FEW_TAPS:
+        block = _square(x)
+        if few == 1 and features >= WIDE and (height * width <= FEW_TAPS or block == (1, 1)):
             y = _in_products(x, kernel)
         else:
-            y = _in_blocks(convolved, x, *_turned(kernel), BLOCK)
+            y = _in_blocks(convolved, x, *_turned(kernel), block)
         return y, lambda g: (ordinary(g, kernel), of_kernel(g, x, kernel))
 
     def convolved(x, kernel, strides, padding):
@@ -123,13 +123,22 @@ def _in_products(x, kernel):
     return ops.expand_dims(sum(parts), -1)
 
 
-def _in_blocks(convolve, x, kernel, padding, most):
-    """The ordinary convolution of stride 1, so padded: pixels of a block at once, as features where blocks are strides.
+def _square(x):
+    """The largest block that divides maps, of the same size along both sides.
 
-    `convolve` is one of maps, kernel, strides and padding. Blocks have `most` (rows, columns) at most, and divide maps.
+    With strides that differ, TensorFlow's convolution gives garbage where its outputs are one pixel wide.
+    """
+    side = math.gcd(*x.shape[1:3], SIDE)
+    return side, side
+
+
+def _in_blocks(convolve, x, kernel, padding, block):
+    """The ordinary convolution of stride 1, so padded, for the pixels of a block at once: they are its features.
+
+    `convolve(x, kernel, strides, padding)` is called once, with a larger kernel and with blocks, which divide the maps,
+    as strides.
     """
     height, width = x.shape[1:3]
-    block = [math.gcd(n, pixels) for n, pixels in zip((height, width), most, strict=True)]
     kernel = _tiled(kernel, block)
     y = convolve(x, ops.reshape(kernel, (*kernel.shape[:3], -1)), block, padding)
     y = ops.reshape(y, (-1, height // block[0], width // block[1], *kernel.shape[3:]))
@@ -176,13 +185,14 @@ def _pair(strides):
     @jax.custom_vjp
     def ordinary(x, kernel):
         if on_cpu and _has_few(kernel, strides):
-            return _in_blocks(_plain, x, kernel, [rim[::-1] for rim in _rims(kernel)], RUN)
+            in_a_row = (1, math.gcd(x.shape[2], SIDE))  # so that they come out as they are to lie
+            return _in_blocks(_plain, x, kernel, [rim[::-1] for rim in _rims(kernel)], in_a_row)
         return _plain(x, kernel, strides)
 
     @jax.custom_vjp
     def transposed(x, kernel):
         if on_cpu and _has_few(kernel, strides):
-            return _in_blocks(_plain, x, *_turned(kernel), BLOCK)
+            return _in_blocks(_plain, x, *_turned(kernel), _square(x))
         each_has_taps = all(size >= stride for size, stride in zip(kernel.shape[:2], strides, strict=True))
         in_parts = max(strides) > 1 and each_has_taps and on_cpu
         return (_in_phases if in_parts else _dilated)(x, kernel, strides)
