@@ -138,7 +138,7 @@ def gated_dense(units):
 
 def gated_conv(filters, kernel, stride=1):
     """Maps (B, H, W, F) to (B, H / stride, W / stride, filters)."""
-    return Gated(lambda: layers.Conv2D(filters, kernel, stride, padding="same"))
+    return Gated(lambda: Conv2D(filters, kernel, stride))
 
 
 class DenseStack(layers.Layer):
