@@ -22,7 +22,7 @@ BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
 IMAGES = "channels_last"
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
-BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN uses one core for convolutions
+BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN is slower at convolutions
 KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # of jaxlib: XLA ends a process that has a flag which it does not know
 EXTRAS = ("sklearn", "matplotlib", "jax")  # what Keras and TensorFlow import for parts of them that are not used here
 

@@ -303,7 +303,9 @@ def row_of(model, prior, against, ready, answers, peak):
     their_mib, our_mib = (max(mib for _, mib, *_ in answers[side]) for side in ("theirs", "ours"))
     operations = ready["ours"]["operations"]
     their_own, our_own = (ready[side]["own"] for side in ("theirs", "ours"))
-    owned = {f"{against} own MiB": their_own, "ours own MiB": our_own} if their_own and our_own else {}
+    owned = {}
+    if their_own and our_own:
+        owned = {f"{against} own MiB": their_own, "ours own MiB": our_own, "own MiB ratio": our_own / their_own}
     return {
         "model": model,
         "prior": prior,
@@ -319,7 +321,6 @@ def row_of(model, prior, against, ready, answers, peak):
         "ours MiB": our_mib,
         "MiB ratio": our_mib / their_mib,
         **owned,
-        **({"own MiB ratio": our_own / their_own} if owned else {}),
     }
 
 

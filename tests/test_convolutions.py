@@ -50,7 +50,7 @@ def slopes(layer, x):
         ("Conv2DTranspose", 3, 7, (2, 3, 5), 4),
         ("Conv2DTranspose", 3, 2, (2, 3, 5), 4),  # some outputs have no tap
         ("Conv2DTranspose", 1, (3, 2), (6, 7, 16), 1),  # in products on TensorFlow
-        ("Conv2DTranspose", 1, (3, 4), (8, 12, 5), 3),  # in blocks, as the gradient of the last five is
+        ("Conv2DTranspose", 1, (3, 4), (8, 12, 5), 3),  # in blocks
         ("Conv2DTranspose", 1, 3, (7, 4, 1), 3),
         ("Conv2D", 1, 4, (6, 7, 5), 4),
         ("Conv2D", 2, 3, (6, 8, 5), 4),
@@ -58,7 +58,7 @@ def slopes(layer, x):
         ("Conv2D", (2, 3), (5, 4), (6, 9, 5), 4),
         ("Conv2D", 1, (7, 4), (8, 12, 1), 16),
         ("Conv2D", 1, (4, 5), (12, 8, 3), 5),
-        ("Conv2D", 1, (7, 2), (6, 7, 1), 5),  # which blocks divide by two rows, or not at all
+        ("Conv2D", 1, (7, 2), (6, 7, 1), 5),  # which no block divides
         ("Conv2D", 1, 3, (7, 4, 2), 1),  # where TensorFlow's convolution is wrong with strides that differ
         ("Conv2D", 1, 9, (3, 4, 1), 16),  # a kernel larger than the maps
     ],
