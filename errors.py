@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that started and could not go on; its folder keeps what was finished."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be had as asked: the message says what is wrong, what was expected and how to mend it."""

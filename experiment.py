@@ -32,7 +32,7 @@ import tracking
 import weights
 from errors import UserError
 
-FORMAT = 9  # of config.json
+FORMAT = 10  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
     2: {"deterministic": "off", "save_minutes": 10.0},
     3: {
@@ -72,6 +72,7 @@ ADDED = {  # settings by the format that brought them, with the values that earl
     7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
     8: {"hidden_units": None},
     9: {"distribute": "none"},
+    10: {"other_data": "off"},
 }
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -220,6 +221,10 @@ class Config:
     )
     gs_key: str = setting(None, "name of a grid search, whose runs lie in RUNS_DIR/GS_KEY", kind=str)
     data_dir: str = setting(None, "where the data files lie; else VAMPVAE_DATA, a cache, a download", kind=str)
+    other_data: str = setting(
+        "off", "on: take data files that are not the published ones, and say so beside every score",
+        choices=("off", "on"),
+    )  # fmt: skip
     runs_dir: str = setting("runs", "where runs are written")
     save_minutes: float = setting(
         10.0, "inside a long epoch, write what --resume needs so often; it is always written between epochs", above=0
@@ -466,9 +471,9 @@ class Config:
             return DENSITY_NOTE
         return "" if self.is_likelihood else GREY_NOTE
 
-    def note_on(self, sha256):
-        """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
-        return "; ".join(filter(None, (self.note, self.source.note(sha256))))
+    def note_on(self, data_note):
+        """`note`, and that of the data files, which is "" for the published ones."""
+        return "; ".join(filter(None, (self.note, data_note)))
 
     @property
     def training_id(self):
@@ -642,7 +647,7 @@ class Run:
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""
-        return data.load(self.config.data_set, self.data_dir)
+        return data.load(self.config.data_set, self.data_dir, self.config.other_data == "on")
 
     @property
     def image_shape(self):
@@ -660,7 +665,7 @@ class Run:
     @property
     def note(self):
         """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
-        return self.config.note_on(self.record["data_sha256"] | self.dataset.sha256)
+        return self.config.note_on(self.record.get("data_note") or self.dataset.note)
 
     @cached_property
     def model(self):
@@ -837,6 +842,8 @@ def _check_record(record):
     for name in ("versions", "data_sha256"):
         if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
             raise UserError(f"its {name} is {_short(record[name])}")
+    if record.get("data_note", "") not in ("", data.OTHER_DATA):
+        raise UserError(f"its data_note is {_short(record['data_note'])}")
 
 
 def _check_shape(shape):
@@ -982,6 +989,7 @@ def _record(config, dataset):
         "git_commit": git_commit(),
         "versions": versions(),
         "data_sha256": dataset.sha256,
+        "data_note": dataset.note,
         "image_shape": list(dataset.image_shape),
     }
 

@@ -37,6 +37,8 @@ def add_arguments(parser):
     parser.add_argument("--data_set", choices=data.NAMES, default="mnist", metavar="NAME", help=text)
     text = "where the data files lie; else VAMPVAE_DATA, a cache, a download"
     parser.add_argument("--data_dir", type=commandline.path, help=text)
+    text = "on: take data files that are not the published ones, and say so beside every score (default: off)"
+    parser.add_argument("--other_data", choices=("off", "on"), default="off", help=text)
     text = "passes over the training images, of which the best is kept by its validation accuracy (default: 5)"
     parser.add_argument("--epochs", type=whole(1), default=5, help=text)
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and order (default: 0)")
@@ -57,7 +59,8 @@ def run(args):
         path.parent.mkdir(parents=True, exist_ok=True)
     engine.settle(args.backend, args.device)
     engine.start(args.device, deterministic=True)
-    model, record = train(data.load(args.data_set, args.data_dir), args.epochs, args.seed)
+    dataset = data.load(args.data_set, args.data_dir, args.other_data == "on")
+    model, record = train(dataset, args.epochs, args.seed)
     save(path, model, record)
     print("accuracy {val_accuracy:.4f} on validation images, {test_accuracy:.4f} on test images".format(**record))
     print(path)

@@ -194,7 +194,7 @@ def prepare(config):
     keras.utils.clear_session()  # the last run of a grid is not needed any longer
     spread = distribution.spread(config)
     spread.begin(config)
-    dataset = data.load(config.data_set, config.data_dir)
+    dataset = data.load(config.data_set, config.data_dir, config.other_data == "on")
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
     split = split.first(config.max_train_images)
@@ -425,7 +425,7 @@ def _fit(config, path, prepared, state):
         state = spread.shared(state, model, prepared.dataset)
     averaged = [Averaged()] if config.ema else []
     instead = averaged[0].instead if averaged else contextlib.nullcontext
-    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256), instead)
+    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.note), instead)
     epoch = 0
     if state:
         with spread.saying_losses():

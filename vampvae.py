@@ -28,8 +28,8 @@ def run_data(args):
     if args.list == bool(args.names):
         raise UserError("name the data sets to fetch, or see what there is with --list")
     for name in args.names:
-        for file in data.fetch(name, args.data_dir):
-            print(f"{name}: {file.path}, {file.bytes:,} bytes: {file.verdict}")
+        for path, verdict in data.fetch(name, args.data_dir).items():
+            print(f"{name}: {path}, {path.stat().st_size:,} bytes: {verdict}")
         if not (source := data.source(name)).files:
             print(f"{name}: nothing to fetch, it is {source.origin}")
     if args.list:
@@ -45,7 +45,8 @@ def describe(source, data_dir):
     lines = [f"{source.name}: {source.title}", f"  {height}x{width}x{channels}; {splits}", f"  {source.origin}"]
     found = dict(data.found(source.name, data_dir))
     for file in source.files:
-        lines.append(f"  {file.name} ({file.size}): {found[file.name] or 'not found'}")
+        size = f"{file.packed.bytes:,} bytes" if file.packed.bytes else "unknown size"
+        lines.append(f"  {file.name} ({size}): {found[file.name] or 'not found'}")
     return "\n".join(lines)
 
 

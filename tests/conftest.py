@@ -230,7 +230,7 @@ def damaged(packed):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of this test alone; no variable of the user's environment has a say."""
-    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache" / "vampvae"
@@ -279,7 +279,7 @@ def authority():
 @pytest.fixture
 def site(authority, tmp_path, monkeypatch):
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     site = Site(authority)
     yield site
     site.server.shutdown()

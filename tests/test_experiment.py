@@ -181,7 +181,7 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 
 def test_the_places_are_those_of_the_documentation():
-    expected = ["gs_key", "data_dir", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
+    expected = ["gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
     assert [*expected, "distribute", "deterministic"] == PLACES
 
 

@@ -16,7 +16,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-RECORD = ("format", "config", "backend", "versions", "data_sha256")  # what stands in a config.json
+RECORD = ("format", "config", "backend", "versions", "data_sha256", "data_note")  # what stands in a config.json
 
 
 @pytest.fixture(scope="module", params=TARGETS)

@@ -34,8 +34,7 @@ import groups
 import plot
 import train
 import vampvae
-from data.dataset import STAND_IN
-from data.files import StandIn
+from data import OTHER_DATA
 from experiment import Config
 
 GREY = "grey-pixel bound, not a likelihood"
@@ -804,33 +803,32 @@ def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_pa
     assert not np.array_equal(*per_image.values())  # else one backend was compared with itself
 
 
-def omniglot_stand_in(folder, monkeypatch, seed):
-    """Writes a tiny chardata.mat of noise, which is made a stand-in for the one of OMNIGLOT."""
-    images = np.random.default_rng(seed).random((784, 48))
+def other_omniglot(folder, seed):
+    """Writes a tiny chardata.mat of noise."""
+    images = np.random.default_rng(seed).random((784, 60))
     (folder / "omniglot").mkdir(parents=True)
-    path = folder / "omniglot" / "chardata.mat"
-    scipy.io.savemat(path, {"data": images[:, :36], "testdata": images[:, 36:]})
-    monkeypatch.setattr(data.sources, "OMNIGLOT_VAL", 12)
-    stand_in = StandIn(hashlib.sha256(path.read_bytes()).hexdigest(), {"train": 24, "val": 12, "test": 12})
-    source = data.DATA_SETS["omniglot"]
-    file = dataclasses.replace(source.files[0], stand_in=stand_in)
-    monkeypatch.setitem(data.DATA_SETS, "omniglot", dataclasses.replace(source, files=(file,)))
+    scipy.io.savemat(folder / "omniglot" / "chardata.mat", {"data": images[:, :48], "testdata": images[:, 48:]})
+    return folder
 
 
-def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
+def test_scores_on_other_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     settings = {"data_set": "omniglot", "epochs": 1, "batch_size": 12, "runs_dir": tmp_path / "runs", "gs_key": "key"}
-    omniglot_stand_in(tmp_path / "data", monkeypatch, seed=0)
-    words = [*flags(data_dir=tmp_path / "data", **settings), "--seed", 1, 2, "--binarize", "none"]
-    assert called(train.main, *words) == 0
+    words = [*flags(data_dir=other_omniglot(tmp_path / "data", seed=0), **settings), "--binarize", "none"]
+    assert called(train.main, *words) == 2
+    assert "is not the published file" in (said := capfd.readouterr().err) and "train with --other_data on" in said
+    assert not (tmp_path / "runs").exists()
+    assert called(train.main, *words, "--seed", 1, 2, "--other_data", "on") == 0
     printed = capfd.readouterr()
-    assert printed.out.count(f"{GREY}; {STAND_IN}\n") == 2 and printed.err.count("warning: ") == 2
+    assert printed.out.count(f"{GREY}; {OTHER_DATA}\n") == 2 and printed.err.count("warning: ") == 2
     path, _ = sorted((tmp_path / "runs" / "key").iterdir())
-    assert read(path / "status.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert called(evaluate.main, path, "--num_samples", 3) == 0
-    assert f"  {GREY}; {STAND_IN}\n" in capfd.readouterr().out
-    assert read(path / "metrics.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert groups.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
-    omniglot_stand_in(tmp_path / "other", monkeypatch, seed=1)
+    record = read(path / "config.json")
+    assert (record["config"]["other_data"], record["data_note"]) == ("on", OTHER_DATA)
+    assert read(path / "status.json")["note"] == experiment.load(path).note == f"{GREY}; {OTHER_DATA}"
+    assert called(evaluate.main, path, "--num_samples", 3) == 0  # without the flag
+    assert f"  {GREY}; {OTHER_DATA}\n" in capfd.readouterr().out
+    assert read(path / "metrics.json")["note"] == f"{GREY}; {OTHER_DATA}"
+    assert groups.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {OTHER_DATA}"
+    other_omniglot(tmp_path / "other", seed=1)
     expected = "was trained on another chardata.mat, of sha256 "
     assert called(evaluate.main, path, "--num_samples", 3, "--data_dir", tmp_path / "other") == 2
     assert expected in capfd.readouterr().err
@@ -914,7 +912,9 @@ def test_what_data_there_is_is_said_without_keras(script):
     assert done.stdout.splitlines()[-1] == "0 False" and done.stderr == ""
     for name, source in data.DATA_SETS.items():
         assert re.search(f"^{name}: ", done.stdout, re.MULTILINE) and source.origin in done.stdout
-        assert all(f"{file.name} ({file.size})" in done.stdout for file in source.files)
+        assert all(f"  {file.name} (" in done.stdout for file in source.files)
+    assert "  train-images-idx3-ubyte.gz (9,912,422 bytes): " in done.stdout
+    assert "  histopathology.pkl (unknown size): " in done.stdout
 
 
 def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
@@ -924,7 +924,7 @@ def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeyp
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
     assert called(vampvae.main, "data", "mnist", "--data_dir", tmp_path) == 2
-    assert re.fullmatch("error: .*is truncated or corrupted.*\n", capfd.readouterr().err)
+    assert re.fullmatch("error: .*is not the published file.*\n", capfd.readouterr().err)
     for words in (["data"], ["data", "digits", "--list"], ["data", "cats"], []):
         assert called(vampvae.main, *words) == 2
         assert capfd.readouterr().err.count("\n") == 1
@@ -1050,7 +1050,8 @@ DAMAGED = {
 def test_a_damaged_data_file_is_named_and_nothing_is_written(tmp_path, capfd, damage):
     (tmp_path / IMAGES).write_bytes(DAMAGED[damage]())
     words = flags(data_set="mnist", data_dir=tmp_path, runs_dir=tmp_path / "runs")
-    expected = "but this is mnist's t10k-images" if damage == "swapped" else "is truncated or corrupted"
+    expected = {"swapped": "but this is mnist's t10k-images", "truncated": "is truncated", "corrupted": "corrupted"}
+    expected = expected.get(damage, "is not the published file")
     refused(capfd, train.main, words, expected, tmp_path / "runs")
     assert called(train.main, *words) == 2 and str(tmp_path / IMAGES) in capfd.readouterr().err
 
