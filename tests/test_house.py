@@ -17,7 +17,7 @@ MAY_IMPORT = {  # each room, and the rooms below it (docs/architecture.md has th
     "plotting": {"runtime", "models", "data", "experiment", "evaluation", "grids"},
     "training": {"runtime", "models", "data", "experiment", "evaluation", "grids", "plotting"},
 }
-MAY_IMPORT |= dict.fromkeys(SCRIPTS[:3], set(MAY_IMPORT))
+MAY_IMPORT |= {script: set(MAY_IMPORT) for script in SCRIPTS[:3]}
 MAY_IMPORT["vampvae"] = MAY_IMPORT["train"] | set(SCRIPTS[:3])
 MAY_IMPORT["benchmarks"] = MAY_IMPORT["vampvae"] | {"vampvae"}
 SOURCES = {
