@@ -2,13 +2,13 @@
 
 import sys
 
-import commandline
 import data
 import evaluate
-import features
 import plot
 import train
-from errors import UserError
+from evaluation import features
+from runtime.command import Parser, command, path
+from runtime.errors import UserError
 
 SCRIPTS = {"train": train, "eval": evaluate, "plot": plot, "features": features}
 
@@ -18,18 +18,18 @@ def add_data_arguments(parser):
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     )
-    text = "look here first, and download to here (default: a per-user cache)"
-    parser.add_argument("--data_dir", type=commandline.path, help=text)
-    parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
+    text = "folder that is searched first and downloaded to (default: a per-user cache)"
+    parser.add_argument("--data_dir", type=path, help=text)
+    parser.add_argument("--list", action="store_true", help="list the data sets, and where their files were found")
 
 
 def run_data(args):
     """Lists data sets, or fetches and verifies them without training; returns the exit code."""
     if args.list == bool(args.names):
-        raise UserError("name the data sets to fetch, or see what there is with --list")
+        raise UserError("name the data sets to fetch, or list them with --list")
     for name in args.names:
-        for path, verdict in data.fetch(name, args.data_dir).items():
-            print(f"{name}: {path}, {path.stat().st_size:,} bytes: {verdict}")
+        for file, verdict in data.fetch(name, args.data_dir).items():
+            print(f"{name}: {file}, {file.stat().st_size:,} bytes: {verdict}")
         if not (source := data.source(name)).files:
             print(f"{name}: nothing to fetch, it is {source.origin}")
     if args.list:
@@ -39,7 +39,7 @@ def run_data(args):
 
 
 def describe(source, data_dir):
-    """A paragraph on a data set: title, image size, splits, source, and where each file was found."""
+    """A paragraph on a data set: title, image size, splits, origin, and where each file was found."""
     height, width, channels = source.image_shape
     splits = ", ".join(f"{count:,} {name}" for name, count in source.num_images.items())
     lines = [f"{source.name}: {source.title}", f"  {height}x{width}x{channels}; {splits}", f"  {source.origin}"]
@@ -52,7 +52,7 @@ def describe(source, data_dir):
 
 def main(argv=None):
     """The command line of vampvae.py; returns the exit code."""
-    parser = commandline.Parser(prog="vampvae.py", description=__doc__)
+    parser = Parser(prog="vampvae.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
         aliases = ["evaluate"] if name == "eval" else []
@@ -63,7 +63,7 @@ def main(argv=None):
     add_data_arguments(one)
     one.set_defaults(run=run_data)
     args = parser.parse_args(argv)
-    return commandline.command(args.run, args)
+    return command(args.run, args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from data.dataset import OTHER_DATA, SPLITS, Dataset, Grey, Source, Split
 from data.faces import celeba
 from data.files import MEND, as_folder, cache_folder, candidates, places, read_first
 from data.sources import caltech101, digits, fashionmnist, freyfaces, histopathology, mnist, omniglot, staticmnist
-from errors import DataError
+from runtime.errors import DataError
 
 __all__ = [
     "BINARIZE", "DATA_SETS", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Grey", "Source",

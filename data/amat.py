@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from errors import DataError
+from runtime.errors import DataError
 
 DIGITS, BLANK, NEWLINE = (ord("0"), ord("1")), ord(" "), ord("\n")
 

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from errors import DataError
+from runtime.errors import DataError
 
 MOST_BYTES = 1 << 30  # of a file, unpacked
 

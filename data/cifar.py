@@ -5,7 +5,7 @@ import numpy as np
 from data.archives import unpickle
 from data.dataset import Source
 from data.files import published
-from errors import DataError
+from runtime.errors import DataError
 
 SHAPE = (32, 32, 3)
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")

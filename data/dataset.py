@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.files import MEND, PublicFile
-from errors import DataError
+from runtime.errors import DataError
 
 SPLITS = ("train", "val", "test")
 OTHER_DATA = "other data than the published files, not comparable with published results"

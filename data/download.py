@@ -8,9 +8,9 @@ import pooch
 import requests
 from tqdm import tqdm
 
-import atomic
 from data.archives import MOST_BYTES
-from errors import DataError
+from runtime import atomic
+from runtime.errors import DataError
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 16

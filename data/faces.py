@@ -12,7 +12,7 @@ from data.archives import ZipFolder
 from data.dataset import SPLITS, Source, Stored
 from data.files import REGISTRY, published
 from data.folder import MOST_FILE, file_content, pillow, stated, words
-from errors import DataError
+from runtime.errors import DataError
 
 PARTITION = "list_eval_partition.txt"
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.archives import read_tar, unpack
-from errors import DataError
+from runtime.errors import DataError
 
 MEND = "delete it to download it again, or put the published file there"
 

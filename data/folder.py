@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-import atomic
 from data.archives import ZipFolder
 from data.dataset import Source, as_bytes, shuffled
 from data.files import as_folder
-from errors import DataError
+from runtime import atomic
+from runtime.errors import DataError
 
 PREFIX = "folder:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from errors import DataError
+from runtime.errors import DataError
 
 UNSIGNED_BYTE = 0x08
 MAX_AXES = 4

@@ -10,7 +10,7 @@ from data.archives import unpickle
 from data.dataset import SPLITS, Source, as_bytes, shuffled
 from data.files import published
 from data.idx import parse_idx
-from errors import DataError
+from runtime.errors import DataError
 
 DIGIT_NAMES = tuple("0123456789")
 
