@@ -327,7 +327,7 @@ def page(panels, title):
     return template.substitute(values).encode()
 
 
-STYLES, SCRIPTS = ("page.css",), ("decoder.js", "page.js")
+STYLES, SCRIPTS = ("page.css",), ("elements.js", "decoder.js", "chart.js", "panel.js", "page.js")
 
 
 def checksum(text):
