@@ -45,12 +45,12 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.venv/extras: requirements-extras.txt .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
+.venv/extras: requirements/extras.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/extras.txt
 	@touch $@
 
-.venv/browser: requirements-browser.txt .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+.venv/browser: requirements/browser.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/browser.txt
 	@touch $@
 
 clean:

@@ -111,10 +111,10 @@ OBJECTIVES = {
 
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.realnvp"}
 LIKELIHOODS = {
-    "bernoulli": "networks.bernoulli",
-    "logistic": "networks.discretized_logistic",
-    "mixlogistic": "networks.mixture_of_logistics",
-    "gaussian": "networks.pixels",
+    "bernoulli": "pixels.bernoulli",
+    "logistic": "pixels.discretized_logistic",
+    "mixlogistic": "pixels.mixture_of_logistics",
+    "gaussian": "pixels.pixels",
 }
 PRECISIONS = {  # Keras' names of them
     "float32": PrecisionEntry(4),

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from . import replicas
-from .distributions import binarize
 from .objectives import Terms
+from .pixels import binarize
 
 
 def generator(seed=None):

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 from keras import Sequential, backend, layers, ops
 
-from .distributions import Autoregressive
 from .networks import GatedConvNetworks, LatentStacks, hard_clip
+from .pixels import Autoregressive
 
 FILTERS, KERNEL, DEPTH = 64, 3, 8
 
