@@ -1,4 +1,4 @@
-// A decoder, computed from the list of steps of models/program.py: z, an array of latents, to pixels in [0, 1].
+// A decoder, computed from the list of steps of decoder_steps.py: z, an array of latents, to pixels in [0, 1].
 // Maps have channels last. Numbers are float32 between steps, as in the model.
 
 const sigmoid = (value) => 1 / (1 + Math.exp(-value));

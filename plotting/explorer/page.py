@@ -1,6 +1,6 @@
 """One HTML page in which the latents of runs are explored: arrays in, a file out that needs nothing else.
 
-The decoder runs in the page as explorer/decoder.js computes it, from models/program.py's list of steps. No library does
+The decoder runs in the page as explorer/decoder.js computes it, from decoder_steps.py's list of steps. No library does
 that here, for these reasons. ONNX Runtime Web is 14 MB of WebAssembly and TensorFlow.js 1.5 MB of script, in each page;
 neither comes with pip, so either they or npm would have to be on every user's machine, beside a converter that knows
 Keras 3. On a phone's GPU TensorFlow.js has half floats, too few for pictures that are the model's. What they would run
@@ -245,11 +245,11 @@ def pseudo_inputs(view, plane, decoder):
 
 def exported(view):
     """The decoder for the page, and no reason; or None, and why there is none, as the end of a sentence."""
-    from plotting.explorer.program import NotListedError, program
+    from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
 
     try:
-        made = program(view.model)
-    except NotListedError as error:
+        made = decoder_steps(view.model)
+    except UnsupportedError as error:
         return None, str(error)
     if made.multiplications > MULTIPLICATIONS:
         return None, f"it takes {millions(made.multiplications)} multiplications a picture"

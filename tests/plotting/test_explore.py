@@ -1,4 +1,4 @@
-"""models/program.py and explore.py alone, then the page that they make: its file here, and it at work in Chromium.
+"""decoder_steps.py and page.py alone, then the page that they make: its file here, and it at work in Chromium.
 
 The latter tests are marked `browser`: `make test-browser` runs them.
 """
@@ -23,8 +23,8 @@ from test_figures import noise, numpy, stub
 import experiment
 import plot
 from plotting.explorer import page
+from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
 from plotting.explorer.page import DRAWS, Plane, panel, sliders
-from plotting.explorer.program import NotListedError, program
 from plotting.view import Embedding, View
 from runtime.errors import UserError
 
@@ -97,11 +97,11 @@ def content(path):
     return json.loads(found[1])
 
 
-# ---------------------------------------------------------------------------------------------- models/program.py
+# ---------------------------------------------------------------------------------------------- decoder_steps.py
 
 
 def computed(steps, h, weights):
-    """What steps make of h (F,) or (H, W, F), in NumPy, by their definition in models/program.py."""
+    """What steps make of h (F,) or (H, W, F), in NumPy, by their definition in decoder_steps.py."""
     for step in steps:
         h = KINDS[step["kind"]](step, h, weights)
     return h
@@ -148,7 +148,7 @@ KINDS = {"dense": dense, "conv": conv, "gated": gated, "parts": parts}
 def test_the_steps_compute_what_the_decoder_does(name):
     shape, settings = DECODERS[name]
     view = view_of(shape, **settings)
-    made = program(view.model)
+    made = decoder_steps(view.model)
     json.dumps(made.steps)
     assert len(made.weights) == sum(int(np.prod(weight.shape)) for weight in view.model.decoder.weights)
     z = np.random.default_rng(1).normal(size=(4, settings["latent_dim"])).astype("float32")
@@ -163,22 +163,22 @@ def test_multiplications_are_counted():
     view = view_of((8, 8, 1), latent_dim=2)
     sizes = [w.shape for w in view.model.decoder.weights if len(w.shape) > 1]
     pixels = [1, 4, 4, 16, 16, 64]  # that each layer reads
-    assert program(view.model).multiplications == sum(n * np.prod(s) for n, s in zip(pixels, sizes, strict=True))
+    assert decoder_steps(view.model).multiplications == sum(n * np.prod(s) for n, s in zip(pixels, sizes, strict=True))
 
 
 @pytest.mark.parametrize(
     ("shape", "settings", "reason"),
     [
         ((8, 8, 1), {"activation": "gelu"}, "activation gelu"),
-        ((8, 8, 3), {"likelihood": "mixlogistic"}, "law"),
+        ((8, 8, 3), {"likelihood": "mixlogistic"}, "the mean of p"),
     ],
 )
 def test_what_the_page_cannot_compute_is_said(shape, settings, reason):
-    with pytest.raises(NotListedError, match=reason):
-        program(view_of(shape, latent_dim=2, **settings).model)
+    with pytest.raises(UnsupportedError, match=reason):
+        decoder_steps(view_of(shape, latent_dim=2, **settings).model)
 
 
-# ---------------------------------------------------------------------------------------------- explore.py
+# ---------------------------------------------------------------------------------------------- page.py
 
 
 def test_a_square_is_true_to_scale_unless_it_would_be_a_strip():
@@ -211,7 +211,7 @@ def test_a_panel_has_what_the_model_says():
     np.testing.assert_allclose(floats(made["plane"], -1, 2), (means - centre) @ basis.T, atol=1e-5)
     np.testing.assert_array_equal(tiles(made["images"]["sprite"]), np.rint(255 * view.images[index]))
     assert made["images"]["sprite"]["count"] == 24 and made["images"]["labels"] == (index % 3).tolist()
-    np.testing.assert_array_equal(floats(made["decoder"]["weights"]), program(view.model).weights)
+    np.testing.assert_array_equal(floats(made["decoder"]["weights"]), decoder_steps(view.model).weights)
     names = [one["name"] for one in made["sliders"]]
     assert sorted(names) == ["z1[0]", "z1[1]", "z2[0]", "z2[1]", "z2[2]"]
     assert all(one["low"] < one["high"] for one in made["sliders"])
