@@ -1,24 +1,28 @@
 """Draw figures of trained runs: python plot.py runs/RUN [runs/RUN ...] --projection tsne"""
 
 import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
 
 import experiment
 from data import as_folder
 from experiment import Config
 from experiment.flags import add_runs, chosen_runs
-from plotting import export, report, style
+from plotting import export, planes, report, style
 from plotting.comparisons import draw_groups
 from plotting.explorer import page
 from plotting.explorer.page import write_explorer
 from plotting.output import Output
 from plotting.projections import PROJECTIONS
 from plotting.run_figures import NAMES, draw_run
-from plotting.toy import draw_toy
 from plotting.view import View
 from runtime import backend
 from runtime.command import Parser, command
 from runtime.errors import UserError
 
+NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
 OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
 OF_FIGURES = ("report", "figures", "estimates", "format")
 
@@ -46,6 +50,24 @@ def add_arguments(parser):
     text += "and draw nothing"
     parser.add_argument("--export", choices=tuple(export.KINDS), help=text)
     add_readme_arguments(parser)
+
+
+def draw_toy(args):
+    """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
+    if args.runs:
+        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
+    if strange := [name for name in NOT_OF_TOY if getattr(args, name)]:
+        raise UserError(f"--toy_posteriors is an example of its own, and does not go with --{strange[0]}")
+    output = Output(args.out, args.format)
+    backend.settle(args.backend, args.device)
+    backend.start(args.device)
+    from plotting import toy
+
+    fitted = [toy.fit(name) for name in tqdm(toy.CASES, unit="model", disable=not sys.stderr.isatty())]
+    axis = np.linspace(-3.5, 3.5, 401)
+    density = planes.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
+    output.draw(Path(args.runs_dir, "figures"), "toy_posteriors", planes.posteriors, density, fitted, toy.log_px())
+    return 0
 
 
 def add_readme_arguments(parser):

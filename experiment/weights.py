@@ -32,8 +32,17 @@ def check(path, expected):
     most = max((math.prod(shape) for shape in expected), default=1)
     try:
         done = subprocess.run(
-            [sys.executable, __file__, str(path), str(limit), str(most), str(MOST_ARRAYS * len(expected))],
+            [
+                sys.executable,
+                "-m",
+                "experiment.weights",
+                str(path),
+                str(limit),
+                str(most),
+                str(MOST_ARRAYS * len(expected)),
+            ],
             capture_output=True,
+            cwd=Path(__file__).parents[1],
             text=True,
             check=False,
             timeout=SECONDS,

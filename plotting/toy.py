@@ -4,14 +4,11 @@ x = 2 pi (|z| + 2) + noise with z ~ N(0, I) in two dimensions and noise ~ N(0, 1
 """
 
 import math
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
-from tqdm import tqdm
 
 import models
 from experiment import Config
@@ -20,29 +17,6 @@ from models.distributions import Normal
 from models.flows import realnvp
 from models.networks import GaussianHead
 from models.pixels import Pixels
-from plotting import planes
-from plotting.output import Output
-from runtime import backend
-from runtime.errors import UserError
-
-NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
-
-
-def draw_toy(args):
-    """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
-    if args.runs:
-        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
-    if strange := [name for name in NOT_OF_TOY if getattr(args, name)]:
-        raise UserError(f"--toy_posteriors is an example of its own, and does not go with --{strange[0]}")
-    output = Output(args.out, args.format)
-    backend.settle(args.backend, args.device)
-    backend.start(args.device)
-    fitted = [fit(name) for name in tqdm(CASES, unit="model", disable=not sys.stderr.isatty())]
-    axis = np.linspace(-3.5, 3.5, 401)
-    density = planes.Density(axis, axis, log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    output.draw(Path(args.runs_dir, "figures"), "toy_posteriors", planes.posteriors, density, fitted, log_px())
-    return 0
-
 
 D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is looked at, a ring of radius 2
 IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000

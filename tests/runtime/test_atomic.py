@@ -47,7 +47,8 @@ def test_a_failure_in_the_middle_leaves_the_old_content_and_nothing_else(tmp_pat
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
-    code = "import os; from runtime import atomic; os.fsync = lambda _: os.kill(os.getpid(), 9); atomic.write('{}/file', b'half')"
+    code = "import os; from runtime import atomic; "
+    code += "os.fsync = lambda _: os.kill(os.getpid(), 9); atomic.write('{}/file', b'half')"
     atomic.write(tmp_path / "file", b"whole")
     done = subprocess.run([sys.executable, "-c", code.format(tmp_path)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -57,7 +58,8 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
 
 
 def test_a_folder_that_a_killed_process_left_is_swept_and_those_of_others_stay(tmp_path):
-    code = "import os; from runtime import atomic\nwith atomic.folder('{}') as made: (made / 'x').touch(); os.kill(os.getpid(), 9)"
+    code = "import os; from runtime import atomic\n"
+    code += "with atomic.folder('{}') as made: (made / 'x').touch(); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code.format(tmp_path)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = names_in(tmp_path)

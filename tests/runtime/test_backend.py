@@ -234,7 +234,8 @@ def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(script, tmp_path
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_cpu_can_be_asked_for(backend):
     code = (
-        f"import os; from runtime import backend; backend.settle({backend!r}, 'cpu'); backend.start('cpu', True); import keras\n"
+        f"import os; from runtime import backend; backend.settle({backend!r}, 'cpu')\n"
+        "backend.start('cpu', True); import keras\n"
         "print(float(keras.ops.sum(keras.ops.ones(3))), os.environ['CUDA_VISIBLE_DEVICES'], end=' ')\n"
         "print(os.environ['JAX_PLATFORMS'])"
     )
