@@ -5,7 +5,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 /** Adds a strip of test images, each a button that selects it in every panel. */
 function buildStrip(panel) {
   const strip = clone("strip");
-  const several = panels.length > 1 ? ` of ${panel.images.name}; a click takes one in every run` : "";
+  const several = panels.length > 1 ? ` of ${panel.images.name}; a click selects one in every run` : "";
   strip.querySelector("h2").textContent = `Test images${several}`;
   const buttons = panel.images.examples.map((at) => {
     const button = element("button", { type: "button" }, panel.sprite.canvas(at));

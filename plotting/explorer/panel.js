@@ -91,7 +91,8 @@ class Panel {
     });
     const legend = this.find(".legend");
     roving(legend, buttons);
-    const notes = this.contours.length ? ["contours: half, 80 % and 95 % of the prior"] : [];
+    const shares = this.contours.map(({ share }) => `${Math.round(100 * share)} %`);
+    const notes = shares.length ? [`contours: ${shares.join(", ")} of the prior's mass`] : [];
     if (this.pseudo) notes.push("+ pseudo-inputs");
     if (notes.length) legend.append(element("span", { textContent: notes.join(" \u00b7 ") }));
   }
@@ -201,13 +202,13 @@ class Panel {
     return { at: found, distance: Math.sqrt(least) };
   }
 
-  /** The point of the plane at which z is shown. With one latent dimension, its height means nothing. */
+  /** The point of the plane at which z is shown. With one latent dimension, its height is 0. */
   projected(z) {
     const offset = z.map((value, at) => value - this.centre[at]);
     return this.basis.map((axis) => dot(axis, offset));
   }
 
-  /** Moves z to a point of the plane. What z has outside the plane stays, or is zero where there is no decoder. */
+  /** Moves z to a point of the plane. Its part outside the plane stays, or becomes zero if there is no decoder. */
   move(point) {
     const start = this.decoder ? this.z : this.centre;
     const from = this.projected(start);
@@ -223,7 +224,7 @@ class Panel {
   set(z, point) {
     this.z = z;
     this.point = point;
-    this.exact = null; // the picture of a pseudo-input's mean, where there is no decoder to compute it
+    this.exact = null; // where there is no decoder, the picture of the selected pseudo-input's mean
     if (this.selected !== null) this.deselectPseudoInput();
     this.requestShow();
   }
@@ -252,12 +253,13 @@ class Panel {
     this.chart.draw();
   }
 
-  /** Shows the selected pseudo-input, its posterior's mean decoded and, where there is a decoder, decoded draws. */
+  /** Shows the selected pseudo-input, its decoded posterior mean and, where there is a decoder, decoded draws. */
   showPosterior() {
     const { index, sprite, means, draws, perInput } = this.pseudo;
     const k = this.selected;
     this.find(".posterior").hidden = false;
-    this.find(".posterior h3").textContent = `Decoded posterior of pseudo-input ${index[k]} (dots: its draws)`;
+    const title = `Decoded posterior of pseudo-input ${index[k]} (dots in the plane: its draws)`;
+    this.find(".posterior h3").textContent = title;
     const shown = [["input", sprite.canvas(k)], ["mean", this.painted(this.exact ?? this.picture(means[k]))]];
     const points = this.decoder ? draws.slice(k * perInput, (k + 1) * perInput) : [];
     shown.push(...points.map((z, at) => [`draw ${at + 1}`, this.painted(this.picture(z))]));
@@ -274,7 +276,7 @@ class Panel {
     return canvas;
   }
 
-  /** The picture of z, decoded; where there is no decoder, that of the current point, interpolated. */
+  /** The decoded picture of z; where there is no decoder, the interpolated picture of the current point. */
   picture(z) {
     const { shape } = this.images;
     if (this.decoder) return decode(this.decoder, z, shape);
@@ -323,7 +325,7 @@ class Panel {
     cross.classList.toggle("held", this.held);
   }
 
-  /** Shows the test image below the pointer beside it. */
+  /** Shows the test image below the pointer in a tooltip. */
   showTooltip() {
     const tooltip = this.find(".tooltip");
     const near = this.pointer && this.nearest(this.pointer);
