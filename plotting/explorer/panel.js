@@ -178,6 +178,7 @@ class Panel {
     else if (event.key !== "Escape") return;
     event.preventDefault();
     this.held = event.key !== "Escape"; // the mouse moves a point that is not held
+    this.placeCross();
     this.announceWhere();
   }
 

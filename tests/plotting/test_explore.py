@@ -629,6 +629,9 @@ def test_keys_move_the_point_and_are_told(driver, tmp_path):
     page.until(lambda: "nearest: " in page.one(".status").get_property("textContent"))
     page.press(plane, "\ue007")  # Enter
     assert (np.abs(view.embedding.mean - page.z()).max(axis=1) == 0).any()
+    assert page.all(".cross.held")
+    page.press(plane, "\ue00c")  # Escape
+    assert not page.all(".cross.held")
     page.driver.execute_script("document.activeElement.blur()")
     stops = []
     for _ in range(6):
