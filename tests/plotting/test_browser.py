@@ -1,4 +1,4 @@
-"""The page of plot.py --explore at work in Chromium. These tests are marked `browser`; `make test-browser` runs them."""
+"""The page of plot.py --explore at work in Chromium; `make test-browser` runs these tests, marked `browser`."""
 
 import base64
 import itertools

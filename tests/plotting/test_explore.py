@@ -1,4 +1,4 @@
-"""plotting/explorer/page.py alone, then the file that plot.py --explore writes; test_browser.py opens it in Chromium."""
+"""plotting/explorer/page.py, and the file that plot.py --explore writes; test_browser.py opens it in Chromium."""
 
 import base64
 import html
