@@ -340,16 +340,16 @@ class Config:
         return f"factor{self.network_size}" if self.is_sized else self.network
 
     @property
-    def law(self):
-        """The part of the training id that says of what pixels, and by what law, scores are; those of others differ."""
+    def likelihood_tag(self):
+        """The part of the training id that names binarization and likelihood; empty where they are the data set's."""
         tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(self)}
         suffixes = [f"_{tags[name]}" for name in ("binarize", "likelihood", "sigma")]
         return "".join(one for one in self._suffixes() if one.startswith(tuple(suffixes)))
 
     @property
     def comparable(self):
-        """The same for settings whose validation ELBOs can be compared: images of one data set, scored by one law."""
-        return self.data_set, self.law
+        """Equal for settings whose validation ELBOs can be compared: the same images under the same likelihood."""
+        return self.data_set, self.likelihood_tag
 
     @property
     def is_autoregressive(self):
@@ -440,13 +440,6 @@ class Config:
     def path(self):
         """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
         return Path(self.runs_dir, self.gs_key or "", self.training_id)
-
-
-def varying(configs):
-    """The names of the settings that have several values among the Configs that they mean something for."""
-    settings = [config.settings for config in configs]
-    names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]
 
 
 def not_of(model, name, value):

@@ -1,6 +1,5 @@
 """Figures that compare runs: what each contributes, which belong together, and what they are drawn from."""
 
-import dataclasses
 import os
 import sys
 from collections import defaultdict
@@ -11,8 +10,7 @@ import numpy as np
 
 import experiment
 import models
-from experiment import Config
-from experiment.config import WALKING
+from experiment.differences import alike, groups, labels
 from plotting import curves, sheets
 from plotting.curves import overlay
 from plotting.sheets import in_rows, name_columns, name_rows, sheet
@@ -23,23 +21,23 @@ OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which r
 
 
 class Group(NamedTuple):
-    """What runs share whose figures can be compared; `law` says what their scores are of, where that is not usual."""
+    """What runs share whose figures can be compared; `likelihood_tag` is as of their Config."""
 
     data_set: str
     latents: str
     size: str
-    law: str
+    likelihood_tag: str
 
     @classmethod
     def of(cls, config):
         """The Group of a run with these settings."""
         latents = f"L{config.num_layers}" if config.is_deep else f"ldim{config.latent_dim}"
-        return cls(config.source.name, latents, config.size.removesuffix(".0"), config.law)
+        return cls(config.source.name, latents, config.size.removesuffix(".0"), config.likelihood_tag)
 
     @property
     def name(self):
         """What the names of the figures begin with."""
-        return f"{self.data_set}_{self.latents}_{self.size}{self.law}"
+        return f"{self.data_set}_{self.latents}_{self.size}{self.likelihood_tag}"
 
 
 class Drawn(NamedTuple):
@@ -61,11 +59,6 @@ class Drawn(NamedTuple):
         """The index of the epoch whose weights were kept."""
         return int(np.argmax(self.history[self.config.judged]))
 
-    def alike(self, *names):
-        """The same with the usual values of these settings, so that runs that differ in them only become equal."""
-        usual = {name: getattr(Config, name) for name in names}
-        return self._replace(config=dataclasses.replace(self.config, **usual))
-
 
 def drawn_of(view):
     """The Drawn of a view's run."""
@@ -78,16 +71,16 @@ def drawn_of(view):
 
 def grouped(members):
     """Those of several runs that can be compared: a dict of Group to two Drawn or more."""
-    groups = defaultdict(list)
+    found = defaultdict(list)
     for one in members:
-        groups[Group.of(one.config)].append(one)
-    return {group: several for group, several in groups.items() if len(several) > 1}
+        found[Group.of(one.config)].append(one)
+    return {group: several for group, several in found.items() if len(several) > 1}
 
 
 def draw_overlay(members):
     """The validation ELBO of each run by epoch, the best run first."""
     curves = {}
-    for label, one in zip(differences(members), members, strict=True):
+    for label, one in zip(names_of(members), members, strict=True):
         said = f"{label} ({one.note})" if one.note else label
         curves[said] = (one.history["epoch"], one.history["val_elbo"])
     return overlay(curves)
@@ -100,16 +93,15 @@ def draw_comparison(members):
     rows += [np.concatenate([one.reconstructions, one.samples[:EACH]]) for one in members]
     caption, left = "left: reconstructions; right: samples", len(members[0].originals)
     figure = sheets.sheet(np.stack(rows), caption, row_breaks=(1,), column_breaks=(left,))
-    sheets.name_rows(figure, ["test images", *differences(members)])
+    sheets.name_rows(figure, ["test images", *names_of(members)])
     return figure
 
 
 def draw_curves(members):
     """Validation ELBO, rate and distortion by epoch, mean and standard deviation over the seeds, kept epochs marked."""
-    seeds = families(members, "seed")
-    labels = differences([several[0].alike("seed") for several in seeds])
+    seeds = groups(members, "seed")
     found = {}
-    for label, several in zip(labels, seeds, strict=True):
+    for label, several in zip(labels([alike(one.config, "seed") for one, *_ in seeds]), seeds, strict=True):
         kind = "seeds" if len({one.config.seed for one in several}) == len(several) else "runs"
         words = [label] * bool(label) + [f"{len(several)} {kind}"] * (len(several) > 1)
         found[", ".join(words)] = [(one.history, one.best) for one in several]
@@ -118,7 +110,7 @@ def draw_curves(members):
 
 def draw_priors(members):
     """Samples of runs that differ in their prior only, the priors side by side."""
-    rows = [{one.config.prior: one for one in reversed(several)} for several in families(members, *OF_PRIORS)]
+    rows = [{one.config.prior: one for one in reversed(several)} for several in groups(members, *OF_PRIORS)]
     priors = [name for name in models.PRIORS if any(name in row for row in rows)]
     blank = np.full_like(members[0].samples, np.nan)
     sheets = [[row[name].samples if name in row else blank for name in priors] for row in rows]
@@ -129,7 +121,7 @@ def draw_priors(members):
     breaks = {"row_breaks": range(height, len(grid), height), "column_breaks": range(width, grid.shape[1], width)}
     figure = sheet(grid, "samples, z from the prior that was trained", **breaks)
     if len(rows) > 1:
-        name_rows(figure, differences([next(iter(row.values())).alike(*OF_PRIORS) for row in rows]))
+        name_rows(figure, labels([alike(next(iter(row.values())).config, *OF_PRIORS) for row in rows]))
     name_columns(figure, priors)
     return figure
 
@@ -140,17 +132,9 @@ def padded(images, count):
     return np.concatenate([images, missing])
 
 
-def families(members, *names):
-    """Lists of the Drawn that differ in the settings of these names only, in the order in which they came."""
-    found = defaultdict(list)
-    for one in members:
-        found[one.alike(*names).config.training_id].append(one)
-    return list(found.values())
-
-
 def has_several_priors(members):
     """Whether two of the runs differ in their prior only."""
-    return any(len({one.config.prior for one in several}) > 1 for several in families(members, *OF_PRIORS))
+    return any(len({one.config.prior for one in several}) > 1 for several in groups(members, *OF_PRIORS))
 
 
 FIGURES = {
@@ -163,35 +147,15 @@ STEMS = {"overlay": "losshistory"}  # of their files, where it is not the name
 CONDITIONS = {"priors": has_several_priors}  # of the runs of a group, for figures that not every group has
 
 
-def differences(members):
-    """A label for each run: the settings in which they differ, or its folder where that does not tell them apart."""
-    settings = [settings_of(one.config) for one in members]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    varying = [name for name in names if len({one.get(name) for one in settings}) > 1]
-    labels = [", ".join(one[name] for name in varying if name in one) for one in settings]
-    return labels if len(set(labels)) == len(labels) else [_shown(one.path) for one in members]
+def names_of(members):
+    """A name for each run: the settings in which they differ, or its folder where these do not tell them apart."""
+    found = labels([one.config for one in members])
+    return found if len(set(found)) == len(found) else [_shown(one.path) for one in members]
 
 
 def _shown(path):
     """A path as a label; matplotlib leaves one that begins with an underscore out of legends."""
     return f"./{path}" if str(path).startswith("_") else str(path)
-
-
-def settings_of(config):
-    """The settings of a run that change its numbers: a dict of name to words, as "hvae", "epochs 20" or "lr 0.001"."""
-    tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(config)}
-    values = {name: getattr(config, name) for name, tag in tags.items() if tag is not None}
-    values = {name: value for name, value in values.items() if config.has(name)}
-    values |= {"binarize": config.binarization, "likelihood": config.observation}
-    values |= {"num_samples": config.samples, "target_accept": config.acceptance}
-    meaningless = ["sigma"] * (config.observation != "gaussian")
-    meaningless += ["num_pseudo_inputs"] * (not config.has_components)
-    meaningless += ["pseudo_init"] * (not config.has_pseudo_inputs or config.pseudo_init == "data")
-    values = {name: value for name, value in values.items() if name not in meaningless}
-    if not models.OBJECTIVES[config.objective].is_annealed:
-        values = {name: value for name, value in values.items() if name not in WALKING}
-    plain = ("model", "prior", "network", "posterior", "objective", "likelihood")
-    return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 
 
 def draw_groups(members, output, only=None):

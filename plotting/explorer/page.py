@@ -179,7 +179,7 @@ def images(view, chosen):
     names = view.class_names if labels is not None else ("test images",)
     return {
         "name": view.config.source.name,
-        "data_set": f"{view.config.source.name}{view.config.law}",
+        "data_set": f"{view.config.source.name}{view.config.likelihood_tag}",
         "sprite": sprite(view.images[chosen]),
         "shape": list(view.run.image_shape),
         "index": chosen.tolist(),
@@ -359,7 +359,7 @@ def write_explorer(runs, output):
     alone = len(runs) == 1
     folder = first.path / "figures" if alone else Path(os.path.normpath(first.path / os.pardir), "figures")
     name = first.config.training_id if alone else "_".join(names)
-    labels = [first.config.training_id] if alone else comparisons.differences(runs)
+    labels = [first.config.training_id] if alone else comparisons.names_of(runs)
     runs.reverse()
     panels = [panel(View(runs.pop(), "pca"), label) for label in labels]  # popped, as above
     title = f"Latents of {name if alone else f'{len(labels)} runs'}"
