@@ -18,22 +18,18 @@ from runtime.rules import Rule, check, excludes, needs
 README_PICTURES = Path(__file__).parent / "benchmarks" / "readme_pictures.py"
 README_SETTINGS = ("network_size", "epochs", "lr")
 README_FLAGS = (*README_SETTINGS, "hardware", "runs_dir", "data_dir", "backend", "device")
+OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export")
+DRAWS_EXAMPLE = "because it draws an example of its own"
+DRAWS_README = "because it trains and draws runs of its own"
+HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection tsne cannot be decoded"
 RULES = (
-    Rule("toy_posteriors", lambda args: args.runs, "takes no RUN: it draws an example of its own"),
-    *excludes(
-        "toy_posteriors",
-        *("gs_key", "readme", "explore", "figures", "estimates", "report", "export"),
-        reason="which are for trained runs",
-    ),
-    Rule("readme", lambda args: args.runs, "takes no RUN: it trains runs of its own"),
-    *excludes(
-        "readme",
-        *("gs_key", "explore", "out", "figures", "estimates", "format", "report", "export"),
-        reason="because the README's figures are fixed, and go to img/",
-    ),
+    Rule("toy_posteriors", lambda args: args.runs, f"does not go with RUN, {DRAWS_EXAMPLE}"),
+    *excludes("toy_posteriors", "readme", *OF_RUNS, reason=DRAWS_EXAMPLE),
+    Rule("readme", lambda args: args.runs, f"does not go with RUN, {DRAWS_README}"),
+    *excludes("readme", "out", "format", *OF_RUNS, reason=DRAWS_README),
     *(needs(name, "readme") for name in (*README_SETTINGS, "hardware")),
-    *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page only"),
-    Rule("explore", lambda args: args.projection != "pca", "needs --projection pca: t-SNE has no way back to latents"),
+    *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page instead"),
+    Rule("explore", lambda args: args.projection != "pca", HAS_NO_WAY_BACK),
     *excludes("export", "figures", "estimates", "format", "report", reason="because it draws no figures"),
 )
 
@@ -75,7 +71,7 @@ def chosen(args):
     runs = list({one.path.resolve(): one for one in chosen_runs(args)}.values())
     if args.out and len({one.config.training_id for one in runs}) < len(runs):
         raise UserError("two of these runs have the same id, so their figures cannot go to one --out; leave it away")
-    return page.explorable(runs, bool(args.gs_key)) if args.explore else runs
+    return page.explorable(runs, skip=bool(args.gs_key)) if args.explore else runs
 
 
 def run(args):

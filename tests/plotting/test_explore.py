@@ -332,8 +332,8 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
     (tmp_path / "file").write_text("mine")
     refusals = {
         ("--projection", "tsne"): "no way back",
-        ("--estimates",): "--estimates does not go with --explore",
-        ("--report",): "--report does not go with --explore",
+        ("--estimates",): "--explore does not go with --estimates",
+        ("--report",): "--explore does not go with --report",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
     for words, reason in refusals.items():

@@ -1,18 +1,15 @@
 """export.py: what is written for use elsewhere is what the model says."""
 
 import importlib.util
-import io
 import os
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import experiment
 import plot
 from experiment.config import UserError
 from plotting import export
-from plotting.view import View
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
 
@@ -50,26 +47,6 @@ def test_an_npz_has_samples_reconstructions_and_embeddings(run, capsys):
     assert arrays["z"].shape == arrays["logvar"].shape == (300, 3)
     np.testing.assert_array_equal(arrays["label"], run.dataset.split("test").labels)
     assert arrays["class_names"].tolist() == list(run.dataset.class_names)
-
-
-@pytest.mark.keras
-def test_pngs_have_the_pixels_of_the_images(run, tmp_path, capsys):
-    assert plot.main([str(run.path), "--export", "png", "--out", str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.iterdir())) == 300
-    first = View(run, "pca").spread(1)[0]
-    for kind, image in (
-        ("sample00000", numpy(run.model.sample(100, run.config.seed))[0]),
-        (f"original{first:05d}", run.images("test")[first]),
-    ):
-        pixels = np.asarray(Image.open(tmp_path / f"{run.name}_{kind}.png"))
-        np.testing.assert_allclose(pixels, 255 * image[..., 0], atol=0.51)
-    assert (tmp_path / f"{run.name}_reconstruction{first:05d}.png").is_file()
-
-
-def test_pngs_are_of_one_channel_or_three():
-    assert np.asarray(Image.open(io.BytesIO(export.png(np.ones((4, 5, 3)))))).shape == (4, 5, 3)
-    with pytest.raises(UserError, match="one or three channels, and these have 2; try npz"):
-        export.png(np.zeros((4, 5, 2)))
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs pip install -r requirements/export.txt")

@@ -23,7 +23,7 @@ import plot
 from data import Split
 from experiment.config import UserError
 from experiment.run import Evaluation
-from plotting import comparisons, curves, estimates, planes, posteriors, projections, run_figures, scores, sheets, style
+from plotting import comparisons, curves, estimates, latents, planes, posteriors, run_figures, scores, sheets, style
 from plotting.curves import overlay
 from plotting.view import View, examples, picked
 from training import fit
@@ -283,10 +283,10 @@ def test_picked_images_are_missing_where_the_index_is_negative():
 
 
 def test_the_latent_grid_runs_to_the_right_and_upward():
-    z = run_figures.latent_grid(np.array([[1.0, 2, 3], [10, 20, 30]]))
+    z = latents.latent_grid(np.array([[1.0, 2, 3], [10, 20, 30]]))
     corners = z[[0, 0, 2, 2], [0, 2, 0, 2]]
     assert z.shape == (3, 3, 2) and corners.tolist() == [[1, 30], [3, 30], [1, 10], [3, 10]]
-    assert run_figures.latent_grid(np.array([[1.0, 2, 3]])).tolist() == [[[1], [2], [3]]]
+    assert latents.latent_grid(np.array([[1.0, 2, 3]])).tolist() == [[[1], [2], [3]]]
 
 
 def test_columns_are_classes_at_most_ten_of_them():
@@ -298,12 +298,12 @@ def test_columns_are_classes_at_most_ten_of_them():
 
 @pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
 def test_pairs_join_different_classes(classes, expected):
-    found = run_figures.pairs(np.arange(classes * 10).reshape(classes, 10))
+    found = latents.pairs(np.arange(classes * 10).reshape(classes, 10))
     assert found.shape == (expected, 2) and (found[:, 0] // 10 != found[:, 1] // 10).all()
 
 
 def drawn(path="run", **settings):
-    """A groups.Drawn of no images with these settings."""
+    """A comparisons.Drawn of no images with these settings."""
     settings = {"data_set": "digits"} | settings
     return comparisons.Drawn(Path(path), experiment.Config(**settings), {}, *[np.zeros((10, 8, 8, 1))] * 3, note="")
 
@@ -339,7 +339,7 @@ def small():
     """Posteriors of two images, by few points, for the block."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"POSTERIORS": 2, "DRAWS": 60, "COARSE": 20, "FINEST": 40}.items():
-            patch.setattr(plot, name, value)
+            patch.setattr(posteriors, name, value)
         yield
 
 
@@ -348,7 +348,8 @@ def plotted(runs):
     """The runs and the lines that one call for all of them prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err, small():
         assert plot.main([*map(str, runs.values())]) == 0
-    assert err.getvalue().splitlines() == [f"{path}: {run_figures.MISSING['likelihood']}" for path in runs.values()]
+    unscored = "likelihood is not drawn: these weights have no score on test images yet; run evaluate.py first"
+    assert err.getvalue().splitlines() == [f"{path}: {unscored}" for path in runs.values()]
     return runs, out.getvalue().splitlines()
 
 
@@ -370,7 +371,7 @@ def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
     assert plot.main([path, "--figures", "pseudouse", "curves", "layers", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{path}: such a run has no {name}" for name in ("pseudouse", "layers")] + [
-        "no curves is drawn: among these are no runs that it could compare"
+        "curves is not drawn: none of these runs can be compared in it"
     ]
     assert plot.main([path, "--figures", "samples", "layers", "--out", str(tmp_path)]) == 0
 
@@ -383,13 +384,11 @@ def test_every_file_is_there_and_printed(plotted):
     more = {"standard2": ("posterior",), "vamp2": (*pseudo, "posterior"), "hvae3": pseudo}
     expected = set()
     for name, path in runs.items():
-        endings = [f"{one}.png" for one in own + more[name]] + ["embedding.npz"]
-        expected |= {path / "figures" / f"{path.name}_{ending}" for ending in endings}
+        expected |= {path / "figures" / f"{path.name}_{one}.png" for one in own + more[name]}
         expected.add(path / "figures" / "digits_input.png")
     beside = runs["vamp2"].parent / "figures"
-    expected |= {
-        beside / f"digits_ldim2_factor0.25_{comparisons.STEMS.get(name, name)}.png" for name in comparisons.FIGURES
-    }
+    together = ("losshistory", "comparison", "curves", "priors")
+    expected |= {beside / f"digits_ldim2_factor0.25_{name}.png" for name in together}
     assert sorted(printed) == sorted(map(str, expected))
     on_disk = set(runs["vamp2"].parent.rglob("figures/*"))
     assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
@@ -397,32 +396,30 @@ def test_every_file_is_there_and_printed(plotted):
 
 @pytest.mark.keras
 @pytest.mark.parametrize("name", KINDS)
-def test_the_stored_embedding_is_the_posterior(plotted, name):
-    run = experiment.load(plotted[0][name])
-    with np.load(run.path / "figures" / f"{run.path.name}_embedding.npz") as file:
-        stored = dict(file)
-    centre = run.model.posterior(run.images("test")).at_mean()
-    np.testing.assert_allclose(stored["mean"], numpy(centre.mean), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(stored["logvar"], numpy(centre.logvar), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(stored["label"], run.dataset.split("test").labels)
-    assert {stored[key].dtype.name for key in ("z", "mean", "logvar")} == {"float32"}
-    top = run.config.latent_dim - run.config.latent_dim // 2 if run.config.model == "hvae" else run.config.latent_dim
-    standard = ((stored["z"] - stored["mean"]) * np.exp(-stored["logvar"] / 2))[:, :top]
+def test_the_embedding_is_the_posterior(views, name):
+    view = views[name]
+    centre, embedding = view.model.posterior(view.images).at_mean(), view.embedding
+    np.testing.assert_allclose(embedding.mean, numpy(centre.mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedding.logvar, numpy(centre.logvar), rtol=1e-4, atol=1e-5)
+    assert {values.dtype.name for values in embedding} == {"float32"}
+    dim = view.config.latent_dim
+    top = dim - dim // 2 if view.config.model == "hvae" else dim
+    standard = ((embedding.z - embedding.mean) * np.exp(-embedding.logvar / 2))[:, :top]
     assert abs(standard.mean()) < 5 / np.sqrt(standard.size)
     assert abs(np.square(standard).mean() - 1) < 5 * np.sqrt(2 / standard.size)
 
 
-def test_drawing_again_gives_the_same_bytes(views):
+def test_a_view_made_again_has_the_same_numbers(views):
     fresh = View(experiment.load(views["hvae3"].run.path), "pca")
-    assert run_figures.embedding_file(fresh) == run_figures.embedding_file(views["hvae3"])
+    np.testing.assert_array_equal(fresh.embedding, views["hvae3"].embedding)
     np.testing.assert_array_equal(fresh.samples, views["hvae3"].samples)
 
 
 @pytest.mark.parametrize("name", ["standard2", "vamp2"])
 def test_the_grid_is_decoded_at_its_latents(views, name):
     view = views[name]
-    z = run_figures.latent_grid(run_figures.grid_axes(view)[0])
-    shown = shown_tiles(run_figures.draw_grid(view), 20, 20)
+    z = latents.latent_grid(latents.grid_axes(view)[0])
+    shown = shown_tiles(latents.draw_grid(view), 20, 20)
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1), (3, 11)):
         expected = numpy(view.model.likelihood(z[row, column][None].astype("float32")).mean)[0]
         np.testing.assert_allclose(shown[row][column], expected, atol=1e-5)
@@ -439,9 +436,9 @@ def shown_tiles(figure, rows, columns):
 
 def test_manifold_and_embedding_have_the_same_axes(views):
     view = views["vamp2"]
-    grid, plane = run_figures.draw_grid(view).axes[0], run_figures.draw_embedding_z(view).axes[0]
+    grid, plane = latents.draw_grid(view).axes[0], latents.draw_embedding_z(view).axes[0]
     assert [grid.get_xlabel(), grid.get_ylabel()] == [plane.get_xlabel(), plane.get_ylabel()] == ["z[0]", "z[1]"]
-    across, up = run_figures.grid_axes(view)[0]
+    across, up = latents.grid_axes(view)[0]
     assert texts(grid.get_xticklabels()) == sheets.every_other(across)
     assert texts(grid.get_yticklabels())[::-1] == sheets.every_other(up)
     points = np.asarray(plane.collections[0].get_offsets())
@@ -450,10 +447,10 @@ def test_manifold_and_embedding_have_the_same_axes(views):
 
 
 def test_the_grid_is_spaced_by_quantiles(views):
-    axes, spacing = run_figures.grid_axes(views["standard2"])
+    axes, spacing = latents.grid_axes(views["standard2"])
     np.testing.assert_allclose(axes[:, [0, 9, -1]], [[-1.959964, -0.062707, 1.959964]] * 2, atol=1e-5)
     assert spacing == "the prior"
-    axes, spacing = run_figures.grid_axes(views["vamp2"])
+    axes, spacing = latents.grid_axes(views["vamp2"])
     below = (views["vamp2"].embedding.mean[:, :, None] < axes).mean(axis=0)
     np.testing.assert_allclose(below, np.tile((np.arange(20) + 0.5) / 20, (2, 1)), atol=0.01)
     assert spacing == "the posterior means"
@@ -467,7 +464,7 @@ def test_pseudo_inputs_are_marked_at_the_means_of_their_posteriors(views, name):
     np.testing.assert_allclose(view.components[:, : top.shape[1]], top, rtol=1e-4, atol=1e-5)
     whole = numpy(view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean().mean)
     np.testing.assert_allclose(view.components, whole, rtol=1e-4, atol=1e-5)
-    assert len(run_figures.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
+    assert len(latents.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
 
 
 @pytest.mark.parametrize("name", ["vamp2", "hvae3"])
@@ -486,11 +483,11 @@ def test_the_use_of_pseudo_inputs_is_that_of_the_posterior_samples(views, name):
 
 def test_posteriors_of_pseudo_inputs_are_ellipses_of_one_standard_deviation(views):
     view = views["vamp2"]
-    collection = run_figures.draw_embedding_mean(view).axes[0].collections[-1]
+    collection = latents.draw_embedding_mean(view).axes[0].collections[-1]
     centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
     np.testing.assert_allclose(collection.get_widths(), 2 * np.exp(numpy(centre.logvar)[:, 0] / 2), rtol=1e-4)
-    assert run_figures.ellipses(views["standard2"]) is None
-    assert len(run_figures.draw_embedding_mean(views["standard2"]).axes[0].images) >= 2
+    assert latents.ellipses(views["standard2"]) is None
+    assert len(latents.draw_embedding_mean(views["standard2"]).axes[0].images) >= 2
 
 
 def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
@@ -517,11 +514,11 @@ def test_contours_come_from_the_models_prior(views):
 
 def test_lines_begin_and_end_at_reconstructions(views):
     view = views["hvae3"]
-    axes = run_figures.draw_interpolations(view).axes[0]
+    axes = latents.draw_interpolations(view).axes[0]
     assert texts(axes.get_xticklabels()) == ["image", "0", "", "0.25", "", "0.5", "", "0.75", "", "1", "image"]
     factor = sheets.enlarged(np.zeros((10, 11, 8, 8, 1), np.float32)).shape[2] // 8
     picture, start = np.asarray(axes.images[0].get_array()), 8 * factor + sheets.BREAK
-    first = view.images[run_figures.pairs(view.examples)[0]]
+    first = view.images[latents.pairs(view.examples)[0]]
     np.testing.assert_allclose(picture[: 8 * factor : factor, : 8 * factor : factor], first[0, ..., 0])
     expected = numpy(view.model.reconstruct(first))[0, ..., 0]
     np.testing.assert_allclose(picture[: 8 * factor : factor, start:][:, : 8 * factor : factor], expected, atol=1e-4)
@@ -615,7 +612,7 @@ def exact_log_px(image):
 def test_posteriors_stand_in_rows_over_the_same_plane(settings):
     run = stub((8, 8, 1), np.arange(24) % 3, ("a", "b", "c"), latent_dim=2, **settings)
     with small():
-        figure = run_figures.draw_posterior(View(run, "pca"))
+        figure = posteriors.draw_posterior(View(run, "pca"))
     ends = "objective" in settings
     rows = np.reshape(figure.axes, (2, 4 + ends))
     heads = [axes.get_title("left").split("\n")[0] for axes in rows[0, 1:]]
@@ -635,10 +632,15 @@ def test_a_joint_density_that_is_nan_is_refused():
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model.decoder.weights[-1].assign(np.full(run.model.decoder.weights[-1].shape, np.nan, "float32"))
     with pytest.raises(UserError, match="NaN; the weights are not usable"):
-        run_figures.draw_posterior(View(run, "pca"))
+        posteriors.draw_posterior(View(run, "pca"))
 
 
 # ---------------------------------------------------------------------------------------------- log p(x)
+
+
+def keep(monkeypatch, *names):
+    """Leaves no other figures of a run than these."""
+    monkeypatch.setattr(run_figures, "FIGURES", [one for one in run_figures.FIGURES if one.name in names])
 
 
 def evaluation(index, log_px):
@@ -656,7 +658,7 @@ def scored(labels, names, index, log_px, **settings):
 def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
     index, log_px = np.array([2, 23, 0, 5, 7, 10, 4, 1, 13, 16, 20]), -np.array([5.0, 1, 9, 3, 8, 2, 7, 4, 11, 6, 10])
     view = scored(np.arange(24) % 3, ("cat", "dog", "eel"), index, log_px)
-    histogram, boxes, *ends = run_figures.draw_likelihood(view).axes
+    histogram, boxes, *ends = estimates.draw_likelihood(view).axes
     assert sum(bar.get_height() for bar in histogram.patches) == 11
     assert histogram.get_ylabel() == "test images" and boxes.get_xlabel() == "log p(x) (nats)"
     assert histogram.get_title("left") == "mean \N{MINUS SIGN}6.00 ± 1.00 (test_is_S5_N9)"
@@ -671,14 +673,14 @@ def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_log_px_of_few_images_without_classes_is_shown_too(count):
-    figure = run_figures.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
+    figure = estimates.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
     assert len(figure.axes) == 1 + 2 * max(1, count // 2)
     assert sum(len(axes.images) for axes in figure.axes) == 2 * (count // 2)
     assert len(style.rendered(figure)) > 3000
 
 
 def test_no_likelihood_is_drawn_without_a_score_of_these_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_figures, "FIGURES", {"likelihood": run_figures.draw_likelihood})
+    keep(monkeypatch, "likelihood")
     view = scored(None, (), np.arange(3) + 22, -np.arange(3.0))
     run_figures.draw_run(view.run, plot.Output(tmp_path), "pca")
     assert not list(tmp_path.glob("*.png")) and capsys.readouterr().err.endswith("run evaluate.py first\n")
@@ -710,11 +712,11 @@ def test_estimates_rise_to_the_integral_and_those_from_q_later(monkeypatch):
     )
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model, run.images = Beside(standard()), lambda name: IMAGES
-    whole, end = run_figures.draw_estimates(View(run, "pca")).axes
+    whole, end = estimates.draw_estimates(View(run, "pca")).axes
     q, fitted, integral = whole.lines
     truth = integral.get_ydata()[0]
     assert whole.get_xscale() == "log" and q.get_xdata().tolist() == list(estimates.COUNTS)
-    assert (whole.get_xlabel(), whole.get_ylabel()) == ("samples S of an image", "log p(x) (nats)")
+    assert (whole.get_xlabel(), whole.get_ylabel()) == ("samples S per image", "log p(x) (nats)")
     assert q.get_label().startswith("q(z|x): ") and fitted.get_label().startswith("fitted to p(z|x): ")
     assert len(whole.collections) == len(end.collections) == 2 and "11 test images" in whole.get_title("left")
     assert q.get_ydata()[0] < truth - 1 and (np.diff(q.get_ydata()[:5]) > 0).all()
@@ -724,30 +726,30 @@ def test_estimates_rise_to_the_integral_and_those_from_q_later(monkeypatch):
 
 
 def test_estimates_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_figures, "FIGURES", {})
+    keep(monkeypatch, "estimates")
     monkeypatch.setattr(estimates, "COUNTS", (1, 2, 5, 10))
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run_figures.draw_run(run, plot.Output(tmp_path), "pca")
     assert not list(tmp_path.glob("*.png"))
-    run_figures.draw_run(run, plot.Output(tmp_path), "pca", estimates=True)
+    run_figures.draw_run(run, plot.Output(tmp_path), "pca", with_costly=True)
     assert len(list(tmp_path.glob("*_estimates.png"))) == 1 and capsys.readouterr().err == ""
     view = View(run, "pca")
-    lines = run_figures.draw_estimates(view).axes[0].lines
+    lines = estimates.draw_estimates(view).axes[0].lines
     assert lines[-1].get_label() == f"quadrature: {style.decimals(estimates.integrated(view, view.images))}"
-    deep = run_figures.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
+    deep = estimates.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
     assert len(deep.axes[0].lines) == 2
 
 
 def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_figures, "FIGURES", {})
+    keep(monkeypatch, "estimates")
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.config = experiment.Config(data_set="digits", model="hvae", network="pixel")
     monkeypatch.setattr(comparisons, "drawn_of", lambda view: None)
-    run_figures.draw_run(run, plot.Output(tmp_path), "pca", estimates=True)
-    assert not list(tmp_path.glob("*.png")) and "pixel by pixel" in capsys.readouterr().err
+    run_figures.draw_run(run, plot.Output(tmp_path), "pca", with_costly=True)
+    assert not list(tmp_path.glob("*.png")) and "for --network pixel" in capsys.readouterr().err
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
     with pytest.raises(UserError, match="test image 0 is not finite"):
-        run_figures.draw_estimates(View(run, "pca"))
+        estimates.draw_estimates(View(run, "pca"))
 
 
 # ---------------------------------------------------------------------------------------------- other data, bad input
@@ -777,11 +779,11 @@ def test_one_pseudo_input_has_a_use():
     assert style.rendered(run_figures.draw_pseudouse(View(run, "pca"))).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("projection", projections.PROJECTIONS)
+@pytest.mark.parametrize("projection", latents.PROJECTIONS)
 @pytest.mark.parametrize("means", [np.ones((1, 5)), np.ones((40, 5))], ids=["one", "equal"])
 def test_latents_that_show_no_plane_lie_on_the_first_two_axes(projection, means):
     view = SimpleNamespace(components=np.zeros((3, 5)), projection=projection, embedding=SimpleNamespace(mean=means))
-    both, names, caption = run_figures.flattened(view, means)
+    both, names, caption = latents.flattened(view, means)
     np.testing.assert_array_equal(both, np.concatenate([means, view.components])[:, :2])
     assert names == ("z[0]", "z[1]") and caption == "the first two of 5 dimensions"
 
@@ -802,13 +804,13 @@ def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, kind):
     run = stub(shape, labels, names, **settings)
     with small(), threadpool_limits(1):  # t-SNE's threads wait for each other where cores are shared
         one = run_figures.draw_run(run, plot.Output(tmp_path), projection)
-    expected = 8 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
+    expected = 7 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
     assert len(list(tmp_path.iterdir())) == expected
     assert one.samples.shape == (32, *shape) and one.reconstructions.shape == one.originals.shape
 
 
 def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_figures, "FIGURES", {name: run_figures.FIGURES[name] for name in ("input", "samples")})
+    keep(monkeypatch, "input", "samples")
     out = tmp_path / "new" / "folder"
     assert plot.main([str(runs["standard2"]), str(runs["vamp2"]), str(runs["vamp2"]), "--out", str(out)]) == 0
     names = [path.name for path in out.iterdir()]
@@ -835,7 +837,7 @@ def test_weights_that_are_not_finite_are_refused():
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
     with pytest.raises(UserError, match="not finite"):
-        run_figures.embedding_file(View(run, "pca"))
+        View(run, "pca").embedding  # noqa: B018
 
 
 def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
@@ -847,7 +849,8 @@ def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
     ("backend", "said"), [("TkAgg", "True"), ("nonsense", "cannot be imported with MPLBACKEND=nonsense; unset it")]
 )
 def test_no_display_is_needed_whatever_matplotlib_is_told_to_use(backend, said):
-    code = "import figures, numpy; print(len(figures.rendered(figures.sheet(numpy.zeros((1, 2, 4, 4, 1))))) > 200)"
+    code = "import numpy; from plotting import sheets, style; "
+    code += "print(len(style.rendered(sheets.sheet(numpy.zeros((1, 2, 4, 4, 1))))) > 200)"
     env = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     env["MPLBACKEND"] = backend
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)

@@ -49,7 +49,7 @@ def test_draws_of_chains_are_where_they_end():
 def test_the_figure_has_the_posterior_and_a_panel_of_draws_each():
     axis = np.linspace(-3, 3, 31)
     density = planes.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    fitted = [toy.Fitted(f"case {i}", np.random.default_rng(i).normal(size=(20, 2)), -4.0 - i) for i in range(4)]
+    fitted = [toy.Approximation(f"case {i}", np.random.default_rng(i).normal(size=(20, 2)), -4.0 - i) for i in range(4)]
     figure = planes.posteriors(density, fitted, -3.13)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "p(z|x)\nlog p(x) = -3.13", *(f"case {i}\nbound {-4.0 - i:.2f}" for i in range(4)),
@@ -59,12 +59,14 @@ def test_the_figure_has_the_posterior_and_a_panel_of_draws_each():
 
 
 def test_plot_draws_it_into_the_folder_that_is_named(tmp_path, monkeypatch, capsys):
-    fitted = toy.Fitted("VAE", np.zeros((5, 2)), -5.0)
+    fitted = toy.Approximation("VAE", np.zeros((5, 2)), -5.0)
     monkeypatch.setattr(toy, "fit", lambda name: fitted._replace(name=name))
     assert plot.main(["--toy_posteriors", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "toy_posteriors.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.strip() == str(tmp_path / "toy_posteriors.png")
     assert plot.main(["--toy_posteriors", str(tmp_path)]) == 2
-    assert "--toy_posteriors is an example of its own, and takes no runs" in capsys.readouterr().err
+    assert "--toy_posteriors does not go with RUN, because it draws an example of its own" in capsys.readouterr().err
     assert plot.main(["--toy_posteriors", "--report"]) == 2
-    assert "is an example of its own, and does not go with --report" in capsys.readouterr().err
+    assert (
+        "--toy_posteriors does not go with --report, because it draws an example of its own" in capsys.readouterr().err
+    )
