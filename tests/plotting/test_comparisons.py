@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import texts
 
 import experiment
 from experiment.config import UserError
@@ -31,15 +32,23 @@ def member(*elbos, shade=0.5, **settings):
     )
 
 
-def texts(labels):
-    """The words of matplotlib's text objects."""
-    return [label.get_text() for label in labels]
-
-
 def test_only_runs_that_can_be_compared_stand_together():
     members = [member(), member(prior="vamp"), member(latent_dim=3), member(data_set="mnist"), member(binarize="none")]
     found = comparisons.grouped(members)
     assert found == {"digits_ldim2_factor1": members[:2]}
+
+
+def test_runs_without_a_difference_are_named_by_their_folders():
+    names = [
+        comparisons.names_of([first, second])
+        for first, second in (
+            (member(seed=1), member(seed=2)),
+            (member(num_pseudo_inputs=1)._replace(path=Path("run")), member()._replace(path=Path("other"))),
+            (member()._replace(path=Path("_a/run")), member()._replace(path=Path("b/run"))),
+        )
+    ]
+    assert names[:2] == [["seed 1", "seed 2"], ["run", "other"]]
+    assert names[2] == ["./_a/run", "b/run"]  # matplotlib leaves labels that begin with an underscore out of legends
 
 
 def test_the_kept_epoch_is_the_best_of_what_was_trained():

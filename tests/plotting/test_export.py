@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from made import copies, numpy
 
 import experiment
 import plot
@@ -17,19 +18,7 @@ HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "o
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished tiny run."""
-    from training import fit
-
-    tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "num_pseudo_inputs": 12, "track": "none"}
-    place = {"runs_dir": str(tmp_path_factory.mktemp("export"))}
-    config = experiment.Config(model="hvae", prior="vamp", latent_dim=3, **tiny, **place)
-    return experiment.load(fit.train(config))
-
-
-def numpy(tensor):
-    """A tensor of any backend as an array."""
-    from keras import ops
-
-    return ops.convert_to_numpy(tensor)
+    return experiment.load(copies(tmp_path_factory)["hvae3"])
 
 
 @pytest.mark.keras

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made import copies
 
 import evaluate
 import experiment
@@ -145,12 +146,10 @@ def test_a_run_without_scores_says_so(tmp_path):
     assert "run evaluate.py" in page.text and "python evaluate.py" not in page.text
 
 
-def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, capsys):
-    from training import fit
-
+def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, tmp_path_factory, monkeypatch, capsys):
     monkeypatch.setattr(sheets, "SHEET_PIXELS", (300, 300))
-    tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "runs_dir": str(tmp_path), "track": "none"}
-    paths = [str(fit.train(experiment.Config(seed=seed, **tiny))) for seed in (0, 1)]
+    runs = copies(tmp_path_factory)
+    paths = [str(runs[name]) for name in ("standard2", "vamp2")]
     assert plot.main([paths[0], "--report", "--figures", "samples", "--format", "svg"]) == 0
     written = capsys.readouterr().out.splitlines()
     assert written[-1].endswith("_report.html") and written[-1].startswith(paths[0])

@@ -27,7 +27,12 @@ def test_data_is_that_of_the_model():
     assert abs(x.mean() - expected) < 4.5 * x.std() / np.sqrt(toy.IMAGES)
 
 
-@pytest.mark.parametrize("name", toy.CASES)
+VARIED = ("VAE, RealNVP", "IWAE, 50 samples", "L-MCVAE, 5 steps")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIED)) for name in toy.CASES]
+)
 def test_a_short_training_raises_the_bound_and_its_draws_have_the_radius(name):
     untrained = toy.fit(name, epochs=0)
     fitted = toy.fit(name, epochs=6)
