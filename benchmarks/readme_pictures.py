@@ -146,12 +146,12 @@ def about(results):
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
     count, samples = result["metrics"]["num_images"], result["metrics"]["num_samples"]
     minutes = sum(one["status"]["seconds"] + one["metrics"]["seconds"] for one in results.values()) / 60
-    sentences = [
-        f"Nats an image, of the first {count:,} test images, log p(x) by {samples} samples of a fitted density each; "
-        f"{setting(config)}, seed {config.seed}, two latent dimensions; commit {', '.join(commits)}, "
-        f"{' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; {minutes:.0f} minutes for all of it."
-    ]
-    return " ".join([*sentences, *(f"{note}." for note in words["note"] if note)])
+    words["note"].pop("", None)
+    said = f"In nats per image, for the first {count:,} test images; log p(x) from {samples} samples per image of a "
+    said += f"density fitted to p(z|x). All runs have {setting(config)}, seed {config.seed} and two latent dimensions. "
+    said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; "
+    said += f"{minutes:.0f} minutes in all."
+    return " ".join([said, *(f"{note}." for note in words["note"])])
 
 
 def setting(config):
@@ -164,17 +164,14 @@ def pictures(results):
     config = next(iter(results))
     name, group = config.data_set, group_of(config)
     minutes = ", ".join(f"{one.model} {one.prior} {minutes_of(result):.1f}" for one, result in results.items())
-    lines = [
-        f"**{name}**: {setting(config)}; minutes of training: {minutes}.",
-        "",
-        image(f"{group}_losshistory", f"Validation ELBO of the four models on {name} by epoch"),
-        "",
-        image(f"{group}_curves", f"Validation ELBO, rate and distortion of the four models on {name} by epoch"),
-        "",
-        image(f"{group}_priors", f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right"),
-        "",
-        *folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"}),
-    ]
+    words = {
+        "losshistory": f"Validation ELBO of the four models on {name} by epoch",
+        "curves": f"Validation ELBO, rate and distortion of the four models on {name} by epoch",
+        "priors": f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right",
+    }
+    lines = [f"**{name}**: {setting(config)}; minutes of training: {minutes}."]
+    lines += [*images({f"{group}_{stem}": text for stem, text in words.items()}), ""]
+    lines += folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"})
     for one, result in results.items():
         lines += ["", *pictures_of(one, result)]
     return lines
@@ -199,17 +196,14 @@ def minutes_of(result):
     return result["status"]["seconds"] / 60
 
 
-def folded(summary, images, is_open=False):
-    """Lines that show pictures, a dict of files to words, at full width, folded behind a summary."""
-    lines = [f"<details{' open' * is_open}><summary>{summary}</summary>"]
-    for stem, words in images.items():
-        lines += ["", image(stem, words)]
-    return [*lines, "", "</details>"]
+def folded(summary, words, is_open=False):
+    """The lines of `images` folded behind a summary."""
+    return [f"<details{' open' * is_open}><summary>{summary}</summary>", *images(words), "", "</details>"]
 
 
-def image(stem, words):
-    """Markdown that shows a picture in img/."""
-    return f"![{words}](img/{stem}.png)"
+def images(words):
+    """Lines that show pictures in img/, a dict of stems to words, at full width."""
+    return [line for stem, text in words.items() for line in ("", f"![{text}](img/{stem}.png)")]
 
 
 def main(argv=None):
