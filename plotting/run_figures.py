@@ -42,7 +42,7 @@ def draw_reconmanifold(view):
 
 
 def columns_of(examples):
-    """The first OF_CLASS images of at most PER_CLASS classes, from examples as of View: (OF_CLASS, classes)."""
+    """The first OF_CLASS images of at most PER_CLASS classes, from `View.examples`: (OF_CLASS, classes)."""
     return evenly(examples)[:, :OF_CLASS].T
 
 

@@ -42,11 +42,11 @@ def numpy(tensor):
 
 
 @functools.cache
-def trained(factory):
+def trained(runs_dir):
     """Finished tiny runs on digits by name, see KINDS; trained once in a process."""
     tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "lr": 1e-3, "num_pseudo_inputs": 12}
     tiny["max_train_images"] = 512  # two whole batches: JAX compiles a step for each length
-    tiny |= {"runs_dir": str(factory.mktemp("trained")), "track": "none"}
+    tiny |= {"runs_dir": str(runs_dir), "track": "none"}
     configs = {n: experiment.Config(model=m, prior=p, latent_dim=d, **tiny) for n, (m, p, d) in KINDS.items()}
     return {name: fit.train(config) for name, config in configs.items()}
 
@@ -54,7 +54,10 @@ def trained(factory):
 def copies(factory):
     """Copies of the trained runs for the tests of one file, which may write into them: a dict of name to folder."""
     folder = factory.mktemp("runs")
-    return {name: Path(shutil.copytree(path, folder / path.name)) for name, path in trained(factory).items()}
+    return {
+        name: Path(shutil.copytree(path, folder / path.name))
+        for name, path in trained(factory.getbasetemp() / "trained").items()
+    }
 
 
 @contextlib.contextmanager

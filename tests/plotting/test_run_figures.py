@@ -18,6 +18,9 @@ from experiment.config import UserError
 from plotting import comparisons, latents, run_figures, sheets, style
 from plotting.view import View, examples, picked
 
+VAMP = {"latent_dim": 3, "prior": "vamp"}
+HVAE = {"latent_dim": 5, "model": "hvae", "prior": "vamp"}
+
 
 def test_examples_are_in_rows_by_class():
     labels = np.array([2, 0, 2, 0, 0] + [4] * 15)
@@ -279,20 +282,19 @@ def test_latents_that_show_no_plane_lie_on_the_first_two_axes(projection, means)
     assert names == ("z[0]", "z[1]") and caption == "the first two of 5 dimensions"
 
 
+def test_t_sne_embeds_images_and_pseudo_inputs_jointly():
+    points = np.concatenate([noise(12, 3), noise(12, 3) + 50])
+    plane, names, caption = latents.tsne(points, points[:20])
+    assert plane.shape == (24, 2) and names == ("t-SNE 1", "t-SNE 2") and caption.endswith("embedded jointly")
+    assert np.linalg.norm(plane[:12].mean(axis=0) - plane[12:].mean(axis=0)) > plane[:12].std()
+    assert latents.tsne(points, points)[2] == ""
+
+
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            (
-                (28, 20, 1),
-                np.arange(24) % 3,
-                ("a", "b", "c"),
-                {"latent_dim": 5, "model": "hvae", "prior": "vamp"},
-                "pca",
-            ),
-            marks=pytest.mark.slow,
-        ),
-        ((12, 4, 1), np.arange(24) % 2, ("a", "b"), {"latent_dim": 3, "prior": "vamp"}, "tsne"),
+        pytest.param(((28, 20, 1), np.arange(24) % 3, ("a", "b", "c"), HVAE, "pca"), marks=pytest.mark.slow),
+        pytest.param(((12, 4, 1), np.arange(24) % 2, ("a", "b"), VAMP, "tsne"), marks=pytest.mark.slow),
         ((32, 32, 3), None, (), {"latent_dim": 2, "prior": "vamp", "binarize": "none"}, "pca"),
         ((8, 8, 1), np.arange(24) // 2, tuple("abcdefghijkl"), {"latent_dim": 1}, "tsne"),
     ],
