@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
     @property
     def best(self):
         """The index of the epoch whose weights were kept."""
-        return int(np.argmax(self.history[self.config.judged]))
+        return int(np.argmax(self.history[self.config.monitor]))
 
 
 def drawn_of(view):
