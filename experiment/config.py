@@ -332,10 +332,3 @@ class Config:
     def path(self):
         """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
         return Path(self.runs_dir, self.gs_key or "", self.training_id)
-
-
-def varying(configs):
-    """The names of the settings that have several values among the Configs that they mean something for."""
-    settings = [config.settings for config in configs]
-    names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]

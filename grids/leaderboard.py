@@ -8,7 +8,7 @@ import statistics
 
 import experiment
 from experiment import Config
-from experiment.config import varying
+from experiment.differences import varying
 from runtime import atomic, text
 from runtime.errors import UserError
 from runtime.text import table

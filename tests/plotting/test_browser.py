@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import numpy
 from PIL import Image
 from test_explore import DECODERS, NASTY, explored, floats, tiny_runs, view_of
-from test_figures import numpy
 
 import experiment
 from plotting.explorer import page

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made import noise, numpy, stub
 from PIL import Image
-from test_figures import noise, numpy, stub
 
 import experiment
 import plot
@@ -221,8 +221,8 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
     (tmp_path / "file").write_text("mine")
     refusals = {
         ("--projection", "tsne"): "those of --projection tsne cannot be",
-        ("--estimates",): "--estimates does not go with --explore",
-        ("--report",): "--report does not go with --explore",
+        ("--estimates",): "--explore does not go with --estimates",
+        ("--report",): "--explore does not go with --report",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
     for words, reason in refusals.items():
