@@ -1,4 +1,4 @@
-"""How the runs of a grid get on: a live table, or a line where one begins or ends."""
+"""The progress of a grid: a live table, or a line where a run starts or ends."""
 
 import time
 
@@ -6,19 +6,22 @@ import rich.console
 import rich.live
 import rich.table
 
-from grids.leaderboard import row_of, status_of
+from grids.leaderboard import status_of
 from grids.workers import LOOK
 from runtime.text import duration
 
 
 class GridView:
-    """A context that shows how the runs do: a live table on a terminal, else a line where one begins or ends."""
+    """A context that shows the progress of `total` runs: a live table on a terminal, otherwise lines.
 
-    def __init__(self, names, total):
-        self.names, self.total = names, total  # names: of a Config, short
+    `names` gives the label of a Config. Without `live` there is no table, as where the terminal is the run's own.
+    """
+
+    def __init__(self, names, total, live=True):
+        self.names, self.total = names, total
         self.began, self.notes, self.seen = {}, {}, 0.0
         console = rich.console.Console()
-        self.live = rich.live.Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.live = rich.live.Live(console=console, auto_refresh=False) if live and console.is_terminal else None
 
     def __enter__(self):
         if self.live:
@@ -31,14 +34,14 @@ class GridView:
             self.live.stop()
 
     def say(self, text):
-        """Says it, above the table."""
+        """Prints a line, above the table if there is one."""
         if self.live:
             self.live.console.print(text, highlight=False, markup=False)
         else:
             print(text, flush=True)
 
     def started(self, config):
-        """Notes that a run begins."""
+        """Notes that a run starts."""
         self.began[config] = time.monotonic()
         if not self.live:
             self.say(f"[{len(self.began)}/{self.total}] {self.names(config)}: started")
@@ -46,12 +49,13 @@ class GridView:
     def ended(self, config, note):
         """Notes that a run has ended, and how."""
         self.notes[config] = note
-        row, spent = row_of(config, note), duration(time.monotonic() - self.began[config])
-        said = "; ".join(filter(None, [f"{row['state']}, val_elbo {row['val_elbo']:.2f} after {spent}", note]))
+        status, spent = status_of(config), duration(time.monotonic() - self.began[config])
+        best = f"{status['best_val_elbo']:.2f}" if "best_val_elbo" in status else "unknown"
+        said = "; ".join(filter(None, [f"{status.get('state', 'none')}, val_elbo {best} after {spent}", note]))
         self.say(f"[{len(self.notes)}/{self.total} ended] {self.names(config)}: {said}")
 
     def look(self):
-        """Draws the table anew, if it is a while ago."""
+        """Draws the table again if it is LOOK seconds old."""
         if self.live and time.monotonic() - self.seen > LOOK:
             self.seen = time.monotonic()
             self.live.update(self.shown(), refresh=True)

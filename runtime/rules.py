@@ -22,7 +22,8 @@ def needs(flag, owner, *kinds):
     """The Rule that `flag` goes with --`owner`, or, with `kinds`, with these values of it only."""
     if not kinds:
         return Rule(flag, lambda values: not is_given(values, owner), f"goes with --{owner}")
-    return Rule(flag, lambda values: getattr(values, owner) not in kinds, f"goes with --{owner} {' or '.join(kinds)}")
+    said = f"goes with --{owner} {' or '.join(kinds)}"
+    return Rule(flag, lambda values: getattr(values, owner, None) not in kinds, said)
 
 
 def excludes(flag, *others, reason=""):
@@ -36,7 +37,8 @@ def excludes(flag, *others, reason=""):
 
 def is_given(values, flag):
     """Whether parsed arguments have this flag: neither None, nor False, nor left out."""
-    return getattr(values, flag, None) not in (None, False)
+    value = getattr(values, flag, None)
+    return value is not None and value is not False  # 0 is given
 
 
 def check(rules, values, given=is_given):
