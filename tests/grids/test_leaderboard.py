@@ -129,7 +129,7 @@ def test_the_table_of_a_grid_ranks_apart_what_cannot_be_compared_and_has_the_not
     made(tmp_path, -1.0, name=Config(lr=4.0).training_id, lr=5.0)
     odd = Config(runs_dir=str(tmp_path), lr=4.0)
     table, all_finished = leaderboard.standings([configs[1], absent, odd], {})
-    assert not all_finished and [line.split()[1] for line in table.splitlines()[1:]] == ["finished", "none", "none"]
+    assert not all_finished and [line.split()[1] for line in table.splitlines()[1:]] == ["none", "none", "finished"]
     assert table.count("not started") == 3
 
 

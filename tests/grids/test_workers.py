@@ -23,10 +23,10 @@ from experiment.flags import Range, words_of
 from experiment.presets import preset, preset_names
 from grids import leaderboard, search
 from grids.configs import configs_of
-from grids.launch import ALREADY
+from grids.launch import ALREADY, train_here
 from grids.view import GridView
 from grids.workers import Workers, log_of, note_of, was_killed, work_off
-from runtime.command import Parser
+from runtime.command import STOPPED, Parser
 from runtime.errors import UserError
 from runtime.memory import gpus, memory
 
@@ -164,6 +164,24 @@ def test_a_second_ctrl_c_ends_runs_at_once(tmp_path, monkeypatch):
         assert work_off(iter([config]), launcher, view, notes.__setitem__)
     assert len(asked) == 2 and asleep.poll() == -signal.SIGKILL
     assert notes == {config: "stopped; the same command resumes it"}
+
+
+@pytest.mark.parametrize("stopped", [lambda: STOPPED, lambda: signal.raise_signal(signal.SIGINT)])
+def test_a_grid_in_one_process_ends_with_a_run_that_is_stopped_but_not_with_one_that_fails(tmp_path, capfd, stopped):
+    configs = [Config(runs_dir=str(tmp_path), gs_key="key", lr=lr) for lr in (1.0, 2.0, 3.0, 4.0)]
+    asked = []
+
+    def train_one(config):
+        asked.append(config)
+        if config.lr == 1.0:
+            raise UserError("too little memory")
+        return 1 if config.lr == 2.0 else stopped()
+
+    assert train_here(configs, train_one) == STOPPED and asked == configs[:3]
+    printed = capfd.readouterr()
+    for note in ("too little memory", "exit code 1; its output says why", "stopped; the same", "not started"):
+        assert printed.out.count(note) == 1
+    assert "too little memory" in printed.err and f"[2/4] {configs[1].path}\n" in printed.out
 
 
 @pytest.mark.keras
