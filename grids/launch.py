@@ -24,18 +24,13 @@ def launcher(args):
     return contextlib.nullcontext(workers.Workers(args.jobs or 1, words))
 
 
-def view(names, total, args):
-    """The GridView of so many runs; the live table is for several at a time, as one shows its own progress bar."""
-    return GridView(names, total, live=bool(args.cluster) or (args.jobs or 1) > 1)
-
-
 def train_grid(configs, args):
     """Trains the unfinished runs of a grid, each in a process of its own; returns the exit code."""
     notes = {config: ALREADY for config in configs if leaderboard.is_finished(config)}
     wanted = [config for config in configs if config not in notes]
     names = {config: label or "run" for config, label in zip(configs, labels(configs), strict=True)}
-    with launcher(args) as starter, view(names.get, len(wanted), args) as shown:
-        stopped = workers.work_off(iter(wanted), starter, shown, notes.__setitem__)
+    with launcher(args) as starter, GridView(names.get, len(wanted), starter.slots > 1) as view:
+        stopped = workers.work_off(iter(wanted), starter, view, notes.__setitem__)
     return concluded(configs, notes, stopped)
 
 
@@ -66,8 +61,8 @@ def train_search(lists, args):
     """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
     trials = args.trials or TRIALS
     study = search.Search(lists, trials)
-    with launcher(args) as starter, view(study.label, trials - study.done, args) as shown:
-        stopped = workers.work_off(study, starter, shown, study.ended)
+    with launcher(args) as starter, GridView(study.label, trials - study.done, starter.slots > 1) as view:
+        stopped = workers.work_off(study, starter, view, study.ended)
     if study.configs:
         print(leaderboard.standings(list(study.configs), study.notes)[0])
     elif not stopped:

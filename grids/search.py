@@ -75,7 +75,8 @@ class Search:
     def __next__(self):
         """The next Config to train. Raises StopIteration if all trials have started."""
         while self.left or len(self.study.trials) < self.total:
-            trial = self.left.pop(0) if self.left else self._asked()
+            with self._stored():
+                trial = self.left.pop(0) if self.left else self.study.ask(self.distributions)
             try:
                 config = self._config(trial)
             except UserError as error:  # these settings do not go together
@@ -97,10 +98,6 @@ class Search:
 
     def _value(self, config):
         return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None
-
-    def _asked(self):
-        with self._stored():
-            return self.study.ask(self.distributions)
 
     def _tell(self, number, value):
         state = self.optuna.trial.TrialState.FAIL if value is None else None

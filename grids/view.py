@@ -7,43 +7,37 @@ import rich.live
 import rich.table
 
 from grids.leaderboard import status_of
-from grids.workers import LOOK
 from runtime.text import duration
 
 
 class GridView:
     """A context that shows the progress of `total` runs: a live table on a terminal, otherwise lines.
 
-    `names` gives the label of a Config. Without `live` there is no table, as where the terminal is the run's own.
+    `names` gives the label of a Config. Without `live` there is no table: the terminal is that of the one run.
     """
 
     def __init__(self, names, total, live=True):
-        self.names, self.total = names, total
-        self.began, self.notes, self.seen = {}, {}, 0.0
+        self.names, self.total, self.began, self.notes = names, total, {}, {}
         console = rich.console.Console()
-        self.live = rich.live.Live(console=console, auto_refresh=False) if live and console.is_terminal else None
+        self.is_live = live and console.is_terminal
+        self.live = rich.live.Live(console=console, get_renderable=self.shown, refresh_per_second=1)
 
     def __enter__(self):
-        if self.live:
+        if self.is_live:
             self.live.start()
         return self
 
     def __exit__(self, *_):
-        if self.live:
-            self.live.update(self.shown(), refresh=True)
-            self.live.stop()
+        self.live.stop()
 
     def say(self, text):
         """Prints a line, above the table if there is one."""
-        if self.live:
-            self.live.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
+        self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, config):
         """Notes that a run starts."""
         self.began[config] = time.monotonic()
-        if not self.live:
+        if not self.is_live:
             self.say(f"[{len(self.began)}/{self.total}] {self.names(config)}: started")
 
     def ended(self, config, note):
@@ -54,15 +48,9 @@ class GridView:
         said = "; ".join(filter(None, [f"{status.get('state', 'none')}, val_elbo {best} after {spent}", note]))
         self.say(f"[{len(self.notes)}/{self.total} ended] {self.names(config)}: {said}")
 
-    def look(self):
-        """Draws the table again if it is LOOK seconds old."""
-        if self.live and time.monotonic() - self.seen > LOOK:
-            self.seen = time.monotonic()
-            self.live.update(self.shown(), refresh=True)
-
     def shown(self):
         """The table of the runs that are being trained."""
-        running = [config for config in self.began if config not in self.notes]
+        running = [config for config in list(self.began) if config not in self.notes]
         title = f"{len(running)} running, {len(self.notes)} ended, of {self.total}"
         found = rich.table.Table(title=title, title_justify="left", box=None)
         for name in ("run", "epochs", "best val_elbo", "time"):

@@ -18,7 +18,7 @@ from runtime.memory import gpus, memory
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 ATTEMPTS = 2  # at a run whose process is killed: it resumes, and memory may be free by then
-TICK, LOOK = 0.1, 1.0  # seconds between looks at the processes, and between updates of the live table
+TICK = 0.1  # seconds between looks at the processes
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 MOST_OF_A_GPU = 0.9  # of its memory, for all the runs on it
 STOPPED_NOTE = "stopped; the same command resumes it"
@@ -140,10 +140,9 @@ def work_off(wanted, launcher, view, ended=lambda config, note: None):
                 del running[config]
                 free.append(slot)
                 end(config, code)
-            view.look()
             time.sleep(TICK)
     except KeyboardInterrupt:
-        view.say(f"stopping {len(running)} runs after their current step, so that nothing is lost; Ctrl-C again: now")
+        view.say("stopping after the current step, so that nothing is lost; Ctrl-C again stops at once")
         for config, code in stop(running).items():
             end(config, STOPPED if was_killed(code) else code)
         return True

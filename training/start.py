@@ -43,33 +43,18 @@ def run_again(args):
 def run_one(config, args, source=None):
     """Trains a run, from the state of the Run `source` if there is one; resumes or skips one that exists.
 
-    Returns the exit code.
+    Returns the exit code. Raises UserError if the run's folder holds another run.
     """
-    if exists(config) and not args.overwrite:
-        run = existing_run(config)
-        return resume_or_skip(run, with_local_paths(run, config), args)
-    return run_and_report(config.path, lambda: fit(config, args, source))
-
-
-def exists(config):
-    """Whether the run's folder exists; False as well if nobody may look there: `experiment.create` says why."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # if nobody may look there, `experiment.create` says why
         finish_replacing(config.path)
-    return os.path.exists(config.path)
-
-
-def existing_run(config):
-    """The Run in the folder of `config`. Raises UserError if its settings are others."""
+    if args.overwrite or not os.path.exists(config.path):
+        return run_and_report(config.path, lambda: fit(config, args, source))
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
         raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
-    return run
-
-
-def with_local_paths(run, config):
-    """The settings of a Run, with those of `config` that say where its data lie and how it is trained here."""
     here = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
-    return dataclasses.replace(run.config, data_dir=config.data_dir or run.data_dir, **here)
+    here["data_dir"] = config.data_dir or run.data_dir
+    return resume_or_skip(run, dataclasses.replace(run.config, **here), args)
 
 
 def resume_or_skip(run, config, args):
