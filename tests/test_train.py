@@ -252,7 +252,7 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, mo
     monkeypatch.setattr("training.start.fit", interrupted)
     assert called(train.main, *flags(runs_dir=tmp_path / "runs", **SETTINGS)) == 130
     assert capfd.readouterr().err.startswith("stopped")
-    monkeypatch.setattr("experiment.flags.chosen_runs", interrupted)
+    monkeypatch.setattr(evaluate, "chosen_runs", interrupted)
     assert called(evaluate.main, "a") == 130
     assert capfd.readouterr().err.startswith("stopped")
 
