@@ -27,7 +27,7 @@ from data.files import StandIn
 from evaluation import estimators, features, score
 from experiment.config import UserError
 from experiment.record import versions
-from plotting import comparisons, run_figures
+from plotting import comparisons, latents
 from plotting.view import View
 from runtime import atomic, backend, memory
 from runtime.backend import BACKENDS
@@ -529,7 +529,7 @@ def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_p
     assert called(plot.main, path) == 0
     view = View(experiment.load(path), "pca")
     assert view.rows == () and view.examples.ravel().tolist() == list(range(100))
-    axes = run_figures.draw_embedding_z(view).axes[0]
+    axes = latents.draw_embedding_z(view).axes[0]
     assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) == 1
     assert axes.get_legend().get_texts()[0].get_text() == "test images"
 

@@ -39,20 +39,15 @@ WEIGHTS = 4_000_000  # that a page carries, at most: 16 MB before they are writt
 GRID = 32  # pictures along each axis of the plane, where they are computed beforehand
 
 
-def explorable(runs, args):
-    """Those of these runs that can be explored: all of them or, of a grid search, those that can, with a warning.
+def explorable(runs, skip=False):
+    """Those of these runs that can be explored; others are left out of a grid search with a warning.
 
-    Raises UserError where one that was named cannot be, or where the flags do not go together.
+    Raises UserError where a run that was named cannot be explored, or no run of the grid search can.
     """
-    if args.projection != "pca":
-        raise UserError(f"--projection {args.projection} has no way back to latents; leave it away with --explore")
-    for name in ("estimates", "figures", "report", "export"):
-        if getattr(args, name):
-            raise UserError(f"--{name} does not go with --explore, which writes a page of its own")
     reasons = {run.path: refused(run) for run in runs}
     possible = [run for run in runs if not reasons[run.path]]
     for path, reason in reasons.items():
-        if reason and not (args.gs_key and possible):
+        if reason and not (skip and possible):
             raise UserError(f"{path} cannot be explored: {reason}")
         if reason:
             print(f"warning: left out: {path} cannot be explored: {reason}", file=sys.stderr)

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import first_on_both
+from made import noise, numpy, stub
 from PIL import Image
-from test_figures import noise, numpy, stub
 
 import experiment
 import plot
@@ -331,9 +331,9 @@ def test_one_run_is_explored_in_one_file_and_several_share_another(runs, capsys)
 def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     refusals = {
-        ("--projection", "tsne"): "no way back",
-        ("--estimates",): "--estimates does not go with --explore",
-        ("--report",): "--report does not go with --explore",
+        ("--projection", "tsne"): "those of --projection tsne cannot be",
+        ("--estimates",): "--explore does not go with --estimates",
+        ("--report",): "--explore does not go with --report",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
     for words, reason in refusals.items():
@@ -363,15 +363,12 @@ def test_of_a_grid_search_the_others_are_explored(capsys):
         return SimpleNamespace(path=Path(name), config=experiment.Config(**settings), image_shape=(8, 8, 1))
 
     both = [run("deep", model="ladder"), run("flat")]
-    others = dict.fromkeys(("estimates", "figures", "report", "export"))
-    args = SimpleNamespace(projection="pca", gs_key="key", **others)
-    assert [one.path.name for one in page.explorable(both, args)] == ["flat"]
+    assert [one.path.name for one in page.explorable(both, skip=True)] == ["flat"]
     assert capsys.readouterr().err.startswith("warning: left out: deep cannot be explored")
     with pytest.raises(UserError, match="deep cannot"):
-        page.explorable(both[:1], args)
-    args.gs_key = None
+        page.explorable(both[:1], skip=True)
     with pytest.raises(UserError, match="deep cannot"):
-        page.explorable(both, args)
+        page.explorable(both)
 
 
 # ---------------------------------------------------------------------------------------------- in Chromium
