@@ -48,8 +48,8 @@ RULES = [
     *[needs(name, "cluster") for name in ("cpus_per_run", "gpus_per_run")],
     needs("trials", "search"),
     *[needs(name, "distribute", "processes") for name in processes.VARIABLES],
-    *[Rule(name, lambda args: distribution(args) != "none", "does not go with --distribute: a grid without it trains "
-           "its runs one by one, each on all devices") for name in SEVERAL],
+    *[Rule(name, lambda args: distribution(args) != "none", "does not go with --distribute, which trains one run at "
+           "a time on all devices") for name in SEVERAL],
     *[Rule(name, lambda args: not is_given(args, "gs_key"), "is for a grid, which needs a name: add --gs_key NAME")
       for name in SEVERAL],
     *excludes("overwrite", "cluster", reason="as a run that loses its node would begin again instead of resuming"),

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from conftest import QUICK, called, files_below, flags, read
+from conftest import SETTINGS, called, files_below, flags, read
 
 import data
 import vampvae
@@ -40,14 +40,14 @@ def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected)
     assert not imported & {"keras", "tensorflow", "jax", "matplotlib", "sklearn", "urllib3", "requests"}
 
 
-def test_one_command_trains_evaluates_and_plots(tmp_path, capfd):
-    assert called(vampvae.main, "train", *flags(runs_dir=tmp_path, **QUICK)) == 0
-    (path,) = tmp_path.iterdir()
-    assert called(vampvae.main, "eval", path, "--num_samples", 3, "--max_images", 5) == 0
-    assert called(vampvae.main, "plot", path) == 0
+def test_one_command_trains_evaluates_and_plots(run, capfd):
+    assert called(vampvae.main, "train", *flags(runs_dir=run.parent, **SETTINGS)) == 0
+    assert "is finished already" in capfd.readouterr().out
+    assert called(vampvae.main, "eval", run, "--num_samples", 3, "--max_images", 5) == 0
+    assert called(vampvae.main, "plot", run) == 0
     assert "Traceback" not in capfd.readouterr().err
-    assert read(path / "metrics.json")["num_samples"] == 3
-    assert {"digits_input.png", f"{path.name}_samples.png"} <= set(files_below(path / "figures"))
+    assert read(run / "metrics.json")["num_samples"] == 3
+    assert {"digits_input.png", f"{run.name}_samples.png"} <= set(files_below(run / "figures"))
 
 
 def test_what_data_there_is_is_said_without_keras(script):

@@ -234,7 +234,7 @@ assert np.array_equal(first, alone) and not np.isclose(first, second).any()
     ("words", "expected"),
     [
         (["--distribute", "processes", "--backend", "tensorflow"], "needs --backend jax"),
-        (["--distribute", "devices", "--jobs", "2", "--gs_key", "key"], "--jobs 2 does not go with --distribute: "),
+        (["--distribute", "devices", "--jobs", "2", "--gs_key", "key"], "--jobs 2 does not go with --distribute"),
         (["--num_processes", "2"], "--num_processes 2 goes with --distribute processes"),
     ],
 )
