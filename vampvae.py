@@ -18,15 +18,15 @@ def add_data_arguments(parser):
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     )
-    text = "folder to look in first and to download to (default: a per-user cache)"
+    text = "look here first, and download to here (default: a per-user cache)"
     parser.add_argument("--data_dir", type=path, help=text)
-    parser.add_argument("--list", action="store_true", help="list the data sets, and where their files are found")
+    parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
 
 
 def run_data(args):
     """Lists data sets, or fetches and verifies them without training; returns the exit code."""
     if args.list == bool(args.names):
-        raise UserError("name the data sets to fetch, or list them with --list")
+        raise UserError("name the data sets to fetch, or see what there is with --list")
     for name in args.names:
         for file in data.fetch(name, args.data_dir):
             print(f"{name}: {file.path}, {file.bytes:,} bytes: {file.verdict}")
