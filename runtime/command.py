@@ -111,3 +111,16 @@ def stoppable():
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
+
+
+def end_with_parent():
+    """From now on, sends this process SIGTERM when its standard input closes, as when the process that started it dies.
+
+    For a process whose standard input is a pipe to which nothing is written.
+    """
+
+    def watch():
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

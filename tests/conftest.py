@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
 import os
+import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -16,8 +19,7 @@ import trustme
 
 import models
 from experiment import Config, tracking
-from experiment.record import FORMAT
-from runtime import atomic, backend
+from runtime import backend
 
 ROOT = Path(__file__).parent.parent
 ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long and vary what others test"}  # by -m
@@ -176,25 +178,6 @@ def validated(run):
     return run.model.evaluate(run.images("val"), batch_size=validation_batch(run.config), verbose=0, return_dict=True)
 
 
-def without_training(values, state="finished"):
-    """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
-
-    def fit(config, args, run=None):
-        value = values[config.lr]
-        if isinstance(value, BaseException):
-            raise value
-        config.path.mkdir(parents=True)
-        record = {"format": FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
-        record |= {"versions": {}, "data_sha256": {}}
-        atomic.write_json(config.path / "config.json", record)
-        atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
-        status = {"state": state, "best_val_elbo": value, "best_epoch": 4, "note": config.note}
-        atomic.write_json(config.path / "status.json", status)
-        return config.path
-
-    return fit
-
-
 def other(name):
     """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
@@ -282,3 +265,51 @@ def site(authority, tmp_path, monkeypatch):
     yield site
     site.server.shutdown()
     site.server.server_close()
+
+
+SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
+ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.zip" for epoch in (1, 2)]
+FILES = [".lock", "best.weights.h5", "config.json", "history.csv", *STATES, "status.json"]
+QUICK = {"epochs": 1, "batch_size": 399}  # three steps
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The finished process of one `python train.py`, and the folder of its run, which no test changes."""
+    runs_dir = tmp_path_factory.mktemp("trained") / "runs"
+    command = [sys.executable, "train.py", *flags(runs_dir=runs_dir, **SETTINGS)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done, runs_dir / ID
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run, where its training would put it with --runs_dir tmp_path/runs."""
+    return shutil.copytree(trained[1], tmp_path / "runs" / ID)
+
+
+def called(main, *words):
+    """The exit code of a script's main, whether it returns or exits with it."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def refused(capfd, main, words, expected, nothing_in=None):
+    """Checks for exit code 2, exactly one line on stderr, which has `expected`, nothing on stdout, and no file."""
+    assert called(main, *words) == 2
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+    assert expected in printed.err and re.match(r"(error|\w+\.py( \w+)?): ", printed.err), printed.err
+    assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())

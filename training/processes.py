@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from runtime.command import end_with_parent
 from runtime.errors import UserError
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -68,12 +68,7 @@ def serve(train):
 
     Where the guard has gone, the training ends as with SIGTERM.
     """
-
-    def watch():
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
     try:
         code = train()
     except BaseException:

@@ -234,8 +234,8 @@ assert np.array_equal(first, alone) and not np.isclose(first, second).any()
     ("words", "expected"),
     [
         (["--distribute", "processes", "--backend", "tensorflow"], "needs --backend jax"),
-        (["--distribute", "devices", "--jobs", "2", "--gs_key", "key"], "--distribute devices does not go with --jobs"),
-        (["--num_processes", "2"], "--num_processes goes with --distribute processes"),
+        (["--distribute", "devices", "--jobs", "2", "--gs_key", "key"], "--jobs 2 does not go with --distribute"),
+        (["--num_processes", "2"], "--num_processes 2 goes with --distribute processes"),
     ],
 )
 def test_what_does_not_go_with_distribute_is_refused(words, expected):
