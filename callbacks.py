@@ -409,23 +409,21 @@ class Tracked(keras.callbacks.Callback):
         self.painter, self.draws = None, spread.draws and not self.config.is_autoregressive
 
     def __enter__(self):
-        """Tells what the history has so far; trackers that know an epoch already leave it out."""
-        kinds, rows = tracking.SINKS[self.config.track], self.writer.rows
-        self.trackers = tracking.Trackers(kinds, self.writer.path, self.config, len(rows))
-        for row in rows:
-            self.trackers.numbers(tracking.curves(row), row["epoch"])
+        """Starts the trackers with the history so far."""
+        kinds = tracking.TRACKERS[self.config.track]
+        self.trackers = tracking.Trackers(kinds, self.writer.path, self.config, self.writer.rows)
         return self
 
     def on_epoch_end(self, epoch, logs=None):
-        """Tells of the epoch, whose row the writer has added before."""
-        if not self.trackers.sinks:
+        """Tells the epoch's numbers, which the writer has added to the history before."""
+        if not self.trackers.active:
             return
-        values = tracking.curves(self.writer.rows[-1])
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self.trackers.numbers(values | {"learning_rate": rate}, epoch + 1)
+        values = tracking.curves(self.writer.rows[-1]) | {"learning_rate": rate}
+        self.trackers.tell("numbers", values, epoch + 1)
         if self._is_drawn(epoch + 1):
             with tracking.leaving_out("pictures", self._draw_no_more):
-                self.trackers.pictures(self._pictures(), epoch + 1)
+                self.trackers.tell("pictures", self._pictures(), epoch + 1)
 
     def _is_drawn(self, epoch):
         often = max(1, round(self.config.epochs / 10))
@@ -440,14 +438,14 @@ class Tracked(keras.callbacks.Callback):
             return self.painter.paint(self.validation[:COPIES], self.spread)
 
     def __exit__(self, kind, error, _):
-        """Tells how it ended."""
+        """Tells how the training ended."""
         if kind is None:
             best = self.writer.best_row
             found = {"best/epoch": best["epoch"], f"best/{self.config.judged}": best[self.config.judged]}
-            self.trackers.numbers(found, len(self.writer.rows))
-            self.trackers.files([self.writer.path / name for name in tracking.FILES])
+            self.trackers.tell("numbers", found, len(self.writer.rows))
+            self.trackers.tell("files", [self.writer.path / name for name in tracking.FILES])
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.trackers.close("finished" if kind is None else "stopped" if stopped else "failed")
+        self.trackers.tell("close", "finished" if kind is None else "stopped" if stopped else "failed")
 
 
 def smaller(config, with_batch=True):

@@ -225,8 +225,8 @@ class Config:
         10.0, "inside a long epoch, write what --resume needs so often; it is always written between epochs", above=0
     )
     track: str = setting(
-        "tensorboard", "event files in RUN/tensorboard, also beside what is logged to mlflow or wandb; or none",
-        choices=tuple(tracking.SINKS),
+        "tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; none: neither",
+        choices=tuple(tracking.TRACKERS),
     )  # fmt: skip
     jit: str = setting(
         "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
