@@ -2,13 +2,13 @@
 
 import sys
 
-import commandline
 import data
 import evaluate
-import features
 import plot
 import train
-from errors import UserError
+from evaluation import features
+from runtime.command import Parser, command, path
+from runtime.errors import UserError
 
 SCRIPTS = {"train": train, "eval": evaluate, "plot": plot, "features": features}
 
@@ -19,7 +19,7 @@ def add_data_arguments(parser):
         "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     )
     text = "look here first, and download to here (default: a per-user cache)"
-    parser.add_argument("--data_dir", type=commandline.path, help=text)
+    parser.add_argument("--data_dir", type=path, help=text)
     parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
 
 
@@ -51,7 +51,7 @@ def describe(source, data_dir):
 
 def main(argv=None):
     """The command line of vampvae.py; returns the exit code."""
-    parser = commandline.Parser(prog="vampvae.py", description=__doc__)
+    parser = Parser(prog="vampvae.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
         aliases = ["evaluate"] if name == "eval" else []
@@ -62,7 +62,7 @@ def main(argv=None):
     add_data_arguments(one)
     one.set_defaults(run=run_data)
     args = parser.parse_args(argv)
-    return commandline.command(args.run, args)
+    return command(args.run, args)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,15 @@ from statistics import mean, median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 from benchmarks import paper_table, readme
 from benchmarks.paper_table import RESULTS
 from benchmarks.train_step import in_turn
+from experiment import presets
+from experiment.presets import preset_names
+from runtime import atomic, backend
+from runtime.backend import settle, start
 
-ROWS = [name.removeprefix("bounds_") for name in commandline.preset_names() if name.startswith("bounds_")]
+ROWS = [name.removeprefix("bounds_") for name in preset_names() if name.startswith("bounds_")]
 COST = RESULTS / "bounds_cost.json"
 HEADER = (
     *("trained by", "log p(x)", "ELBO", "active units", "s a step", "of elbo's", "memory, MiB", "training, min"),
@@ -37,7 +38,7 @@ HEADER = (
 
 def line(row, costs):
     """A line of the table."""
-    preset, results = commandline.preset(f"bounds_{row}"), paper_table.results_of(f"bounds_{row}")
+    preset, results = presets.preset(f"bounds_{row}"), paper_table.results_of(f"bounds_{row}")
     cells = ["not run here", *[""] * 2]
     trained = ["", ""]
     if results:
@@ -62,11 +63,11 @@ def work(row, backend):
     """A worker as of train_step.py, for the preset of a row."""
     import resource
 
-    engine.settle(backend)
-    engine.start("cpu")
-    import training
+    settle(backend)
+    start("cpu")
+    from training import fit
 
-    prepared = training.prepare(paper_table.config_of(f"bounds_{row}", 0, "."))
+    prepared = fit.prepare(paper_table.config_of(f"bounds_{row}", 0, "."))
     grey = prepared.batches[0][0]
     prepared.model.train_on_batch(grey)
     print(json.dumps("ready"), flush=True)
@@ -95,8 +96,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "bounds"))
-    parser.add_argument("--backend", choices=engine.BACKENDS)
-    parser.add_argument("--score_backend", choices=engine.BACKENDS, help="if it is to be another one")
+    parser.add_argument("--backend", choices=backend.BACKENDS)
+    parser.add_argument("--score_backend", choices=backend.BACKENDS, help="if it is to be another one")
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     parser.add_argument("--cost", action="store_true", help="time a step of every row")
     parser.add_argument("--rounds", type=int, default=7, help="of timing (default: 7)")

@@ -20,14 +20,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
 import data
-import engine
-import evaluate
 import experiment
 from benchmarks import paper_table, readme
 from benchmarks.paper_table import RESULTS, call, with_backend
+from evaluation.score import GENERATED
+from experiment.presets import preset
+from runtime import atomic, backend
 
 ROWS = (
     *("mnist_hvae_vamp_wide_small", "mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small"),
@@ -71,7 +70,7 @@ def produce(name, args):
         found[score] = scored(run, score_file(run, samples, images), samples, images, args)
     if args.features:
         network = hashlib.sha256(args.features.read_bytes()).hexdigest()[:8]
-        path = score_file(run, 2, FEW, f"_F{network}_G{evaluate.GENERATED}")
+        path = score_file(run, 2, FEW, f"_F{network}_G{GENERATED}")
         found["distances"] = scored(run, path, 2, FEW, args, "--features", args.features)["distances"]
     about = paper_table.about(run, name, args.hardware)
     atomic.write_json(result_file(name), about | {"weights": weights_of(run)} | found)
@@ -100,7 +99,7 @@ def weights_of(run):
 
 def baselines():
     """Of each data set of a row with a result, `baseline`; what is known already is not computed again."""
-    names = dict.fromkeys(commandline.preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
+    names = dict.fromkeys(preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
     known = json.loads(BASELINES.read_text()) if BASELINES.exists() else {}
     return {name: known.get(name) or baseline(name) for name in names}
 
@@ -162,12 +161,12 @@ def main():
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "deep"))
     parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network by features.py")
-    parser.add_argument("--backend", choices=engine.BACKENDS)
+    parser.add_argument("--backend", choices=backend.BACKENDS)
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
-    engine.settle(args.backend, "cpu")
+    backend.settle(args.backend, "cpu")
     for name in args.rows:
         produce(name, args)
     atomic.write_json(BASELINES, baselines())

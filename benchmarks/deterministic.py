@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 import experiment
+from experiment.record import versions
+from runtime import atomic, text
+from runtime.backend import BACKENDS
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SETTINGS = {
@@ -65,15 +65,15 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="trainings each way")
-    parser.add_argument("--backends", nargs="+", choices=engine.BACKENDS, default=engine.BACKENDS)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     args = parser.parse_args()
     with tqdm(total=2 * args.rounds * len(args.backends), disable=not sys.stderr.isatty()) as bar:
         table = [compare(backend, args.rounds, bar) for backend in args.backends]
-    print(commandline.table(table))
+    print(text.table(table))
     if args.json:
         settings = SETTINGS | {"rounds": args.rounds}
-        atomic.write_json(args.json, {"settings": settings, "versions": experiment.versions(), "rows": table})
+        atomic.write_json(args.json, {"settings": settings, "versions": versions(), "rows": table})
 
 
 if __name__ == "__main__":

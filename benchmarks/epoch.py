@@ -26,10 +26,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import experiment
 from benchmarks.train_step import bare_steps
+from experiment.record import git_commit, versions
+from runtime import atomic
+from runtime.command import STOPPED
+from runtime.text import table
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "epoch.json"
@@ -108,16 +109,16 @@ def clocked(rounds):
 
 def worker(row, backend, rounds):
     """Trains a row and prints its steps, and seconds of each epoch but the first, as JSON."""
-    import engine
+    from runtime.backend import settle, start
 
-    engine.settle(backend)
-    engine.start()
+    settle(backend)
+    start()
     import train
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), clocked(rounds) as clocks:
         words = [word for name, value in ROWS[row].items() for word in (f"--{name}", str(value))]
         code = train.main([*words, "--runs_dir", folder])
-    if code != commandline.STOPPED:  # which the clock does
+    if code != STOPPED:  # which the clock does
         sys.exit(code or 1)
     print(json.dumps({"steps": len(clocks[0].images), "epochs": clocks[0].epochs[1:]}))
 
@@ -174,11 +175,11 @@ def main():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if args.worker:
         return worker(rows[0], args.backend[0], args.rounds)
-    about = {"hardware": args.hardware, "versions": experiment.versions()}
+    about = {"hardware": args.hardware, "versions": versions()}
     for row, backend in [(row, backend) for row in rows for backend in args.backend]:
         found = summary(row, backend, measured(row, backend, args.rounds))
-        keep(found | {"commit": experiment.git_commit()}, about)
-    print(commandline.table([{name: one[name] for name in one if name != "commit"} for one in kept()]))
+        keep(found | {"commit": git_commit()}, about)
+    print(table([{name: one[name] for name in one if name != "commit"} for one in kept()]))
     return 0
 
 

@@ -37,17 +37,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 import experiment
 from data.archives import read_member, unpickle
 from data.files import DataError
 from data.idx import parse_idx
-from errors import UserError
+from experiment import record
+from experiment import weights as weights_module
+from experiment.record import ADDED, FORMAT
+from runtime import atomic, backend, text
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-INSTRUMENTED = ["atomic", "checkpoint", "data", "experiment", "weights", "tarfile", "zipfile"]
+INSTRUMENTED = ["runtime", "training", "data", "experiment", "tarfile", "zipfile"]
 LIMITS = ["-timeout=20", "-rss_limit_mb=4096"]  # seconds for an input and MiB of the process, which end it
 SLOW, LARGE = 2.0, 256  # seconds of processor time and MiB that no input needs, as files are small here
 COSTLY = {"weights": 40, "state": 4, "progress": 4}  # targets that get 1 input in so many
@@ -132,7 +133,7 @@ sys.addaudithook(_audit)
 def tiny_run(folder):
     """Writes what can be read of a run without Keras and returns its Config."""
     config = experiment.Config(**SETTINGS)
-    record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config)}
+    record = {"format": FORMAT, "config": dataclasses.asdict(config)}
     record |= {"backend": "tensorflow", "versions": {"numpy": "2.4.6"}, "data_sha256": {"file": "0123"}}
     atomic.write_json(folder / "config.json", record)
     atomic.write_json(folder / "status.json", {"state": "finished", "epochs_done": 2, "best_epoch": 2})
@@ -151,8 +152,8 @@ def config(folder):
     tiny_run(folder)
     new = json.loads((folder / "config.json").read_bytes())
     olds, settings = [], new["config"]
-    for number in range(experiment.FORMAT, 1, -1):
-        settings = {name: value for name, value in settings.items() if name not in experiment.ADDED[number]}
+    for number in range(FORMAT, 1, -1):
+        settings = {name: value for name, value in settings.items() if name not in ADDED[number]}
         olds.append(new | {"format": number - 1, "config": settings})
     far = new | {"config": new["config"] | {"data_dir": "x" * 300}}  # a name that no file system takes
     *valid, far = (json.dumps(record).encode() for record in (new, *olds, far))
@@ -195,12 +196,12 @@ def weights(folder):
 
     A process looks at the file first, as the HDF5 library may crash.
     """
-    engine.settle(device="cpu")
-    engine.start()
+    backend.settle(device="cpu")
+    backend.start()
     import h5py
 
-    import callbacks
     import models
+    from training.writer import weights_file
 
     model = models.build(tiny_run(folder), SHAPE)
     shapes = [tuple(weight.shape) for weight in model.weights]
@@ -208,11 +209,11 @@ def weights(folder):
     def read():
         run = experiment.load(folder)
         built = mock.patch.multiple(models, build=lambda *_: model, weight_shapes=lambda *_: shapes)
-        with built, mock.patch.object(experiment.weights, "SECONDS", 5):
+        with built, mock.patch.object(weights_module, "SECONDS", 5):
             assert run.model is model
 
     model.optimizer = None
-    content = callbacks.weights_file(model)
+    content = weights_file(model)
     heap = content.index(b"HEAP")
     free, start = (int.from_bytes(content[heap + at :][:8], "little") for at in (16, 24))
     endless = content[: start + free] + free.to_bytes(8, "little") + content[start + free + 8 :]  # a list that loops
@@ -233,12 +234,11 @@ def weights(folder):
 
 def state(folder):
     """A file of last/: every value has the type and shape of the model's variable."""
-    engine.settle(device="cpu")
-    engine.start()
-    import checkpoint
-    import training
+    backend.settle(device="cpu")
+    backend.start()
+    from training import checkpoint, fit
 
-    model = training.prepare(experiment.Config(**SETTINGS)).model
+    model = fit.prepare(experiment.Config(**SETTINGS)).model
     for past in (rows(0), rows(2)):
         checkpoint.save(folder / "last", checkpoint.of(model, len(past), 3, 0.5, past, b"weights"))
     valid = [path.read_bytes() for path in checkpoint.newest(folder / "last")]
@@ -460,9 +460,9 @@ def main():
     beside = args.json.parent if args.json else Path()
     names = args.targets or list(TARGETS)
     table = [fuzz(name, args.inputs // COSTLY.get(name, 1), args.seed, beside) for name in names]
-    print(commandline.table(table))
+    print(text.table(table))
     if args.json:
-        versions = experiment.versions() | {name: version(name) for name in ("atheris", "h5py")}
+        versions = record.versions() | {name: version(name) for name in ("atheris", "h5py")}
         versions["hdf5"] = __import__("h5py").version.hdf5_version
         settings = {"inputs": args.inputs, "seed": args.seed}
         atomic.write_json(args.json, {"settings": settings, "versions": versions, "rows": table})

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
+from runtime import atomic
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -263,14 +263,14 @@ def main(words=None):
     folder = (args.results or ROOT / ("runs/gpu_tiny" if args.tiny else "benchmarks/results/gpu")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     install(missing())
-    import commandline  # which needs some of these
+    from runtime.command import STOPPED, stoppable  # which needs some of these
 
     try:
-        with commandline.stoppable():  # so that SIGTERM, too, ends what a stage has started
+        with stoppable():  # so that SIGTERM, too, ends what a stage has started
             failed = work(stages(TINY if args.tiny else FULL, folder), folder)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return commandline.STOPPED
+        return STOPPED
     print(f"\n{table(done(folder))}")
     return 1 if failed else 0
 

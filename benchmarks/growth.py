@@ -20,11 +20,11 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import experiment
-import figures
 from benchmarks import train_step
+from experiment.record import git_commit, versions
+from plotting import style
+from runtime import atomic
+from runtime.text import table
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "growth.json"
@@ -44,7 +44,7 @@ NAMES = {
 }
 MEASURES = {"cpu": "CPU seconds a step", "mib": "peak memory, MiB", "seconds": "seconds a step"}
 DRAWN = ("seconds", "mib")
-COLOURS = dict(zip(("tensorflow", "jax"), figures.PALETTE, strict=False))
+COLOURS = dict(zip(("tensorflow", "jax"), style.PALETTE, strict=False))
 
 
 def points(backends):
@@ -74,7 +74,7 @@ def measure(args):
     """Measures the points that are missing, and writes each when it is there."""
     found = kept()
     known = [(point["backend"], point["settings"]) for point in found]
-    about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
+    about = {"hardware": args.hardware, "versions": versions(), "commit": git_commit()}
     about |= {"rounds": args.rounds, "steps": args.steps, "usual": USUAL}
     for backend, settings in points(args.backend):
         if (backend, settings) in known:
@@ -106,10 +106,10 @@ def exponents(found):
     return rows
 
 
-@figures.style()
+@style.style()
 def drawn(found):
     """The figure: time above, memory below, a column for each setting, both axes logarithmic, exponents at the ends."""
-    figure = figures.new_figure(10, 4.6, layout="constrained")
+    figure = style.new_figure(10, 4.6, layout="constrained")
     axes = figure.subplots(len(DRAWN), len(VALUES), sharex="col", sharey="row", squeeze=False)
     for row, measure in zip(axes, DRAWN, strict=True):
         row[0].set_ylabel(MEASURES[measure])
@@ -157,8 +157,8 @@ def main():
     if not args.draw:
         measure(args)
     found = kept()
-    print(commandline.table(exponents(found)))
-    atomic.write(FIGURE, figures.rendered(drawn(found)))
+    print(table(exponents(found)))
+    atomic.write(FIGURE, style.rendered(drawn(found)))
     return 0
 
 

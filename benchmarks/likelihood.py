@@ -26,11 +26,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 import experiment
 from benchmarks.train_step import matmul_peak, multiply_adds
+from experiment.flags import add_backend
+from experiment.record import git_commit, versions
+from runtime import atomic, backend
+from runtime.command import command
+from runtime.text import cell
 
 CHUNK = 100
 CLIPPED = 1e-5
@@ -81,7 +83,8 @@ def commonly_written(top, law):
     """The same densities as they are commonly computed, of a Mixture and a Bernoulli; others as they are."""
     from keras import ops
 
-    from models.distributions import IMAGE_AXES, Bernoulli, Mixture, Normal
+    from models.distributions import Mixture, Normal
+    from models.pixels import IMAGE_AXES, Bernoulli
 
     class AllDifferences(Mixture):
         """With a temporary (..., K, D)."""
@@ -141,7 +144,7 @@ def way(seconds, log_px, reference):
 
 def as_good(model, images, reference, wanted):
     """The fewest of SAMPLES with which the fitted proposal has errors no larger than those of `wanted`, a Way."""
-    from models.likelihood import importance_sampling
+    from evaluation.importance import importance_sampling
 
     for samples in SAMPLES:
         found = way([0.0], importance_sampling(model, images, samples).log_px, reference)
@@ -152,8 +155,8 @@ def as_good(model, images, reference, wanted):
 
 def reference_of(run, images):
     """log p(x) to compare with: by quadrature where there are two latents at most, else by many fitted samples."""
-    from models.likelihood import importance_sampling
-    from models.quadrature import quadrature
+    from evaluation.importance import importance_sampling
+    from evaluation.quadrature import quadrature
 
     if run.config.latent_dim <= 2:
         return quadrature(run.model, images).log_px
@@ -162,7 +165,7 @@ def reference_of(run, images):
 
 def compare(run, args):
     """A row: seconds and errors of the naive way, of ours at equal S, and of ours at equal error."""
-    from models.likelihood import importance_sampling
+    from evaluation.importance import importance_sampling
 
     images, model, samples = run.images("test")[: args.images], run.model, args.num_samples
     importance_sampling(model, images, max(2, samples // 10), proposal="posterior")
@@ -208,7 +211,7 @@ def ways_of(model, images, samples, enough):
     """Functions by name: a chunk of each image by either naive way, `samples` of q(z|x), so few of them that what
     is done once takes the time, `enough` of what is fitted.
     """
-    from models.likelihood import importance_sampling
+    from evaluation.importance import importance_sampling
 
     naive, lean = naive_way(model, commonly_written), naive_way(model, ours)
     for chunk in (naive, lean):
@@ -246,7 +249,7 @@ def shared_pools(run, images, reference):
 
 def whole_split(run, peak):
     """Seconds, floor and memory of quadrature of the whole test split, for two latents at most; else nothing."""
-    from models.quadrature import quadrature
+    from evaluation.quadrature import quadrature
 
     if run.config.latent_dim > 2:
         return {}
@@ -268,20 +271,20 @@ def main():
     parser.add_argument("--data_dir")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     parser.add_argument("--hardware", default="not stated", help="what it runs on, in words, stored with the rows")
-    commandline.add_backend(parser)
-    return commandline.command(run, parser.parse_args())
+    add_backend(parser)
+    return command(run, parser.parse_args())
 
 
 def run(args):
     """Measures the runs that the flags name, and prints a row for each; returns the exit code."""
-    engine.settle(args.backend)
-    engine.start()
+    backend.settle(args.backend)
+    backend.start()
     rows = []
     for path in args.runs:
         rows.append(compare(experiment.load(path, args.data_dir), args))
-        print("\n".join(f"{name}: {commandline.cell(value)}" for name, value in rows[-1].items()), flush=True)
+        print("\n".join(f"{name}: {cell(value)}" for name, value in rows[-1].items()), flush=True)
     if args.json:
-        about = {"hardware": args.hardware, "versions": experiment.versions(), "commit": experiment.git_commit()}
+        about = {"hardware": args.hardware, "versions": versions(), "commit": git_commit()}
         atomic.write_json(args.json, about | {"rows": rows})
     return 0
 

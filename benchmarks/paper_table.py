@@ -16,17 +16,15 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 import experiment
 from benchmarks import readme
+from experiment import presets
+from experiment.presets import preset, preset_names
+from runtime import atomic, backend
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DENSE = [
-    name for name in commandline.preset_names() if commandline.preset(name).settings.get("network", "conv") != "conv"
-]
+DENSE = [name for name in preset_names() if preset(name).settings.get("network", "conv") != "conv"]
 ROWS = [name for name in DENSE if not name.startswith("bounds_")]  # those have a table of their own
 SCORES = {  # what is scored, how its file is named, and the words that ask for it
     "metrics": ("is_S5000", ("--proposal", "posterior", "--num_samples", "5000")),  # as in the paper
@@ -45,7 +43,7 @@ def result_file(name, seed):
 
 def config_of(name, seed, runs_dir):
     """The Config of a row and a seed."""
-    return experiment.Config(**(commandline.preset(name).settings | {"seed": seed, "runs_dir": str(runs_dir)}))
+    return experiment.Config(**(preset(name).settings | {"seed": seed, "runs_dir": str(runs_dir)}))
 
 
 def produce(name, seed, args, scores=tuple(SCORES)):
@@ -117,7 +115,7 @@ def results_of(name):
 
 def line(name):
     """A line of the table."""
-    preset, results = commandline.preset(name), results_of(name)
+    preset, results = presets.preset(name), results_of(name)
     config = experiment.Config(**preset.settings)
     what = [config.data_set, f"{config.model}, {config.network}", config.prior]
     what.append(config.num_pseudo_inputs if config.has_components else "")
@@ -189,8 +187,8 @@ def main():
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "paper"))
-    parser.add_argument("--backend", choices=engine.BACKENDS)
-    parser.add_argument("--score_backend", choices=engine.BACKENDS, help="if it is to be another one")
+    parser.add_argument("--backend", choices=backend.BACKENDS)
+    parser.add_argument("--score_backend", choices=backend.BACKENDS, help="if it is to be another one")
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     args = parser.parse_args()
     if unknown := set(args.rows) - set(ROWS):

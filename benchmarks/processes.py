@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import experiment  # noqa: E402
+from experiment.record import git_commit, versions  # noqa: E402
 
 COMMON = {"data_set": "mnist", "prior": "vamp", "latent_dim": 40, "batch_size": 250, "lr": 1e-3, "track": "none"}
 MODELS = {
@@ -67,7 +68,7 @@ def main():
         for (name, count), found in rates.items():
             found.extend(trained(MODELS[name], count, args.epochs))
     result = {"hardware": args.hardware, "rounds": args.rounds, "epochs": args.epochs, "settings": MODELS}
-    result |= {"versions": experiment.versions(), "commit": experiment.git_commit(), "images_a_second": {}}
+    result |= {"versions": versions(), "commit": git_commit(), "images_a_second": {}}
     for (name, count), found in rates.items():
         numbers = {"median": statistics.median(found), "lowest": min(found), "highest": max(found)}
         result["images_a_second"][f"{name}, {count}"] = {key: round(value, 1) for key, value in numbers.items()}

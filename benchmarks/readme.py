@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
+from runtime import atomic
 
 README = Path(__file__).parent.parent / "README.md"
 

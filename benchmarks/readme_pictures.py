@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
 import evaluate
 import experiment
 import plot
 import train
 from benchmarks import readme
-from errors import UserError
 from experiment import Config
-from groups import Group
+from experiment.flags import words_of
+from plotting.comparisons import Group
+from runtime import atomic
+from runtime.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
 IMG = readme.README.parent / "img"
@@ -47,7 +47,7 @@ def produce(args):
     configs, place = configs_of(args), ["--device", args.device, *(["--backend", args.backend] if args.backend else [])]
     for number, config in enumerate(configs, 1):
         print(f"[{number}/{len(configs)}] {config.path}", flush=True)
-        code = train.main([*commandline.words(config), *place]) or scored(config, place)
+        code = train.main([*words_of(config), *place]) or scored(config, place)
         if code:
             return code  # the same command goes on
     for data_set in DATA_SETS:

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import atomic
-import commandline
-import engine
 import experiment
+from experiment.record import git_commit, versions
+from runtime import atomic, backend
+from runtime.command import STOPPED
+from runtime.text import table
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
@@ -98,7 +99,7 @@ def soak(runs_dir, words, paths, kills, rng):
                             found.append({path: rows_of(path) for path in paths if path.is_dir()})
                             break
                     time.sleep(0.02)
-                if process.returncode not in (0, -signal.SIGKILL, commandline.STOPPED):
+                if process.returncode not in (0, -signal.SIGKILL, STOPPED):
                     errors.seek(0)
                     raise SystemExit(f"train.py ended with {process.returncode}: {errors.read()[-2000:]}")
             readings.append(readings_here)
@@ -151,9 +152,9 @@ def main():
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         row = soaked(args, Path(folder))
-    print(commandline.table([row]))
+    print(table([row]))
     if args.json:
-        atomic.write_json(args.json, row | {"versions": experiment.versions(), "git_commit": experiment.git_commit()})
+        atomic.write_json(args.json, row | {"versions": versions(), "git_commit": git_commit()})
     grew = row["mib_a_run"] is not None and row["mib_a_run"] > ALLOWED_GROWTH
     return int(grew or any(row[name] for name in ("lost_epochs", "broken_histories", "different", "files_left")))
 
@@ -165,7 +166,7 @@ def arguments():
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--backend", choices=engine.BACKENDS, default="tensorflow")
+    parser.add_argument("--backend", choices=backend.BACKENDS, default="tensorflow")
     parser.add_argument("--json", type=Path, help="write the counts to this file too")
     return parser.parse_args()
 

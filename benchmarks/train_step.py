@@ -35,6 +35,7 @@ import psutil
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 USUAL = {  # of what is left out on the command line, by network
     "conv": {"model": ["vae", "hvae"], "latent_dim": 2, "batch_size": 256, "steps": 2},
@@ -46,17 +47,17 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GRO
 
 def keras_steps(args):
     """A function of n that trains n steps of the project's model on a fixed grey batch; the operations of a step."""
-    import engine
     import experiment
+    from runtime import backend
 
-    engine.settle(args.worker)
-    engine.start()
+    backend.settle(args.worker)
+    backend.start()
     import keras
     import numpy as np
 
     import models
-    import optimizers
-    from training import JIT
+    from training import optimizers
+    from training.fit import JIT
 
     k, batch, size = args.num_pseudo_inputs, args.batch_size, args.network_size
     sizes = {"network": args.network} | ({"network_size": size} if args.network == "conv" else {})
@@ -147,9 +148,9 @@ class Ours:
         import keras
         import numpy as np
 
-        import engine
+        from runtime import backend
 
-        n, repeats = (8192, 50) if engine.has_gpu() else (1024, 2)
+        n, repeats = (8192, 50) if backend.has_gpu() else (1024, 2)
         a = keras.ops.convert_to_tensor(np.random.default_rng(0).random((n, n), np.float32), "bfloat16")
         times = []
         for _ in range(4):  # the first of which begins cold
@@ -165,9 +166,9 @@ class Ours:
         """The most memory that was used at once on the GPU, in MiB; None on a CPU."""
         import keras
 
-        import engine
+        from runtime import backend
 
-        if not engine.has_gpu():
+        if not backend.has_gpu():
             return None
         if keras.backend.backend() == "jax":
             import jax
@@ -378,9 +379,9 @@ def main():
         with contextlib.suppress(BrokenPipeError):  # whoever asked has been stopped
             worker(args)
         return 0
-    import atomic
-    import commandline
-    import experiment
+    from experiment.record import versions
+    from runtime import atomic
+    from runtime.text import table
 
     sizes = f"network_size {args.network_size:g}, " if args.network == "conv" else ""
     about = f"{args.network}, {args.precision}, {sizes}batch {args.batch_size}, {args.latent_dim} latents"
@@ -390,10 +391,10 @@ def main():
         rows = [row for pair in pairs for row in compare_objectives(*pair, args)]
     else:
         rows = [compare(*pair, args) for pair in pairs]
-    print(commandline.table(rows))
+    print(table(rows))
     if args.json:
         settings = vars(args) | {"json": None}
-        atomic.write_json(args.json, {"settings": settings, "versions": experiment.versions(), "rows": rows})
+        atomic.write_json(args.json, {"settings": settings, "versions": versions(), "rows": rows})
     return 0
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
-import atomic
 from data.files import DataError, Found, places, read_first
+from runtime import atomic
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 16

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from runtime.errors import DataError
+
 GZIP_MAGIC = b"\x1f\x8b"
 MEND = "delete it to download it again, or put the right file there."
 MOST_BYTES = 100 << 20  # of a file whose size is not known; GitHub, where these are published, takes no larger ones
-
-
-class DataError(ValueError):
-    """A data set cannot be had as asked: what is wrong, what was expected and how to mend it."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-"""Networks: layers with weights and no rules of probability, but for the heads that return a distribution."""
+"""Networks: layers with weights, and heads that return distributions."""
 
 import itertools
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import keras
 from keras import Sequential, backend, layers, ops
 
 from .convolutions import Conv2D, Conv2DTranspose
-from .distributions import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Normal, Pixels
+from .distributions import Normal
 
 LOGVAR = (-6.0, 2.0)  # bounds of log-variances
-LOG_SCALE = (-4.5, 0.0)  # and of a logistic's log-scale, for pixels in [0, 1]
-MIXED_LOG_SCALE = (-8.0, 1.0)  # the same in a mixture, for pixels in [-1, 1]
-COMPONENTS = 10  # logistics in a mixture
 
 
 def soft_bound(raw, low, high):
@@ -27,52 +22,6 @@ def soft_bound(raw, low, high):
 def hard_clip(raw, low, high):
     """raw, clipped as in the code of Tomczak & Welling (2018); outside of the bounds the gradient is zero."""
     return ops.clip(raw, low, high)
-
-
-class Observation(NamedTuple):
-    """How p(x|z) is made of what a decoder computes: `of(maps, bound)` for maps (..., H, W, outputs(C)).
-
-    Those below are made from the sigma of Gaussian pixels, and take it if they need it.
-    """
-
-    outputs: Callable
-    of: Callable
-
-
-def bernoulli(sigma):
-    """The Observation whose only map is the logits."""
-    return Observation(lambda channels: channels, lambda maps, bound: Bernoulli(maps))
-
-
-def discretized_logistic(sigma):
-    """The Observation with a mean, squashed into [0, 1], and a bounded log-scale for each pixel and channel."""
-
-    def of(maps, bound):
-        mean, log_scale = ops.split(maps, 2, axis=-1)
-        return DiscretizedLogistic(ops.sigmoid(mean), bound(log_scale, *LOG_SCALE))
-
-    return Observation(lambda channels: 2 * channels, of)
-
-
-def mixture_of_logistics(sigma):
-    """The Observation with ten logistics for each pixel: logits, means, bounded log-scales, and coefficients.
-
-    Each logistic has 1 + 2 C + C (C - 1) / 2 = (C + 1) (C + 2) / 2 maps; its coefficients are squashed into [-1, 1].
-    """
-
-    def of(maps, bound):
-        each = maps.shape[-1] // COMPONENTS
-        channels = (math.isqrt(8 * each + 1) - 3) // 2
-        parts = ops.reshape(maps, (*ops.shape(maps)[:-1], each, COMPONENTS))
-        logits, location, log_scale, raw = ops.split(parts, [1, 1 + channels, 1 + 2 * channels], axis=-2)
-        return MixtureOfLogistics(logits[..., 0, :], location, bound(log_scale, *MIXED_LOG_SCALE), ops.tanh(raw))
-
-    return Observation(lambda channels: COMPONENTS * math.comb(channels + 2, 2), of)
-
-
-def pixels(sigma):
-    """The Observation with a mean, squashed into [0, 1], and the same sigma everywhere."""
-    return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
 
 
 def as_one_batch(layer, h, axes=1):

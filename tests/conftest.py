@@ -14,12 +14,10 @@ from threading import Thread
 import pytest
 import trustme
 
-import atomic
-import engine
-import experiment
 import models
-import tracking
-from experiment import Config
+from experiment import Config, tracking
+from experiment.record import FORMAT
+from runtime import atomic, backend
 
 ROOT = Path(__file__).parent.parent
 ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long and vary what others test"}  # by -m
@@ -52,7 +50,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 LEAST = "--xla_backend_optimization_level=0"  # of LLVM, which would take a quarter of the time; XLA's passes stay
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEAST}".strip()
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow's; as tests run side by side, a core each
-engine.settle(os.environ.get("KERAS_BACKEND"))
+backend.settle(os.environ.get("KERAS_BACKEND"))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore; tests are about it
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 
@@ -60,7 +58,7 @@ on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason=
 def pytest_configure(config):
     """Imports Keras as scripts do, before a test file does, but in the process that only hands tests to others."""
     if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
-        engine.start()
+        backend.start()
 
 
 def pytest_addoption(parser):
@@ -90,15 +88,15 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
     """TensorFlow would keep the graphs of all that a file compiles, for good."""
-    engine.seed(0)  # for fixtures of the file
-    with engine.forgetting_graphs():
+    backend.seed(0)  # for fixtures of the file
+    with backend.forgetting_graphs():
         yield
 
 
 @pytest.fixture(autouse=True)
 def same_first_weights():
     """What layers draw their first weights from, unless a test says otherwise: they are not left to chance."""
-    engine.seed(0)
+    backend.seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +169,7 @@ def flags(**settings):
 
 def validated(run):
     """What validation gives, with the noise that it has in training, for the weights that a run kept."""
-    from training import validation_batch
+    from training.batches import validation_batch
 
     run.model.compile()
     run.model.test_noise.state.assign(run.config.stream("validation noise").generate_state(2) % 2**31)
@@ -186,7 +184,7 @@ def without_training(values, state="finished"):
         if isinstance(value, BaseException):
             raise value
         config.path.mkdir(parents=True)
-        record = {"format": experiment.FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
+        record = {"format": FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
         record |= {"versions": {}, "data_sha256": {}}
         atomic.write_json(config.path / "config.json", record)
         atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order

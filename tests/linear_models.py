@@ -8,8 +8,9 @@ from keras import ops
 
 from experiment import Config
 from models.base import LatentModel
-from models.distributions import Chain, Normal, Pixels
+from models.distributions import Chain, Normal
 from models.objectives import Elbo
+from models.pixels import Pixels
 
 SHAPE, D, NOISE = (2, 3, 1), 2, 0.5  # six pixels, two latents
 rng = np.random.default_rng(0)

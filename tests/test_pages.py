@@ -6,12 +6,12 @@ import shlex
 import pytest
 from conftest import ROOT
 
-import commandline
 import evaluate
-import features
 import plot
 import train
 import vampvae
+from evaluation import features
+from runtime.command import Parser
 
 README = ROOT / "README.md"
 GUIDES = sorted(ROOT.glob("docs/*.md"))
@@ -38,14 +38,14 @@ def anchors(page):
 
 def parser_of(script):
     """The parser of one of SCRIPTS."""
-    parser = commandline.Parser(prog=script)
+    parser = Parser(prog=script)
     SCRIPTS[script].add_arguments(parser)
     return parser
 
 
 def flags():
     """The flags of the scripts, of `vampvae.py data` and of the benchmarks."""
-    of_data = commandline.Parser()
+    of_data = Parser()
     vampvae.add_data_arguments(of_data)
     parsers = [of_data, *map(parser_of, SCRIPTS)]
     found = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}

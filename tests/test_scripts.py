@@ -23,20 +23,25 @@ import scipy.io
 from conftest import ROOT, flags, without_training
 from PIL import Image
 
-import atomic
-import commandline
 import data
-import engine
 import evaluate
 import experiment
-import features
-import groups
 import plot
 import train
 import vampvae
 from data.dataset import STAND_IN
 from data.files import StandIn
-from experiment import Config
+from evaluation import estimators, features, score
+from experiment import Config, presets
+from experiment.config import UserError
+from experiment.presets import preset, preset_names
+from experiment.record import git_commit, versions
+from grids.configs import configs_of
+from plotting import comparisons, run_figures
+from plotting.view import View
+from runtime import atomic, backend, memory
+from runtime.backend import BACKENDS
+from runtime.command import Parser
 
 GREY = "grey-pixel bound, not a likelihood"
 SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
@@ -76,7 +81,7 @@ def called(main, *words):
 
 def parsed(words):
     """The flags of train.py."""
-    parser = commandline.Parser()
+    parser = Parser()
     train.add_arguments(parser)
     return parser.parse_args([str(word) for word in words])
 
@@ -167,7 +172,7 @@ def test_config_json_has_what_is_needed_to_do_it_again(trained):
     small = {"data_set": "digits", "network_size": 0.25, "lr": 1e-3, "num_pseudo_inputs": 12, "track": "none"}
     assert Config.from_dict(record["config"]) == Config(runs_dir=str(trained[1].parent), **small, **SETTINGS)
     assert record["backend"] == os.environ["KERAS_BACKEND"]
-    assert record["git_commit"] == experiment.git_commit()
+    assert record["git_commit"] == git_commit()
     assert record["versions"]["numpy"] == np.__version__
     assert {"python", "keras", os.environ["KERAS_BACKEND"]} <= set(record["versions"])
     digest = hashlib.sha256(load_digits().images.astype(np.uint8).tobytes()).hexdigest()
@@ -202,7 +207,7 @@ def test_no_test_image_is_opened_in_training_and_overwrite_keeps_the_old_run_unt
     opened, split = set(), data.Dataset.split
     monkeypatch.setattr(data.Dataset, "split", lambda self, name: opened.add(name) or split(self, name))
     words = flags(runs_dir=tmp_path, **QUICK)
-    path = without_training({1e-3: -7.0}, state="stopped")(*commandline.grid(parsed(words)), None)
+    path = without_training({1e-3: -7.0}, state="stopped")(*configs_of(parsed(words)), None)
     before = {name: (path / name).read_bytes() for name in files_below(path)}
 
     def fail(*_, **__):
@@ -248,7 +253,7 @@ def test_a_run_that_was_about_to_be_replaced_is_found_again(run, capfd):
 
 def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):
     words = flags(runs_dir=run.parent, **(SETTINGS | {"epochs": 6}))
-    other = shutil.copytree(run, commandline.grid(parsed(words))[0].path)
+    other = shutil.copytree(run, configs_of(parsed(words))[0].path)
     assert called(train.main, *words) == 2
     assert capfd.readouterr().err == f"error: {other} holds the run {ID}; give the folder that name again\n"
 
@@ -324,7 +329,7 @@ def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, mo
     monkeypatch.setattr(train, "fit", interrupted)
     assert called(train.main, *flags(runs_dir=tmp_path / "runs", **SETTINGS)) == 130
     assert capfd.readouterr().err.startswith("stopped")
-    monkeypatch.setattr(commandline, "chosen_runs", interrupted)
+    monkeypatch.setattr("experiment.flags.chosen_runs", interrupted)
     assert called(evaluate.main, "a") == 130
     assert capfd.readouterr().err.startswith("stopped")
 
@@ -374,7 +379,7 @@ def test_ctrl_c_in_a_grid_leaves_the_rest_for_the_same_command(tmp_path, capfd, 
 def test_what_is_no_run_in_a_grids_way_does_not_cost_the_others_their_table(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(train, "fit", without_training({1.0: -3.0, 2.0: -2.0}))
     words = [*flags(runs_dir=tmp_path, gs_key="key"), "--lr", 1, 2]
-    first, _ = commandline.grid(parsed(words))
+    first, _ = configs_of(parsed(words))
     first.path.mkdir(parents=True)
     assert called(train.main, *words) == 1
     assert [line.split()[1] for line in capfd.readouterr().out.splitlines()[-2:]] == ["finished", "none"]
@@ -428,10 +433,10 @@ S, N = 23, 37
 
 @pytest.mark.keras
 def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, capfd, monkeypatch):
-    engine.start()
-    from models import likelihood
+    backend.start()
+    from evaluation import importance
 
-    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 300_000)  # several chunks, the last one with fewer samples
+    monkeypatch.setattr(importance, "CHUNK_BYTES", 300_000)  # several chunks, the last one with fewer samples
     words = ["--num_samples", S, "--max_images", N, "--split", "val", "--proposal", "posterior"]
     assert called(evaluate.main, run, *words) == 0
     lines = capfd.readouterr().out.splitlines()
@@ -444,7 +449,7 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     metrics = read(run / "metrics.json")
     assert metrics == read(run / "evaluations" / f"val_is_S{S}_N{N}.json")
     about = {"num_samples": S, "num_images": N, "split": "val", "estimator": "is", "proposal": "posterior", "note": ""}
-    about |= {"backend": os.environ["KERAS_BACKEND"], "versions": experiment.versions()}
+    about |= {"backend": os.environ["KERAS_BACKEND"], "versions": versions()}
     assert set(names) <= set(metrics) and {name: metrics[name] for name in about} == about
 
     with np.load(run / "evaluations" / f"val_is_S{S}_N{N}.npz", allow_pickle=False) as file:
@@ -550,12 +555,12 @@ def test_a_comparison_is_of_log_px_and_of_the_elbo():
         estimate = SimpleNamespace(log_px=np.array(log_px), elbo=np.array(elbo))
         return SimpleNamespace(name="a", metrics={"images_sha256": "0", "log_px_se": 0.3}, estimate=estimate)
 
-    found = evaluate.compared(scored([-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0]), scored([-2.0, -2.0, -2.0], [-9.0] * 3))
+    found = score.compared(scored([-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0]), scored([-2.0, -2.0, -2.0], [-9.0] * 3))
     expected = {"difference": 0, "se": 1 / math.sqrt(3), "better": 1 / 3, "elbo_difference": 7, "elbo_se": 0}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["estimators_se"] == pytest.approx(0.3 * math.sqrt(2))
     unknown = scored([-1.0], [math.nan])
-    assert [evaluate.compared(unknown, unknown)[name] for name in ("se", "elbo_difference", "elbo_se")] == [None] * 3
+    assert [score.compared(unknown, unknown)[name] for name in ("se", "elbo_difference", "elbo_se")] == [None] * 3
 
 
 def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
@@ -593,7 +598,7 @@ def test_an_estimate_is_doubtful_by_its_k_hat_or_for_too_few_samples_that_count(
     cases = [(0.5, 30, 64, True), (0.4, 30, 64, False), (0.6, 3.4, 5000, True), (0.69, 90, 5000, False)]
     cases += [(0.71, 90, 5000, True), (nan, 2, 16, True), (nan, 9, 16, False), (nan, 1, 1, False), (nan, nan, 9, False)]
     khat, ess, samples, expected = map(np.array, zip(*cases, strict=True))
-    found = evaluate.doubtful(SimpleNamespace(khat=khat, ess=ess, samples=samples))
+    found = score.doubtful(SimpleNamespace(khat=khat, ess=ess, samples=samples))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -605,7 +610,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         {"num_samples": 7},
         {"target_se": 0.1, "max_samples": 9},
     ]
-    found = [evaluate.Scoring.of(**case) for case in cases]
+    found = [estimators.Scoring.of(**case) for case in cases]
     assert [one.settings["num_samples"] for one in found] == [1000, 5000, 100_000, 7, 9]
     assert [one.tag for one in found] == [
         "isfitted_S1000",
@@ -614,9 +619,9 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         "isfitted_S7",
         "isfitted_se0.1_S9",
     ]
-    assert evaluate.Scoring.of("ais", start="prior").tag == "aisprior_S16_T100_L5"
-    assert evaluate.Scoring.of("ais", bracket=3, seed=2).tag == "ais_S16_T100_L5_B3_seed2"
-    assert evaluate.Scoring.of("quadrature").tag == "quadrature"
+    assert estimators.Scoring.of("ais", start="prior").tag == "aisprior_S16_T100_L5"
+    assert estimators.Scoring.of("ais", bracket=3, seed=2).tag == "ais_S16_T100_L5_B3_seed2"
+    assert estimators.Scoring.of("quadrature").tag == "quadrature"
 
 
 @pytest.mark.parametrize(
@@ -664,13 +669,13 @@ def test_weights_that_are_too_large_name_the_image(run, capfd):
 
 def test_samples_that_are_no_numbers_are_refused():
     run = SimpleNamespace(path="run", model=SimpleNamespace(sample=lambda n, noise: np.full((n, 8, 8, 1), np.nan)))
-    with pytest.raises(experiment.UserError, match="run: images drawn from the model are not finite"):
-        next(evaluate.draws(run, 3, 0, None))
+    with pytest.raises(UserError, match="run: images drawn from the model are not finite"):
+        next(score.draws(run, 3, 0, None))
 
 
 @pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
-    from models import distances
+    from evaluation import distances
 
     file, count = tmp_path / "digits.keras", 530  # more than are drawn at once
     assert called(features.main, "--data_set", "digits", "--epochs", 2, "--out", file) == 0
@@ -718,8 +723,8 @@ def own_network(path, image_shape):
 
 
 def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, capfd, monkeypatch):
-    engine.start()
-    monkeypatch.setattr(evaluate, "estimated", lambda *_: pytest.fail("scored"))
+    backend.start()
+    monkeypatch.setattr(estimators, "estimated", lambda *_: pytest.fail("scored"))
     wide = own_network(run.parent / "wide.keras", (28, 28, 1))
     said = f"--features {wide} is a network of images (28, 28, 1), but these are (8, 8, 1)"
     refused(capfd, evaluate.main, [run, "--features", wide], said)
@@ -730,13 +735,13 @@ def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, c
 
 
 def test_little_free_memory_means_small_chunks(run, monkeypatch):
-    engine.start()
-    from models import likelihood
+    backend.start()
+    from evaluation import importance
 
     asked = []
-    real = likelihood.importance_sampling
+    real = importance.importance_sampling
     monkeypatch.setattr(
-        likelihood, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
+        importance, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
     )
     words = [run, "--num_samples", 5, "--max_images", 3]
     for free, more, expected in (
@@ -744,10 +749,10 @@ def test_little_free_memory_means_small_chunks(run, monkeypatch):
         (2**30, [], 2**25),
         (2**34, ["--max_memory", "0.001"], int(0.001 * 2**30)),
     ):
-        monkeypatch.setattr(engine, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
         assert called(evaluate.main, *words, *more) == 0
         assert asked.pop() == expected
-    monkeypatch.setattr(engine, "has_gpu", lambda: True)
+    monkeypatch.setattr(backend, "has_gpu", lambda: True)
     assert called(evaluate.main, *words) == 0 and asked == [2**30]
 
 
@@ -757,13 +762,13 @@ def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monke
 
 
 def test_want_of_memory_in_an_evaluation_is_a_sentence(run, capfd, monkeypatch):
-    engine.start()
-    from models import likelihood
+    backend.start()
+    from evaluation import importance
 
     def exhausted(*_, **__):
         raise MemoryError("Unable to allocate 7 TiB")
 
-    monkeypatch.setattr(likelihood, "importance_sampling", exhausted)
+    monkeypatch.setattr(importance, "importance_sampling", exhausted)
     refused(capfd, evaluate.main, [run], f"out of memory while {run} is scored")
     assert not (run / "evaluations").exists()
 
@@ -786,18 +791,18 @@ def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd, monkeypatch):
 def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_path, script):
     """This process evaluates on its own backend, and another one on the other."""
     words, metrics, per_image = ["--num_samples", 1000, "--max_images", 50, "--backend"], {}, {}
-    for backend in engine.BACKENDS:
-        path = shutil.copytree(trained[1], tmp_path / backend)
-        if backend == os.environ["KERAS_BACKEND"]:
-            assert called(evaluate.main, path, *words, backend) == 0
+    for name in BACKENDS:
+        path = shutil.copytree(trained[1], tmp_path / name)
+        if name == os.environ["KERAS_BACKEND"]:
+            assert called(evaluate.main, path, *words, name) == 0
         else:
-            done = script("evaluate.py", path, *words, backend)
+            done = script("evaluate.py", path, *words, name)
             assert (done.returncode, done.stderr) == (0, "")
-        metrics[backend] = read(path / "metrics.json")
-        per_image[backend] = np.load(path / "evaluations" / "test_isfitted_S1000_N50.npz")["log_px"]
+        metrics[name] = read(path / "metrics.json")
+        per_image[name] = np.load(path / "evaluations" / "test_isfitted_S1000_N50.npz")["log_px"]
     ours, theirs = metrics.values()
     error = math.hypot(ours["log_px_se"], theirs["log_px_se"])
-    assert (ours["backend"], theirs["backend"]) == engine.BACKENDS
+    assert (ours["backend"], theirs["backend"]) == BACKENDS
     assert 0 < error < 0.01 < ours["log_px_se_images"]
     assert abs(ours["log_px"] - theirs["log_px"]) < 4 * error
     assert np.corrcoef(*per_image.values())[0, 1] > 0.95
@@ -829,7 +834,7 @@ def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch)
     assert called(evaluate.main, path, "--num_samples", 3) == 0
     assert f"  {GREY}; {STAND_IN}\n" in capfd.readouterr().out
     assert read(path / "metrics.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert groups.drawn_of(plot.View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
+    assert comparisons.drawn_of(View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
     omniglot_stand_in(tmp_path / "other", monkeypatch, seed=1)
     expected = "was trained on another chardata.mat, of sha256 "
     assert called(evaluate.main, path, "--num_samples", 3, "--data_dir", tmp_path / "other") == 2
@@ -888,9 +893,9 @@ def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_p
     metrics = read(path / "metrics.json")
     assert (metrics["num_images"], metrics["note"]) == (200, "")  # a likelihood of grey values
     assert called(plot.main, path) == 0
-    view = plot.View(experiment.load(path), "pca")
+    view = View(experiment.load(path), "pca")
     assert view.rows == () and view.examples.ravel().tolist() == list(range(100))
-    axes = plot.draw_embedding_z(view).axes[0]
+    axes = run_figures.draw_embedding_z(view).axes[0]
     assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) == 1
     assert axes.get_legend().get_texts()[0].get_text() == "test images"
 
@@ -951,7 +956,7 @@ def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, pr
     words = ["--preset", preset, *(word for name, value in small.items() for word in (f"--{name}", str(value)))]
     assert train.main([*words, "--runs_dir", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
-    assert experiment.load(path).config.network == commandline.preset(preset).settings["network"]
+    assert experiment.load(path).config.network == presets.preset(preset).settings["network"]
     assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
     said = "to sample an image costs 8 x 8 passes through the decoder, one for each pixel"
     assert (said in capfd.readouterr().out) == ("pixel" in preset)
@@ -962,8 +967,8 @@ def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, pr
 def test_presets_are_listed_with_cost_and_result(capfd):
     assert train.main(["--list_presets"]) == 0
     out = capfd.readouterr().out
-    for name in commandline.preset_names():
-        about, cost, expected, _ = commandline.preset(name)
+    for name in preset_names():
+        about, cost, expected, _ = preset(name)
         assert f"{name}\n  {about}\n  {cost}; {expected}\n" in out
 
 

@@ -1,0 +1,1 @@
+"""How good a run is: estimators of log p(x), what latents carry, distances of samples."""

@@ -1,0 +1,211 @@
+"""log p(x) by annealed importance sampling with Hamiltonian steps, and its bracket on simulated images."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from evaluation.compiled import Compiled, Noise, NotFiniteError, by_image, key_of, padded
+from evaluation.importance import CHUNK_BYTES, Sums, unknown
+from models.base import generator
+from models.mcmc import Path, Point, hamiltonian
+
+STARTS = ("posterior", "prior")
+TARGET = 0.65  # acceptance for which step sizes are chosen (Neal 2011, section 5.4.4)
+STEP = 0.3  # in standard deviations, at first
+SIGMOID = 4.0  # half-width of the schedule from the prior (Wu et al. 2017, section 5.1)
+PILOTS, RATE = 3, 0.5  # passes over held-out images by which step sizes are chosen, and how fast they move
+DRAWS = 4000  # of p(z), for its standard deviations
+
+
+class Annealing(NamedTuple):
+    """How to anneal: `chains` of `temperatures` steps, each of so many `leapfrogs`, from "posterior" or "prior"."""
+
+    chains: int = 16
+    temperatures: int = 100
+    leapfrogs: int = 5
+    start: str = "posterior"
+
+    @property
+    def betas(self):
+        """0 = b_0 < ... < b_T = 1: (T + 1,). A line from q(z|x), a sigmoid from p(z), which is further away."""
+        line = np.linspace(0, 1, self.temperatures + 1)
+        if self.start == "posterior":
+            return line
+        raw = 1 / (1 + np.exp(-SIGMOID * (2 * line - 1)))
+        return (raw - raw[0]) / (raw[-1] - raw[0])
+
+
+class Bracket(NamedTuple):
+    """Two estimates of log p(x) of simulated images, (N,) each: one is too low on average, and one too high."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class AnnealedSampling:
+    """Annealed importance sampling of a model: chains from q(z|x), or p(z), to p(z|x), with step sizes that stay.
+
+    log gamma_b = (1 - b) log start(z) + b log p(x, z) (Neal 2001, eq. 3); steps are of Hamiltonian Monte Carlo, scaled
+    by the standard deviations of q(z|x), from those of the start on. `tune` chooses their sizes on images other than
+    those that are scored: a size that depends on the chain it moves would make the chain's weight wrong. `images`: how
+    many there will be at most, if that is known.
+    """
+
+    def __init__(self, model, annealing, seed=0, jit="auto", max_bytes=None, images=None):
+        self.model, self.annealing = model, annealing
+        each = 6 * annealing.chains * model.bytes_per_sample  # gradients hold on to more than values
+        self.rows = max(1, min((max_bytes or CHUNK_BYTES) // each, images or CHUNK_BYTES))
+        self.seeds = np.random.SeedSequence(seed)
+        self.seed = int(self.seeds.generate_state(1)[0])
+        prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
+        self.start = ChainStart(model, annealing, jit)
+        self.place = ChainPlace(model, annealing, jit)
+        self.move = ChainMove(model, annealing, prior_sd, jit)
+        self.steps = np.full(annealing.temperatures - 1, STEP)  # those of b_1, ..., b_{T-1}
+        self.acceptance = math.nan
+
+    def tune(self, images):
+        """Chooses step sizes on the first of these images (N, H, W, C), so that 65 % of all steps are accepted."""
+        x = padded(images[: self.rows], self.rows)
+        for _ in range(PILOTS):
+            self._walked(x, self._begun(x), tuning=True)
+
+    def log_px(self, images, progress=lambda done: None):
+        """log p(x) = log mean exp of the weights of M chains: an `Estimate`. Its expectation is at most log p(x).
+
+        Images (N, H, W, C); `samples` is M. `acceptance` is then the part of all steps that were accepted. Stochastic.
+        Raises NotFiniteError for a weight that is NaN.
+        """
+        estimate, accepted = unknown(len(images)), []
+        for first in range(0, len(images), self.rows):
+            x = images[first : first + self.rows]
+            whole = padded(x, self.rows)
+            log_w = self._walked(whole, self._begun(whole))[: len(x)]
+            NotFiniteError.check(first, log_w)
+            sums = Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool))
+            for values, those in zip(estimate, sums.estimate(), strict=True):
+                values[first : first + len(x)] = those
+            accepted.append(self.acceptance)
+            progress(len(x))
+        self.acceptance = float(np.mean(accepted))
+        return estimate
+
+    def bracket(self, count, progress=lambda done: None):
+        """The Bracket of `count` images drawn from the model, of whose p(z|x) one draw is known: what they came from.
+
+        Bidirectional Monte Carlo (Grosse et al. 2015): the lower estimate is `log_px`; for the upper one, chains go
+        from that draw back to the start, and the mean of their weights estimates 1 / p(x). Stochastic.
+        """
+        noise, parts = generator(self.seed), []
+        for first in range(0, count, self.rows):
+            z = self.model.prior().sample(self.rows, noise)
+            x = np.asarray(ops.convert_to_numpy(self.model.likelihood(z).sample(1, noise))[0], "float32")
+            known = np.repeat(ops.convert_to_numpy(z)[:, None], self.annealing.chains, axis=1)
+            forth = self._walked(x, self._begun(x))
+            back = self._walked(x, known, backwards=True)
+            parts.append([_log_mean(forth), -_log_mean(back)])
+            progress(min(self.rows, count - first))
+        return Bracket(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
+
+    def _begun(self, x):
+        """Where chains of images x begin: (B, M, D). Stochastic."""
+        return self.start.predict_on_batch([x, self._key()])
+
+    def _key(self):
+        """The key of one more compiled call."""
+        return key_of(self.seeds.spawn(1)[0])
+
+    def _walked(self, x, z, tuning=False, backwards=False):
+        """Log-weights (B, M) of chains from z (B, M, D) along the betas, or against them."""
+        betas = self.annealing.betas[:: -1 if backwards else 1]
+        steps = self.steps[:: -1 if backwards else 1]  # a view
+        state, accepted = self.place.predict_on_batch([x, z]), []
+        log_w = (betas[1] - betas[0]) * _difference(state)
+        for t in range(1, len(betas) - 1):
+            settings = np.tile(np.float32([betas[t], steps[t - 1]]), (len(x), 1))
+            *state, log_accept = self.move.predict_on_batch([x, settings, *state, self._key()])
+            accepted.append(float(np.mean(np.exp(log_accept))))
+            log_w = log_w + (betas[t + 1] - betas[t]) * _difference(state)
+            if tuning:  # what follows begins with what is found here
+                steps[t - 1 :] *= math.exp(RATE * (accepted[-1] - TARGET))
+        if accepted and not backwards:
+            self.acceptance = float(np.mean(accepted))
+        return log_w
+
+
+def _difference(state):
+    """log p(x, z) - log start(z) of chains."""
+    _, log_start, log_end, *_ = state
+    return np.asarray(log_end, "float64") - np.asarray(log_start, "float64")
+
+
+def _log_mean(log_w):
+    return np.logaddexp.reduce(log_w, axis=1) - math.log(log_w.shape[1])
+
+
+class Chains(Compiled):
+    """What is compiled of chains of images: their path, and Points as lists of image-first arrays."""
+
+    def __init__(self, model, annealing, jit):
+        super().__init__(model, jit)
+        self.annealing = annealing
+
+    def path(self, x, posterior, prior):
+        """The Path of images x."""
+
+        def log_joint(z):
+            return self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ()
+
+        return Path((prior if self.annealing.start == "prior" else posterior).log_prob, log_joint)
+
+
+class ChainStart(Chains):
+    """Images and a key to the draws of q(z|x), or p(z), with which chains begin: (B, M, D)."""
+
+    def call(self, inputs):
+        """(B, M, D) for images (B, H, W, C). Stochastic."""
+        x, key = inputs
+        chains, seed = self.annealing.chains, Noise(key)
+        if self.annealing.start == "posterior":
+            return by_image(self.model.posterior(x).sample(chains, seed))
+        z = self.prior().sample(x.shape[0] * chains, seed)
+        return ops.reshape(z, (x.shape[0], chains, z.shape[-1]))
+
+
+class ChainPlace(Chains):
+    """Images and where their chains are, to the fields of a Point."""
+
+    def call(self, inputs):
+        """z, log_start, log_end, grad_start, grad_end for images and z (B, M, D), all of them image-first."""
+        x, z = inputs
+        return _fields(self.path(x, self.model.posterior(x), self.prior()).at(by_image(z)))
+
+
+class ChainMove(Chains):
+    """One Hamiltonian step of chains."""
+
+    def __init__(self, model, annealing, prior_sd, jit):
+        super().__init__(model, annealing, jit)
+        self.prior_sd = prior_sd
+
+    def call(self, inputs):
+        """The fields of new Points, and log_accept, for images, b and step size (equal in all rows), the fields, a key.
+        Stochastic.
+        """
+        x, settings, *fields, key = inputs
+        b, step = settings[0, 0], settings[0, 1]
+        posterior = self.model.posterior(x)
+        precision = ops.exp(-posterior.at_mean().logvar)
+        if self.annealing.start == "prior":
+            precision = (1 - b) / self.prior_sd**2 + b * precision
+        point = Point(*(by_image(field) for field in fields), ())
+        path = self.path(x, posterior, self.prior())
+        leapfrogs = self.annealing.leapfrogs
+        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, Noise(key))
+        return *_fields(point), ops.transpose(log_accept)
+
+
+def _fields(point):
+    return [by_image(field) for field in point[:-1]]

@@ -1,0 +1,297 @@
+"""Estimates of the marginal log-likelihood log p(x) by importance sampling, with their errors."""
+
+import functools
+import math
+import threading
+import warnings
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import threadpoolctl
+
+from evaluation.compiled import NotFiniteError, evenly, padded
+from evaluation.proposals import PROPOSALS, Calls
+from evaluation.threads import number_of_threads, side_by_side
+
+CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
+XLA_GAINS = 4  # by so many times smaller ones, as its loops are over what stays in the caches then
+FEWEST = 200  # samples at once, in all threads, however many bytes that takes: each call has its own cost
+
+
+class Estimate(NamedTuple):
+    """Per-image estimates, each (N,) float64, in nats: log p(x), its standard error, and what else the samples tell.
+
+    `log_px_se` is the error of `log_px`, by the delta method where it is Monte Carlo's; `ess` the effective number of
+    the `samples` drawn, and `khat` the shape of the weights' largest, by PSIS: above 0.7, or less for
+    fewer than 2200 samples, neither estimate nor error can be trusted (nan where it cannot be told, for fewer than 25
+    samples or equal weights). `elbo` = -`rate` -
+    `distortion` is the mean log-weight of draws of q(z|x). What an estimator does not tell is nan.
+    """
+
+    log_px: np.ndarray
+    log_px_se: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    samples: np.ndarray
+    elbo: np.ndarray
+    rate: np.ndarray
+    distortion: np.ndarray
+
+
+def unknown(n):
+    """An Estimate of n images of which nothing is known yet."""
+    return Estimate(*(np.full(n, np.nan) for _ in Estimate._fields))
+
+
+class Sums(NamedTuple):
+    """What is kept of the samples of B images, arrays of B rows: the memory grows with the root of their number.
+
+    Weights are relative to the largest so far, w = exp(log_w - peak), and summed, as are their squares; `largest` are
+    the largest log_w, -inf where there are fewer. `reconstruction` and `ratio` are sums of log p(x|z) and log p(z) -
+    log q(z|x) over `drawn` draws of q(z|x).
+    """
+
+    count: np.ndarray
+    peak: np.ndarray
+    w: np.ndarray
+    w2: np.ndarray
+    largest: np.ndarray
+    drawn: np.ndarray
+    reconstruction: np.ndarray
+    ratio: np.ndarray
+
+    @classmethod
+    def none(cls, batch, most_samples):
+        """No samples yet, of B images, and at most `most_samples` of each to come."""
+        zeros = np.zeros(batch)
+        unseen = np.full((batch, _tail(most_samples)), -np.inf)
+        return cls(zeros, zeros - np.inf, zeros, zeros, unseen, zeros, zeros, zeros)
+
+    def weighed(self, log_w, counted):
+        """With n more log-weights (B, n), those that are `counted` (B, n), booleans."""
+        log_w = np.where(counted, log_w, -np.inf)
+        peak = np.maximum(self.peak, log_w.max(axis=1))
+        level = np.where(np.isfinite(peak), peak, 0)
+        shrink, w = np.exp(np.minimum(self.peak - level, 0)), np.exp(log_w - level[:, None])
+        kept = self.largest.shape[1]
+        both = np.concatenate([self.largest, log_w], axis=1)
+        return self._replace(
+            count=self.count + counted.sum(axis=1),
+            peak=peak,
+            w=self.w * shrink + w.sum(axis=1),
+            w2=self.w2 * shrink**2 + np.square(w).sum(axis=1),
+            largest=np.partition(both, -kept, axis=1)[:, -kept:],
+        )
+
+    def told(self, log_px_z, log_ratio, counted=True):
+        """With log p(x|z) and log p(z) - log q(z|x) of n more draws of q(z|x), each (B, n)."""
+        return self._replace(
+            drawn=self.drawn + np.broadcast_to(counted, log_ratio.shape).sum(axis=1),
+            reconstruction=self.reconstruction + np.where(counted, log_px_z, 0).sum(axis=1),
+            ratio=self.ratio + np.where(counted, log_ratio, 0).sum(axis=1),
+        )
+
+    def errors(self):
+        """The standard error of each log p(x), sd(w) / (sqrt(S) mean(w)) by the delta method: (B,).
+
+        With ESS = (sum w)^2 / sum w^2 it is sqrt((1 / ESS - 1 / S) S / (S - 1)); unknown (nan) for S = 1.
+        """
+        s = self.count
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(s > 1, np.sqrt(np.maximum(self.w2 / self.w**2 - 1 / s, 0) * np.divide(s, s - 1)), np.nan)
+
+    def estimate(self):
+        """The Estimate of these B images, log p(x) being peak + log(sum w / S)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_px, ess = self.peak + np.log(self.w / self.count), np.square(self.w) / self.w2
+            rate, distortion = -self.ratio / self.drawn, -self.reconstruction / self.drawn
+        khat = np.array([pareto_k(top, int(s)) for top, s in zip(self.largest, self.count, strict=True)])
+        return Estimate(log_px, self.errors(), ess, khat, self.count, -rate - distortion, rate, distortion)
+
+
+def _tail(s):
+    """How many of the largest of S log-weights Pareto k-hat needs: its tail is of 3 sqrt(S), and a fifth of these."""
+    return min(s, 15 * math.isqrt(s) + 16)
+
+
+def pareto_k(largest, count):
+    """Pareto k-hat of S = `count` log-weights, given those of `_tail(S)` or more that are largest: a float, or nan.
+
+    That of Pareto-smoothed importance sampling (Vehtari et al. 2024), by ArviZ, which fits a tail of 3 sqrt(n / r) of n
+    values: with n of S values, r = n / S makes that 3 sqrt(S).
+    """
+    values = np.sort(largest[np.isfinite(largest)])[-_tail(count) :]
+    tail = min(len(values) // 5, int(3 * math.sqrt(count)))
+    if tail < 5 or values[-1] - values[-tail - 1] < 1e-9:
+        return math.nan
+    with np.errstate(all="ignore"):
+        return float(_arviz().psislw(-values, r_eff=len(values) / count)[1])
+
+
+@functools.cache
+def _arviz():
+    """ArviZ's statistics of arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it lacks for data frames
+        from arviz_stats.base import array_stats
+    return array_stats
+
+
+class Sampled(NamedTuple):
+    """Images whose samples are being drawn, arrays of one row each: their index, what the proposal wants, the Sums."""
+
+    index: np.ndarray
+    arrays: list
+    sums: Sums
+
+    def rows(self, chosen):
+        """Those of these rows."""
+        return keras.tree.map_structure(lambda array: array[chosen], self)
+
+    def and_also(self, other):
+        """These and others; no arrays, and so none of a kind, where there are none."""
+        if not len(self.index) or not len(other.index):
+            return other if not len(self.index) else self
+        return keras.tree.map_structure(lambda *both: np.concatenate(both), self, other)
+
+
+def importance_sampling(
+    model,
+    images,
+    num_samples,
+    seed=0,
+    progress=lambda done: None,
+    jit="auto",
+    *,
+    proposal="fitted",
+    target_se=None,
+    max_bytes=None,
+):
+    """log p(x) ~= logsumexp_s [log p(x|z_s) + log p(z_s) - log r(z_s)] - log S over all latents: an `Estimate`.
+
+    (Burda et al. 2016, eq. 8.) The expectation of `log_px` is at most log p(x). images (N, H, W, C); S = `num_samples`
+    samples z_s an image, r(z) being q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
+    With `target_se`, an image has as many as its standard error needs to come down to that, 200 at least and at most
+    `num_samples`; to stop there adds a bias, of either sign, that is small against the target. Memory is bounded: calls
+    are of some `max_bytes` of activations in all threads, by default CHUNK_BYTES in each, or a quarter on JAX.
+    `progress` is told the number of images done since its last call. Stochastic, a function of `seed`. Raises
+    NotFiniteError for a log-weight that is NaN.
+    """
+    parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
+    calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
+    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    estimate, reporting = unknown(len(images)), threading.Lock()
+
+    def thread(part, stopped):
+        for finished in sampling.finished(images, part, target_se):
+            for values, those in zip(estimate, finished.sums.estimate(), strict=True):
+                values[finished.index] = those
+            with reporting:
+                progress(len(finished.index))
+            if stopped():
+                return
+
+    _arviz()  # its import changes the warnings of all threads
+    with _one_thread_for_blas():
+        side_by_side(thread, parts)
+    return estimate
+
+
+def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_bytes=None):
+    """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
+
+    r is that of `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises NotFiniteError for
+    a log-weight that is NaN.
+    """
+    calls = _calls(model, len(images), n, None, max_bytes)
+    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    log_w = np.empty((len(images), n))
+    with _one_thread_for_blas():
+        for start in range(0, len(images), sampling.source.at_once):
+            prepared = sampling.prepared(images, range(start, min(len(images), start + sampling.source.at_once)))
+            for first in range(0, len(prepared.index), calls.rows):
+                active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
+                while count < n:
+                    parts.append(sum(sampling.terms(active, count)))
+                    count += parts[-1].shape[1]
+                log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
+    return log_w
+
+
+def _calls(model, images, num_samples, target_se, max_bytes, threads=1):
+    """The Calls of each of so many threads, for all images of which `max_bytes` and FEWEST are."""
+    images = math.ceil(images / threads)
+    usual = CHUNK_BYTES // XLA_GAINS if keras.backend.backend() == "jax" else CHUNK_BYTES
+    most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # over a call's images
+    most = max(1 if max_bytes else FEWEST // threads, most)
+    n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
+    return Calls(num_samples, n, evenly(images, most // n), most, images)
+
+
+def _one_thread_for_blas():
+    """A context in which NumPy has one: more of them slow the small matrices of a fit a hundredfold."""
+    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+class Sampling(NamedTuple):
+    """The drawing of samples from a proposal, the `source`, by its `calls`; several threads may use it.
+
+    What a call draws is a function of `seed`, of the first of its images, and of how many samples that had.
+    """
+
+    source: object
+    calls: Calls
+    seed: int
+
+    def finished(self, images, part, target_se):
+        """Yields images, Sampled, when they have all their samples; `part` are the indices of those to be drawn for."""
+        waiting = active = self.prepared(images, part[:0])
+        loaded = 0
+        while loaded < len(part) or len(waiting.index) or len(active.index):
+            if not len(waiting.index) and loaded < len(part) and len(active.index) < self.calls.rows:
+                waiting = self.prepared(images, part[loaded : loaded + self.source.at_once])
+                loaded += len(waiting.index)
+            room = self.calls.rows - len(active.index)
+            active, waiting = active.and_also(waiting.rows(slice(room))), waiting.rows(slice(room, None))
+            active = active._replace(sums=self._drawn(active))
+            sums = active.sums
+            done = sums.count >= self.calls.num_samples
+            if target_se is not None:
+                done |= (sums.count >= min(FEWEST, self.calls.num_samples)) & (sums.errors() <= target_se)
+            yield active.rows(done)
+            active = active.rows(~done)
+
+    def prepared(self, images, part):
+        """Images of consecutive indices as Sampled, of which nothing is drawn yet."""
+        index, sums = np.asarray(part, int), Sums.none(len(part), self.calls.num_samples)
+        if not len(part):
+            return Sampled(index, [], sums)
+        first = int(index[0])
+        arrays, terms = self.source.prepared(images[first : first + len(part)], first, self._seeds(0, first))
+        return Sampled(index, arrays, sums if terms is None else sums.told(*terms))
+
+    def terms(self, active, count):
+        """log p(x|z) and log p(z) - log r(z) from one more call, each (B, m); the first image had `count` samples.
+
+        Where there are fewer images than a call has rows, each has several. Raises NotFiniteError where the sum of both
+        is NaN.
+        """
+        copies = self.calls.rows // len(active.index)
+        arrays = [padded(np.repeat(array, copies, axis=0), self.calls.rows) for array in active.arrays]
+        rows, seeds = len(active.index) * copies, self._seeds(1, int(active.index[0]), count)
+        log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in self.source.drawn(arrays, seeds))
+        bad = ~(log_px_z + log_ratio < np.inf).all(axis=1)
+        if bad.any():
+            raise NotFiniteError(int(active.index[bad][0]))
+        return log_px_z, log_ratio
+
+    def _drawn(self, active):
+        """The Sums after one more call."""
+        log_px_z, log_ratio = self.terms(active, int(active.sums.count[0]))
+        counted = np.arange(log_ratio.shape[1]) < (self.calls.num_samples - active.sums.count)[:, None]
+        sums = active.sums.weighed(log_px_z + log_ratio, counted)
+        return sums.told(log_px_z, log_ratio, counted) if self.source.draws_terms else sums
+
+    def _seeds(self, *numbers):
+        return np.random.SeedSequence(self.seed, spawn_key=numbers)

@@ -1,0 +1,217 @@
+"""log p(x) by integration over a grid of latents, for models with one or two latent dimensions in all."""
+
+import itertools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from evaluation.compiled import Compiled, NotFiniteError, padded
+from evaluation.importance import CHUNK_BYTES, unknown
+from models.base import generator
+
+MOST_DIMENSIONS = 2
+CELLS = 4096  # of the first grid
+DRAWS = 4000  # of p(z), which the first grid must hold
+REACH = 6.0  # standard deviations of each q(z|x), likewise
+NEGLIGIBLE = -18.0  # log of a cell's share of p(x), below which it is not divided further
+COARSEST = 2.0  # width of a cell in standard deviations of q(z|x) with which an image may be done
+RESOLVED = 2.8  # to the power of D: cells over which p(z|x) is spread then, as for cells 1.25 standard deviations wide
+WIDENINGS = 12  # of the first grid, each by half of it
+MOST_POINTS = 2**22
+LOWEST = -1e30  # of a log that others are taken relative to
+
+
+class NotResolvedError(ValueError):
+    """The grid had to become too large, or too fine, to hold and to resolve all of p(z|x)."""
+
+
+class Cells(NamedTuple):
+    """Cells of a grid over a box: whole numbers (M, D); each is `width` (D,) wide, and the first is at `low` (D,)."""
+
+    index: np.ndarray
+    low: np.ndarray
+    width: np.ndarray
+
+    @classmethod
+    def over(cls, low, high):
+        """All cells of the first grid over the box from `low` to `high`."""
+        side = round(CELLS ** (1 / len(low)))
+        index = np.array(list(itertools.product(range(side), repeat=len(low))))
+        return cls(index, low, (high - low) / side)
+
+    @property
+    def centres(self):
+        """Their midpoints: (M, D)."""
+        return self.low + (self.index + 0.5) * self.width
+
+    @property
+    def log_size(self):
+        """log of the volume of one."""
+        return float(np.log(self.width).sum())
+
+    def divided(self, chosen):
+        """The halves in each direction of the chosen ones."""
+        corners = np.array(list(itertools.product(range(2), repeat=len(self.low))))
+        index = (2 * self.index[chosen][:, None] + corners).reshape(-1, len(self.low))
+        return Cells(index, self.low, self.width / 2)
+
+    def holding(self, z):
+        """Which of them hold one of the points z (N, D): (M,)."""
+        return self._among(np.floor((z - self.low) / self.width).astype("int64"))
+
+    def beside(self, chosen):
+        """Which of them are the chosen ones (M,), or touch one of these: (M,)."""
+        around = np.array(list(itertools.product((-1, 0, 1), repeat=len(self.low))))
+        return self._among((self.index[chosen][:, None] + around).reshape(-1, len(self.low)))
+
+    def _among(self, index):
+        own, wanted = (part @ (2**30) ** np.arange(part.shape[1]) for part in (self.index, index))  # one number each
+        return np.isin(own, wanted)
+
+
+class Shares(NamedTuple):
+    """Sums over M cells for N images, logs (N,), and which cells count for any image, `counts` (M,).
+
+    `total` is the sum over all cells, `squares` that of the squares, and `rest` that over the cells that do not count.
+    """
+
+    total: np.ndarray
+    squares: np.ndarray
+    rest: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def spread(self):
+        """The effective number of cells, (sum p)^2 / sum p^2: (N,)."""
+        return np.exp(2 * self.total - self.squares)
+
+
+def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
+    """log p(x) = log sum_g p(x|z_g) p(z_g) |cell g|, by the midpoint rule: an `Estimate`.
+
+    The first grid holds draws of p(z) and all q(z|x), and is widened until nothing counts at its rim. Then each cell
+    that counts for an image not yet done is divided in all directions, until the image's log p(x) moves by no more
+    than `tolerance` and the cells resolve p(z|x), as far as seen, and q(z|x). The last move is `log_px_se`, a bound
+    rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the
+    fourth power is left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is
+    their number. `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
+    """
+    grid = Integrand(model, images, max_bytes)
+    means, sds, cells, log_px = _first_grid(model, grid, images, seed)
+    n = len(images)
+    active, left, moved, points = np.arange(n), np.full(n, -np.inf), np.full(n, np.inf), len(cells.index)
+    while True:
+        shares = grid.shares(cells, active, log_px[active], means)
+        left[active] = np.logaddexp(left[active], shares.rest)
+        cells = cells.divided(
+            cells.beside(shares.counts)
+        )  # of what is much narrower than a cell, its middle says nothing
+        points += len(cells.index)
+        if points > MOST_POINTS:
+            raise NotResolvedError(
+                f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
+                + (f"; it still moves by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
+            )
+        halved = grid.shares(cells, active, log_px[active], means)
+        new = np.logaddexp(left[active], halved.total)
+        moved[active], log_px[active] = np.abs(new - log_px[active]), new
+        done = (moved[active] <= tolerance) & (halved.spread >= RESOLVED ** means.shape[1])
+        done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
+        progress(int(done.sum()))
+        active = active[~done]
+        if not len(active):
+            return unknown(n)._replace(log_px=log_px, log_px_se=moved, samples=np.full(n, float(points)))
+
+
+def _first_grid(model, grid, images, seed):
+    """Means and standard deviations of q(z|x) (N, D), the first cells, and the sums over them, (N,)."""
+    posteriors = Posteriors(model, top_of=grid.points)
+    means, sds = posteriors.on([images], min(500, len(images)))
+    NotFiniteError.check(0, means, sds)
+    drawn = np.asarray(ops.convert_to_numpy(model.prior().sample(DRAWS, generator(seed))), "float64")
+    ends = np.concatenate([drawn, means - REACH * sds, means + REACH * sds])
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    for _ in range(WIDENINGS):
+        cells, everyone = Cells.over(low, high), np.arange(len(images))
+        log_px = grid.shares(cells, everyone, np.zeros(len(images)), means).total
+        counts = grid.shares(cells, everyone, log_px, means).counts
+        side = cells.index.max()
+        at_low, at_high = ((cells.index[counts] == end).any(axis=0) for end in (0, side))
+        if not (at_low.any() or at_high.any()):
+            return means, sds, cells, log_px
+        low, high = low - at_low * (high - low) / 2, high + at_high * (high - low) / 2
+    raise NotResolvedError(f"p(z|x) reaches beyond z = {low.round(1)} to {high.round(1)}")
+
+
+class Posteriors(Compiled):
+    """Images to mean and standard deviation of q(z|x), each (B, D); a lower layer's at the mean of the upper one."""
+
+    def call(self, x):
+        """The pair, for images (B, H, W, C)."""
+        centre = self.model.posterior(x).at_mean()
+        return centre.mean, ops.exp(0.5 * centre.logvar)
+
+
+class Points(Compiled):
+    """Latents (B, D) to the tensors that p(x|z) is made of.
+
+    log p(z) is left to the caller: under XLA the squares in a mixture's density, which cancel, lose another digit.
+    """
+
+    def call(self, z):
+        """A list of these."""
+        self.law = self.model.likelihood(z)
+        return [part for part in keras.tree.flatten(self.law) if ops.is_tensor(part)]
+
+    def likelihood(self, z):
+        """p(x|z), a distribution with batch (B,), of latents (B, D), always as many."""
+        left = iter(self.predict_on_batch(z))
+        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.law)
+
+
+class Integrand:
+    """p(x|z) p(z) of images at points, in calls of bounded memory."""
+
+    def __init__(self, model, images, max_bytes):
+        self.x, self.points, self.prior = ops.convert_to_tensor(images), Points(model), model.prior()
+        most = max_bytes or CHUNK_BYTES
+        self.rows = max(1, min(most // model.bytes_per_sample, most // (12 * len(images))))
+
+    def shares(self, cells, active, reference, means):
+        """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
+
+        A cell counts where an image has more than a negligible share in it, or the mean of its q(z|x).
+        """
+        x = self.x if len(active) == len(self.x) else ops.take(self.x, active, axis=0)
+        known, counts = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
+        total, squares, rest = np.full((3, len(active)), -np.inf)
+        for start in range(0, len(cells.index), self.rows):
+            part = counts[start : start + self.rows]  # a view
+            z = padded(cells.centres[start : start + self.rows], self.rows)
+            z = z.astype("float32")
+            log_pz = self.prior.log_prob(ops.convert_to_tensor(z)) + cells.log_size
+            log_p = self.points.likelihood(z).log_prob_of_each(x) + log_pz  # (N, M)
+            part |= ops.convert_to_numpy(ops.max(log_p - known, axis=0))[: len(part)] > NEGLIGIBLE
+            sums = _log_sums(log_p, part)
+            total, squares, rest = (np.logaddexp(*pair) for pair in zip((total, squares, rest), sums, strict=True))
+        if not (total < np.inf).all():
+            raise NotFiniteError(int(active[~(total < np.inf)][0]))
+        return Shares(total, squares, rest, counts)
+
+
+def _log_sums(log_p, counts):
+    """Logs of the sums of p, of p^2, and of p where it does not count, by one exponential for all three: each (N,).
+
+    Over the first cells of log_p (N, M), those that `counts` (at most M,) says it of; what is behind them is padding.
+    """
+    peak = ops.maximum(ops.max(log_p, axis=1, keepdims=True), LOWEST)  # of nothing but -inf, the sums are 0, not NaN
+    w = ops.exp(log_p - peak)
+    summed = np.zeros((log_p.shape[1], 2), "float32")
+    summed[: len(counts), 0], summed[: len(counts), 1] = 1, ~counts
+    of_all, rest = ops.convert_to_numpy(ops.matmul(w, summed)).astype("float64").T
+    squares = ops.convert_to_numpy(ops.matmul(ops.square(w), summed[:, 0])).astype("float64")
+    level = ops.convert_to_numpy(peak)[:, 0].astype("float64")
+    with np.errstate(divide="ignore"):
+        return level + np.log(of_all), 2 * level + np.log(squares), level + np.log(rest)

@@ -1,0 +1,337 @@
+"""Config: the settings of a run, and what follows from them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+import data
+import models
+from experiment import naming, rules, tracking
+from experiment.settings import INT32, checked, setting
+from runtime.errors import UserError
+from runtime.rules import shown
+
+TERMS = ("loss", "elbo", "rate", "distortion")
+STREAMS = (
+    "pseudo-inputs",
+    "order",
+    "noise",
+    "validation noise",
+    "context",
+)  # what a seed is used for; new ones go to the end
+GREY_NOTE = "grey-pixel bound, not a likelihood"
+DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
+
+    model: str = setting(
+        "vae", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion-based VampPrior on top",
+        tag="", choices=tuple(models.MODELS),
+    )  # fmt: skip
+    prior: str = setting("standard", "prior over the top latent layer", tag="", choices=tuple(models.PRIORS))
+    network: str = setting(
+        "conv", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's dense layers, convHVAE, PixelHVAE",
+        tag="", choices=tuple(models.NETWORKS),
+    )  # fmt: skip
+    posterior: str = setting(
+        "gaussian", "gaussian: diagonal; realnvp: transformed by a flow of 5 couplings", tag="",
+        choices=tuple(models.POSTERIORS),
+    )  # fmt: skip
+    objective: str = setting(
+        "elbo", "bound to maximise: elbo; iwae; dreg: iwae with a better gradient; lmcvae, amcvae: Monte Carlo VAEs by "
+        "Langevin steps without and with acceptance", tag="", choices=tuple(models.OBJECTIVES),
+    )  # fmt: skip
+    num_samples: int = setting(
+        None, "samples or chains per image in the bound; None: 1 for elbo and lmcvae, else 5", tag="samples", low=1,
+        high=100_000, kind=int,
+    )  # fmt: skip
+    num_steps: int = setting(5, "lmcvae, amcvae: number of annealing steps T", tag="steps", low=1, high=100)
+    step_size: float = setting(0.01, "lmcvae, amcvae: step size of the Langevin steps", tag="step", low=1e-5, high=1)
+    target_accept: float = setting(
+        None, "acceptance rate to which step sizes adapt; None: 0.8 for amcvae, fixed step sizes for lmcvae",
+        tag="accept", above=0, high=0.999, kind=float,
+    )  # fmt: skip
+    learn_schedule: str = setting("off", "train the annealing schedule", tag="learnschedule", choices=("off", "on"))
+    learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
+    data_set: str = setting(
+        "mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="", choices=data.NAMES
+    )
+    latent_dim: int = setting(2, "latent dimensions in all; hvae splits them in half", tag="", low=1, high=4096)
+    network_size: float = setting(4.0, "factor of the number of convolution filters", tag="", above=0, high=64)
+    hidden_units: int = setting(
+        None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks", tag="units", low=1,
+        high=65_536, kind=int,
+    )  # fmt: skip
+    epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
+    batch_size: int = setting(256, "images per training step", tag="", low=1, high=INT32)
+    lr: float = setting(1e-4, "learning rate", tag="lr", above=0)
+    optimizer: str = setting(
+        "adam", "optimizer; adamnormgrad: Adam on gradients of norm 1, as in the VampPrior paper's code", tag="opt",
+        choices=("adam", "adamax", "adamw", "adamnormgrad"),
+    )  # fmt: skip
+    lr_schedule: str = setting(
+        "constant", "learning rate over time; plateau: halved after 10 epochs without a better validation ELBO",
+        tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"),
+    )  # fmt: skip
+    lr_final: float = setting(None, "final learning rate; None: --lr / 100", tag="final", above=0, kind=float)
+    lr_warmup: int = setting(0, "epochs in which the learning rate rises from 0", tag="lrwarmup", low=0, high=INT32)
+    clip_norm: float = setting(None, "largest norm of the whole gradient", tag="clip", above=0, kind=float)
+    accumulate: int = setting(
+        1, "training steps per weight update, which uses the mean of their gradients", tag="accum", low=1, high=10_000
+    )
+    ema: float = setting(
+        0.0, "momentum of a moving average of the weights, which is validated and kept; 0: none", tag="ema", low=0,
+        high=0.999999,
+    )  # fmt: skip
+    precision: str = setting(
+        "float32", "precision of hidden layers; weights, output layers and log-densities stay float32", tag="precision",
+        choices=tuple(models.PRECISIONS),
+    )  # fmt: skip
+    activation: str = setting("relu", "activation of hidden layers: a name from keras.activations", tag="act")
+    seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
+    num_pseudo_inputs: int = setting(
+        500, "number of components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000
+    )
+    pseudo_init: str = setting(
+        "data", "initial pseudo-inputs: training images, or random images near the mean of the data", tag="init",
+        choices=("data", "random"),
+    )  # fmt: skip
+    binarize: str = setting(
+        "auto", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; none: keep grey values; auto: "
+        "as usual for the data set", tag="binarize", choices=data.BINARIZE,
+    )  # fmt: skip
+    likelihood: str = setting(
+        "auto", "p(x|z) of a pixel; logistic: discretized to 256 grey values; mixlogistic: a mixture of 10 of these, "
+        "with dependent channels; gaussian: with one --sigma; auto: as usual for the data set",
+        tag="likelihood", choices=("auto", *models.LIKELIHOODS),
+    )  # fmt: skip
+    sigma: float = setting(1.0, "standard deviation of gaussian pixels", tag="sigma", above=0)
+    scales: str = setting(
+        "4x14,4x7", "ladder, dvp: latent layers as count x rows of their maps, the finest first", tag="scales"
+    )
+    channels: int = setting(32, "ladder, dvp: channels of feature maps", tag="", low=1, high=4096)
+    bottleneck: float = setting(
+        1.0, "ladder, dvp: factor of the channels inside a block", tag="hidden", above=0, high=16
+    )
+    encoder_blocks: int = setting(3, "ladder, dvp: encoder blocks before each scale", tag="blocks", low=1, high=100)
+    context_size: int = setting(
+        7, "dvp: number of low frequencies of the image along each side", tag="context", low=1, high=1024
+    )
+    diffusion_steps: int = setting(25, "dvp: steps of the diffusion that draws them", tag="T", low=1, high=1000)
+    gamma_min: float = setting(-6.0, "dvp: log of their least noise variance", tag="gamma", low=-12, high=-5)
+    score_channels: int = setting(
+        16, "dvp: channels of the network that predicts the noise, an even number", tag="score", low=2, high=1024
+    )
+    score_blocks: int = setting(2, "dvp: blocks of that network before its middle", tag="scoreblocks", low=1, high=100)
+    score_dropout: float = setting(0.0, "dvp: dropout rate of that network", tag="dropout", low=0, high=0.9)
+    patience: int = setting(
+        0, "stop after this many epochs without a better validation bound; 0: never", tag="patience", low=0, high=INT32
+    )
+    beta_warmup: int = setting(
+        0, "epochs in which the weight of the rate rises from 0 to 1", tag="warmup", low=0, high=INT32
+    )
+    max_train_images: int = setting(
+        None, "train on the first N training images only", tag="n", low=1, high=INT32, kind=int
+    )
+    gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY", kind=str)
+    data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download", kind=str)
+    runs_dir: str = setting("runs", "folder that runs are written to")
+    save_minutes: float = setting(
+        10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
+    )
+    track: str = setting(
+        "tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; none: neither",
+        choices=tuple(tracking.TRACKERS),
+    )  # fmt: skip
+    jit: str = setting(
+        "auto", "compile with XLA; auto: on, except with TensorFlow on a CPU", choices=("auto", "on", "off")
+    )
+    steps_per_execution: int = setting(
+        0, "training steps per call into the backend; NaN checks, autosave and Ctrl-C happen between calls; auto: 8 on "
+        "a GPU and for dense networks, else 1", low=0, high=10_000, words={"auto": 0},
+    )  # fmt: skip
+    distribute: str = setting(
+        "none", "devices: split each batch over all devices of this machine; processes: over those of several "
+        "machines, on which the same command is started", choices=("none", "devices", "processes"),
+    )  # fmt: skip
+    deterministic: str = setting(
+        "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",
+        choices=("on", "off"),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        rules.check(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The Config with these fields. Raises UserError for one that there is not, or a value that does not fit."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise UserError(f"unknown setting {shown(unknown[0])}; known are {', '.join(known)}")
+        return cls(**values)
+
+    def has(self, name):
+        """Whether the setting of this name means something for the model."""
+        return name not in models.OWNED or name in models.MODELS[self.model].settings
+
+    @property
+    def is_deep(self):
+        """Whether the model is a hierarchy of many layers."""
+        return models.MODELS[self.model].is_deep
+
+    @property
+    def num_layers(self):
+        """L, latent layers of a deep model; a context u is one more."""
+        return sum(count for count, _ in rules.scales(self))
+
+    @property
+    def layers(self):
+        """Names of the layers of a deep model, the top one first: L to 1, below u if there is one; none of others."""
+        if not self.is_deep:
+            return ()
+        return (*["u"] * self.has("context_size"), *map(str, range(self.num_layers, 0, -1)))
+
+    @property
+    def hidden_channels(self):
+        """Channels inside the blocks of a deep model."""
+        return max(1, int(self.channels * self.bottleneck))
+
+    @property
+    def source(self):
+        """What is known of the data set before anything is opened, a data.Source."""
+        return data.source(self.data_set)
+
+    @property
+    def observation(self):
+        """What `likelihood` comes to for this data set: a name in models.LIKELIHOODS."""
+        return self.source.likelihood if self.likelihood == "auto" else self.likelihood
+
+    @property
+    def binarization(self):
+        """What `binarize` comes to: dynamic, threshold or none; auto is the data set's, for a Bernoulli likelihood."""
+        if self.binarize == "auto" and self.observation != "bernoulli":
+            return "none"
+        return data.binarization(self.source, self.binarize)
+
+    @property
+    def samples(self):
+        """What `num_samples` comes to: samples or chains an image."""
+        return models.OBJECTIVES[self.objective].samples if self.num_samples is None else self.num_samples
+
+    @property
+    def decodings(self):
+        """How often an image is decoded in a training step: once a sample, or once more than a chain has steps."""
+        return self.samples * (1 + self.num_steps * models.OBJECTIVES[self.objective].is_annealed)
+
+    @property
+    def acceptance(self):
+        """What `target_accept` comes to; None where step sizes do not adapt."""
+        adapts = self.objective == "amcvae" and self.learn_step_size == "off"
+        return 0.8 if adapts and self.target_accept is None else self.target_accept
+
+    @property
+    def terms(self):
+        """The names of what the history has of each split."""
+        rates = [f"rate_{layer}" for layer in self.layers]
+        return (*TERMS, *rates, *models.OBJECTIVES[self.objective].logged)
+
+    @property
+    def columns(self):
+        """The names of the columns of history.csv."""
+        return ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in self.terms), "seconds")
+
+    @property
+    def monitor(self):
+        """The column of the validation value of what is trained: the best weights and patience follow it."""
+        return "val_bound" if "bound" in self.terms else "val_elbo"
+
+    @property
+    def is_sized(self):
+        """Whether the networks have the size and the activation that the settings say, not those of a paper."""
+        return models.NETWORKS[self.network].is_sized
+
+    @property
+    def size(self):
+        """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
+        if self.is_deep:
+            return f"c{self.channels}"
+        return f"factor{self.network_size}" if self.is_sized else self.network
+
+    @property
+    def likelihood_tag(self):
+        """As of `naming.likelihood_tag`."""
+        return naming.likelihood_tag(self)
+
+    @property
+    def comparable(self):
+        """The same for all settings whose validation ELBOs can be compared: same images, same kind of likelihood."""
+        return self.data_set, self.likelihood_tag
+
+    @property
+    def is_autoregressive(self):
+        """Whether an image is drawn pixel by pixel."""
+        return models.NETWORKS[self.network].is_autoregressive
+
+    @property
+    def is_made_for_its_epochs(self):
+        """Whether the learning rate depends on how many epochs there are: such a run cannot be trained longer."""
+        return self.lr_schedule in ("cosine", "cosine_restarts", "step")
+
+    @property
+    def has_components(self):
+        """Whether the prior is a mixture, of K components."""
+        return models.PRIORS[self.prior].has_components
+
+    @property
+    def has_pseudo_inputs(self):
+        """Whether these components are made of pseudo-inputs."""
+        return models.PRIORS[self.prior].has_pseudo_inputs
+
+    @property
+    def is_likelihood(self):
+        """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
+        return self.observation != "bernoulli" or self.binarization != "none" or self.source.is_binary
+
+    @property
+    def note(self):
+        """What has to be said beside every score with these settings, whatever the data files are."""
+        if self.observation == "gaussian":
+            return DENSITY_NOTE
+        return "" if self.is_likelihood else GREY_NOTE
+
+    def note_on(self, sha256):
+        """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
+        return "; ".join(filter(None, (self.note, self.source.note(sha256))))
+
+    @property
+    def training_id(self):
+        """The name of the run, as of `naming.training_id`."""
+        return naming.training_id(self)
+
+    @property
+    def settings(self):
+        """The settings that change the numbers, as of `naming.settings`."""
+        return naming.settings(self)
+
+    def stream(self, use, *index):
+        """The NumPy SeedSequence for one use of the seed, independent of every other use's."""
+        return np.random.SeedSequence([self.seed, STREAMS.index(use), *index])
+
+    @property
+    def path(self):
+        """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
+        return Path(self.runs_dir, self.gs_key or "", self.training_id)
+
+
+def varying(configs):
+    """The names of the settings that have several values among the Configs that they mean something for."""
+    settings = [config.settings for config in configs]
+    names = [field.name for field in dataclasses.fields(Config)]
+    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]

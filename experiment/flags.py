@@ -1,0 +1,148 @@
+"""Flags made from Config, and the runs that flags name."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from experiment.config import Config
+from experiment.run import load
+from runtime import backend
+from runtime.command import path
+from runtime.errors import UserError
+
+PATHS = ("runs_dir", "data_dir")  # settings
+
+
+WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
+
+
+def add_settings(parser):
+    """Adds a flag for each field of Config; those that change the numbers take one value or more, which form a grid.
+
+    Only what was given lands in the parsed arguments; `grids.configs.configs_of` fills in the rest.
+    """
+    trained = parser.add_argument_group("what is trained", "several values of a flag make a grid, which needs --gs_key")
+    trained.add_argument(
+        "--preset", metavar="NAME", help="settings that belong together; flags beside it override them"
+    )
+    place = parser.add_argument_group("where things lie and how fast they run")
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        options = {"type": _reader(field), "default": argparse.SUPPRESS, "choices": meta["choices"]}
+        options["help"] = f"{meta['help']} (default: {field.default})"
+        if not meta["choices"]:
+            options["metavar"] = field.name.split("_")[-1].upper()
+        group = place if meta["tag"] is None else trained
+        group.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
+    return place
+
+
+def given_settings(args):
+    """The settings that stand on the command line: a dict of field name to value, or list of values."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if field.name in args}
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both included, as `--lr 1e-5..1e-2` gives them."""
+
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.low:g}..{self.high:g}"
+
+    @classmethod
+    def read(cls, text, kind):
+        """The Range of integers or floats that a text names. Raises ValueError, or argparse's error, for another."""
+        low, high = (kind(part) for part in text.split(".."))
+        if not low < high:
+            raise argparse.ArgumentTypeError(f"{text} is an empty range: the lower end comes first")
+        return cls(low, high)
+
+    @property
+    def is_logarithmic(self):
+        """Whether factors count in it, rather than differences."""
+        return self.low > 0 and self.high >= WIDE * self.low
+
+
+def _reader(field):
+    kind, words = path if field.name in PATHS else field.metadata["kind"], field.metadata["words"]
+
+    def read(text):
+        if ".." in text and kind in (int, float):
+            return Range.read(text, kind)
+        if field.default is None and text == "None":
+            return None
+        return words[text] if text in words else kind(text)
+
+    read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
+    return read
+
+
+def add_backend(parser):
+    """Adds --backend and --device."""
+    text = "what Keras runs on; auto: jax on a GPU that it can use, and to train dense networks, else tensorflow"
+    choices, usual = ("auto", *backend.BACKENDS), "the environment's KERAS_BACKEND, else tensorflow"
+    parser.add_argument("--backend", choices=choices, default=None, help=f"{text} (default: {usual})")
+    text = "auto: a GPU where there is one; gpu: stop where there is none; cpu: leave GPUs alone (default: auto)"
+    parser.add_argument("--device", choices=backend.DEVICES, default="auto", help=text)
+
+
+def add_runs(parser):
+    """Adds what evaluate.py and plot.py share: RUN..., --gs_key, --runs_dir, --data_dir, --backend and --device."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
+    parser.add_argument("--gs_key", help="take every run of this grid search")
+    parser.add_argument("--runs_dir", type=path, default="runs", help="where the grid search lies (default: runs)")
+    text = "where the data files lie (default: where training found them)"
+    parser.add_argument("--data_dir", type=path, help=text)
+    add_backend(parser)
+
+
+def unusual(config):
+    """The settings of this Config that have not their usual value: a dict of name to text."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return {name: str(value) for name, (value, usual) in values.items() if value != usual}
+
+
+def words_of(config):
+    """The flags that make this Config, as words of a command: those of every setting that has not its usual value."""
+    return [word for name, text in unusual(config).items() for word in _flag(name, text)]
+
+
+def _flag(name, text):
+    """A flag as words: one, if its value would look like another flag."""
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+
+
+def chosen_runs(args):
+    """The Runs that RUN... or --gs_key name, those with weights. Raises UserError if there is none."""
+    if bool(args.runs) == bool(args.gs_key):
+        raise UserError("name either the folders of runs or a grid search with --gs_key")
+    if args.runs:
+        return [_with_weights(path, args.data_dir) for path in args.runs]
+    runs = []
+    for folder in grid_folders(args):
+        try:
+            runs.append(_with_weights(folder, args.data_dir))
+        except UserError as error:  # the others of the group are worth having
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not runs:
+        group = Path(args.runs_dir, args.gs_key)
+        raise UserError(f"{group} holds no run with weights; train it with --gs_key {args.gs_key}")
+    return runs
+
+
+def grid_folders(args):
+    """The folders of the runs of the grid that --gs_key names."""
+    return [config.parent for config in sorted(Path(args.runs_dir, args.gs_key).glob("[!.]*/config.json"))]
+
+
+def _with_weights(path, data_dir):
+    run = load(path, data_dir)
+    if not run.weights.is_file():
+        raise UserError(f"{path} has no weights yet (it is {run.state}); train it for at least one epoch")
+    if run.state != "finished":
+        print(f"warning: {path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
+    return run

@@ -1,0 +1,165 @@
+"""config.json and status.json: what they hold, and how they are read with distrust."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import data
+from experiment.config import Config
+from runtime import atomic, backend
+from runtime.errors import UserError
+from runtime.rules import shown
+
+FORMAT = 9  # of config.json
+ADDED = {  # settings by the format that brought them, with the values that earlier runs had
+    2: {"deterministic": "off", "save_minutes": 10.0},
+    3: {
+        "network": "conv",
+        "pseudo_init": "data",
+        "optimizer": "adam",
+        "lr_schedule": "constant",
+        "lr_final": None,
+        "lr_warmup": 0,
+        "clip_norm": None,
+        "likelihood": "bernoulli",
+        "sigma": 1.0,
+    },
+    4: {
+        "ema": 0.0,
+        "objective": "elbo",
+        "num_samples": None,
+        "num_steps": 5,
+        "step_size": 0.01,
+        "target_accept": None,
+        "learn_schedule": "off",
+        "learn_step_size": "off",
+    },
+    5: {"posterior": "gaussian"},
+    6: {
+        "scales": "4x14,4x7",
+        "channels": 32,
+        "bottleneck": 1.0,
+        "encoder_blocks": 3,
+        "context_size": 7,
+        "diffusion_steps": 25,
+        "gamma_min": -6.0,
+        "score_channels": 16,
+        "score_blocks": 2,
+        "score_dropout": 0.0,
+    },
+    7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
+    8: {"hidden_units": None},
+    9: {"distribute": "none"},
+}
+
+
+MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
+
+
+def read_json(path, complaint):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if isinstance(value := json.loads(read_bytes(path, MOST_JSON)), dict):
+            return value
+    raise UserError(complaint)
+
+
+def read_bytes(path, most):
+    with atomic.opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
+
+
+def read_status(path):
+    """status.json, which training writes anew whenever it goes on: empty where it cannot be read or makes no sense."""
+    kinds = {"state": str, "epochs_done": int, "best_epoch": int, "best_val_elbo": float, "seconds": float, "note": str}
+    try:
+        status = read_json(path, "unreadable")
+        if status["state"] not in ("running", "stopped", "failed", "finished"):
+            raise UserError(f"its state is {shown(status['state'])}")
+        for name, kind in kinds.items():
+            value = status.get(name, kind())
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is float and not abs(value) <= sys.float_info.max):  # JSON's NaN, or a long integer
+                raise UserError(f"its {name} is {shown(value)}")
+    except (UserError, KeyError) as error:
+        if path.exists():
+            print(f"warning: {path} is damaged ({error}); it is left out of account", file=sys.stderr)
+        return {}
+    return status
+
+
+def check_record(record):
+    """Raises UserError unless what stands beside the settings in a config.json is what was written there."""
+    if record["backend"] not in backend.BACKENDS:
+        raise UserError(f"its backend is {shown(record['backend'])}")
+    for name in ("versions", "data_sha256"):
+        if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
+            raise UserError(f"its {name} is {shown(record[name])}")
+
+
+def migrated(record):
+    """The settings in a config.json of this format or an older one, with those that later formats brought."""
+    number, settings = record.get("format"), record["config"]
+    if type(number) is not int or not 1 <= number <= FORMAT:
+        raise UserError(f"it is of format {shown(number)}; this version reads 1 to {FORMAT}")
+    if not isinstance(settings, dict):
+        raise UserError(f"its settings are {type(settings).__name__}, not an object")
+    for newer in range(number + 1, FORMAT + 1):
+        settings = ADDED[newer] | settings
+    missing = [field.name for field in dataclasses.fields(Config) if field.name not in settings]
+    if missing:
+        raise UserError(f"setting {missing[0]!r} is missing")
+    return settings
+
+
+def record_of(config, dataset):
+    import keras
+
+    return {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config) | _places(config),
+        "backend": keras.backend.backend(),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "data_sha256": dataset.sha256,
+        "image_shape": list(dataset.image_shape),
+    }
+
+
+def _places(config):
+    """The settings that name where data lie, so that they can be found from every folder."""
+    return {
+        "data_set": data.absolute(config.data_set),
+        "data_dir": config.data_dir and os.path.abspath(os.path.expanduser(config.data_dir)),
+    }
+
+
+def versions():
+    """Versions of what the numbers depend on: a dict of package name to version, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("keras", "tensorflow", "jax", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not there, or tensorflow-cpu
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit():
+    """The commit of this code, with "+changes" behind it where the work tree differs; None outside a checkout."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

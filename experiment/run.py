@@ -1,0 +1,266 @@
+"""Run: a trained model in its folder, from which all of it can be rebuilt."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+import sys
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import data
+import models
+from experiment import weights
+from experiment.config import Config
+from experiment.folder import is_held
+from experiment.record import check_record, migrated, read_bytes, read_json, read_status
+from runtime import atomic, backend
+from runtime.errors import UserError
+from runtime.rules import shown
+
+MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
+MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
+PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
+LINKED = ("last", "replaced", "evaluations", "tensorboard")  # folders that are written into, so must be the run's own
+MOST_VALUES = 1 << 24  # in an image
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation stored: its name, and of N images of the split, (N,) each, their index and PER_IMAGE."""
+
+    name: str
+    index: np.ndarray
+    log_px: np.ndarray
+    log_px_se: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    samples: np.ndarray
+
+
+class Run:
+    """A run on disk: `path`, `config`, `status`, and on first use `dataset`, `model` (best weights) and `history`.
+
+    Nothing in the folder is trusted: what does not fit is refused with a sentence, and nothing in it is ever run.
+    """
+
+    def __init__(self, path, data_dir=None):
+        self.path = Path(path)
+        self.record = read_json(self.path / "config.json", f"{path} is no run: it has no readable config.json")
+        if links := [name for name in LINKED if (self.path / name).is_symlink()]:
+            raise UserError(f"{path} has a link in the place of its folder {links[0]}, which is not followed")
+        try:
+            check_record(self.record)
+            self.config = Config.from_dict(migrated(self.record))
+            _check_shape(self.record.get("image_shape", self.config.source.image_shape))
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
+        trained_from = self.config.data_dir
+        self.data_dir = data_dir or (trained_from if trained_from and os.path.isdir(trained_from) else None)
+        self.status = read_status(self.path / "status.json")
+
+    @property
+    def name(self):
+        """The name of its folder, which is its training id unless somebody gave it another one."""
+        return self.path.resolve().name  # the path `.` has none
+
+    @property
+    def state(self):
+        """running, interrupted (no process holds it, and it does not say how it ended), stopped, failed or finished."""
+        state = self.status.get("state", "running")
+        return "interrupted" if state == "running" and not is_held(self.path) else state
+
+    @property
+    def best_val_elbo(self):
+        """The validation ELBO of the weights that it kept, nats an image; None before the end of the first epoch."""
+        return self.status.get("best_val_elbo")
+
+    @property
+    def comparable(self):
+        """As of its Config, and of the data files that it was trained on, of which a name may have had others once."""
+        return *self.config.comparable, tuple(sorted(self.record["data_sha256"].items()))
+
+    @property
+    def backend(self):
+        """What Keras ran on when this run was started: tensorflow or jax."""
+        return self.record["backend"]
+
+    @property
+    def weights(self):
+        """The file of the weights with the best validation value of the trained bound."""
+        return self.path / "best.weights.h5"
+
+    @property
+    def weights_sha256(self):
+        """The checksum of that file."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+    @cached_property
+    def dataset(self):
+        """The data set, loaded by name from `data_dir` or wherever it is found."""
+        return data.load(self.config.data_set, self.data_dir)
+
+    @property
+    def image_shape(self):
+        """(H, W, C), for which no data file is opened."""
+        return self.config.source.image_shape or tuple(self.record["image_shape"])
+
+    @property
+    def latent_dim(self):
+        """Latent dimensions of all layers. Raises UserError where they do not fit the images."""
+        try:
+            return models.latent_dim(self.config, self.image_shape)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
+
+    @property
+    def note(self):
+        """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
+        return self.config.note_on(self.record["data_sha256"] | self.dataset.sha256)
+
+    @cached_property
+    def model(self):
+        """The LatentModel with its best weights. Raises UserError if there are none that fit the config and are finite.
+
+        Every shape is compared before a weight is allocated, so that a config of absurd size costs nothing.
+        """
+        if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
+            backend.settle()
+            backend.start(whole=True)
+        backend.check_images()
+        try:
+            expected = models.weight_shapes(self.config, self.image_shape)
+        except (ValueError, MemoryError) as error:
+            raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
+        try:
+            weights.check(self.weights, expected)
+            model = models.build(self.config, self.image_shape)
+            model.load_weights(self.weights)
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
+        if path := weights.not_finite(model):
+            said = f"weight {path} is not finite, so log p(x) of image 0, or of any other, is not either"
+            raise UserError(f"{self.weights}: {said}; the weights are not usable")
+        return model
+
+    @cached_property
+    def history(self):
+        """history.csv as a dict of columns, each a float array (epochs,). Raises UserError if there is none to read."""
+        columns = self.config.columns
+        try:
+            text = io.StringIO(read_bytes(self.path / "history.csv", MOST_HISTORY).decode(), newline="")
+            reader = csv.DictReader(text, strict=True)
+            rows = list(reader) if tuple(reader.fieldnames or ()) == columns else []
+            if not rows:
+                raise ValueError("it has other columns, or no epoch")
+            return {name: np.array([float(row[name]) for row in rows]) for name in columns}
+        except OSError as error:
+            raise UserError(f"{self.path} has no history yet: {error.strerror}") from error
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{self.path / 'history.csv'} is damaged: {error}") from error
+
+    def images(self, split, n=None):
+        """Images of a split, or the first n, as this run scores them, binarized once for all: float32 (N, H, W, C).
+
+        Of the training split, those that the run was trained on. An array, or a data.Grey.
+        """
+        trained = self.config.max_train_images if split == "train" else None
+        n = min(filter(None, (n, trained)), default=None)
+        images = data.held_out(self.dataset, split, self.config.binarization, n)
+        self.check_data(self.dataset)
+        if images.shape[1:] != self.image_shape:
+            raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")
+        return images
+
+    def check_data(self, dataset):
+        """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
+        for file, sha256 in dataset.sha256.items():
+            if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
+                raise UserError(f"{self.path} was trained on another {file}, of sha256 {before}; "
+                                "put that back, or name its --data_dir")  # fmt: skip
+
+    def check_writable(self):
+        """Raises UserError where an evaluation could not be stored: better before it takes hours."""
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot write the evaluation to {self.path}: Permission denied")
+
+    def save_evaluation(self, metrics, per_image):
+        """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json."""
+        name = "{split}_{tag}_N{num_images}".format(**metrics)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **per_image)
+        try:
+            (self.path / "evaluations").mkdir(exist_ok=True)
+            atomic.write(self.path / "evaluations" / f"{name}.npz", buffer.getvalue())
+            atomic.write_json(self.path / "evaluations" / f"{name}.json", metrics)
+            atomic.write_json(self.path / "metrics.json", metrics)
+        except OSError as error:
+            raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
+        return self.path / "evaluations" / f"{name}.json"
+
+    @property
+    def metrics(self):
+        """The latest scores, a dict, if they are of the weights that are here now; an empty one if not."""
+        with contextlib.suppress(UserError, OSError):
+            metrics = read_json(self.path / "metrics.json", "unreadable")
+            if metrics.get("weights_sha256") == self.weights_sha256:
+                return metrics
+        return {}
+
+    def evaluation(self, split):
+        """The newest whole Evaluation of most images of a split by the weights that are here now; None without one.
+
+        What is damaged is passed over, as are those of older versions, which said less of each image.
+        """
+        name = re.compile(rf"{split}_[\w.+-]+_N(\d+)\.npz")
+        with contextlib.suppress(*_UNREADABLE):
+            found = [path for path in (self.path / "evaluations").iterdir() if name.fullmatch(path.name)]
+            found.sort(key=lambda path: (int(name.fullmatch(path.name)[1]), path.lstat().st_mtime), reverse=True)
+            for path in found:
+                with contextlib.suppress(*_UNREADABLE):
+                    metrics = read_json(path.with_suffix(".json"), "")
+                    if metrics["weights_sha256"] == self.weights_sha256:
+                        return _evaluation(path)
+        return None
+
+
+def load(path, data_dir=None):
+    """The Run in this folder, from which config, data set and model are rebuilt. Raises UserError if it is none."""
+    return Run(path, data_dir)
+
+
+# What reading a damaged .npz or .json raises: NumPy and zipfile let most of it through
+_UNREADABLE = (UserError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+_UNREADABLE += (MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
+
+
+def _evaluation(path):
+    """The Evaluation in an .npz. Raises one of _UNREADABLE where it is not what `save_evaluation` writes."""
+    content = read_bytes(path, MOST_EVALUATION)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MOST_EVALUATION:
+            raise ValueError("it unpacks to too much")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        index, *columns = (file[name] for name in Evaluation._fields[1:])
+    if index.dtype.kind not in "iu" or index.ndim != 1 or len(np.unique(index)) != len(index) or index.min() < 0:
+        raise ValueError("its index does not name images")
+    if any(column.dtype.kind != "f" or column.shape != index.shape for column in columns):
+        raise ValueError("its columns are not numbers of the same images")
+    if not np.isfinite(columns[0]).all():
+        raise ValueError("an image has no log p(x)")
+    return Evaluation(path.stem, index, *columns)
+
+
+def _check_shape(shape):
+    """Raises UserError unless this could be the (H, W, C) of images."""
+    whole = isinstance(shape, list | tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    if not whole or math.prod(shape) > MOST_VALUES:
+        raise UserError(f"its image_shape is {shown(shape)}")

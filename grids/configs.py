@@ -1,0 +1,69 @@
+"""The Configs that the flags of a grid ask for."""
+
+import dataclasses
+import itertools
+
+import models
+from experiment import Config
+from experiment.flags import Range, given_settings
+from experiment.presets import preset
+from experiment.rules import not_of_model
+from experiment.settings import checked
+from runtime.errors import UserError
+
+
+def lists_of(args):
+    """What the flags and the preset ask for: a dict of setting to the list of its values."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given_settings(args).items()}
+    return lists if args.preset is None else _preset_settings(args.preset, lists) | lists
+
+
+def check_ranges(name, values):
+    """Raises UserError where a Range of a setting stands beside other values, or could not have its own ends."""
+    if any(isinstance(value, Range) for value in values) and len(values) > 1:
+        raise UserError(f"--{name} takes a range or single values, not both")
+    field = next(field for field in dataclasses.fields(Config) if field.name == name)
+    for value in values:
+        for end in value if isinstance(value, Range) else (value,):
+            checked(field, end)
+
+
+def configs_of(args):
+    """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
+    lists = lists_of(args)
+    for name, values in lists.items():
+        if ranges := [value for value in values if isinstance(value, Range)]:
+            raise UserError(f"--{name} {ranges[0]} is a range, which needs --search optuna")
+    configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
+    if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
+        raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
+    for model in {config.model for config in configs}:
+        if strange := [name for name in lists if name in models.OWNED and name not in models.MODELS[model].settings]:
+            raise UserError(f"--{strange[0]} {lists[strange[0]][0]} {not_of_model(model, strange[0])}")
+    unique = list({config.training_id: config for config in configs}.values())
+    if len(unique) > 1 and not unique[0].gs_key:
+        raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")
+    return unique
+
+
+def _configs(choices):
+    """A Config for each choice of settings. Raises UserError, for several with the number of those that are none."""
+    configs, errors = [], []
+    for settings in choices:
+        try:
+            configs.append(Config(**settings))
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        many = f" (so {len(errors)} of the {len(choices)} runs of this grid cannot be)" if len(choices) > 1 else ""
+        raise UserError(f"{errors[0]}{many}")
+    return configs
+
+
+def _preset_settings(name, overriding):
+    """The settings of a preset as lists of one, but for sizes that a network chosen instead does not have."""
+    settings = preset(name).settings
+    networks = overriding.get("network", [settings.get("network", Config.network)])
+    unsized = [one for one in networks if not models.NETWORKS[one].is_sized]
+    dropped = ("network_size", "activation") if unsized else ()
+    return {key: [value] for key, value in settings.items() if key not in dropped}

@@ -1,0 +1,1 @@
+"""The HTML page in which the latents of runs are explored."""

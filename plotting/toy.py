@@ -1,0 +1,93 @@
+"""The example of Thin et al. (2021), figure 1: a posterior that is a ring, and what each bound makes of it.
+
+x = 2 pi (|z| + 2) + noise with z ~ N(0, I) in two dimensions and noise ~ N(0, 1); p(x|z) is known, q(z|x) is trained.
+"""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+import models
+from experiment import Config
+from models.base import LatentModel
+from models.distributions import Normal
+from models.flows import realnvp
+from models.networks import GaussianHead
+from models.pixels import Pixels
+
+D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is looked at, a ring of radius 2
+IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000
+CASES = {
+    "VAE": Config(),
+    "VAE, RealNVP": Config(posterior="realnvp"),
+    "IWAE, 50 samples": Config(objective="iwae", num_samples=50),
+    "L-MCVAE, 5 steps": Config(objective="lmcvae", target_accept=0.9, learn_schedule="on"),
+    "A-MCVAE, 5 steps": Config(objective="amcvae", learn_schedule="on"),
+}
+
+
+class Ring(LatentModel):
+    """The model of the example; "images" x are (B, 1, 1, 1)."""
+
+    def __init__(self, config, seed=0):
+        super().__init__(models.objective(config), dynamic=False, seed=seed)
+        self.hidden = layers.Dense(2 * D, activation="leaky_relu")
+        self.hidden.build((None, 1))
+        head = GaussianHead if config.posterior == "gaussian" else lambda *sizes: realnvp(GaussianHead, *sizes)
+        self.q_z = head(2 * D, D)
+        self.built = True
+
+    def posterior(self, x):
+        """q(z|x), from x as a number of about unit size: a law with batch (B,)."""
+        return self.q_z(self.hidden((ops.reshape(x, (-1, 1)) - 20) / 5))
+
+    def prior(self, top=None):
+        """N(0, I)."""
+        return Normal(ops.zeros((D,)), ops.zeros((D,)))
+
+    def likelihood(self, z, training=False):
+        """N(2 pi (|z| + 2), 1): batch (...)."""
+        radius = ops.sqrt(ops.sum(ops.square(z), axis=-1) + 1e-12)  # the gradient at 0 would be NaN
+        return Pixels(ops.reshape(2 * math.pi * (radius + 2), (*ops.shape(z)[:-1], 1, 1, 1)), 1.0)
+
+
+class Fitted(NamedTuple):
+    """What was fitted to p(z|x0): its name, draws of it (DRAWS, 2), and its bound on log p(x0) in nats."""
+
+    name: str
+    z: np.ndarray
+    bound: float
+
+
+def data(seed=0):
+    """x of the example: float32 (IMAGES, 1, 1, 1)."""
+    rng = np.random.default_rng(seed)
+    radius = np.linalg.norm(rng.normal(size=(IMAGES, D)), axis=1)
+    return np.float32(2 * np.pi * (radius + 2) + rng.normal(size=IMAGES)).reshape(-1, 1, 1, 1)
+
+
+def fit(name, epochs=EPOCHS, seed=0):
+    """Trains one of CASES and returns what is Fitted. Stochastic, a function of `seed`."""
+    keras.utils.set_random_seed(seed)
+    model = Ring(CASES[name], seed)
+    model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=50.0))
+    model.fit(data(seed), epochs=epochs, batch_size=BATCH, verbose=0)
+    x = np.full((DRAWS, 1, 1, 1), X0, "float32")
+    bound = np.mean(model(x).bound, dtype="float64")
+    return Fitted(name, np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound))
+
+
+def log_joint(z):
+    """log p(x0, z) for z (..., 2), the unnormalised posterior: (...)."""
+    radius = np.linalg.norm(z, axis=-1)
+    return -0.5 * radius**2 - 0.5 * (X0 - 2 * np.pi * (radius + 2)) ** 2 - 1.5 * np.log(2 * np.pi)
+
+
+def log_px():
+    """log p(x0), by the trapezoid rule over |z|, whose density is r exp(-r^2 / 2)."""
+    r = np.linspace(1e-9, 14, 20_001)
+    log_p = np.log(r) - 0.5 * r**2 - 0.5 * (X0 - 2 * np.pi * (r + 2)) ** 2 - 0.5 * np.log(2 * np.pi)
+    return float(np.log(np.trapezoid(np.exp(log_p), r)))

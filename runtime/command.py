@@ -1,0 +1,113 @@
+"""What every script shares: argument parser, readers of values, exit codes, streams and signals."""
+
+import argparse
+import contextlib
+import errno
+import math
+import os
+import signal
+import sys
+import threading
+
+from runtime.errors import DataError, UserError
+
+STOPPED = 130  # the shell's exit code for Ctrl-C
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # where what is printed goes to a file
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence and a hint, not a page of usage; exit code 2."""
+
+    def error(self, message):
+        """Prints the sentence and exits with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def path(text):
+    """A path as a flag gives it, with ~ expanded: a shell does not do that in --out=~/pictures."""
+    return os.path.expanduser(text)
+
+
+def whole(low, high=2**31 - 1):
+    """A reader of integers from `low` to `high` for argparse."""
+
+    def read(text):
+        if not low <= (value := int(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and at most {high}")
+        return value
+
+    read.__name__ = "int"  # for argparse's "invalid int value"
+    return read
+
+
+def number(low):
+    """A reader of finite numbers from `low` for argparse."""
+
+    def read(text):
+        if not low <= (value := float(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low}, and finite")
+        return value
+
+    read.__name__ = "float"
+    return read
+
+
+def command(run, args):
+    """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
+    _open_streams()
+    try:
+        with stoppable():
+            code = run(args)
+            sys.stdout.flush()  # here, where a reader that has gone is no surprise
+            return code
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as head does
+        _write_no_more(sys.stdout)
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        _write_no_more(sys.stdout)
+        try:
+            print(f"error: writing failed: {error.strerror}", file=sys.stderr, flush=True)
+        except OSError:  # it lies there, too
+            _write_no_more(sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was written is whole and kept", file=sys.stderr)
+        return STOPPED
+
+
+def _open_streams():
+    """Gives a process that was started without them, as a daemon may be, standard streams; no character fails there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the one that is free
+            setattr(sys, name, os.fdopen(number, mode))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _write_no_more(stream):
+    """Lets what could not be written go nowhere: Python would try again at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def stoppable():
+    """Makes SIGTERM and SIGHUP what Ctrl-C is, for the block; what is ignored, as SIGHUP under nohup, stays ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    usual = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # elsewhere it is forbidden
+        usual = []
+    for number in usual:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,51 @@
+"""How much memory there is: of the machine, its container and its GPUs."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+
+def gpus():
+    """The names, as in $CUDA_VISIBLE_DEVICES, of NVIDIA's GPUs that this process may use; no backend is asked."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name and name != "-1"]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def memory():
+    """Bytes of memory that this process may have: the machine's, or its container's if that is less.
+
+    A process of a grid has a part of that, which $VAMPVAE_MEMORY names.
+    """
+    import psutil
+
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(total, int(os.environ.get("VAMPVAE_MEMORY", total)))
+
+
+def free_memory():
+    """Bytes of memory that are free: on the GPU that JAX uses, else in this machine, or its container if that is less.
+
+    How much is free on a GPU, TensorFlow does not tell.
+    """
+    import psutil
+
+    if "jax" in sys.modules and sys.modules["keras"].backend.backend() == "jax":
+        stats = sys.modules["jax"].devices()[0].memory_stats()  # None on a CPU
+        if stats and "bytes_limit" in stats:
+            return stats["bytes_limit"] - stats["bytes_in_use"]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
+def is_out_of_memory(error):
+    """Whether this exception, of Python, NumPy, TensorFlow or JAX, says that memory could not be had."""
+    words = ("RESOURCE_EXHAUSTED", "ResourceExhausted", "out of memory", "OOM when allocating", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)

@@ -1,0 +1,59 @@
+"""What goes with what: rules as data, and one checker that writes the sentence."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from runtime.errors import UserError
+
+PLAIN = re.compile(r"\w[\w.,+-]{0,50}")  # texts that need no quotes in a sentence
+
+
+class Rule(NamedTuple):
+    """Refuses a flag that is given where `refused(values)` is true.
+
+    `reason` ends the sentence that begins with the flag and its value: a text, or a function of the values. `values`
+    has every flag as an attribute: parsed arguments, or a Config.
+    """
+
+    flag: str
+    refused: Callable
+    reason: str | Callable
+
+
+def needs(flag, owner, *kinds):
+    """The Rule that `flag` goes with --`owner`, or, with `kinds`, with these values of it only."""
+    if not kinds:
+        return Rule(flag, lambda values: not is_given(values, owner), f"goes with --{owner}")
+    return Rule(flag, lambda values: getattr(values, owner) not in kinds, f"goes with --{owner} {' or '.join(kinds)}")
+
+
+def excludes(flag, *others, reason=""):
+    """The Rules that `flag` does not go with any of the other flags; `reason` follows the sentence."""
+    why = f", {reason}" if reason else ""
+    return [
+        Rule(flag, lambda values, other=other: is_given(values, other), f"does not go with --{other}{why}")
+        for other in others
+    ]
+
+
+def is_given(values, flag):
+    """Whether parsed arguments have this flag: neither None, nor False, nor left out."""
+    return getattr(values, flag, None) not in (None, False)
+
+
+def check(rules, values, given=is_given):
+    """Raises UserError with the sentence of the first Rule that refuses its flag, where `given(values, flag)`."""
+    for rule in rules:
+        if given(values, rule.flag) and rule.refused(values):
+            reason = rule.reason(values) if callable(rule.reason) else rule.reason
+            value = getattr(values, rule.flag)
+            is_plain = isinstance(value, str) and PLAIN.fullmatch(value)
+            said = [f"--{rule.flag}"] + ([] if value is True else [value if is_plain else shown(value)])
+            raise UserError(f"{' '.join(said)} {reason}")
+
+
+def shown(value, most=60):
+    """A value as it stands in a sentence: texts are quoted, and what is long is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

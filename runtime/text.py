@@ -1,0 +1,25 @@
+"""Numbers and tables as text for people."""
+
+
+def duration(seconds):
+    """Seconds in words, "3 h 05 min", "2 min 10 s" or "4 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def table(rows):
+    """Dicts of equal keys as aligned text, a line of names and one for each row; small numbers keep two digits."""
+    shown = [[cell(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), *shown]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    numeric = [any(isinstance(row[name], int | float) for row in rows) for name in rows[0]]
+    cells = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def cell(value):
+    """A value as it stands in a table."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"

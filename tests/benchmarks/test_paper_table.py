@@ -1,0 +1,135 @@
+"""The README's tables are those of the result files, and a result says what it takes to repeat it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import bounds_table, deep_table, paper_table, readme
+from experiment import Config, presets
+from experiment.presets import preset
+
+FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
+
+
+@pytest.mark.parametrize(
+    "module, rows",
+    [
+        (paper_table, [f" {name}" for name in paper_table.ROWS]),
+        (bounds_table, [f"| `{row}` |" for row in bounds_table.ROWS]),
+        (deep_table, [f"| `{name}`" for name in deep_table.ROWS] + ["| independent pixels, mnist |"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_readme_has_the_table_of_the_results(module, rows):
+    text = readme.README.read_text()
+    assert readme.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.table()) == text
+    assert all(row in module.table() for row in rows)
+
+
+def test_a_part_without_a_place_is_refused():
+    marked = "a\n<!-- benchmarks/x.py writes from here -->\nold\n<!-- benchmarks/x.py wrote to here -->\nb\n"
+    assert readme.replaced(marked, "x.py", "new").splitlines()[2:5] == ["", "new", ""]
+    for text in ("", marked + marked, marked.replace("wrote", "wrought")):
+        with pytest.raises(ValueError, match=r"not one place for benchmarks/x\.py"):
+            readme.replaced(text, "x.py", "new")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_result_is_of_its_preset_the_whole_test_split_and_all_samples(path):
+    result = json.loads(path.read_text())
+    settings = result["settings"]
+    preset = presets.preset(result["preset"])
+    expected = Config(**(preset.settings | {"seed": settings["seed"]}))
+    known = {name: value for name, value in settings.items() if hasattr(expected, name)}
+    assert Config(**known).training_id == expected.training_id
+    assert path == paper_table.result_file(result["preset"], settings["seed"])
+    assert result["status"]["state"] == "finished"
+    for name, samples in (("metrics", 5000), ("fitted", 500)):
+        if metrics := result.get(name):
+            assert (metrics["split"], metrics["num_samples"], metrics["note"]) == ("test", samples, "")
+            assert metrics["num_images"] == expected.source.num_images["test"]
+    assert "metrics" in result or "fitted" in result
+
+
+def test_rows_without_a_result_say_so_and_have_no_number_of_others_in_our_columns(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    for name in paper_table.ROWS:
+        cells = paper_table.line(name).strip("| ").split(" | ")
+        assert cells[4] == "not run here" and not any(cells[5:13])
+        assert cells[-1] == f"`python benchmarks/paper_table.py {name}`"
+
+
+def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    for seed, log_px in enumerate((-85.0, -87.0)):
+        metrics = {"log_px": log_px, "log_px_se": 0.01, "bits_per_dim": 0.5, "elbo": -90.0}
+        metrics |= {"active_units": [20 + seed, 7], "units": [40, 40], "ess_median": 12.0}
+        fitted = metrics | {"log_px": log_px + 1, "doubtful": 3 + seed, "num_images": 9}
+        result = {"metrics": metrics, "fitted": fitted, "status": {"seconds": 600.0}}
+        result |= {"hardware": "a machine", "backend": "jax"}
+        (tmp_path / f"paper_staticmnist_vae_vamp_seed{seed}.json").write_text(json.dumps(result))
+    cells = [cell.strip() for cell in paper_table.line("staticmnist_vae_vamp").split("|")[1:-1]]
+    assert cells[:4] == ["staticmnist", "vae, mlp", "vamp", "500"]
+    assert cells[4:8] == ["-86.00 ± 1.4", "-85.00 ± 1.4", "3.5 of 9", "-90.00"]
+    assert cells[8:13] == ["20.5 + 7 of 80", "12", "2", "10", "a machine"]
+    assert cells[14] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
+
+
+def test_what_was_not_scored_is_left_empty(monkeypatch):
+    result = json.loads(paper_table.result_file("staticmnist_vae_vamp", 0).read_text())
+    monkeypatch.setattr(paper_table, "results_of", lambda name: [result])
+    whole = paper_table.line("staticmnist_vae_vamp").split(" | ")
+    del result["fitted"]
+    assert paper_table.line("staticmnist_vae_vamp").split(" | ") == [*whole[:5], "", "", *whole[7:]]
+
+
+def test_a_command_names_where_a_row_was_scored_if_that_was_elsewhere():
+    rows = [{"backend": "jax", "metrics": {"backend": scored}} for scored in ("tensorflow", "jax")]
+    assert paper_table.backends(rows[:1]) == ["--backend jax", "--score_backend tensorflow"]
+    assert paper_table.backends(rows[1:]) == ["--backend jax"] and paper_table.backends([]) == []
+
+
+def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
+    run = SimpleNamespace(path=tmp_path, weights_sha256="new", images=lambda split: [0] * 30)
+    for tag, _ in paper_table.SCORES.values():
+        assert not paper_table.is_scored(run, tag)
+        file = tmp_path / "evaluations" / f"test_{tag}_N30.json"
+        file.parent.mkdir(exist_ok=True)
+        for found, expected in (("old", False), ("new", True)):
+            file.write_text(json.dumps({"weights_sha256": found}))
+            assert paper_table.is_scored(run, tag) is expected
+        file.write_text("half a fil")
+        assert not paper_table.is_scored(run, tag)
+
+
+def test_a_result_on_stand_in_data_is_refused(monkeypatch, tmp_path):
+    config = Config(**(preset("staticmnist_vae_vamp").settings | {"runs_dir": str(tmp_path)}))
+    config.path.mkdir(parents=True)
+    run = SimpleNamespace(path=config.path, note="stand-in data", backend="jax")
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    monkeypatch.setattr(paper_table, "call", lambda *words: None)
+    monkeypatch.setattr(paper_table.experiment, "load", lambda path: run)
+    args = SimpleNamespace(runs_dir=tmp_path, backend=None, score_backend=None, hardware="a machine")
+    with pytest.raises(SystemExit, match="stand-in data; such a result has no place in the table"):
+        paper_table.produce("staticmnist_vae_vamp", 0, args)
+    assert not paper_table.result_file("staticmnist_vae_vamp", 0).exists()
+
+
+def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
+    costs = {"elbo": {"seconds": 0.02, "mib": 800.0}, "iwae5": {"seconds": 0.05, "mib": 912.4}}
+    scored = {
+        "log_px": -85.5,
+        "log_px_se": 0.02,
+        "bits_per_dim": 0.1,
+        "elbo": -90.0,
+        "active_units": [20],
+        "units": [50],
+    }
+    result = {"fitted": scored, "status": {"seconds": 120.0}, "hardware": "a machine"}
+    (tmp_path / "paper_bounds_iwae5_seed0.json").write_text(json.dumps(result))
+    cells = [cell.strip() for cell in bounds_table.line("iwae5", costs).split("|")[1:-1]]
+    assert cells[:5] == ["`iwae5`", "-85.50 ± 0.02", "-90.00", "20 of 50", "0.050"]
+    assert cells[5:9] == ["2.5", "912", "2", "a machine"]
+    assert [cell.strip() for cell in bounds_table.line("elbo", {}).split("|")[2:-2]] == ["not run here", *[""] * 7]

@@ -1,0 +1,143 @@
+"""The README's pictures are those of its runs: what is trained and scored, and that all of it is shown."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+import experiment
+import plot
+import train
+from benchmarks import readme, readme_pictures
+from experiment.config import UserError
+from plotting import planes
+from runtime.command import STOPPED, Parser
+
+START, END = (f"<!-- benchmarks/readme_pictures.py {words} here -->" for words in ("writes from", "wrote to"))
+IMAGE = re.compile(r"!\[([^\]]*)\]\(<?([^)>]+)>?\)")
+
+
+def arguments(*words):
+    """The flags of plot.py."""
+    parser = Parser(prog="plot.py")
+    plot.add_arguments(parser)
+    return parser.parse_args(["--readme", *words])
+
+
+def test_the_readme_shows_the_results():
+    text = readme.README.read_text()
+    assert readme.replaced(text, "readme_pictures.py", readme_pictures.part()) == text
+
+
+def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_ones():
+    small = readme_pictures.configs_of(arguments())
+    assert len(small) == 8 and small[0].path.name == "mnist_vae_standard_bs256_dim2_factor1.0_epochs10_lr0.001"
+    full = readme_pictures.configs_of(arguments("--network_size", "16", "--epochs", "250"))
+    assert full[3].path.name == "mnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
+    assert full[-1].path.name == "fashionmnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
+
+
+@pytest.mark.parametrize("words", ["run", "--gs_key=x", "--out=x", "--report", "--export=npz", "--format=svg"])
+def test_it_takes_no_runs_and_no_other_place(words, monkeypatch, capsys):
+    monkeypatch.setattr(train, "main", None)
+    assert plot.main([words, "--readme"]) == 2
+    expected = "RUN" if words == "run" else words.split("=")[0]
+    assert f"it does not go with {expected}" in capsys.readouterr().err
+
+
+def test_its_sizes_go_with_it_alone(capsys):
+    assert plot.main(["run", "--epochs", "3"]) == 2 and "--epochs goes with --readme" in capsys.readouterr().err
+
+
+def test_sizes_that_no_run_can_have_are_refused(capsys):
+    assert plot.main(["--readme", "--epochs", "0"]) == 2
+    assert "--epochs 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_training_that_ends_early_ends_all_of_it(monkeypatch):
+    monkeypatch.setattr(train, "main", lambda words: STOPPED)
+    assert plot.main(["--readme"]) == STOPPED
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Two small runs in the place of the eight, and a README, img/ and results of this test's own."""
+    for module, name, value in (
+        (readme_pictures, "DATA_SETS", ("digits",)),
+        (readme_pictures, "MODELS", (("vae", "standard"), ("vae", "vamp"))),
+        (readme_pictures, "SCORE", {"max_images": 30, "num_samples": 20}),
+        (readme_pictures, "IMG", tmp_path / "img"),
+        (readme_pictures, "RESULTS", tmp_path / "results"),
+        (readme, "README", tmp_path / "README.md"),
+        (planes, "SHEET_PIXELS", (300, 300)),
+    ):
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text(f"above\n{START}\n{END}\n")
+    return tmp_path
+
+
+def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch, capsys):
+    flags = ["--readme", "--network_size", "0.25", "--epochs", "1", "--runs_dir", str(tiny / "runs")]
+    assert plot.main([*flags, "--hardware", "a machine"]) == 0
+    text = (tiny / "README.md").read_text()
+    shown = [path for _, path in IMAGE.findall(text)]
+    assert sorted(shown) == sorted(f"img/{path.name}" for path in (tiny / "img").iterdir())
+    name = "digits_vae_vamp_bs256_dim2_factor0.25_epochs1"
+    expected = {f"img/{name}_{one}.png" for one in ("reconmanifold", "embedding_mean", "pseudouse")}
+    assert expected | {"img/digits_input.png", "img/digits_ldim2_factor0.25_losshistory.png"} <= set(shown)
+    (result,) = [json.loads(path.read_text()) for path in (tiny / "results").glob(f"readme_{name}.json")]
+    assert f"| digits | vae | vamp | {result['metrics']['log_px']:.2f} |" in text
+    assert "a machine" in text and "network size 0.25, 1 epochs" in text
+    capsys.readouterr()
+
+    monkeypatch.setattr("training.train", None)  # nothing is left to train
+    monkeypatch.setattr("evaluate.evaluate", None)  # or to score
+    assert plot.main(flags) == 0
+    assert (tiny / "README.md").read_text() == text and capsys.readouterr().out.count("is finished already") == 2
+
+
+def result(config, log_px):
+    """A result file's content."""
+    metrics = dict.fromkeys(("log_px_se", "log_px_se_images", "elbo", "rate", "distortion", "seconds"), 1.0)
+    metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "num_samples": 5}
+    settings = {"model": config.model, "prior": config.prior, "data_set": config.data_set}
+    settings |= {"network_size": config.network_size, "epochs": config.epochs, "lr": config.lr, "latent_dim": 2}
+    about = {"status": {"seconds": 60.0}, "note": "", "hardware": "here", "backend": "jax", "git_commit": None}
+    return about | {"settings": settings, "metrics": metrics}
+
+
+def write_results(folder, log_px, models, **settings):
+    """Writes a result file for each of these models of the digits."""
+    for model, prior in models:
+        config = experiment.Config(data_set="digits", model=model, prior=prior, latent_dim=2, **settings)
+        (folder / f"readme_{config.training_id}.json").write_text(json.dumps(result(config, log_px)))
+
+
+def test_the_largest_complete_setting_is_shown(tiny):
+    models = readme_pictures.MODELS
+    with pytest.raises(UserError, match="no setting of which all 2 runs are there"):
+        readme_pictures.part()
+    write_results(tiny / "results", -150.0, models, network_size=1.0, epochs=10, lr=1e-3)
+    write_results(tiny / "results", -140.0, models[:1], network_size=16.0, epochs=250)
+    assert "-150.00" in readme_pictures.part() and "factor16" not in readme_pictures.part()
+    write_results(tiny / "results", -140.0, models, network_size=16.0, epochs=250)
+    shown = readme_pictures.part()
+    assert "-140.00" in shown and "-150.00" not in shown and "img/digits_ldim2_factor16_losshistory.png" in shown
+    assert (
+        "network size 16, 250 epochs, learning rate 0.0001" in shown
+        and "learning rate 0.0001, 1.0 min; log p(x) -140.00" in shown
+    )
+
+
+def test_scores_of_another_kind_are_made_again(monkeypatch):
+    asked = []
+    run = SimpleNamespace(metrics={}, images=lambda split: [0] * 300)
+    monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run)
+    monkeypatch.setattr(readme_pictures.evaluate, "main", lambda words: asked.append(words) or 0)
+    config = experiment.Config(data_set="digits")
+    fitting = {"num_images": 300, "split": "test", "num_samples": 500, "proposal": "fitted"}
+    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"proposal": "posterior"}, fitting):
+        assert readme_pictures.scored(config, []) == 0
+    assert len(asked) == 3 and asked[0] == [str(config.path), "--max_images", "1000", "--num_samples", "500"]

@@ -1,0 +1,848 @@
+"""Data: the parser, where files are found, how they are verified and downloaded, splits and binarization."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import math
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from conftest import damaged, put, sha256
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from data import dataset, download, files, sources
+from data.idx import parse_idx
+
+ROOT = Path(__file__).parents[2]
+REAL = Path(os.environ.get("VAMPVAE_DATA") or ROOT.parent / "shared" / "data")
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (name for name, _ in sources.IDX_FILES)
+NOBODY = "https://localhost:1/"  # a mirror that refuses every connection
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def idx_bytes(array):
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+class TinySet:
+    """A data set of four small idx files: 5 training, 2 validation and 4 test images of 3x2 pixels."""
+
+    def __init__(self, name, seed):
+        rng = np.random.default_rng(seed)
+        shapes = ((7, 3, 2), (7,), (4, 3, 2), (4,))
+        self.arrays = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+        names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+        self.unpacked = {file: idx_bytes(array) for file, array in zip(names, self.arrays, strict=True)}
+        self.packed = {file: gzip.compress(content, mtime=0) for file, content in self.unpacked.items()}
+        self.source = dataclasses.replace(
+            data.DATA_SETS["mnist"],
+            name=name,
+            image_shape=(3, 2, 1),
+            num_images={"train": 5, "val": 2, "test": 4},
+            files=tuple(self.public_file(name, file) for file in names),
+        )
+
+    def public_file(self, name, file):
+        packed, unpacked = self.packed[file], self.unpacked[file]
+        return files.PublicFile(
+            name, file, len(packed), sha256(packed), len(unpacked), sha256(unpacked), (NOBODY + file,)
+        )
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(sources.IDX_SPLITS, "train", (slice(0, 2), slice(None, -2)))
+    monkeypatch.setitem(sources.IDX_SPLITS, "val", (slice(0, 2), slice(-2, None)))
+    return register(monkeypatch, TinySet("tiny", seed=1))
+
+
+@pytest.fixture
+def other(monkeypatch):
+    return register(monkeypatch, TinySet("other", seed=2))
+
+
+def register(monkeypatch, tiny_set):
+    monkeypatch.setitem(data.DATA_SETS, tiny_set.source.name, tiny_set.source)
+    return tiny_set
+
+
+def same(split, images, labels):
+    return np.array_equal(split.images[..., 0], images) and np.array_equal(split.labels, labels)
+
+
+# The registry
+
+
+def test_registry_states_every_data_set():
+    assert list(data.DATA_SETS) == [
+        *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology"),
+        *("cifar10", "celeba"),
+    ]
+    readme = (ROOT / "data" / "README.md").read_text()
+    for name, source in data.DATA_SETS.items():
+        assert source.name == name and f"## {name}" in readme
+        assert list(source.num_images) == list(data.SPLITS) and len(source.image_shape) == 3
+        assert len(source.class_names) in (0, 10) and source.binarize in data.BINARIZE[1:]
+        assert source.title and source.licence and source.origin
+        for file in source.files:
+            assert bool(file.download.urls) == file.is_known
+            assert all(url.startswith("https://") for url in file.download.urls)
+            if file.sha256:
+                assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
+            else:
+                known = f"git blob `{file.git_blob}`" if file.git_blob else "not known"
+                known = f"md5 `{file.md5}`" if file.md5 else known
+                assert f"| `{file.name}` | not known | {known} | {known} |" in readme
+            if file.archive:
+                assert f"| `{file.archive.name}` | {file.archive.bytes:,} | `{file.archive.sha256}` |" in readme
+            assert not file.stand_in or f"`{file.stand_in.sha256}`" in readme
+
+
+def test_import_is_light():
+    heavy = ("keras", "tensorflow", "sklearn", "tqdm", "platformdirs", "urllib.request")
+    code = f"import sys, data; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.mark.parametrize("call", [data.load, data.fetch, data.found])
+def test_unknown_name_is_refused(call):
+    with pytest.raises(data.DataError, match="unknown data set 'nope': choose one of mnist, fashionmnist, digits"):
+        call("nope")
+
+
+# The parser
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None, database=None)
+def test_idx_round_trip(shape, seed):
+    array = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    parsed = parse_idx(idx_bytes(array))
+    assert parsed.dtype == np.uint8 and np.array_equal(parsed, array)
+
+
+@given(
+    st.binary(max_size=8) | st.builds(lambda axes, rest: bytes([0, 0, 8, axes]) + rest, st.integers(0, 6), st.binary())
+)
+@settings(max_examples=300, deadline=None, database=None)
+def test_idx_fuzz_gives_an_array_or_a_data_error(content):
+    try:
+        array = parse_idx(content)
+    except data.DataError:
+        return
+    assert idx_bytes(array) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "not an idx file"),
+        (b"\x1f\x8b\x08\x00" + bytes(8), "not an idx file"),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 1, 7]), "type 0x0d, expected 0x08"),
+        (bytes([0, 0, 8, 0]), "0 axes"),
+        (bytes([0, 0, 8, 5]) + bytes([0, 0, 0, 1]) * 5 + b"x", "5 axes"),
+        (bytes([0, 0, 8, 3, 0, 0, 0, 1]), "header is truncated: 8 bytes, expected 16"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 2]) + b"x", r"9 bytes, but its header states the shape \[2\]"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 2]) + b"xxx", "11 bytes"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 0]), r"shape \[0\]"),
+        (bytes([0, 0, 8, 3, 0, 0, 0, 0]) + b"\xff" * 8, "shape"),
+        (bytes([0, 0, 8, 4]) + bytes([0, 1, 0, 0]) * 4, "shape"),  # the product is 2^64
+    ],
+)
+def test_idx_refuses(content, complaint):
+    with pytest.raises(data.DataError, match=complaint):
+        parse_idx(content)
+
+
+# Finding and verifying
+
+
+def test_splits_of_idx_files(tiny, tmp_path):
+    put(tmp_path, tiny.packed)
+    dataset = data.load("tiny", tmp_path)
+    images, labels, test_images, test_labels = tiny.arrays
+    assert same(dataset.split("train"), images[:5], labels[:5])
+    assert same(dataset.split("val"), images[5:], labels[5:])
+    assert same(dataset.split("test"), test_images, test_labels)
+    assert dataset.split("val").labels.dtype == np.int64
+    assert dataset.split("val") is dataset.split("val")
+
+
+def test_grey_is_a_part_of_one():
+    split = data.Split(np.array([0, 4, 16], np.uint8).reshape(3, 1, 1, 1), None, max_value=16)
+    assert split.grey().ravel().tolist() == [0, 0.25, 1] and split.grey().dtype == np.float32
+    assert split.grey([2, 1]).shape == (2, 1, 1, 1) and split.grey(slice(1, 2)).ravel().tolist() == [0.25]
+
+
+def test_first_and_thresholded_parts():
+    split = data.Split(np.arange(24, dtype=np.uint8).reshape(4, 3, 2, 1), np.arange(4), max_value=16)
+    part = split.first(2)
+    assert np.array_equal(part.images, split.images[:2]) and part.labels.tolist() == [0, 1] and part.max_value == 16
+    assert len(split.first(None).images) == 4 and split._replace(labels=None).first(2).labels is None
+    cut = split.thresholded()
+    assert np.array_equal(cut.grey(), split.images >= 8) and cut.max_value == 1 and cut.images.dtype == np.uint8
+
+
+def test_unknown_split_is_refused(tiny, tmp_path):
+    with pytest.raises(data.DataError, match="no split 'valid': choose one of train, val, test"):
+        data.load("tiny", tmp_path).split("valid")
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_packed_again_is_valid(tiny, tmp_path, level):
+    put(tmp_path, {name: gzip.compress(content, level, mtime=9) for name, content in tiny.unpacked.items()})
+    assert len(data.load("tiny", tmp_path).split("test").images) == 4
+
+
+@pytest.mark.parametrize("rename", [lambda name: name.removesuffix(".gz"), lambda name: name])
+def test_unpacked_is_valid_under_either_name(tiny, tmp_path, rename):
+    put(tmp_path, {rename(name): content for name, content in tiny.unpacked.items()})
+    assert len(data.load("tiny", tmp_path).split("test").images) == 4
+
+
+def test_search_order(tiny, tmp_path, cache, monkeypatch):
+    given, shared = tmp_path / "given", tmp_path / "shared"
+    folders = [given, given / "tiny", shared, shared / "tiny", cache / "tiny"]
+    for folder in folders:
+        put(folder, tiny.packed)
+    monkeypatch.setenv("VAMPVAE_DATA", str(shared))
+    for folder in folders:
+        assert {path.parent for _, path in data.found("tiny", given)} == {folder}
+        assert {file.path.parent for file in data.fetch("tiny", given)} == {folder}
+        for name in tiny.packed:
+            (folder / name).unlink()
+    assert data.found("tiny", given) == [(name, None) for name in tiny.packed]
+
+
+def test_home_is_expanded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "sets", tiny.packed)
+    assert len(data.load("tiny", "~/sets").split("test").images) == 4
+
+
+def test_found_opens_nothing(tiny, tmp_path):
+    put(tmp_path, {TRAIN_IMAGES: b"poison", TEST_LABELS.removesuffix(".gz"): b"poison"})
+    assert dict(data.found("tiny", tmp_path)) == {
+        TRAIN_IMAGES: tmp_path / TRAIN_IMAGES,
+        TRAIN_LABELS: None,
+        TEST_IMAGES: None,
+        TEST_LABELS: tmp_path / TEST_LABELS.removesuffix(".gz"),
+    }
+
+
+@pytest.mark.parametrize("poison", [None, b"poison"])
+def test_test_files_wait_for_the_test_split(tiny, tmp_path, poison):
+    put(tmp_path, {name: tiny.packed[name] for name in (TRAIN_IMAGES, TRAIN_LABELS)})
+    if poison:
+        put(tmp_path, {TEST_IMAGES: poison, TEST_LABELS: poison})
+    dataset = data.load("tiny", tmp_path)
+    assert dataset.sha256 == {}
+    assert len(dataset.split("train").images) == 5 and len(dataset.split("val").images) == 2
+    assert dataset.sha256 == {
+        name.removesuffix(".gz"): sha256(tiny.unpacked[name]) for name in (TRAIN_IMAGES, TRAIN_LABELS)
+    }
+    with pytest.raises(data.DataError, match=TEST_IMAGES):
+        dataset.split("test")
+
+
+def test_each_file_is_read_once(tiny, tmp_path):
+    put(tmp_path, tiny.packed)
+    dataset = data.load("tiny", tmp_path)
+    dataset.split("train")
+    put(tmp_path, {TRAIN_IMAGES: b"poison", TRAIN_LABELS: b"poison"})
+    assert same(dataset.split("val"), tiny.arrays[0][5:], tiny.arrays[1][5:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda packed: packed[:-9], "truncated or corrupted: it does not unpack"),
+        (lambda packed: packed[:1], "truncated or corrupted: unpacked 1 bytes, expected 58 with sha256"),
+        (lambda packed: b"", "truncated or corrupted: unpacked 0 bytes, expected 58 with sha256"),
+        (damaged, "truncated or corrupted: it does not unpack"),
+        (lambda packed: packed[:-8] + bytes(8), "truncated or corrupted: it does not unpack"),  # the checksum
+        (lambda packed: b"<html>404</html>", "unpacked 16 bytes, expected 58"),
+        (lambda packed: gzip.compress(gzip.decompress(packed)[:-1]), "unpacked 57 bytes, expected 58"),
+        (
+            lambda packed: gzip.compress(bytes(9_000_000)),
+            "unpacked 9,000,000 bytes, expected 58",
+        ),
+    ],
+)
+def test_damaged_file_is_named_and_stays(tiny, tmp_path, cache, damage, complaint):
+    put(cache / "tiny", tiny.packed)  # a valid copy elsewhere does not hide the damage
+    put(tmp_path, {TRAIN_IMAGES: damage(tiny.packed[TRAIN_IMAGES])})
+    before = (tmp_path / TRAIN_IMAGES).read_bytes()
+    with pytest.raises(data.DataError, match=complaint) as caught:
+        data.load("tiny", tmp_path).split("train")
+    assert str(caught.value).startswith(str(tmp_path / TRAIN_IMAGES))
+    assert str(caught.value).endswith("delete it to download it again, or put the right file there.")
+    assert (tmp_path / TRAIN_IMAGES).read_bytes() == before
+
+
+def test_gzip_bomb_stays_small(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DATA_SETS", {"tiny": tiny.source})  # so the largest known file has 58 bytes
+    put(tmp_path, {TRAIN_IMAGES: gzip.compress(bytes(9_000_000))})
+    with pytest.raises(data.DataError, match="unpacked 59 bytes, expected 58"):
+        data.fetch("tiny", tmp_path)
+
+
+def test_swapped_files_are_told_apart(tiny, tmp_path):
+    put(tmp_path, tiny.packed | {TRAIN_IMAGES: tiny.packed[TRAIN_LABELS]})
+    put(tmp_path / "tiny", tiny.packed)  # a valid copy elsewhere does not hide the mistake
+    with pytest.raises(data.DataError, match=f"should be tiny's {TRAIN_IMAGES}, but this is tiny's {TRAIN_LABELS}"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_another_data_sets_file_is_passed_over(tiny, other, tmp_path):
+    put(tmp_path, other.packed)
+    put(tmp_path / "tiny", tiny.packed)
+    assert same(data.load("tiny", tmp_path).split("test"), *tiny.arrays[2:])
+
+
+def test_another_data_sets_file_is_named_if_nothing_better_is_found(tiny, other, tmp_path):
+    put(tmp_path / "tiny", other.packed)
+    complaint = f"should be tiny's {TRAIN_IMAGES}, but this is other's {TRAIN_IMAGES}: put the right file there"
+    with pytest.raises(data.DataError, match=complaint) as caught:
+        data.load("tiny", tmp_path).split("train")
+    assert str(caught.value).startswith(str(tmp_path / "tiny" / TRAIN_IMAGES))
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_wrong_counts_are_refused(tiny, tmp_path, monkeypatch, what):
+    source = dataclasses.replace(tiny.source, num_images={"train": 5, "val": 2, "test": 3})
+    if what == "labels":
+        read = source.read
+        source = dataclasses.replace(tiny.source, read=lambda dataset, split: (read(dataset, split)[0], np.zeros(3)))
+    monkeypatch.setitem(data.DATA_SETS, "tiny", source)
+    put(tmp_path, tiny.packed)
+    with pytest.raises(data.DataError, match=rf"tiny's test {what} have shape \([34],.*, expected \([34],"):
+        data.load("tiny", tmp_path).split("test")
+
+
+def test_unreadable_file_is_named(tiny, tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    put(tmp_path, tiny.packed)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    with pytest.raises(data.DataError, match=rf"{TRAIN_IMAGES} cannot be read \(Permission denied\)"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_unreadable_folder_is_named(tiny, tmp_path):
+    loop = tmp_path / "tiny"
+    loop.symlink_to(loop)
+    with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES} cannot be read"):
+        data.found("tiny", tmp_path)
+
+
+def test_data_dir_must_be_a_folder(tmp_path, monkeypatch):
+    with pytest.raises(data.DataError, match="absent is not a folder"):
+        data.load("digits", tmp_path / "absent")
+    monkeypatch.setenv("VAMPVAE_DATA", str(tmp_path / "absent"))
+    with pytest.raises(data.DataError, match=r"\$VAMPVAE_DATA names .*absent, which is not a folder"):
+        data.load("mnist").split("train")
+
+
+# Downloading, from a real https server on this machine
+
+
+def set_mirrors(monkeypatch, tiny, *mirrors):
+    new = [dataclasses.replace(file, urls=tuple(url + file.name for url in mirrors)) for file in tiny.source.files]
+    monkeypatch.setitem(data.DATA_SETS, "tiny", dataclasses.replace(tiny.source, files=tuple(new)))
+
+
+def test_download_into_the_cache(tiny, site, cache, monkeypatch, capsys):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    dataset = data.load("tiny")
+    assert site.asked == [] and same(dataset.split("val"), tiny.arrays[0][5:], tiny.arrays[1][5:])
+    assert site.asked == [f"/good/{TRAIN_IMAGES}", f"/good/{TRAIN_LABELS}"]  # not the test files
+    assert {path.name: path.read_bytes() for path in (cache / "tiny").iterdir()} == {
+        name: tiny.packed[name] for name in (TRAIN_IMAGES, TRAIN_LABELS)
+    }
+    data.load("tiny").split("val")
+    assert len(site.asked) == 2 and capsys.readouterr().err == ""  # found again; no bar without a terminal
+
+
+def test_fetch_into_data_dir(tiny, site, cache, tmp_path, monkeypatch):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    fetched = data.fetch("tiny", tmp_path / "new")
+    expected = {name: (tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()}
+    assert fetched == [(name, *where, "verified") for name, where in expected.items()]
+    assert data.fetch("tiny", tmp_path / "new") == fetched and len(site.asked) == 4
+    assert not cache.exists()
+
+
+def broken_mirrors(site, tiny):
+    """Mirrors that fail, each with the reason that the message must give."""
+    packed = tiny.packed
+    plain = site.url.replace("https", "http")
+    return {
+        "refuses": (NOBODY, "localhost:1: .*refused"),
+        "absent": (site.offer("absent", {}), "Not Found"),
+        "damaged": (
+            site.offer("damaged", {name: damaged(body) for name, body in packed.items()}),
+            "other content",
+        ),
+        "another": (site.offer("another", dict.fromkeys(packed, b"<html>")), "other content, 6 bytes of"),
+        "short": (
+            site.offer("short", {n: b[:-5] for n, b in packed.items()}, Content_Length="4000"),
+            "content|Incomplete",
+        ),
+        "long": (site.offer("long", {n: b + bytes(9) for n, b in packed.items()}), "other content"),
+        "plain": (plain, "http is refused, only https is used"),
+        "leaves": (site.offer("leaves", dict.fromkeys(packed, b""), 302, Location=plain), "http is refused"),
+        "loops": (
+            site.offer("loops", dict.fromkeys(packed, b""), 302, Location=f"/loops/{TRAIN_IMAGES}"),
+            "redirect",
+        ),
+    }
+
+
+BROKEN = ["refuses", "absent", "damaged", "another", "short", "long", "plain", "leaves", "loops"]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_mirror_leaves_nothing_behind(tiny, site, cache, monkeypatch, kind):
+    mirror, reason = broken_mirrors(site, tiny)[kind]
+    set_mirrors(monkeypatch, tiny, mirror)
+    with pytest.raises(data.DataError, match=f"(?s)could not be downloaded .*{reason}"):
+        data.load("tiny").split("train")
+    assert list((cache / "tiny").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_second_mirror_is_tried(tiny, site, cache, monkeypatch, kind):
+    mirror, _ = broken_mirrors(site, tiny)[kind]
+    set_mirrors(monkeypatch, tiny, mirror, site.offer("good", tiny.packed))
+    assert len(data.load("tiny").split("train").images) == 5
+    assert (cache / "tiny" / TRAIN_IMAGES).read_bytes() == tiny.packed[TRAIN_IMAGES]
+
+
+def test_redirect_within_https_is_followed(tiny, site, monkeypatch):
+    site.offer("good", tiny.packed)
+    for name in tiny.packed:
+        site.offer("moved", {name: b""}, 302, Location=f"/good/{name}")
+    set_mirrors(monkeypatch, tiny, f"{site.url}moved/")
+    assert len(data.fetch("tiny")) == 4
+
+
+def test_untrusted_server_is_refused(tiny, site, monkeypatch, tmp_path):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    trustme.CA().cert_pem.write_to_path(tmp_path / "authority.pem")
+    with pytest.raises(data.DataError, match="certificate verify failed"):
+        data.fetch("tiny")
+    assert site.asked == []
+
+
+def test_endless_transfer_is_cut(tiny, site, monkeypatch):
+    set_mirrors(monkeypatch, tiny, site.offer("endless", dict.fromkeys(tiny.packed, bytes(40_000_000))))
+    with pytest.raises(data.DataError, match=r"other content, [\d,]{3,6} bytes of an expected"):
+        data.fetch("tiny")
+
+
+def test_offline_says_what_to_put_where(tiny, cache):
+    with pytest.raises(data.DataError) as caught:
+        data.load("tiny").split("train")
+    message = str(caught.value)
+    assert message.startswith(f"tiny's {TRAIN_IMAGES} was not found and could not be downloaded (localhost:1: ")
+    assert message.endswith(
+        f"put {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_IMAGES}, {TEST_LABELS} into {cache / 'tiny'}, "
+        "or into a folder that --data_dir or $VAMPVAE_DATA names."
+    )
+    assert "\n" not in message
+
+
+def replace_file(monkeypatch, tiny, **changes):
+    """Changes what is known of the first file of `tiny`, its training images."""
+    first, *others = tiny.source.files
+    new = (dataclasses.replace(first, **changes), *others)
+    monkeypatch.setitem(data.DATA_SETS, "tiny", dataclasses.replace(tiny.source, files=new))
+
+
+NOTHING_KNOWN = dict.fromkeys(("bytes", "sha256", "unpacked_bytes", "unpacked_sha256"))
+
+
+def git_blob(content):
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def test_a_git_blob_does_where_no_sha256_is_known(tiny, site, tmp_path, monkeypatch):
+    content = tiny.unpacked[TRAIN_IMAGES]
+    good = site.offer("good", {TRAIN_IMAGES: content})
+    bad = site.offer("bad", {TRAIN_IMAGES: content[:-1] + b"?"})
+    blob = {"git_blob": git_blob(content)} | NOTHING_KNOWN
+    replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES,), **blob)
+    with pytest.raises(data.DataError, match="sent other content, 58 bytes of an expected unknown number of bytes"):
+        data.fetch("tiny", tmp_path)
+    replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES, good + TRAIN_IMAGES), **blob)
+    put(tmp_path, {name: content for name, content in tiny.packed.items() if name != TRAIN_IMAGES})
+    assert data.fetch("tiny", tmp_path)[0].verdict == "verified"
+    dataset = data.load("tiny", tmp_path)
+    assert same(dataset.split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
+    assert dataset.sha256[TRAIN_IMAGES.removesuffix(".gz")] == sha256(content)
+    put(tmp_path, {TRAIN_IMAGES: content[:-1]})
+    with pytest.raises(data.DataError, match=f"unpacked 57 bytes, expected those of git blob {blob['git_blob']}"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_a_file_without_a_checksum_is_taken_by_its_counts_and_never_downloaded(tiny, tmp_path, monkeypatch):
+    replace_file(monkeypatch, tiny, urls=(), **NOTHING_KNOWN)
+    with pytest.raises(data.DataError, match=r"could not be downloaded \(never, as its checksum is .*--list"):
+        data.load("tiny", tmp_path).split("train")
+    put(tmp_path, tiny.packed)
+    assert data.fetch("tiny", tmp_path)[0].verdict == "found; its checksum is not known"
+    assert same(data.load("tiny", tmp_path).split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
+    put(tmp_path, {TRAIN_IMAGES: idx_bytes(tiny.arrays[0][1:])})
+    with pytest.raises(data.DataError, match=r"train images have shape \(4, 3, 2, 1\), expected \(5, 3, 2, 1\)"):
+        data.load("tiny", tmp_path).split("train")
+
+
+def test_a_stand_in_is_taken_with_a_warning_and_a_note(tiny, tmp_path, monkeypatch, capsys):
+    content = idx_bytes(tiny.arrays[0][2:])
+    replace_file(monkeypatch, tiny, stand_in=files.StandIn(sha256(content), {"train": 3}))
+    put(tmp_path, tiny.packed)
+    dataset = data.load("tiny", tmp_path)
+    assert len(dataset.split("train").images) == 5
+    assert dataset.note == "" and capsys.readouterr().err == ""
+    put(tmp_path, {TRAIN_IMAGES: content, TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
+    assert data.fetch("tiny", tmp_path)[0].verdict == "stand-in data, not comparable with published results"
+    said = f"warning: {tmp_path / TRAIN_IMAGES} is not tiny's {TRAIN_IMAGES}: stand-in data"
+    assert capsys.readouterr().err.startswith(said)
+    dataset = data.load("tiny", tmp_path)
+    with pytest.raises(data.DataError, match=r"labels have shape \(5,\), expected \(3,\)"):  # counted as the stand-in's
+        dataset.split("train")
+    assert dataset.note == "stand-in data, not comparable with published results"
+
+
+def test_closed_cache_is_named(tiny, site, cache, monkeypatch):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    put(cache.parent, {cache.name: b"a file where the folder should be"})
+    with pytest.raises(data.DataError, match=f"cannot write to {cache / 'tiny'}: Not a directory"):
+        data.fetch("tiny")
+
+
+def test_interrupted_download_leaves_nothing_behind(tiny, site, cache, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    monkeypatch.setattr(download.atomic.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.fetch("tiny")
+    assert list((cache / "tiny").iterdir()) == []
+
+
+def test_parallel_downloads_do_no_harm(tiny, site, cache, monkeypatch):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    with ThreadPoolExecutor(4) as pool:
+        fetched = list(pool.map(data.fetch, ["tiny"] * 4))
+    assert fetched == [fetched[0]] * 4
+    assert {path.name: path.read_bytes() for path in (cache / "tiny").iterdir()} == tiny.packed
+
+
+# Digits and binarization
+
+
+def test_digits_are_split_by_class_and_disjoint():
+    dataset = data.load("digits")
+    splits = [dataset.split(name) for name in data.SPLITS]
+    assert [len(split.images) for split in splits] == [1197, 300, 300]
+    assert all(len(split.labels) == len(split.images) and split.max_value == 16 for split in splits)
+    assert max(split.images.max() for split in splits) == 16
+    everything = np.concatenate([np.bincount(split.labels) for split in splits]).reshape(3, 10)
+    expected = everything.sum(axis=0) * np.array([[1197], [300], [300]]) / 1797
+    assert np.abs(everything - expected).max() <= 1
+    assert len({image.tobytes() for split in splits for image in split.images}) == 1797  # so none is in two splits
+
+
+def test_digits_are_the_same_everywhere():
+    dataset = data.load("digits")
+    assert sha256(dataset.split("test").images.tobytes()).startswith("8dfd151f9ffe1131")
+    assert dataset.sha256 == {"sklearn.digits": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"}
+    assert data.fetch("digits") == data.found("digits") == []
+
+
+def test_dynamic_held_out_images_never_change():
+    drawn = data.held_out(data.load("digits"), "test", "dynamic")
+    assert drawn.dtype == np.float32 and drawn.shape == (300, 8, 8, 1) and set(np.unique(drawn)) == {0, 1}
+    assert np.array_equal(drawn, data.held_out(data.load("digits"), "test", "auto"))
+    assert sha256(drawn.tobytes()).startswith("c87d6b0934195e4b")  # of the first release
+
+
+def test_dynamic_held_out_images_have_the_grey_mean():
+    dataset = data.load("digits")
+    grey, drawn = dataset.split("val").grey(), data.held_out(dataset, "val", "dynamic")
+    standard_error = np.sqrt((grey * (1 - grey)).sum())
+    assert abs((drawn - grey).sum()) < 4 * standard_error
+    assert np.all(drawn[grey == 0] == 0) and np.all(drawn[grey == 1] == 1)
+
+
+def test_dynamic_draw_depends_on_the_split_alone(tiny, other, tmp_path):
+    half = np.full((4, 3, 2, 1), 8, np.uint8)
+
+    def draw(name, split):
+        source = dataclasses.replace(
+            data.DATA_SETS[name],
+            num_images=dict.fromkeys(data.SPLITS, 4),
+            max_value=16,
+            read=lambda dataset, split: (half, None),
+        )
+        return data.held_out(data.Dataset(source, read_file=None), split, "dynamic")
+
+    assert np.array_equal(draw("tiny", "val"), draw("other", "val"))
+    assert not np.array_equal(draw("tiny", "val"), draw("tiny", "test"))
+    assert not np.array_equal(draw("tiny", "val"), draw("tiny", "train"))
+
+
+def test_threshold_and_none():
+    dataset = data.load("digits")
+    images = dataset.split("val").images
+    threshold = data.held_out(dataset, "val", "threshold")
+    assert threshold.dtype == np.float32 and np.array_equal(threshold, images >= 8)
+    assert np.array_equal(data.held_out(dataset, "val", "none"), dataset.split("val").grey())
+
+
+def test_binarization_modes():
+    assert data.BINARIZE == ("auto", "dynamic", "threshold", "none")
+    static = dataclasses.replace(data.DATA_SETS["digits"], binarize="none")
+    assert [data.binarization(static, mode) for mode in data.BINARIZE] == [
+        "none",
+        "dynamic",
+        "threshold",
+        "none",
+    ]
+    with pytest.raises(data.DataError, match="unknown binarization 'static': choose one of auto, dynamic"):
+        data.held_out(data.load("digits"), "val", "static")
+
+
+# The real files, where they are at hand
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("mnist", [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]),
+        ("fashionmnist", [9, 0, 0, 3, 0, 2, 7, 2, 5, 5], [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+    ],
+)
+def test_real_files(name, train, test):
+    if not all(path for _, path in data.found(name, REAL)):
+        pytest.skip(f"no {name} in {REAL}: set $VAMPVAE_DATA to a folder that holds it")
+    dataset = data.load(name, REAL)
+    splits = [dataset.split(split) for split in data.SPLITS]
+    assert [split.images.shape for split in splits] == [(n, 28, 28, 1) for n in (50_000, 10_000, 10_000)]
+    assert splits[0].labels[:10].tolist() == train and splits[2].labels[:10].tolist() == test
+    assert dataset.sha256 == {file.unpacked_name: file.unpacked_sha256 for file in dataset.source.files}
+    for file in dataset.source.files:
+        copy = dict(data.found(name, REAL))[file.name].read_bytes()
+        assert len(copy) != file.bytes or sha256(copy) == file.sha256  # unpacked, or packed again, is valid too
+
+
+SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
+
+
+def test_grey_values_are_kept_as_the_nearest_of_256_levels():
+    assert dataset.as_bytes(np.array([0, 0.0019, 0.002, 0.5, 1]), "x").tolist() == [0, 0, 1, 128, 255]
+    assert dataset.as_bytes(np.arange(256) / 255, "x").tolist() == list(range(256))
+    for wrong, said in {
+        -0.1: "x has floats from -0.1 to -0.1; they must lie between 0 and 1",
+        1.1: "x has floats from 1.1",
+        math.nan: "x has values that are NaN or infinite",
+        math.inf: "x has values that are NaN or infinite",
+        1: "x holds int64; make it uint8, 0 to 255, or floats from 0 to 1",
+    }.items():
+        with pytest.raises(data.DataError, match=said):
+            dataset.as_bytes(np.array([wrong]), "x")
+
+
+def grey_public_set(monkeypatch, folder, name, counts, content):
+    """The data set `name` as it is, but with other counts and `content` for its only file, known by its sha256."""
+    source = data.DATA_SETS[name]
+    known = {"sha256": sha256(content), "unpacked_sha256": sha256(content), "stand_in": None}
+    sizes = {"bytes": len(content), "unpacked_bytes": len(content)}
+    file = dataclasses.replace(source.files[0], **known, **sizes)
+    counts = dict(zip(data.SPLITS, counts, strict=True))
+    monkeypatch.setitem(data.DATA_SETS, name, dataclasses.replace(source, num_images=counts, files=(file,)))
+    put(folder, {file.name: content})
+    return data.load(name, folder)
+
+
+def rows_of(splits):
+    """All images of several splits, sorted, as bytes."""
+    return sorted(image.tobytes() for split in splits for image in split.images)
+
+
+def test_omniglot_in_the_public_format(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    monkeypatch.setattr(sources, "OMNIGLOT_VAL", 3)
+    levels = np.random.default_rng(0).integers(0, 256, (15, 28, 28), np.uint8)
+    columns = levels.transpose(0, 2, 1).reshape(15, 784).T / 255  # each column one image, column by column
+    content = io.BytesIO()
+    savemat(content, {"data": columns[:, :11], "testdata": columns[:, 11:]}, do_compression=True)
+    dataset = grey_public_set(monkeypatch, tmp_path, "omniglot", (8, 3, 4), content.getvalue())
+    train, val, test = (dataset.split(name) for name in data.SPLITS)
+    np.testing.assert_array_equal(test.images[..., 0], levels[11:])
+    assert rows_of([train, val]) == sorted(image.tobytes() for image in levels[:11])
+    assert train.labels is None and test.max_value == 255 and dataset.binarize == "dynamic"
+
+
+def protocol_0(array):
+    """A list of one array as Python 2 pickled it: text, with the bytes as an escaped string."""
+    raw = "".join(f"\\x{byte:02x}" for byte in array.tobytes())
+    head = "(lp0\ncnumpy.core.multiarray\n_reconstruct\np1\n(cnumpy\nndarray\np2\n(I0\ntp3\nS'b'\np4\ntp5\nRp6\n"
+    shape = f"(I1\n(I{array.shape[0]}\nI{array.shape[1]}\ntp7\n"
+    dtype = "cnumpy\ndtype\np8\n(S'u1'\np9\nI0\nI1\ntp10\nRp11\n(I3\nS'|'\np12\nNNNI-1\nI-1\nI0\ntp13\nb"
+    return f"{head}{shape}{dtype}I00\nS'{raw}'\np14\ntp15\nba.".encode()
+
+
+def test_frey_faces_in_the_public_format(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 560), np.uint8)
+    dataset = grey_public_set(monkeypatch, tmp_path, "freyfaces", (7, 3, 2), protocol_0(frames))
+    splits = [dataset.split(name) for name in data.SPLITS]
+    assert [split.images.shape for split in splits] == [(n, 28, 20, 1) for n in (7, 3, 2)]
+    assert rows_of(splits) == sorted(frame.tobytes() for frame in frames)
+    assert splits[0].images[0].tobytes() != frames[0].tobytes()
+
+
+def patches(counts, shape=(28, 28), kind=np.float64):
+    rng = np.random.default_rng(0)
+    parts = zip(("training", "validation", "test"), counts, strict=True)
+    return {name: rng.integers(0, 256, (n, *shape)).astype(kind) / 255 for name, n in parts}
+
+
+def histopathology(monkeypatch, folder, value, counts=(4, 3, 2)):
+    """The histopathology set of a file with this content, or this value pickled, and these counts stated."""
+    content = value if isinstance(value, bytes) else pickle.dumps(value, 2)
+    source = data.DATA_SETS["histopathology"]
+    counts = dict(zip(data.SPLITS, counts, strict=True))
+    monkeypatch.setitem(data.DATA_SETS, "histopathology", dataclasses.replace(source, num_images=counts))
+    put(folder, {"histopathology.pkl": content})
+    return data.load("histopathology", folder)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (784,), (1, 28, 28)])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_histopathology_in_the_public_format(tmp_path, monkeypatch, shape, as_list):
+    parts = patches((4, 3, 2), shape)
+    stored = {name: list(part) for name, part in parts.items()} if as_list else parts
+    dataset = histopathology(monkeypatch, tmp_path, stored)
+    for split, (name, part) in zip(data.SPLITS, parts.items(), strict=True):
+        images = dataset.split(split).images
+        assert images.shape == (len(part), 28, 28, 1), name
+        np.testing.assert_allclose(images.ravel() / 255, part.ravel(), atol=1e-12)
+    assert dataset.sha256 == {"histopathology.pkl": sha256((tmp_path / "histopathology.pkl").read_bytes())}
+
+
+class Malicious:
+    """Its pickle calls a function."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (Malicious(os.system, "touch hit"), r"names (posix|nt)\.system, which is never read"),
+        (patches((4, 3, 2)) | {"more": Malicious(eval, "open('hit', 'w')")}, r"names .*eval, which is never read"),
+        (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is damaged"),
+        (b"", "is damaged"),
+        (b"<html>404</html>", "is damaged"),
+        (patches((5, 3, 2)), "no part 'training' of 4 images"),
+        ({"train": np.zeros((4, 28, 28))}, "no part 'training'"),
+        ([1, 2], "no part 'training'"),
+        ({"training": np.float64(3)}, "pickle|no part 'training'"),
+        ({"training": np.array(3.0)}, "no part 'training'"),
+        ({"training": "abcd"}, "no part 'training'"),
+        ({"training": [[[0.5] * 28] * 28] * 4}, "other images than 28x28"),
+        (patches((4, 3, 2), (28, 27)), "other images than 28x28"),
+        ({"training": np.full((4, 28, 28), 255.0)}, "'training' has floats from 255 to 255"),
+        ({"training": np.full((4, 28, 28), np.nan)}, "'training' has values that are NaN"),
+        ({"training": np.zeros((4, 28, 28), int)}, "'training' holds int64"),
+    ],
+)
+def test_another_histopathology_file_is_refused(tmp_path, monkeypatch, value, complaint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError, match=complaint):
+        histopathology(monkeypatch, tmp_path, value).split("train")
+    assert not (tmp_path / "hit").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "start", "note"),
+    [
+        ("freyfaces", (1565, 200, 200), "1f94a655a3f40298", ""),
+        ("omniglot", (23_000, 1345, 8115), "4d40ae08b0095f3c", "stand-in data, not comparable with published results"),
+    ],
+)
+def test_grey_sets_are_read_as_they_are(name, sizes, start, note):
+    """By split sizes, no image twice where none is, and by the first ten training images, whose order is ours."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"needs the files of {name} in $VAMPVAE_DATA")
+    dataset = data.load(name, SHARED)
+    splits = [dataset.split(split) for split in data.SPLITS]
+    if name == "omniglot" and len(splits[2].images) == 8_070:
+        pytest.skip("the published file, for once")
+    assert tuple(len(split.images) for split in splits) == sizes and dataset.note == note
+    assert all(split.labels is None and split.max_value == 255 for split in splits)
+    assert sha256(splits[0].images[:10].tobytes()).startswith(start)
+    assert len(set(rows_of(splits))) > 0.99 * sum(sizes)
+
+
+@pytest.mark.parametrize(("name", "mean"), [("staticmnist", 0.1325), ("caltech101", 0.4610)])
+def test_binary_sets_are_read_as_published(name, mean):
+    """By split sizes, by values, and by the ink that each test split is known to have."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"needs the files of {name} in $VAMPVAE_DATA")
+    dataset = data.load(name, SHARED)
+    for split in data.SPLITS:
+        images, labels, max_value = dataset.split(split)
+        assert labels is None and max_value == 1 and set(np.unique(images)) == {0, 1} and images.flags.c_contiguous
+        np.testing.assert_array_equal(data.held_out(dataset, split, "auto"), images)
+    assert abs(dataset.split("test").images.mean() - mean) < 1e-4
+    upright = dataset.split("test").images[..., 0].mean(0)
+    assert upright.sum(1).std() != upright.sum(0).std() and upright[:2].mean() < upright[12:16].mean()
+
+
+def test_silhouettes_are_inverted_and_turned(tmp_path, monkeypatch):
+    """A tiny file in the public format: two images for each split, one dark pixel in row 3 and column 5."""
+    from scipy.io import savemat
+
+    arrays = {}
+    for split in data.SPLITS:
+        stored = np.ones((2, 28 * 28), np.uint8)
+        stored[:, 5 * 28 + 3] = 0  # column by column, 0 inside
+        arrays[f"{split}_data"] = stored
+    content = io.BytesIO()
+    savemat(content, arrays)
+    packed = content.getvalue()
+    (file,) = data.DATA_SETS["caltech101"].files
+    sha256 = hashlib.sha256(packed).hexdigest()
+    file = dataclasses.replace(
+        file, bytes=len(packed), sha256=sha256, unpacked_bytes=len(packed), unpacked_sha256=sha256
+    )
+    source = dataclasses.replace(data.DATA_SETS["caltech101"], num_images=dict.fromkeys(data.SPLITS, 2), files=(file,))
+    monkeypatch.setitem(data.DATA_SETS, "caltech101", source)
+    (tmp_path / file.name).write_bytes(packed)
+    dataset = data.load("caltech101", tmp_path)
+    for split in data.SPLITS:
+        images = dataset.split(split).images
+        assert images.shape == (2, 28, 28, 1) and images.sum() == 2 and images[0, 3, 5, 0] == 1

@@ -1,0 +1,81 @@
+"""What the latents carry, on models for which it can be said beforehand."""
+
+import numpy as np
+import pytest
+import scipy.special
+from keras import ops
+
+from evaluation.latents import latents
+from models.base import LatentModel
+from models.distributions import Chain, Mixture, Normal
+
+pytestmark = pytest.mark.keras
+rng = np.random.default_rng(0)
+N, D = 700, 3
+SCALE = np.float32([1.0, 0.5, 0.01])  # of the posterior means; the last one hardly moves
+SD = np.float32([0.3, 0.4, 1.0])
+
+
+class Linear:
+    """q(z|x) = N(SCALE x, SD^2) for images of three pixels, and a given prior; with `lower`, a z1 around 2 z2 too."""
+
+    rates, layer_rates = LatentModel.rates, ()
+
+    def __init__(self, prior, lower=False):
+        self.law, self.lower = prior, lower
+        self.sizes = (D, D) if lower else (D,)
+
+    def posterior(self, x):
+        mean = ops.reshape(x, (-1, D)) * SCALE
+        top = Normal(mean, ops.zeros_like(mean) + 2 * np.log(SD))
+        return Chain(top, lambda z: Normal(2 * z, ops.zeros_like(z)), D) if self.lower else top
+
+    def prior(self):
+        return Chain(self.law, lambda z: Normal(2 * z + 1, ops.zeros_like(z)), D) if self.lower else self.law
+
+
+STANDARD = Normal(np.zeros(D, "float32"), np.zeros(D, "float32"))
+IMAGES = rng.normal(size=(N, D, 1, 1)).astype("float32")
+KL = 0.5 * ((SCALE * IMAGES[:, :, 0, 0]) ** 2 + SD**2 - 1 - 2 * np.log(SD)).sum(1).mean()  # in closed form
+
+
+def test_the_rate_is_its_closed_form_and_falls_into_two_parts():
+    found = latents(Linear(STANDARD), IMAGES)
+    (rate,) = found.rates
+    assert rate == pytest.approx(KL, abs=5 * 2 / np.sqrt(N))
+    assert found.mutual_information + found.marginal_kl == pytest.approx(rate, abs=1e-3)
+    assert (found.active_units, found.units, found.components_in_use) == ([2], [3], None)
+
+
+def test_mutual_information_is_that_of_a_linear_channel():
+    """Of z = SCALE x + SD e with x ~ N(0, 1), it is 1/2 sum log(1 + SCALE^2 / SD^2); N images carry log N at most."""
+    found, expected = latents(Linear(STANDARD), IMAGES), 0.5 * np.log1p(SCALE**2 / SD**2).sum()
+    assert found.mutual_information == pytest.approx(expected, abs=0.2)
+    assert found.mutual_information <= np.log(N)
+    variance = SCALE**2 + SD**2
+    assert found.marginal_kl == pytest.approx(0.5 * (variance - 1 - np.log(variance)).sum(), abs=0.2)
+
+
+def test_each_layer_has_its_own():
+    found = latents(Linear(STANDARD, lower=True), IMAGES)
+    assert found.rates[0] == pytest.approx(KL, abs=5 * 2 / np.sqrt(N))
+    assert found.rates[1] == pytest.approx(0.5 * D, abs=5 * np.sqrt(D / N))  # KL of two unit Gaussians, 1 apart
+    assert (found.active_units, found.units) == ([2, 2], [3, 3])
+
+
+def test_components_in_use_are_those_near_the_latents():
+    """Two of five components lie where the latents are, with equal shares; the others far away."""
+    mean = np.zeros((5, D), "float32")
+    mean[:, 0] = [-50, 50, 1e3, 2e3, 3e3]
+    prior = Mixture(np.full(5, -np.log(5), "float32"), mean, np.zeros((5, D), "float32"))
+    images = IMAGES.copy()
+    images[:, 0] = np.where(np.arange(N) % 2, 50, -50)[:, None, None]
+    found = latents(Linear(prior), images)
+    assert found.components_in_use == pytest.approx(2, abs=1e-3)
+    shares = scipy.special.softmax(np.asarray(prior.log_parts(np.zeros((1, D), "float32"))), axis=-1)
+    np.testing.assert_allclose(shares, [[0.5, 0.5, 0, 0, 0]], atol=1e-6)
+
+
+def test_it_is_a_function_of_the_seed():
+    assert latents(Linear(STANDARD), IMAGES, 3) == latents(Linear(STANDARD), IMAGES, 3)
+    assert latents(Linear(STANDARD), IMAGES, 3) != latents(Linear(STANDARD), IMAGES, 4)

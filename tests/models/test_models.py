@@ -1,0 +1,529 @@
+"""Models, priors and networks: shapes, gradients, limits, and what a saved model gives back."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from conftest import first_on_both, on_tensorflow, shapes_of
+from keras import ops
+
+import models
+from evaluation.importance import importance_sampling
+from experiment import Config
+from models.networks import DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
+from models.pixels import mixture_of_logistics
+from models.priors import UnitInterval
+
+pytestmark = pytest.mark.keras
+N, B, K, SHAPE = 4, 6, 5, (8, 8, 1)
+SHALLOW = [name for name, entry in models.MODELS.items() if not entry.is_deep]
+ALL = [  # JAX, which compiles each operation, gets those that the others are parts of
+    pytest.param(model, prior, marks=() if (model, prior) in (("vae", "mog"), ("hvae", "vamp")) else on_tensorflow)
+    for model in SHALLOW
+    for prior in models.PRIORS
+]
+rng = np.random.default_rng(0)
+START = rng.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same draws whichever tests ran before."""
+    keras.utils.set_random_seed(1)
+    rng.bit_generator.state = START
+
+
+def build(model="vae", prior="vamp", shape=(8, 8, 1), dynamic=False, **settings):
+    """A small model whose K pseudo-inputs are random images."""
+    small = {"latent_dim": 3, "network_size": 0.5, "num_pseudo_inputs": K} | settings
+    config = Config(model=model, prior=prior, **small)
+    return models.build(config, shape, dynamic, rng.random((config.num_pseudo_inputs, *shape), np.float32))
+
+
+def images(n=B, shape=(8, 8, 1)):
+    return (rng.random((n, *shape)) < 0.4).astype("float32")
+
+
+@pytest.mark.parametrize("shape", first_on_both((8, 8, 1), (28, 20, 1), (32, 32, 3)), ids=str)
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_shapes(model, prior, shape):
+    built, x = build(model, prior, shape), images(shape=shape)
+    terms = shapes_of(lambda: built.terms(x, N, keras.random.SeedGenerator(0)))
+    assert {tuple(term.shape) for term in terms[:3]} == {(N, B)}
+    assert shapes_of(lambda: built.reconstruct(x)).shape == x.shape
+    assert shapes_of(lambda: built.sample(N)).shape == (N, *shape)
+    assert shapes_of(lambda: built.embed(x)).shape == (B, 3)
+    assert shapes_of(lambda: built.log_joint(x, np.zeros((N, B, 3), "float32"))).shape == (N, B)
+
+
+def settings_of(network):
+    """Those without which `build` would not fit a network."""
+    return {"network": network} | ({} if models.NETWORKS[network].is_sized else {"network_size": Config.network_size})
+
+
+@pytest.mark.parametrize(
+    ("network", "likelihood"),
+    [
+        pytest.param(network, likelihood, marks=() if network == "mlp" or likelihood == "bernoulli" else on_tensorflow)
+        for network, entry in models.NETWORKS.items()
+        for likelihood in models.LIKELIHOODS
+        if not entry.is_autoregressive
+    ],
+)
+def test_each_likelihood_is_that_of_its_maps(network, likelihood):
+    """Normalised over what a pixel can be, a mean in [0, 1], and a gradient for each weight."""
+    shape = (8, 4, 3)
+    settings = {"likelihood": likelihood, "binarize": "dynamic" if likelihood == "bernoulli" else "none"}
+    built = build("hvae", "vamp", shape, **settings, **settings_of(network))
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    law = built.likelihood(z)
+    assert law.mean.shape == (N, B, *shape) and np.all((np.asarray(law.mean) >= 0) & (np.asarray(law.mean) <= 1))
+    values = {"bernoulli": 2, "gaussian": 2001}.get(likelihood, 256)
+    low, high = (-9, 10) if likelihood == "gaussian" else (0, 1)
+    axis = np.linspace(low, high, values).astype("float32").reshape(-1, 1, 1, 1, 1, 1)
+    one = type(law)(*(part[:1, :1, :1, :1, :1] if getattr(part, "shape", ()) else part for part in law))
+    if likelihood == "mixlogistic":
+        one = one._replace(logits=law.logits[:1, :1, :1, :1], coefficients=None)  # the first channel has no use of them
+    total = np.exp(np.asarray(one.log_prob(axis[:, 0]), "float64")).sum()
+    assert total * (19 / 2000 if likelihood == "gaussian" else 1) == pytest.approx(1, abs=1e-3)
+    built.compile(keras.optimizers.SGD(1e-3))
+    before = [np.array(w) for w in built.trainable_variables]
+    built.train_on_batch(images(shape=shape))
+    assert all(np.any(np.asarray(w) != b) for w, b in zip(built.trainable_variables, before, strict=True))
+
+
+@pytest.mark.parametrize("bound", [soft_bound, hard_clip])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_mixture_of_logistics_has_ten_for_each_pixel(channels, bound):
+    observation, pairs = mixture_of_logistics(1.0), channels * (channels - 1) // 2
+    maps = 20 * rng.normal(size=(N, B, 8, 5, observation.outputs(channels))).astype("float32")
+    law = observation.of(maps, bound)
+    shapes = [(N, B, 8, 5, *rows, 10) for rows in ((), (channels,), (channels,), (pairs,))]
+    assert [tuple(part.shape) for part in law] == shapes
+    assert sum(np.prod(shape) for shape in shapes) == maps.size
+    assert np.ptp(law.log_scale) == 9 and np.min(law.log_scale) == -8
+    assert np.all(np.abs(law.coefficients) <= 1)
+    assert law.sample(2, keras.random.SeedGenerator(0)).shape == (2, N, B, 8, 5, channels)
+
+
+@pytest.mark.parametrize("model", SHALLOW)
+@pytest.mark.parametrize("units", [None, 20])
+def test_the_parameter_count_is_that_of_the_documented_layers(model, units):
+    def linear(*widths):
+        return sum(i * o + o for i, o in itertools.pairwise(widths))
+
+    f, features, width = 4, units or 256, units or 300
+    convs = [(1, 8 * f, 7), (8 * f, 16 * f, 3), (16 * f, 16 * f, 5), (16 * f, 32 * f, 3)]
+    encoder = sum(i * o * k * k + o for i, o, k in convs) + linear(7 * 7 * 32 * f, features)
+    head, latents = 2 * linear(features, 2), linear(2, features, features)
+    ups = [(32, 32 * f, 3), (32 * f, 16 * f, 3), (16 * f, 16 * f, 3), (16 * f, 8 * f, 3), (8 * f, 1, 3)]
+    maps = sum(i * o * k * k + o for i, o, k in ups)
+    expected = {
+        "vae": encoder + head + linear(2, 7 * 7 * 32) + maps,
+        "hvae": (encoder + head)  # q(z2|x)
+        + (encoder + latents + linear(2 * features, features) + head)  # q(z1|x, z2)
+        + (linear(2, width, width) + 2 * linear(width, 2))  # p(z1|z2)
+        + (linear(4, 7 * 7 * 32) + maps),  # p(x|z1, z2)
+    }[model]
+    config = Config(model=model, latent_dim={"vae": 2, "hvae": 4}[model], hidden_units=units)
+    built = models.build(config, (28, 28, 1))
+    assert sum(np.prod(w.shape) for w in built.trainable_variables) == expected
+
+
+def test_images_that_cannot_be_halved_twice_are_refused():
+    with pytest.raises(ValueError, match="30x28 pixels do not fit"):
+        build(shape=(30, 28, 1))
+
+
+@pytest.mark.parametrize(("latent_dim", "top"), [(2, 1), (3, 2), (5, 3)])
+def test_hvae_splits_odd_latents_with_the_larger_part_on_top(latent_dim, top):
+    model = build("hvae", latent_dim=latent_dim)
+    assert (model.dim_z2, model.dim_z1) == (top, latent_dim - top)
+    assert model.top_prior.distribution().mean.shape == (K, top)
+
+
+def test_logvar_is_bounded_smoothly_and_is_the_identity_at_the_centre():
+    head = GaussianHead(1, 1)
+    head.raw_logvar.kernel.assign([[1.0]])
+    logvar = np.asarray(head(np.float32([[-1e3], [-2.01], [-2.0], [-1.99], [1e3]])).logvar)[:, 0]
+    np.testing.assert_allclose(logvar, [-6, -2.01, -2, -1.99, 2], atol=1e-5)
+
+
+def test_one_pseudo_input_gives_its_own_posterior():
+    model = build(prior="vamp", num_pseudo_inputs=1)
+    u = model.top_prior.pseudo_inputs
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    np.testing.assert_allclose(model.prior().log_prob(z), model.posterior(u).log_prob(z), rtol=1e-5, atol=1e-5)
+
+
+def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
+    model, z = build(prior="vamp"), rng.normal(size=(N, 1, 3)).astype("float32")
+    each = np.asarray(model.posterior(model.top_prior.pseudo_inputs).log_prob(z), "float64")  # (N, K)
+    np.testing.assert_allclose(model.prior().log_prob(z)[:, 0], np.log(np.exp(each).mean(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior):
+    """Over two latents, log p(x) by a sum over a grid is exact: posterior, prior and likelihood fit one another."""
+    built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 120
+    for weight in built.trainable_variables:
+        if weight.path.split("/")[-1] not in ("pseudo_inputs", "mean", "raw_logvar"):  # the prior's own
+            weight.assign(np.asarray(weight) * 1.4)  # so that x and z matter to one another
+    axis = (np.arange(n) + 0.5) / n * 2 * side - side
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 2).astype("float32")
+    joint = built.log_joint(x, np.repeat(grid, 3, axis=1))  # (n * n, 3)
+    exact = scipy.special.logsumexp(np.asarray(joint, "float64"), axis=0) + 2 * np.log(2 * side / n)
+    estimate = importance_sampling(built, x, 4000)
+    assert np.all(estimate.log_px_se < 0.1)
+    assert np.all(np.abs(estimate.log_px - exact) < 5 * estimate.log_px_se + 1e-3)
+
+
+def test_a_mixture_prior_is_that_of_scipy():
+    prior, z = build(prior="mog").top_prior, rng.normal(size=(N, B, 3)).astype("float32")
+    prior.raw_logvar.assign(rng.normal(size=(K, 3)))
+    law = prior.distribution()
+    mean, sd = np.asarray(prior.mean, "float64"), np.exp(np.asarray(law.logvar, "float64") / 2)
+    each = scipy.stats.norm.logpdf(z[..., None, :], mean, sd).sum(-1)  # (N, B, K)
+    expected = scipy.special.logsumexp(each, axis=-1, b=1 / K)
+    np.testing.assert_allclose(law.log_prob(z), expected, rtol=1e-4, atol=1e-4)
+    prior.raw_logvar.assign(np.full((K, 3), -1e3))
+    assert np.all(np.asarray(prior.distribution().logvar) == -6)  # no component collapses onto a point
+    assert abs(np.asarray(build(prior="mog", num_pseudo_inputs=4000).top_prior.mean).std() - 1) < 0.05
+
+
+def test_weights_of_a_weighted_vamp_prior_are_equal_at_first_and_sum_to_one():
+    model, z = build(prior="weightedvamp"), rng.normal(size=(N, 3)).astype("float32")
+    each = np.asarray(model.posterior(model.top_prior.pseudo_inputs).log_prob(z[:, None]), "float64")  # (N, K)
+    for logits in (np.zeros(K), rng.normal(size=K)):
+        model.top_prior.logits.assign(logits)
+        expected = scipy.special.logsumexp(each, axis=-1, b=scipy.special.softmax(logits))
+        np.testing.assert_allclose(model.prior().log_prob(z), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
+    built = build(prior="vampdata")
+    before = np.array(built.top_prior.pseudo_inputs)
+    built.compile(keras.optimizers.SGD(1.0))
+    built.train_on_batch(images())
+    np.testing.assert_array_equal(built.top_prior.pseudo_inputs, before)
+    assert not any("pseudo_inputs" in weight.path for weight in built.trainable_variables)
+    assert any("pseudo_inputs" in weight.path for weight in built.weights)  # so they are saved with the rest
+
+
+PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.is_sized for model in entry.models]
+GATED = {"vae": 40, "hvae": 80}  # dimensions of the paper's models
+
+
+@on_tensorflow
+@pytest.mark.parametrize("shape", [(8, 8, 1), (7, 5, 3)], ids=str)
+@pytest.mark.parametrize(("model", "network"), PAPER)
+def test_the_papers_networks_take_images_of_any_size(model, network, shape):
+    built, x = build(model, shape=shape, latent_dim=5, **settings_of(network)), images(shape=shape)
+    assert {tuple(term.shape) for term in built.terms(x, N, keras.random.SeedGenerator(0))[:3]} == {(N, B)}
+    assert built.reconstruct(x).shape == x.shape and built.sample(N).shape == (N, *shape)
+
+
+@pytest.mark.parametrize("units", [None, 20])
+@pytest.mark.parametrize("model", SHALLOW)
+def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model, units):
+    width = units or 300
+
+    def gated(*widths):
+        return sum(2 * (i * o + o) for i, o in itertools.pairwise(widths))
+
+    head, out = 2 * (width * 40 + 40), width * 784 + 784
+    expected = {
+        "vae": gated(784, width, width) + head + gated(40, width, width) + out,
+        "hvae": (gated(784, width, width) + head)  # q(z2|x)
+        + (gated(784, width) + gated(40, width) + gated(2 * width, width) + head)  # q(z1|x, z2)
+        + (gated(40, width, width) + head)  # p(z1|z2)
+        + (2 * gated(40, width) + gated(2 * width, width) + out),  # p(x|z1, z2)
+    }[model]
+    config = Config(model=model, latent_dim=GATED[model], network="mlp", hidden_units=units)
+    built = models.build(config, (28, 28, 1))
+    assert sum(np.prod(weight.shape) for weight in built.trainable_variables) == expected
+
+
+def gated_encoders(width):
+    """Parameters of the paper's convHVAE but for its decoder: those of z2's and z1's posteriors and of p(z1|z2)."""
+
+    def stack(*kernels):
+        widths = itertools.pairwise((1, 32, 32, 64, 64, 6))
+        return sum(2 * (i * o * k * k + o) for (i, o), k in zip(widths, kernels, strict=True))
+
+    def gated(i, o):
+        return 2 * (i * o + o)
+
+    def head(features):
+        return 2 * (features * 40 + 40)
+
+    q_z1 = stack(3, 3, 3, 3, 3) + gated(40, 294) + gated(588, width) + head(width)
+    return stack(7, 3, 5, 3, 3) + head(294) + q_z1 + gated(40, width) + gated(width, width) + head(width)
+
+
+@pytest.mark.parametrize("units", [None, 20])
+def test_the_parameter_count_of_the_gated_convolutions_is_that_of_the_paper(units):
+    width = units or 300
+    image = 2 * 2 * (40 * width + width) + 2 * (2 * width * 784 + 784)
+    convs = 2 * (1 * 64 * 9 + 64) + 3 * 2 * (64 * 64 * 9 + 64) + 64 + 1
+    config = Config(model="hvae", latent_dim=80, network="gatedconv", hidden_units=units)
+    count = sum(np.prod(weight.shape) for weight in models.build(config, (28, 28, 1)).trainable_variables)
+    assert count == gated_encoders(width) + image + convs
+
+
+def test_a_gate_is_a_product():
+    gate, h = gated_dense(3), rng.normal(size=(N, B, 2)).astype("float32")
+    gate.build((None, 2))
+    (w, c), (v, d) = ([np.asarray(x, "float64") for x in dense.weights] for dense in (gate.linear, gate.gate))
+    np.testing.assert_allclose(gate(h), (h @ w + c) * scipy.special.expit(h @ v + d), rtol=1e-5, atol=1e-6)
+
+
+def test_the_papers_logvar_is_clipped_hard():
+    head = DenseNetworks(SHAPE, None, None, None, None).head(300, 1)
+    head.raw_logvar.kernel.assign(np.eye(300, 1))
+    h = np.zeros((4, 300), "float32")
+    h[:, 0] = [-1e3, -5.9, 1.9, 1e3]
+    np.testing.assert_allclose(np.asarray(head(h).logvar)[:, 0], [-6, -5.9, 1.9, 2], rtol=1e-6)
+
+
+def test_the_two_latents_are_cut_where_they_were_joined():
+    """Changing z1 changes nothing in the stack of z2, and the other way round."""
+    stacks, z = LatentStacks((3, 2), 7), rng.normal(size=(N, B, 5)).astype("float32")
+    before = np.asarray(stacks(z))  # (N, B, 2 * 7)
+    for own, out in ((slice(0, 3), slice(0, 7)), (slice(3, 5), slice(7, 14))):
+        changed = z.copy()
+        changed[..., own] += 1
+        differs = np.any(np.asarray(stacks(changed)) != before, axis=(0, 1))
+        assert differs[out].all() and differs.sum() == 7
+
+
+@pytest.mark.parametrize("model", SHALLOW)
+def test_samples_come_from_all_pseudo_inputs(model):
+    """With components far apart and narrow, the draws of the top latent hit each of the K with frequency 1/K."""
+    built, n = build(model, "vamp"), 4000
+    top = built.top_prior.distribution()
+    far = top._replace(mean=ops.arange(K, dtype="float32")[:, None] * ops.ones_like(top.mean) * 100)
+    z = np.asarray(built.prior(far).sample(n, keras.random.SeedGenerator(0)))
+    counts = np.bincount(np.round(z[:, 0] / 100).astype(int), minlength=K)
+    assert np.all(np.abs(counts - n / K) < 5 * np.sqrt(n / K))
+
+
+def test_hvae_samples_z1_from_its_conditional_prior():
+    model, n = build("hvae", "vamp", latent_dim=2), 20_000
+    z, log_p = model.prior().sample_and_log_prob(n, keras.random.SeedGenerator(0))
+    z = np.asarray(z, "float64")
+    given = model.p_z1(np.float32(z[:, :1]))
+    standardised = (z[:, 1:] - np.asarray(given.mean)) / np.exp(0.5 * np.asarray(given.logvar))
+    assert abs(standardised.mean()) < 5 / np.sqrt(n)
+    assert abs(standardised.std() - 1) < 5 / np.sqrt(2 * n)
+    np.testing.assert_allclose(log_p, model.prior().log_prob(np.float32(z)), rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_is_a_function_of_its_seed_with_new_noise_for_each_layer():
+    model = build("hvae", "standard", latent_dim=2)
+    np.testing.assert_array_equal(model.sample(N, 3), model.sample(N, 3))
+    assert np.abs(np.asarray(model.sample(N, 3)) - np.asarray(model.sample(N, 4))).max() > 0
+    z = np.asarray(model.prior().sample(1000, keras.random.SeedGenerator(3)))
+    given = model.p_z1(np.float32(z[:, :1]))
+    noise = (z[:, 1:] - np.asarray(given.mean)) / np.exp(0.5 * np.asarray(given.logvar))
+    assert abs(np.corrcoef(z[:, 0], noise[:, 0])[0, 1]) < 5 / np.sqrt(1000)
+
+
+def test_projection_keeps_pseudo_inputs_in_the_unit_interval():
+    np.testing.assert_allclose(UnitInterval()(np.float32([-0.2, 0.0, 0.3, 1.0, 1.7])), [0, 0, 0.3, 1, 1])
+    model = build(prior="vamp")
+    model.compile(keras.optimizers.Adam(5.0))
+    model.train_on_batch(images())
+    u = np.asarray(model.top_prior.pseudo_inputs)
+    assert u.min() == 0.0 and u.max() == 1.0
+
+
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
+    """One step of plain gradient descent; pseudo-input pixels start at 0 and 1, where a clip would have no gradient."""
+    built = build(model, prior, activation="elu")
+    trained = prior in ("vamp", "weightedvamp")
+    if trained:
+        built.top_prior.pseudo_inputs.assign(images(K))
+        built.top_prior.pseudo_inputs.constraint = None
+    before = [np.array(w) for w in built.trainable_variables]
+    built.compile(keras.optimizers.SGD(1.0))
+    built.train_on_batch(images())
+    moved = {w.path: np.abs(np.array(w) - b) for w, b in zip(built.trainable_variables, before, strict=True)}
+    assert all(change.max() > 0 for change in moved.values()), [path for path, c in moved.items() if not c.max()]
+    if trained:
+        change = next(change for path, change in moved.items() if "pseudo_inputs" in path)
+        assert np.mean(change > 0) == 1.0
+
+
+LAST = {  # layers whose numbers are parameters of a law, and their inputs of any precision
+    ("vae", "conv"): 2 + 1, ("vae", "mlp"): 2 + 1, ("hvae", "conv"): 3 * 2 + 1, ("hvae", "mlp"): 3 * 2 + 1,
+    ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
+    ("ladder", None): 2 * 4 + 1, ("dvp", None): 2 * 4 + 1 + 1 + 1,  # those of p and q, decoder, noise, context
+}  # fmt: skip
+
+
+def tiny(model, network, **settings):
+    """A model of that family, of two layers if it is deep."""
+    if network:
+        return build(model, **settings_of(network), **settings)
+    deep = {"scales": "1x4,1x2", "channels": 4, "encoder_blocks": 1}
+    score = {"context_size": 3, "score_channels": 8, "score_blocks": 1, "diffusion_steps": 2} if model == "dvp" else {}
+    return models.build(Config(model=model, **deep, **score, **settings), SHAPE)
+
+
+@pytest.mark.parametrize("family", first_on_both(*LAST), ids=str)
+def test_hidden_layers_alone_are_rounded(family):
+    """Weights, last layers and all that is said of images and latents are float32, and nothing is left behind."""
+    model, network = family
+    built, x = tiny(model, network, precision="mixed_bfloat16"), images()
+    leaves = [one for one in built._flatten_layers(include_self=False) if one._trainable_variables]
+    assert sum(one.compute_dtype == "float32" for one in leaves) == LAST[family]
+    assert sum(one.compute_dtype == "bfloat16" for one in leaves) >= 4
+    assert {weight.dtype for weight in built.trainable_weights} == {"float32"}
+    q = built.posterior(x)
+    z, log_q = q.sample_and_log_prob(N, keras.random.SeedGenerator(0))
+    outcome = built(x)
+    said = [z, log_q, built.decode(z[0], 0), outcome.loss, outcome.bound, *outcome.terms[:3], built.embed(x)]
+    assert {keras.backend.standardize_dtype(one.dtype) for one in said} == {"float32"}
+    exact = tiny(model, network)
+    exact.set_weights(built.get_weights())
+    assert not np.array_equal(built.embed(x), exact.embed(x))
+    np.testing.assert_allclose(built.embed(x), exact.embed(x), atol=0.1)
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(ValueError, match="unknown activation"):
+        build(activation="nothing", precision="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@on_tensorflow
+def test_a_flow_is_inverted_exactly_whatever_the_precision():
+    q = build(posterior="realnvp", latent_dim=4, precision="mixed_bfloat16").posterior(images())
+    z, log_q = q.sample_and_log_prob(N, keras.random.SeedGenerator(0))
+    np.testing.assert_allclose(q.log_prob(z), log_q, atol=1e-3)
+
+
+def gradient(precision, objective):
+    """That of the loss of one training batch, as one vector, and the loss."""
+    keras.utils.set_random_seed(1)
+    built = build(prior="standard", objective=objective, precision=precision, **settings_of("mlp"))
+    before = built.get_weights()
+    sgd = keras.optimizers.SGD(1.0)  # whose first step is the gradient
+    scales = models.PRECISIONS[precision].scales_loss
+    built.compile(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=256.0) if scales else sgd)
+    x = (np.random.default_rng(1).random((B, *SHAPE)) < 0.4).astype("float32")
+    loss = float(np.mean(built.train_on_batch(x, return_dict=True)["loss"]))
+    moved = [(old - new).ravel() for old, new in zip(before, built.get_weights(), strict=True)]
+    return np.concatenate(moved), loss
+
+
+@pytest.mark.parametrize("objective", first_on_both("lmcvae", "elbo", "dreg"))
+def test_gradients_are_those_of_float32_but_for_rounding(objective):
+    """Those of Langevin steps, too, where gradients of rounded layers are differentiated again."""
+    exact, loss = gradient("float32", objective)
+    for precision, error in (("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)):
+        found, rounded = gradient(precision, objective)
+        assert 0 < np.linalg.norm(found - exact) < error * np.linalg.norm(exact)
+        assert rounded == pytest.approx(loss, abs=0.2)
+
+
+@pytest.mark.parametrize(("model", "prior"), ALL)
+def test_saved_weights_give_the_same_numbers(model, prior, tmp_path):
+    built, x = build(model, prior), images()
+    built.save_weights(tmp_path / "a.weights.h5")
+    again = build(model, prior)
+    z = rng.normal(size=(N, B, 3)).astype("float32")
+    assert np.abs(np.asarray(again.log_joint(x, z)) - np.asarray(built.log_joint(x, z))).max() > 1e-3
+    again.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(again.log_joint(x, z), built.log_joint(x, z))
+    np.testing.assert_array_equal(again.embed(x), built.embed(x))
+
+
+def test_keras_global_seed_decides_the_weights():
+    def kernel(seed):
+        keras.utils.set_random_seed(seed)
+        return build().encoder.get_weights()[0]
+
+    first, same, other = (kernel(seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 0
+
+
+def test_loss_weighs_the_rate_by_beta_in_training_only():
+    model, x = build(), images()
+    model.beta.assign(0.25)
+    for training, beta in ((True, 0.25), (False, 1.0)):
+        outcome = model(x, training=training)
+        distortion, rate = -np.mean(outcome.terms.log_px_z), np.mean(outcome.terms.log_qz_x - outcome.terms.log_pz)
+        assert abs(rate) > 1e-3
+        np.testing.assert_allclose(model.compute_loss(y_pred=outcome), distortion + beta * rate, rtol=1e-5)
+        np.testing.assert_allclose(np.mean(outcome.bound), -distortion - rate, rtol=1e-5)
+
+
+def test_metrics_weigh_a_short_last_batch_by_its_images():
+    model, x = build("vae", "standard"), images(10)
+    last = model.decoder.net.layers[-1]
+    last.kernel.assign(np.zeros(last.kernel.shape))
+    last.bias.assign([1.0])  # the distortion is now a function of x alone
+    model.compile()
+    found = model.evaluate(x, batch_size=8, verbose=0, return_dict=True)["distortion"]
+    np.testing.assert_allclose(found, -np.mean(model.likelihood(np.zeros((10, 3), "float32")).log_prob(x)), rtol=1e-5)
+
+
+def test_training_binarizes_grey_images_afresh_and_validation_never():
+    model = build(dynamic=True)
+    grey = np.full((B, 8, 8, 1), 0.5, "float32")
+    first, second = (model(grey, training=True).terms.log_px_z for _ in range(2))
+    assert np.abs(np.asarray(first) - np.asarray(second)).min() > 0
+    probabilities = np.asarray(model(grey).terms.log_px_z)
+    z_free = build(dynamic=False)
+    z_free.set_weights(model.get_weights())
+    np.testing.assert_allclose(probabilities, z_free(grey).terms.log_px_z, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("nonsense", "unknown activation"), ("get", "unknown"), ("glu", "features"), ("threshold", "arguments")],
+)
+def test_unusable_activations_are_refused(name, word):
+    with pytest.raises(ValueError, match=word):
+        models.find_activation(name)
+
+
+def test_an_activation_without_a_second_derivative_is_refused_where_it_is_needed():
+    assert models._is_twice_differentiable(models.find_activation("gelu"))
+    assert models._is_twice_differentiable(models.find_activation("relu"))
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="'softsign' has no second derivative here, which objective lmcvae needs"):
+            build(activation="softsign", objective="lmcvae")
+    assert models._is_twice_differentiable(models.find_activation("hard_tanh"))  # whose second derivative is zero
+    assert build(activation="softsign", objective="iwae") and build(activation="softsign", objective="dreg")
+
+
+@pytest.mark.parametrize("name", ["relu", "elu", "gelu", "silu", "tanh", "leaky_relu", "softplus"])
+def test_activations_of_keras_work(name):
+    assert np.isfinite(np.asarray(build(activation=name).reconstruct(images()))).all()
+
+
+@pytest.mark.parametrize("network", first_on_both("mlp", "conv", "gatedconv"))
+def test_networks_take_any_leading_axes(network):
+    built, z = build("hvae", **settings_of(network)), rng.normal(size=(N, B, 3)).astype("float32")
+    for of in (built.likelihood, lambda z: built.p_z1(z[..., :2])):
+        together, one = (keras.tree.map_structure(np.asarray, of(part)) for part in (z, z[2, 1]))
+        for many, alone in zip(together, one, strict=True):
+            assert many.shape == (N, B, *alone.shape)
+            np.testing.assert_allclose(many[2, 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles it all as one")
+def test_dense_layers_are_products_of_matrices_that_tensorflow_can_fuse():
+    """Products of tensors, which more axes would give, are not fused with biases and gates."""
+    import tensorflow as tf
+
+    built = build("hvae", network="mlp", network_size=Config.network_size)
+    function = tf.function(lambda z: (built.likelihood(z).logits, built.p_z1(z[..., :2])))
+    names = [op.name for op in function.get_concrete_function(tf.zeros((N, B, 3))).graph.get_operations()]
+    assert any("MatMul" in name for name in names) and not any("Tensordot" in name for name in names)

@@ -1,0 +1,403 @@
+"""How a run is trained, in process, on digits: order, noise, callbacks, what is kept and when it stops."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from conftest import validated
+
+import data
+import experiment
+import models
+from data.dataset import Stored
+from experiment import Config
+from experiment.flags import add_settings
+from grids.configs import configs_of
+from runtime import atomic, backend
+from runtime.command import Parser
+from runtime.errors import RunError, UserError
+from training import batches, callbacks, devices, fit
+from training.batches import Batches, InOrder, as_tf_dataset
+from training.memory import smaller
+from training.progress import expected_time
+
+on_both_backends = pytest.mark.keras  # the tests that show something of `fit`, at seconds of compilation each
+
+
+def config(tmp_path, **settings):
+    """A run that takes a second."""
+    small = {"data_set": "digits", "network_size": 0.25, "batch_size": 100, "epochs": 2, "lr": 3e-3, "prior": "vamp"}
+    return Config(**(small | {"num_pseudo_inputs": 7, "max_train_images": 200, "runs_dir": str(tmp_path)} | settings))
+
+
+def train(tmp_path, **settings):
+    return experiment.load(fit.train(config(tmp_path, **settings)))
+
+
+class Interfere(keras.callbacks.Callback):
+    """Calls `act(model)` at the begin of an epoch."""
+
+    def __init__(self, epoch, act):
+        super().__init__()
+        self.epoch, self.act = epoch, act
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.act(self.model)
+
+
+def with_callback(monkeypatch, callback):
+    """Adds a callback to the next fit, before the run's own."""
+    fit = keras.Model.fit
+    monkeypatch.setattr(
+        keras.Model,
+        "fit",
+        lambda self, *a, callbacks, **k: fit(self, *a, callbacks=[callback, *callbacks], **k),
+    )
+
+
+def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
+    images = np.arange(10, dtype="uint8").reshape(10, 1, 1, 1)
+    split = data.Split(images, None, 1)
+
+    def order(seed, epoch):
+        batches = Batches(split, Config(batch_size=4, seed=seed))
+        batches.start_epoch(epoch)
+        assert [len(batches[i][0]) for i in range(len(batches))] == [4, 4, 2]
+        return np.concatenate([batches[i][0] for i in range(len(batches))]).ravel().tolist()
+
+    assert sorted(order(0, 0)) == list(range(10))
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@on_both_backends
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+    """Two trainings of the same config give the same history; another seed gives another."""
+    same = [train(tmp_path / str(i)).history["val_elbo"] for i in range(2)]
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-5)
+    assert abs(train(tmp_path, seed=1).history["val_elbo"][-1] - same[0][-1]) > 1e-3
+
+
+@on_both_backends
+def test_the_kept_weights_are_the_best_by_validation_elbo(tmp_path, monkeypatch):
+    """The last epoch is spoiled: what is loaded gives the best epoch's validation ELBO again."""
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.optimizer.learning_rate = 1.0
+
+    with_callback(monkeypatch, Spoil())
+    run = train(tmp_path, epochs=3)
+    val_elbo = run.history["val_elbo"]
+    assert run.status["best_epoch"] == np.argmax(val_elbo) + 1 == 2
+    np.testing.assert_allclose(validated(run)["elbo"], val_elbo[1], rtol=1e-5)
+
+
+@on_both_backends
+def test_history_adds_up(tmp_path):
+    history = train(tmp_path, beta_warmup=4).history
+    terms = ("loss", "elbo", "rate", "distortion")
+    assert list(history) == ["epoch", *(f"{s}_{t}" for s in ("train", "val") for t in terms), "seconds"]
+    for split in ("train", "val"):
+        bound = -history[f"{split}_rate"] - history[f"{split}_distortion"]
+        np.testing.assert_allclose(history[f"{split}_elbo"], bound, rtol=1e-4)
+    np.testing.assert_allclose(history["val_loss"], -history["val_elbo"], rtol=1e-5)
+    beta = np.array([0.25, 0.5])
+    expected = history["train_distortion"] + beta * history["train_rate"]
+    np.testing.assert_allclose(history["train_loss"], expected, rtol=1e-3)
+
+
+@on_both_backends
+def test_the_warm_up_ends_at_one():
+    config = Config(network_size=0.25, batch_size=2, beta_warmup=4)
+    state = callbacks.EpochState(config, Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), config))
+    model = models.build(config, (4, 4, 1))
+    state.set_model(model)
+    betas = []
+    for epoch in range(6):
+        state.on_epoch_begin(epoch)
+        betas.append(float(model.beta))
+    assert betas == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@on_both_backends
+def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
+    """More validation batches draw more validation noise, and the training history stays the same."""
+    plain = train(tmp_path / "a").history
+    monkeypatch.setattr(batches, "VALIDATION_BATCH", 30)
+    np.testing.assert_allclose(train(tmp_path / "b").history["train_elbo"], plain["train_elbo"], rtol=1e-5)
+
+
+@on_both_backends
+@pytest.mark.parametrize("name", [name for name in models.OBJECTIVES if name != "elbo"])
+def test_every_objective_trains_and_its_own_bound_is_judged(tmp_path, name):
+    settings = {"num_steps": 1} if models.OBJECTIVES[name].is_annealed else {}
+    settings |= {"network": "mlp", "network_size": Config.network_size, "num_samples": 3, "epochs": 3, "beta_warmup": 2}
+    run = train(tmp_path, objective=name, **settings)
+    history = run.history
+    assert tuple(history) == run.config.columns and "val_bound" in history
+    assert history["val_bound"][-1] > history["val_bound"][0] + 1
+    assert np.all(history["val_bound"] > history["val_elbo"]) and np.all(history["val_ess"] >= 1)
+    np.testing.assert_allclose(history["val_loss"], -history["val_bound"], rtol=1e-5)
+    assert run.status["best_epoch"] == np.argmax(history["val_bound"]) + 1
+    assert validated(run)["bound"] == pytest.approx(history["val_bound"].max(), rel=1e-5)
+    before = [np.array(weight) for weight in run.model.weights]
+    run.model.evaluate(run.images("val")[:20], verbose=0)
+    changed = [not np.array_equal(a, b) for a, b in zip(before, run.model.weights, strict=True)]
+    assert not any(changed)
+
+
+def test_chains_that_diverge_are_said_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("models.mcmc.DIVERGED", 0.1)
+    settings = {"network": "mlp", "network_size": Config.network_size, "epochs": 3, "num_steps": 1}
+    run = train(tmp_path, objective="lmcvae", step_size=1.0, **settings)
+    assert run.history["train_diverged"][0] > 0.01 and np.isfinite(run.history["train_bound"]).all()
+    said = capfd.readouterr().err
+    assert said.count("of the Langevin steps diverged and were left out; lower --step_size 1.0") == 1
+
+
+def test_patience_stops_and_does_not_count_the_warm_up(tmp_path):
+    run = train(tmp_path, epochs=9, patience=1, lr=1e-30)
+    assert run.state == "finished" and len(run.history["epoch"]) == 2
+    assert len(train(tmp_path, epochs=9, patience=1, lr=1e-30, beta_warmup=4).history["epoch"]) == 5
+
+
+def test_training_never_asks_for_the_test_split(tmp_path, monkeypatch):
+    asked, split = set(), data.Dataset.split
+    monkeypatch.setattr(data.Dataset, "split", lambda self, name: asked.add(name) or split(self, name))
+    train(tmp_path)
+    assert asked == {"train", "val"}
+
+
+@on_both_backends
+@pytest.mark.parametrize(("part", "term"), [("decoder", "distortion"), ("q_z", "(rate|distortion)")])
+def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, part, term):
+    """After two good epochs the weights of one part become NaN: the run stops at the first step of the third."""
+
+    def spoil(model):
+        for weight in getattr(model, part).trainable_variables:
+            weight.assign(np.full(weight.shape, np.nan))
+
+    with_callback(monkeypatch, Interfere(2, spoil))
+    with pytest.raises(RunError, match=rf"epoch 3, step 1: {term}"):
+        train(tmp_path, epochs=4)
+    run = experiment.load(config(tmp_path, epochs=4).path)
+    assert run.state == "failed" and run.status["message"].startswith("epoch 3, step 1: ")
+    assert len(run.history["epoch"]) == 2 and run.status["best_epoch"] in (1, 2)
+    assert np.isfinite(run.model.get_weights()[0]).all()
+
+
+def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path, monkeypatch):
+    """The first ones overflow, which is no failure; nothing would ever be trained once the scale is next to 0."""
+    settings = {"precision": "mixed_float16", "epochs": 3}
+    assert train(tmp_path, **settings).state == "finished"
+    with_callback(monkeypatch, Interfere(1, lambda model: model.optimizer.dynamic_scale.assign(1e-9)))
+    with pytest.raises(RunError, match="epoch 2: gradients are not finite even where the loss is scaled by 1e-09"):
+        train(tmp_path, seed=1, **settings)
+
+
+@on_both_backends
+def test_nan_weights_that_relu_hides_are_found_before_they_are_stored(tmp_path, monkeypatch):
+    def spoil(model):
+        model.top_prior.pseudo_inputs.assign(np.full(model.top_prior.pseudo_inputs.shape, np.nan))
+
+    with_callback(monkeypatch, Interfere(1, spoil))
+    with pytest.raises(RunError, match=r"epoch 2(: weight .* is not finite|, step 1: )"):
+        train(tmp_path)
+    assert experiment.load(config(tmp_path).path).status["best_epoch"] == 1
+
+
+def test_ctrl_c_keeps_the_finished_epochs(tmp_path, monkeypatch):
+    def interrupt(model):
+        raise KeyboardInterrupt
+
+    with_callback(monkeypatch, Interfere(1, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, epochs=5)
+    run = experiment.load(config(tmp_path, epochs=5).path)
+    assert run.state == "stopped" and len(run.history["epoch"]) == 1 == run.status["epochs_done"]
+    assert run.model.reconstruct(run.images("val")[:2]).shape == (2, 8, 8, 1)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with_callback(monkeypatch, Interfere(1, lambda model: monkeypatch.setattr(atomic.os, "fsync", full)))
+    with pytest.raises(RunError, match="can no longer be written: No space left on device"):
+        train(tmp_path, epochs=3)
+    run = experiment.load(config(tmp_path, epochs=3).path)
+    assert len(run.history["epoch"]) == 1 and not list(run.path.rglob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"batch_size": 201}, "--batch_size 201 is more than the 200 training images"),
+        ({"num_pseudo_inputs": 201}, "--num_pseudo_inputs 201 is more than the 200"),
+        ({"max_train_images": 1198}, "--max_train_images 1198 is more than the 1197"),
+        ({"accumulate": 5}, "--accumulate 5 is more than the 4 steps there are"),
+        ({"activation": "nonsense"}, "unknown activation"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
+    with pytest.raises(UserError, match=word):
+        train(tmp_path, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_both_backends
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({}, "--batch_size 100, --num_pseudo_inputs 7 or --network_size 0.25"),
+        ({"batch_size": 3}, "--num_pseudo_inputs 7, --batch_size 3 or --network_size 0.25"),
+        ({"prior": "standard"}, "--batch_size 100 or --network_size 0.25"),
+    ],
+    ids=str,
+)
+def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, flags):
+    def exhausted(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "fit", exhausted)
+        with pytest.raises(RunError, match=f"^out of memory in a training step; lower {flags}$"):
+            train(tmp_path, **settings)
+    status = experiment.load(config(tmp_path, **settings).path).status
+    assert status["state"] == "failed" and status["message"].endswith(flags)
+
+
+@on_both_backends
+def test_want_of_memory_in_validation_does_not_blame_the_batch(tmp_path, monkeypatch):
+    def exhausted(self, *_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    monkeypatch.setattr(keras.Model, "make_test_function", lambda self, **_: setattr(self, "test_function", exhausted))
+    with pytest.raises(
+        RunError, match=r"^out of memory in a validation step; lower --num_pseudo_inputs 7 or --network"
+    ):
+        train(tmp_path)
+
+
+@on_both_backends
+def test_want_of_memory_while_the_model_is_made_is_a_sentence(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+
+    monkeypatch.setattr(fit.models, "build", exhausted)
+    monkeypatch.setattr(fit.models, "weight_shapes", lambda *_: [])
+    with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
+        train(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (2**17, "weights and optimizer alone need .* GiB.*lower --num_pseudo_inputs 7 or --network_size 0.25"),
+        (2**20, "a validation step needs some .* GiB.*lower --num_pseudo_inputs 7 or --network_size"),
+        (2**20, "a training step needs some .* GiB.*lower --batch_size 300, --num_pseudo_inputs 7 or --network_size"),
+    ],
+)
+def test_what_cannot_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
+    monkeypatch.setattr("runtime.memory.memory", lambda: memory)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_standard_prior_minds_no_number_of_pseudo_inputs(tmp_path):
+    assert train(tmp_path, prior="standard", num_pseudo_inputs=5000, epochs=1).state == "finished"
+
+
+@pytest.mark.parametrize(("binarize", "values"), [("none", 17), ("threshold", 2)])
+def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
+    _, batches, _, model = fit.prepare(config(tmp_path, binarize=binarize))
+    split = batches.split
+    u = np.asarray(model.top_prior.pseudo_inputs)
+    images = {image.tobytes() for image in split.grey()}
+    assert len({one.tobytes() for one in u}) == 7 and all(one.tobytes() in images for one in u)
+    assert 2 <= len(np.unique(split.grey())) <= values and not model.dynamic
+
+
+def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
+    images = np.random.default_rng(0).random((7, 3, 2, 1))
+    batches = InOrder(images, 3)
+    assert [len(x) for (x,) in (batches[index] for index in range(len(batches)))] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([batches[index][0] for index in range(3)]), images)
+
+
+@on_both_backends
+@pytest.mark.parametrize("stored", [False, True])
+def test_fit_is_given_each_epoch_in_its_order_and_nothing_that_tunes_itself(stored):
+    images = np.arange(250, dtype="uint8").reshape(10, 5, 5, 1)
+    if stored:
+        images = Stored(images.__getitem__, np.arange(10), images.shape[1:])
+    batches = Batches(data.Split(images, None, 255), Config(batch_size=4))
+    given = as_tf_dataset(batches)
+    for epoch, skip in ((0, 0), (1, 0), (1, 1)):
+        batches.start_epoch(epoch)
+        batches.skip = skip
+        given = as_tf_dataset(batches) if skip else given  # a fit of its own
+        found = [np.asarray(given_images) for (given_images,), _ in zip(given, range(len(given)), strict=False)]
+        assert [len(one) for one in found] == [4, 4, 2][skip:]
+        np.testing.assert_array_equal(np.concatenate(found), batches.split.grey(batches.order[4 * skip :]))
+    assert len(given) == 2
+    if keras.backend.backend() == "tensorflow":
+        assert given.options().autotune.enabled is False  # its thread is waited for
+
+
+def test_only_dynamic_binarization_draws_in_the_model(tmp_path):
+    _, batches, _, model = fit.prepare(config(tmp_path))
+    split = batches.split
+    assert model.dynamic and len(np.unique(split.grey())) > 2
+
+
+@pytest.mark.parametrize(
+    ("step", "epochs", "said"),
+    [(0.1, 10, "expected time: 1 min 47 s (10 epochs of 100 steps, 0.1 s a step)"), (1.0, 250, "7 h 24 min")],
+)
+def test_the_expected_time_names_flags_only_where_it_is_hours(step, epochs, said):
+    text = expected_time(step, epochs, 100, 20, Config(prior="vamp", epochs=epochs))
+    assert text.startswith(said) or said in text
+    assert ("--num_pseudo_inputs" in text and "--network_size" in text) == (epochs == 250)
+
+
+def test_status_is_json_without_nan(tmp_path):
+    status = json.loads((train(tmp_path).path / "status.json").read_text())
+    assert status["state"] == "finished" and status["epochs_done"] == 2 and math.isfinite(status["best_val_elbo"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "with_batch", "expected"),
+    [
+        ({}, True, "lower --batch_size 256 or --network_size 4.0"),
+        ({"objective": "iwae"}, True, "lower --batch_size 256, --num_samples 5 or --network_size 4.0"),
+        ({"objective": "iwae"}, False, "lower --network_size 4.0"),  # more samples make the validation batch smaller
+        (
+            {"objective": "amcvae", "prior": "vamp", "num_pseudo_inputs": 9000},
+            True,
+            "lower --num_pseudo_inputs 9000, --batch_size 256, --num_samples 5 or --network_size 4.0",
+        ),
+    ],
+)
+def test_what_to_lower_is_named_by_its_cost(settings, with_batch, expected):
+    assert smaller(Config(**settings), with_batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "network", "expected"),
+    [(False, "mlp", devices.MANY), (False, "conv", 1), (True, "conv", devices.MANY)],
+)
+def test_auto_runs_several_steps_at_once_where_they_are_short(tmp_path, monkeypatch, has_gpu, network, expected):
+    monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
+    parser = Parser()
+    add_settings(parser)
+    words = ["--steps_per_execution", "auto", "--network", network, "--data_set", "digits", "--runs_dir"]
+    (made,) = configs_of(parser.parse_args([*words, str(tmp_path)]))
+    assert fit.prepare(made).model.steps_per_execution == expected

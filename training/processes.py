@@ -1,0 +1,190 @@
+"""One of several processes that train a run together: how it joins the others, what they tell one another, how it ends.
+
+JAX connects them, and ends a process by force where it has lost the first one, or no longer hears of another. So what
+a user starts is a guard, which says so, and a process below it, the member, trains.
+"""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from runtime.errors import UserError
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+STARTED = 300  # seconds for all processes to be there
+SILENT = 30  # seconds without a sign of life, after which a process counts as dead
+GATHERED = 30  # seconds for all to come to the end
+LOST = (
+    "another process of this run has gone, as its own output may say; start all of them again, and the run goes on "
+    "from its newest state"
+)
+LOSSES = ("Gloo", "NCCL", "coordination service", "CoordinationService")  # what such an error speaks of
+VARIABLES = {
+    "process_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_index": "JAX_PROCESS_ID",
+}
+
+_self = SimpleNamespace(joined=False, index=0, busy=False)  # of this process; busy: in a run, and not at its end
+
+
+# ---------------------------------------------------------------------------------------------- the guard
+
+
+def guarded(flags):
+    """Runs train.py with these parsed flags, a dict, in a member, passes signals on to it, and returns its exit code.
+
+    Where it ends by force, says why that may be, and returns 1. It ends with this process, however that dies.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), "--member", json.dumps(flags)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in map(signal.Signals.__getitem__, names) if signal.getsignal(number) != signal.SIG_IGN]
+    usual = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in heard}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if code >= 0:
+        return code
+    reason = "for want of memory, or by hand" if code == -signal.SIGKILL else LOST
+    print(f"error: this process was ended by {signal.Signals(-code).name}: {reason}", file=sys.stderr)
+    return 1
+
+
+def serve(train):
+    """What a member does: `train()`, then it leaves the others; returns the exit code.
+
+    Where the guard has gone, the training ends as with SIGTERM.
+    """
+
+    def watch():
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        code = train()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    return leave(code)
+
+
+# ---------------------------------------------------------------------------------------------- among the others
+
+
+def place(args):
+    """The address of the first process, how many there are, and the index of this one, by flags or JAX's variables.
+
+    None for what JAX is to find, as under Slurm. Raises UserError for what cannot be.
+    """
+    address, count, index = (
+        given if (given := getattr(args, flag)) is not None else os.environ.get(variable)
+        for flag, variable in VARIABLES.items()
+    )
+    port = (address or "").rpartition(":")[2]
+    if address is not None and not (":" in address and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--process_address {address!r} must be HOST:PORT, a free port of the first process")
+    for flag, value in (("num_processes", count), ("process_index", index)):
+        if value is not None and not str(value).isdecimal():
+            raise UserError(f"${VARIABLES[flag]} {value!r} must be a whole number")
+    count, index = (None if value is None else int(value) for value in (count, index))
+    if None not in (count, index) and index >= count:
+        raise UserError(f"--process_index {index} must be less than --num_processes {count}; the first one is 0")
+    return address, count, index
+
+
+def join(address, count, index):
+    """Connects this process with the others, before JAX computes anything. Raises UserError where that fails."""
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which ends a run between steps
+    waits = {"initialization_timeout": STARTED, "heartbeat_timeout_seconds": SILENT}
+    try:
+        jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=GATHERED, **waits)
+        _self.joined, _self.index = True, jax.process_index()
+    except ValueError as error:
+        missing = " and ".join(f"--{flag} (or ${variable})" for flag, variable in VARIABLES.items())
+        raise UserError(f"--distribute processes: {error}; give {missing}, or start it by srun") from error
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--distribute processes: the others cannot be reached at {address}: {reason}") from error
+
+
+def leads():
+    """Whether this is the first process."""
+    return _self.index == 0
+
+
+def order(what=None):
+    """What the first process orders all to do, which gives it, a dict: as it comes to the others."""
+    content = np.frombuffer(json.dumps(what).encode(), np.uint8) if leads() else np.zeros(0, np.uint8)
+    size = int(broadcast(np.array(len(content))))
+    return json.loads(broadcast(content if leads() else np.zeros(size, np.uint8)).tobytes())
+
+
+def broadcast(values):
+    """The arrays, in any structure, of the first process; all others give some of the same shapes."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(values)
+
+
+def any_of(flag):
+    """Whether it is true in any process."""
+    import jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    flags = np.full(jax.local_device_count(), flag)
+    everyone = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    return bool(_greatest()(jax.make_array_from_process_local_data(everyone, flags)))
+
+
+@functools.cache
+def _greatest():
+    import jax
+
+    return jax.jit(lambda flags: flags.any())
+
+
+def is_loss(error):
+    """Whether an exception says that another process cannot be reached."""
+    return any(word in str(error) for word in LOSSES)
+
+
+def is_busy():
+    """Whether the others wait for this process, or it for them, in the middle of a run."""
+    return _self.busy
+
+
+def busy(is_busy):
+    """Notes that this process is in the middle of a run, where the others wait for it, or that all came to its end."""
+    _self.busy = is_busy
+
+
+def leave(code):
+    """Leaves the others, together with them where they can be; returns the exit code."""
+    sys.stdout.flush()
+    if not _self.joined:
+        return code
+    if _self.busy:  # they wait for what will not come, or have gone: they are not to wait for this process, too
+        sys.stderr.flush()
+        os._exit(code)
+    import jax
+
+    if leads():
+        order({"code": code})
+    jax.distributed.shutdown()
+    return code

@@ -1,0 +1,89 @@
+"""The progress bar, and the expected time."""
+
+import contextlib
+import sys
+import time
+
+import keras
+from tqdm import tqdm
+
+from runtime.text import duration
+
+STEPS_TIMED = 10
+
+
+MANY = 0.01  # of all Langevin steps, from which on it is worth a word that they diverged
+VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
+
+
+class Progress(keras.callbacks.Callback):
+    """One tqdm bar over the epochs with the current ELBO, and after ten steps the expected time of the whole run."""
+
+    def __init__(self, config, batches, validation_steps, epoch=0):
+        super().__init__()
+        self.config, self.batches, self.validation_steps, self.first = config, batches, validation_steps, epoch
+        self.seconds, self.validated, self.has_warned = [], {}, False
+
+    def __enter__(self):
+        """Opens the bar; it stays silent where the output is no terminal."""
+        layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(
+            total=self.config.epochs,
+            initial=self.first,
+            bar_format=layout,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        return self
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar by one step and, once, says how long the run will take."""
+        bound = self.config.monitor.removeprefix("val_")
+        self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
+        done = self.batches.done(batch)
+        self.bar.n = self.epoch + done / self.batches.steps  # not a sum, which would overshoot by rounding
+        self.bar.update(0)
+        if self.started and len(self.seconds) < STEPS_TIMED:
+            self.seconds.append((time.perf_counter() - self.started) / (done - self.done))  # one or more steps
+            if len(self.seconds) == STEPS_TIMED:
+                step = sum(self.seconds) / STEPS_TIMED
+                left = self.config.epochs - self.first
+                text = expected_time(step, left, self.batches.steps, self.validation_steps, self.config)
+                with contextlib.suppress(OSError):  # its reader has gone, or a disk is full; training goes on
+                    tqdm.write(text)
+                    sys.stdout.flush()  # a log file should not say it when it is over
+        self.started, self.done = time.perf_counter(), done
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""
+        self.epoch, self.started = epoch, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows the validation bound from here on, and says once if many steps of chains diverge."""
+        self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
+        if logs.get("diverged", 0) > MANY and not self.has_warned:
+            text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
+            with contextlib.suppress(OSError):
+                tqdm.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
+            self.has_warned = True
+
+    def __exit__(self, *_):
+        """Closes the bar however training ended, so that what is said next has a line of its own."""
+        self.bar.close()
+
+
+def expected_time(step, epochs, steps, validation_steps, config):
+    """A sentence with the expected time of so many epochs and, where that is hours, the flags that shorten it.
+
+    `step`: seconds of a training step; `steps`, `validation_steps`: their numbers in an epoch.
+    """
+    hours = epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
+    text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    if hours < 1:
+        return text
+    flags = ["--epochs", "--max_train_images"]
+    if config.is_sized:
+        flags.append("--network_size")
+    if config.has_pseudo_inputs:
+        flags.append("--num_pseudo_inputs")
+    return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"

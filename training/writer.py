@@ -1,0 +1,153 @@
+"""RunWriter: keeps the folder of a run while it is trained."""
+
+import contextlib
+import io
+import time
+
+import keras
+
+from experiment.folder import process
+from runtime import atomic
+from runtime.errors import RunError
+from runtime.memory import is_out_of_memory
+from training import checkpoint
+from training.memory import smaller
+
+
+class WeightsInMemory(io.BytesIO):
+    """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
+
+    def __str__(self):
+        """A name as Keras wants it."""
+        return "memory.weights.h5"
+
+
+def weights_file(model):
+    """The content of a weights file, without the optimizer's state: bytes."""
+    file, optimizer = WeightsInMemory(), model.optimizer
+    try:
+        model.optimizer = None  # else Keras stores it too, at twice the size of the weights
+        model.save_weights(file)
+    finally:
+        model.optimizer = optimizer
+    return file.getvalue()
+
+
+class RunWriter(keras.callbacks.Callback):
+    """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
+
+    That is best.weights.h5, the best by the validation value of the trained bound, history.csv and status.json; all are
+    written after the state, so that whatever is lost when the process dies can be written again from that. Without a
+    `path`, in a process that follows another one, nothing is written.
+    """
+
+    def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
+        super().__init__()
+        self.instead = instead  # a context in which the model has the weights that are kept
+        self.path, self.config, self.batches, self.note = path, config, batches, note
+        self.rows = state.rows if state else []
+        self.best = state.best if state else b""
+        self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
+        self.validates = False
+        self.saved = time.monotonic()
+
+    @property
+    def best_row(self):
+        """The row of history.csv with the best validation value of the trained bound; None before there is one."""
+        return max(self.rows, key=lambda row: row[self.config.monitor], default=None)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the epoch's clock."""
+        self.epoch, self.started = epoch, time.perf_counter() - (self.spent if self.batches.skip else 0.0)
+
+    def on_test_begin(self, logs=None):
+        """Notes that what fails now does so in validation."""
+        self.validates = True
+
+    def on_test_end(self, logs=None):
+        """Notes that validation is over."""
+        self.validates = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes the state where the last one is --save_minutes old."""
+        if time.monotonic() - self.saved > 60 * self.config.save_minutes:
+            self.save_inside(batch)
+
+    def save_inside(self, batch):
+        """Writes the state inside an epoch; returns whether it is one: after the last step it is nearly over."""
+        step = self.batches.done(batch)
+        if step < self.batches.steps:
+            self._save(self.epoch, step, time.perf_counter() - self.started, self.rows, self.best)
+        return step < self.batches.steps
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds a row and writes all of it, each file atomically."""
+        values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
+        seconds = round(time.perf_counter() - self.started, 3)
+        row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
+        is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]
+        best = self._weights() if is_best else self.best
+        self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
+        self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
+        self.best = best
+        self.write_results(is_best)
+
+    def _weights(self):
+        with self.instead():
+            return weights_file(self.model)
+
+    def _save(self, epoch, step, seconds, rows, best):
+        if not self.path:
+            return
+        with self._writing():
+            checkpoint.save(self.path / "last", checkpoint.of(self.model, epoch, step, seconds, rows, best))
+        self.saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.path} can no longer be written: {error.strerror or error}") from error
+
+    def write_results(self, new_best=True):
+        """Writes what follows from the state, the weights first so that status never promises what is not there."""
+        if not self.path:
+            return
+        with self._writing():
+            if self.rows and new_best:
+                atomic.write(self.path / "best.weights.h5", self.best)
+            if self.rows:
+                atomic.write_csv(self.path / "history.csv", self.rows)
+            self.write_status("running", process=process())
+
+    @contextlib.contextmanager
+    def status_of_ending(self):
+        """Writes how the block ended into status.json: finished, stopped on request, or failed and why."""
+        try:
+            yield
+            with self._writing():
+                self.write_status("finished")
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # where the disk is full, not even this can be written
+                self.write_status("stopped")
+            raise
+        except Exception as error:
+            short = is_out_of_memory(error)
+            where = "validation" if self.validates else "training"
+            less = smaller(self.config, with_batch=not self.validates)
+            ending = RunError(f"out of memory in a {where} step; {less}") if short else error
+            with contextlib.suppress(OSError):
+                self.write_status("failed", message=str(ending))
+            if short:
+                raise ending from error
+            raise
+
+    def write_status(self, state, **more):
+        """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
+        if not self.path:
+            return
+        done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
+        best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
+        about = {"state": state} | done | best | {"note": self.note}
+        atomic.write_json(self.path / "status.json", about | more)
