@@ -30,7 +30,7 @@ from runtime import atomic
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
-UNUSED = ("tensorflow", "tensorboard")  # by JAX without --track
+UNUSED = ("tensorflow", "tensorboard", "tensorboardX")  # by JAX with --track none
 PRECISION = "mixed_bfloat16"
 EPOCHS = 250  # of the README's runs
 MODELS = [(model, prior) for prior in ("vamp", "standard") for model in ("vae", "hvae")]

@@ -148,8 +148,8 @@ class Config:
         10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
     )
     track: str = setting(
-        "tensorboard", "tensorboard: event files in RUN/tensorboard; mlflow, wandb: that tracker, too; none: nothing",
-        choices=tuple(tracking.SINKS),
+        "tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; none: neither",
+        choices=tuple(tracking.TRACKERS),
     )  # fmt: skip
     jit: str = setting(
         "auto", "compile with XLA; auto: on, except with TensorFlow on a CPU", choices=("auto", "on", "off")

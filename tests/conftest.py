@@ -45,8 +45,8 @@ SHALLOW_ONLY = (
 )
 DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
-TRACKING = dict(tracking.SINKS)
-tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
+TRACKING = dict(tracking.TRACKERS)
+tracking.TRACKERS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 LEAST = "--xla_backend_optimization_level=0"  # of LLVM, which would take a quarter of the time; XLA's passes stay
