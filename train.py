@@ -118,8 +118,7 @@ def join(args):
     place = processes.place(args)
     backend.settle(args.backend, args.device)
     if os.environ["KERAS_BACKEND"] != "jax":
-        raise UserError("--distribute processes needs --backend jax: Keras' fit fails with TensorFlow's strategy for "
-                        "several machines; on one machine, --distribute devices runs on both")  # fmt: skip
+        raise UserError("--distribute processes needs --backend jax")
     deterministic = getattr(args, "deterministic", experiment.Config.deterministic) == "on"
     backend.start(args.device, deterministic, lambda: processes.join(*place))
 

@@ -11,7 +11,6 @@ from plotting.estimates import COUNTS, ESTIMATED, by_samples, integrated
 from plotting.posteriors import POSTERIORS, image_posterior
 from plotting.projections import PROJECTIONS
 from plotting.view import PER_CLASS, SAMPLES, View, as_numpy, picked
-from runtime import backend
 from runtime.errors import UserError
 
 OF_CLASS = 4  # of these above their reconstructions
@@ -34,7 +33,6 @@ CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose way 
 INSTANTS = 10  # of this way
 
 
-@backend.forgetting_graphs()
 def draw_run(run, output, projection, estimates=False, only=None):
     """Draws the figures of a run named by `only`, or all but those of COSTLY, of which `estimates` asks for one.
 

@@ -196,7 +196,7 @@ def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path
     settings = {"precision": "mixed_float16", "epochs": 3}
     assert train(tmp_path, **settings).state == "finished"
     with_callback(monkeypatch, Interfere(1, lambda model: model.optimizer.dynamic_scale.assign(1e-9)))
-    with pytest.raises(RunError, match="epoch 2: gradients are not finite even where the loss is scaled by 1e-09"):
+    with pytest.raises(RunError, match="epoch 2: gradients are not finite even with the loss scaled by 1e-09"):
         train(tmp_path, seed=1, **settings)
 
 
