@@ -157,8 +157,8 @@ class Config:
         "steps are short, on a GPU and of dense networks, else 1", low=0, high=10_000, words={"auto": 0},
     )  # fmt: skip
     distribute: str = setting(
-        "none", "devices: all devices of this machine compute a part of every batch; processes: also those of other "
-        "machines, where the same command is started; both need --backend jax", choices=("none", "devices", "processes"),
+        "none", "devices: each device of this machine computes a part of every batch; processes: also those of others, "
+        "where the same command is started; both need --backend jax", choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
         "on", "on: the same bits whenever a run is repeated or resumed here; off: may be faster on a GPU",

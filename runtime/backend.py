@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -15,6 +16,8 @@ BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
 IMAGES = "channels_last"
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
+BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN's convolutions round differently
+KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # jaxlib's versions with this flag; XLA ends a process with an unknown flag
 
 
 def settle(name=None, device="auto", dense=False):
@@ -60,8 +63,7 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     its defaults, unless `keep_settings` leaves those of the user's keras.json, as in a user's own process.
     Raises UserError if `device` is "gpu" and there is none, or if JAX cannot use what $JAX_PLATFORMS names.
     """
-    if deterministic:
-        _add_xla_flag(REPEATABLE_ON_GPU)
+    _add_xla_flags(deterministic)
     with quiet():
         keras = _keras()
         if not keep_settings:
@@ -88,10 +90,12 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
         )
 
 
-def _add_xla_flag(flag):
+def _add_xla_flags(deterministic):
     flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    wanted = [REPEATABLE_ON_GPU] if deterministic else []
+    if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOW_YNN):
+        wanted += [BY_EIGEN] if "ynn_fusion_type" not in flags else []
+    os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
 
 
 def _keras():

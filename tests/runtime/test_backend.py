@@ -1,5 +1,6 @@
 """Keras' backend: which one, on which device, and what it prints when it starts."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -81,6 +82,27 @@ def test_training_tells_settle_whether_all_networks_are_dense(monkeypatch, words
     train.add_arguments(parser)
     with pytest.raises(UserError, match=str(dense)):
         train.run(parser.parse_args([*words, "--backend", "auto"]))
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "expected"),
+    [
+        ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.10.2", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("0.12.0.1", None, "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"),
+        ("0.9.2", "--a=1", "--a=1"),
+        ("0.13.0", "--a=1", "--a=1"),
+    ],
+)
+def test_xla_gets_a_flag_that_it_knows_unless_the_user_has_set_it(monkeypatch, version, flags, expected):
+    """XLA ends the process if it does not know a flag."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("XLA_FLAGS", flags or "")
+    for _ in range(2):
+        backend._add_xla_flags(deterministic=False)
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.mark.keras

@@ -80,3 +80,39 @@ def test_update_step_is_the_rule_for_one_weight_and_gets_a_variable_of_tensorflo
         assert one is weight.value and internals.moments(optimizer, one) == internals.moments(optimizer, weight)
         kept = [moment.value.handle for moment in internals.moments(optimizer, one)]
         assert all(handle.dtype == tf.resource for handle in [one.handle, *kept])
+
+
+def test_sublayers_are_the_layer_and_those_inside():
+    inner = keras.layers.Dense(2)
+    outer = keras.Sequential([keras.Input((3,)), keras.Sequential([inner]), keras.layers.ReLU()])
+    found = internals.sublayers(outer)
+    assert found[0] is outer and sum(one is inner for one in found) == 1 and len(internals.sublayers(inner)) == 1
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+def test_steps_without_fit_train_as_fit_does():
+    kernels = []
+    for trained in (lambda model, x: model.fit(x, batch_size=2, shuffle=False, verbose=0),
+                    lambda model, x: internals.train_on_jax(model, [x[:2], x[2:]])):  # fmt: skip
+        model = Squares()
+        x = np.float32([[1, 2, 3], [4, 5, 6], [0, 1, 0], [1, 1, 2]])
+        model.train_on_batch(x[:2])
+        trained(model, x)
+        kernels.append(np.asarray(model.kernel))
+    np.testing.assert_array_equal(*kernels)
+
+
+class Squares(keras.Model):
+    """Compiled, with the mean square of a linear map as its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = self.add_weight(shape=(3, 1), initializer="ones")
+        self.built = True
+        self.compile(keras.optimizers.Adam(0.1))
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(y_pred**2)
