@@ -93,7 +93,7 @@ def alone(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("network", [pytest.param("mlp", marks=pytest.mark.slow), "conv"])
 def test_each_device_computes_its_own_images_of_several_samples(network):
     """Two devices, five samples of six images: no device is given those of the other."""
     done = run("-c", GATHERED.format(network=network), devices=2)
@@ -101,7 +101,7 @@ def test_each_device_computes_its_own_images_of_several_samples(network):
     assert "num_partitions=2" in done.stdout and "all-gather" not in done.stdout
 
 
-def test_devices_on_jax_compute_what_one_does_noise_included(alone, tmp_path):
+def test_several_devices_give_the_numbers_of_one_noise_included(alone, tmp_path):
     """Three devices, which divide neither the last batch nor the validation images."""
     run = trained(tmp_path, "devices")
     assert_same(alone, run)
@@ -117,7 +117,7 @@ def test_a_run_continues_on_another_number_of_devices(alone, tmp_path):
     assert_same(alone, experiment.load(done.stdout.splitlines()[-1]))
 
 
-def test_two_processes_compute_what_one_does_and_the_first_one_writes(alone, tmp_path):
+def test_two_processes_give_the_numbers_of_one_and_the_first_one_writes(alone, tmp_path):
     port = free_port()
     folders = [tmp_path / "first", tmp_path / "second"]
     both = [started(folder, port, index) for index, folder in enumerate(folders)]
@@ -135,7 +135,7 @@ def wait_for(condition, processes, seconds=500):
 
 
 @pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_path, killed):
+def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alone, tmp_path, killed):
     """The child process that trains is killed, not its guard. Two processes then continue the run."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
@@ -146,10 +146,10 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on(alone, tmp_
     assert "error: the training process was ended by SIGKILL" in said[killed]
     assert "another process of this run has ended" in said[1 - killed]
     assert experiment.load(path).state == ("interrupted" if killed == 0 else "failed")
-    go_on(path)
+    resumed(path)
 
 
-def test_all_processes_stop_in_the_same_step_where_one_is_asked(alone, tmp_path):
+def test_all_processes_stop_after_the_same_step_if_one_is_asked(alone, tmp_path):
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
     wait_for((path / "history.csv").exists, both)
@@ -157,7 +157,7 @@ def test_all_processes_stop_in_the_same_step_where_one_is_asked(alone, tmp_path)
     said = [one.communicate(timeout=60) for one in both]
     assert [one.returncode for one in both] == [130, 130], said
     assert experiment.load(path).state == "stopped" and "goes on" in said[0][0]
-    go_on(path)
+    resumed(path)
 
 
 def child_of(pid):
@@ -167,7 +167,7 @@ def child_of(pid):
     return psutil.Process(pid).children()[0].pid
 
 
-def go_on(path):
+def resumed(path):
     """Trains a run that has ended for two epochs more, in two processes, from where it was."""
     before = experiment.load(path).history["val_elbo"]
     words = ["--resume", str(path), "--epochs", str(len(before) + 2)]

@@ -1,4 +1,4 @@
-"""Nothing that was trained is lost: what is interrupted goes on as if it had not been, bit for bit."""
+"""Nothing that was trained is lost: an interrupted run resumes as if it had not been interrupted, bit for bit."""
 
 import errno
 import json
@@ -145,7 +145,7 @@ def gone_on(run):
 
 
 @pytest.mark.keras
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (2, 3)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)])
 def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole, epoch, step):
     run = interrupted(tmp_path, monkeypatch, epoch, step, die)
     assert run.state == "failed" and run.status["epochs_done"] == epoch
@@ -155,9 +155,14 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
 @pytest.mark.keras
 @pytest.mark.parametrize(
     ("epoch", "step", "signal_", "steps"),
-    [(0, 0, signal.SIGINT, 1), (1, 2, signal.SIGTERM, 3), (3, 1, signal.SIGHUP, 2), (2, 3, signal.SIGTERM, 0)],
+    [
+        (0, 0, signal.SIGINT, 1),
+        pytest.param(1, 2, signal.SIGTERM, 3, marks=pytest.mark.slow),
+        (3, 1, signal.SIGHUP, 2),
+        (2, 3, signal.SIGTERM, 0),
+    ],
 )
-def test_what_is_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
+def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
     """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
     usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in callbacks.STOPPING]
@@ -184,7 +189,7 @@ def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
 
 
 @pytest.mark.keras
-def test_training_longer_is_as_if_it_had_been_meant_from_the_start(tmp_path, whole, capfd):
+def test_training_longer_gives_the_numbers_of_one_longer_run(tmp_path, whole, capfd):
     short = fit.train(config(tmp_path, epochs=2))
     before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
     moved = short.rename(tmp_path / "moved")
@@ -198,7 +203,7 @@ def test_training_longer_is_as_if_it_had_been_meant_from_the_start(tmp_path, who
     assert "has been trained for 4 epochs already; --epochs must be more" in capfd.readouterr().err
 
 
-def test_training_longer_goes_on_when_it_is_killed_in_its_first_epoch(tmp_path, monkeypatch, whole):
+def test_training_longer_resumes_after_a_kill_in_its_first_epoch(tmp_path, monkeypatch, whole):
     """Before its first step, and even before the folder of the new id has a status of its own."""
     short = fit.train(config(tmp_path, epochs=2))
     longer = config(tmp_path)
@@ -210,7 +215,7 @@ def test_training_longer_goes_on_when_it_is_killed_in_its_first_epoch(tmp_path, 
         shutil.rmtree(longer.path)
 
 
-def test_a_disk_that_is_full_in_the_first_epoch_is_no_obstacle_later(tmp_path, monkeypatch, whole):
+def test_a_run_resumes_after_a_full_disk_in_its_first_epoch(tmp_path, monkeypatch, whole):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -222,7 +227,15 @@ def test_a_disk_that_is_full_in_the_first_epoch_is_no_obstacle_later(tmp_path, m
     assert gone_on(run) == whole
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "flipped",
+        pytest.param("empty", marks=pytest.mark.slow),
+        pytest.param("text", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path, whole, capfd, damage):
     newest, _ = checkpoint.newest(run.path / "last")
     content = bytearray(newest.read_bytes())
@@ -301,8 +314,14 @@ def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     assert float(optimizer.learning_rate) == pytest.approx(optimizers.FINAL * 3e-3)
 
 
-@pytest.mark.parametrize("settings", [{"objective": "dreg"}, {"objective": "amcvae", "num_samples": 2, "num_steps": 1}])
-def test_an_objective_goes_on_with_its_step_sizes(tmp_path, monkeypatch, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"objective": "dreg"}, marks=pytest.mark.slow),
+        {"objective": "amcvae", "num_samples": 2, "num_steps": 1},
+    ],
+)
+def test_an_objective_resumes_with_its_step_sizes(tmp_path, monkeypatch, settings):
     settings = settings | {"model": "vae", "epochs": 3}
     expected = numbers_of(fit.train(config(tmp_path / "whole", **settings)))
     run = interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)
@@ -317,7 +336,7 @@ SCALED = {"precision": "mixed_float16", "optimizer": "adamw", "clip_norm": 100.0
 
 @pytest.mark.keras
 @pytest.mark.parametrize("settings", first_on_both(SCALED, {"epochs": 3}))
-def test_an_average_of_the_weights_is_remembered_judged_and_kept(tmp_path, monkeypatch, settings):
+def test_an_average_of_the_weights_is_remembered_validated_and_kept(tmp_path, monkeypatch, settings):
     """best.weights.h5 is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
     settings, last = settings | {"ema": 0.7}, settings["epochs"]
     path = fit.train(config(tmp_path / "whole", **settings))
@@ -370,7 +389,7 @@ def test_epochs_of_the_warm_up_may_be_the_best_but_are_not_counted(judge):
     assert acted == [False, False, False, False, True] and called.best == -1.0
 
 
-def test_what_falls_over_its_epochs_is_not_trained_longer_but_with_another_patience(tmp_path, capfd):
+def test_a_learning_rate_that_falls_over_the_epochs_allows_another_patience_but_no_more_epochs(tmp_path, capfd):
     path = fit.train(config(tmp_path, lr_schedule="cosine", epochs=1))
     assert called("--resume", path, "--epochs", 2) == 2
     assert "a learning rate that falls over its 1 epochs: it cannot be trained longer" in capfd.readouterr().err
@@ -397,7 +416,7 @@ def test_a_state_that_cannot_be_read_just_now_is_not_thrown_away(run, monkeypatc
     assert gone_on(run) == whole
 
 
-def test_a_state_that_its_owner_replaced_meanwhile_is_no_damage(run, monkeypatch, capfd):
+def test_a_state_that_another_process_replaced_meanwhile_is_not_damage(run, monkeypatch, capfd):
     """The run goes on elsewhere: it removes its older state after we have listed it."""
     newest, vanished = checkpoint.newest, run.path / "last" / "epoch999999999_step000000000.zip"
     monkeypatch.setattr(checkpoint, "newest", lambda folder: [vanished, *newest(folder)])
@@ -418,7 +437,7 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(run, tmp_path, capfd, n
 
 
 @pytest.mark.parametrize("name", ["config.json", "status.json", "history.csv", "best.weights.h5", "last/state"])
-def test_a_pipe_or_an_endless_file_in_a_run_is_a_sentence(run, capfd, name):
+def test_a_pipe_or_an_endless_file_in_a_run_is_an_error_in_one_sentence(run, capfd, name):
     path = checkpoint.newest(run.path / "last")[0] if name == "last/state" else run.path / name
     for put in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         path.unlink()
@@ -483,7 +502,7 @@ def test_a_request_to_stop_between_two_runs_of_a_grid_is_ctrl_c(tmp_path, monkey
     assert capfd.readouterr().out.count("not started") == 1
 
 
-def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
+def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
     words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
     assert called(*words) == 0
     printed = capfd.readouterr()
@@ -492,7 +511,7 @@ def test_the_same_command_goes_on(run, tmp_path, whole, capfd):
     assert numbers_of(run.path) == whole
 
 
-def test_a_grid_goes_on_with_what_is_unfinished(died, tmp_path, whole, capfd):
+def test_a_grid_resumes_its_unfinished_runs(died, tmp_path, whole, capfd):
     shutil.copytree(died, config(tmp_path, gs_key="key").path)
     words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
     assert called(*words, "--gs_key", "key", "--latent_dim", 2, 3) == 0
@@ -505,7 +524,7 @@ def edit(run, name, **changes):
     (run.path / name).write_text(json.dumps(record | changes))
 
 
-def test_what_cannot_go_on_is_told_so(run, capfd):
+def test_a_run_that_cannot_be_resumed_is_refused_with_a_reason(run, capfd):
 
     def refused(expected, *words):
         assert called("--resume", run.path, *words) == 2
@@ -530,7 +549,7 @@ def test_what_cannot_go_on_is_told_so(run, capfd):
     assert called("--resume", "") == 2 and "is no run" in capfd.readouterr().err
 
 
-def test_a_run_without_a_state_is_not_mistaken_for_one_that_has_not_begun(run, tmp_path, capfd):
+def test_a_run_without_a_state_is_not_taken_for_a_new_one(run, tmp_path, capfd):
     for path in checkpoint.newest(run.path / "last"):
         path.unlink()
     assert called("--resume", run.path) == 2
@@ -546,7 +565,7 @@ def test_other_versions_are_a_warning(run, tmp_path, capfd):
     assert re.search(r"warning: .*keras 3\.0\.0 is now 3\.[\d.]+; last digits may differ", capfd.readouterr().err)
 
 
-def test_a_second_process_on_the_same_run_is_told_so(run, capfd):
+def test_a_second_process_on_the_same_run_is_refused(run, capfd):
     code = f"import experiment, time\nwith experiment.held({str(run.path)!r}): print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
