@@ -75,7 +75,10 @@ def run(args):
         check(runs[0], scoring(runs[0]))  # of several, the others are worth having
     for one in runs:
         scoring(one)  # of strange settings nothing is scored
-        if args.compare and (one.config.law, one.image_shape) != (runs[-1].config.law, runs[-1].image_shape):
+        if args.compare and (one.config.likelihood_tag, one.image_shape) != (
+            runs[-1].config.likelihood_tag,
+            runs[-1].image_shape,
+        ):
             raise UserError(
                 f"{one.path} and {runs[-1].path} have other images or another likelihood: nothing to compare"
             )
