@@ -132,7 +132,6 @@ def unusable(run, split, image):
     return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
 
 
-@backend.forgetting_graphs()
 def estimated(run, images, scoring, split):
     """The Estimate and the Latents of these images, and metrics of the estimator's own.
 

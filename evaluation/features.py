@@ -105,8 +105,7 @@ def train(dataset, epochs=5, seed=0):
     with tqdm(total=epochs * len(training[0]), unit="image", disable=not sys.stderr.isatty()) as bar:
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update(TRAINING_BATCH))
         options = {"batch_size": TRAINING_BATCH, "epochs": epochs, "callbacks": [best, step], "verbose": 0}
-        with backend.forgetting_graphs():
-            model.fit(*training, validation_data=validation, **options)
+        model.fit(*training, validation_data=validation, **options)
     _, test_accuracy = model.evaluate(*_labelled(dataset, "test"), batch_size=BATCH, verbose=0)
     return model, {
         "data_set": dataset.name,

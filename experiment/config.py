@@ -160,7 +160,8 @@ class Config:
     )  # fmt: skip
     distribute: str = setting(
         "none", "devices: split each batch over all devices of this machine; processes: over those of several "
-        "machines, on which the same command is started", choices=("none", "devices", "processes"),
+        "machines, on which the same command is started; both need --backend jax",
+        choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
         "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",

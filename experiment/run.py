@@ -133,7 +133,7 @@ class Run:
         """
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             backend.settle()
-            backend.start(whole=True)
+            backend.start(keep_settings=True)
         backend.check_images()
         try:
             expected = models.weight_shapes(self.config, self.image_shape)

@@ -58,9 +58,16 @@ on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason=
 
 
 def pytest_configure(config):
-    """Imports Keras as scripts do, before a test file does, but in the process that only hands tests to others."""
+    """Imports Keras as scripts do, before a test file does, except in the process that only distributes tests.
+
+    No test makes TensorFlow deterministic for all later ones, which could not use XLA then.
+    """
     if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         backend.start()
+        if os.environ["KERAS_BACKEND"] == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism = lambda: None
 
 
 def pytest_addoption(parser):
@@ -88,17 +95,21 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgotten():
-    """TensorFlow would keep the graphs of all that a file compiles, for good."""
-    backend.seed(0)  # for fixtures of the file
-    with backend.forgetting_graphs():
-        yield
+def seeded_module():
+    """Fixes the seed for the fixtures of a file."""
+    _seed()
 
 
 @pytest.fixture(autouse=True)
-def same_first_weights():
-    """What layers draw their first weights from, unless a test says otherwise: they are not left to chance."""
-    backend.seed(0)
+def seeded_test():
+    """Fixes the seed from which layers draw their first weights."""
+    _seed()
+
+
+def _seed():
+    import keras
+
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -136,21 +147,6 @@ def compiled(function):
     import jax
 
     return jax.jit(function)()
-
-
-@pytest.fixture
-def xla():
-    """Lets Keras compile on TensorFlow, as it does not once a test before asked for repeatable operations."""
-    if os.environ["KERAS_BACKEND"] == "jax":
-        yield
-        return
-    from tensorflow.python.framework import config  # no public way leads there
-
-    was_on = config.is_op_determinism_enabled()
-    config.disable_op_determinism()
-    yield
-    if was_on:
-        config.enable_op_determinism()
 
 
 @pytest.fixture

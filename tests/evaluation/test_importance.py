@@ -359,7 +359,7 @@ def test_where_one_lane_ends_the_others_do_not_go_on(stop, monkeypatch):
     assert 0 < len(calls) < 500  # of 220,000
 
 
-def test_jit_gives_the_same_law(xla):
+def test_jit_gives_the_same_law():
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
 
 

@@ -403,7 +403,7 @@ def test_it_learns_with_every_weight_but_the_unused_one(name):
 
 @pytest.mark.slow
 @on_tensorflow
-def test_it_learns_with_xla_in_mixed_precision(xla):
+def test_it_learns_with_xla_in_mixed_precision():
     history, _, model = steps(Config(model="dvp", precision="mixed_float16", **SETTINGS["dvp"]), 40, jit=True)
     assert 1 < float(model.optimizer.dynamic_scale) < model.optimizer.initial_scale
     assert all(np.isfinite(values).all() for values in history.values())

@@ -16,6 +16,7 @@ from experiment import Config
 from models.networks import DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
 from models.priors import UnitInterval
+from runtime.internals import sublayers
 
 pytestmark = pytest.mark.keras
 N, B, K, SHAPE = 4, 6, 5, (8, 8, 1)
@@ -380,7 +381,7 @@ def test_hidden_layers_alone_are_rounded(family):
     """Weights, last layers and all that is said of images and latents are float32, and nothing is left behind."""
     model, network = family
     built, x = tiny(model, network, precision="mixed_bfloat16"), images()
-    leaves = [one for one in built._flatten_layers(include_self=False) if one._trainable_variables]
+    leaves = [one for one in sublayers(built) if one.trainable_variables and len(sublayers(one)) == 1]
     assert sum(one.compute_dtype == "float32" for one in leaves) == LAST[family]
     assert sum(one.compute_dtype == "bfloat16" for one in leaves) >= 4
     assert {weight.dtype for weight in built.trainable_weights} == {"float32"}
