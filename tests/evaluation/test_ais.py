@@ -59,15 +59,15 @@ def test_the_bracket_holds_the_truth_and_closes():
         made, drawn = sampling(model, 4, steps, 3), []
         walked = made._walked
         made._walked = lambda x, z, drawn=drawn, walked=walked, **how: drawn.append(x) or walked(x, z, **how)
-        bracket = made.bracket(150)
+        lower, upper = made.bracket(150)
         x = np.concatenate(drawn[::2])[:150].reshape(150, 6)
         weights = model.w.astype("float64")
         total = weights.T @ weights + NOISE**2 * np.eye(6)
         truth = scipy.stats.multivariate_normal(np.zeros(6), total).logpdf(x)
-        error = np.std(bracket.upper - truth) / np.sqrt(150)
-        assert np.mean(bracket.lower - truth) < 3 * np.std(bracket.lower - truth) / np.sqrt(150)
-        assert np.mean(bracket.upper - truth) > -3 * error
-        gaps.append(np.mean(bracket.upper - bracket.lower))
+        error = np.std(upper - truth) / np.sqrt(150)
+        assert np.mean(lower - truth) < 3 * np.std(lower - truth) / np.sqrt(150)
+        assert np.mean(upper - truth) > -3 * error
+        gaps.append(np.mean(upper - lower))
     assert gaps[0] > 0.2 and abs(gaps[1]) < gaps[0] / 5
 
 
