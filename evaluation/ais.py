@@ -135,9 +135,9 @@ def _log_mean(log_w):
 class Chains(Compiled):
     """Compiled parts of the chains of images, which share a path; Points are lists of image-first arrays."""
 
-    def __init__(self, model, annealing):
+    def __init__(self, model, annealing, prior_sd=None):
         super().__init__(model)
-        self.annealing = annealing
+        self.annealing, self.prior_sd = annealing, prior_sd
 
     def path(self, x, posterior, prior):
         """The Path of images x."""
@@ -172,10 +172,6 @@ class ChainMove(Chains):
     """One Hamiltonian step of chains: from images, b and the step size (equal in all rows), the fields of Points, and a
     key to the fields of the new Points and log_accept. Stochastic.
     """
-
-    def __init__(self, model, annealing, prior_sd):
-        super().__init__(model, annealing)
-        self.prior_sd = prior_sd
 
     def call(self, inputs):
         x, settings, *fields, key = inputs

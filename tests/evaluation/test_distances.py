@@ -62,7 +62,7 @@ def test_fid_takes_covariances_of_less_than_full_rank():
 
 
 def test_fid_is_biased_by_one_over_the_number_of_features():
-    """Of one law: twice as many features, half of it."""
+    """For equal distributions: twice as many features, half of it."""
     means = [np.mean([distances.frechet(drawn(n, 2 * s), drawn(n, 2 * s + 1)) for s in range(40)]) for n in (100, 200)]
     assert means[0] / means[1] == pytest.approx(2, rel=0.2) and means[1] > 0
 
@@ -83,7 +83,7 @@ def test_mmd_is_the_sum_over_pairs():
     assert distances.mmd2(x, y) == pytest.approx(expected, rel=1e-12)
 
 
-def test_kid_of_one_law_is_0_in_standard_errors():
+def test_kid_of_equal_distributions_is_0_in_standard_errors():
     found = [distances.kernel(drawn(N, 2 * s), drawn(M, 2 * s + 1)) for s in range(60)]
     values, errors = np.array([(one.value, one.se) for one in found]).T
     assert abs(values.mean()) < 3 * values.std(ddof=1) / math.sqrt(60)
@@ -91,7 +91,7 @@ def test_kid_of_one_law_is_0_in_standard_errors():
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.3)  # they are what they say
 
 
-def test_kid_of_two_laws_is_its_expectation_in_standard_errors():
+def test_kid_of_two_distributions_is_its_expectation_in_standard_errors():
     shift = 0.8
     found = distances.kernel(drawn(40_000, 0), drawn(40_000, 1, shift))
 

@@ -304,7 +304,7 @@ def test_the_seed_decides_the_samples():
 
 @pytest.mark.parametrize("proposal", ["posterior", "fitted"])
 @pytest.mark.parametrize("target", [None, 0.02])
-def test_what_lanes_draw_does_not_depend_on_which_is_first(proposal, target, monkeypatch):
+def test_what_threads_draw_does_not_depend_on_which_is_first(proposal, target, monkeypatch):
     """One of three threads waits before each of its calls, another one or none: the same numbers, each image once."""
     monkeypatch.setattr(importance, "number_of_threads", lambda: 3)
     monkeypatch.setattr(importance, "CHUNK_BYTES", 4000 * 400)
@@ -334,7 +334,7 @@ def test_noise_is_that_of_its_key_and_another_in_each_draw():
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("full")])
-def test_where_one_lane_ends_the_others_do_not_go_on(stop, monkeypatch):
+def test_where_one_thread_ends_the_others_do_not_go_on(stop, monkeypatch):
     """Where a thread fails, or Ctrl-C comes to the thread that waits for all of them."""
     monkeypatch.setattr(importance, "number_of_threads", lambda: 2)
     drawn, calls, real = importance.Sampler.terms, [], concurrent.futures.wait
@@ -359,7 +359,7 @@ def test_where_one_lane_ends_the_others_do_not_go_on(stop, monkeypatch):
     assert 0 < len(calls) < 500  # of 220,000
 
 
-def test_jit_gives_the_same_law(xla):
+def test_jit_gives_the_same_distribution(xla):
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
 
 
