@@ -32,15 +32,12 @@ class Compiled(keras.Model):
     from a `KeyedSeeds` of a key that it is given.
     """
 
-    def __init__(self, model, jit="auto", top_of=None):
+    def __init__(self, model, top_of=None):
         super().__init__()
         self.model = model
-        if top_of is None:
-            self.top = keras.tree.map_structure(self._constant, model.top_prior.distribution())
-        else:
-            self.top = top_of.top
+        self.top = top_of.top if top_of else keras.tree.map_structure(self._constant, model.top_prior.distribution())
         self.built = True
-        self.compile(jit_compile=jit)
+        self.compile(jit_compile="auto")
         self._predict = predictor(self)
 
     def _constant(self, tensor):

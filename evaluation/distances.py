@@ -1,21 +1,11 @@
 """Distances between the features of two sets of images: FID and KID. Arrays in, numbers out."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 SUBSET = 1000  # features of each side in a subset (Binkowski et al. 2018)
 SUBSETS = 10  # at least; subsets of fewer features are smaller
-
-
-class KernelDistance(NamedTuple):
-    """A mean over `subsets` of `subset_size` features, and its standard error, nan for one subset."""
-
-    value: float
-    se: float
-    subsets: int
-    subset_size: int
 
 
 def frechet(x, y):
@@ -39,19 +29,19 @@ def _moments(x):
 
 
 def kernel(x, y, seed=0):
-    """The KernelDistance of features (N, F) and (M, F), N, M > 1: KID (Binkowski et al. 2018). Stochastic.
+    """KID of features (N, F) and (M, F), N, M > 1, with its error and subsets: a dict (Binkowski et al. 2018). Stochastic.
 
     The mean of `mmd2` over disjoint subsets of both, drawn by `seed`. It is unbiased for every N and M, and so negative
     half of the time for equal distributions. Disjoint subsets are independent, so the standard error is that of a mean
-    of independent values.
+    of independent values, None for one subset.
     """
     rng, fewer = np.random.default_rng(seed), min(len(x), len(y))
     size = max(2, min(SUBSET, fewer // SUBSETS))
     n = fewer // size
     parts = [side[rng.permutation(len(side))[: n * size]].reshape(n, size, -1) for side in (x, y)]
     values = [mmd2(*pair) for pair in zip(*parts, strict=True)]
-    se = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return KernelDistance(float(np.mean(values)), se, n, size)
+    se = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return {"kid": float(np.mean(values)), "kid_se": se, "kid_subsets": n, "kid_subset_size": size}
 
 
 def mmd2(x, y):

@@ -104,22 +104,11 @@ def train(dataset, epochs=5, seed=0):
         options = {"batch_size": TRAINING_BATCH, "epochs": epochs, "callbacks": [best, step], "verbose": 0}
         model.fit(*training, validation_data=validation, **options)
     _, test_accuracy = model.evaluate(*_labelled(dataset, "test"), batch_size=BATCH, verbose=0)
-    return model, {
-        "data_set": dataset.name,
-        "layer": LAYER,
-        "val_accuracy": float(best.best),
-        "test_accuracy": float(test_accuracy),
-        "best_epoch": best.best_epoch + 1,
-        "epochs": epochs,
-        "seed": seed,
-        "num_train_images": len(training[0]),
-        "image_shape": list(dataset.image_shape),
-        "note": dataset.note,
-        "data_sha256": dataset.sha256,
-        "git_commit": git_commit(),
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-    }
+    record = {"data_set": dataset.name, "layer": LAYER, "val_accuracy": float(best.best)}
+    record |= {"test_accuracy": float(test_accuracy), "best_epoch": best.best_epoch + 1, "epochs": epochs, "seed": seed}
+    record |= {"num_train_images": len(training[0]), "image_shape": list(dataset.image_shape), "note": dataset.note}
+    record |= {"data_sha256": dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
+    return model, record | {"versions": versions()}
 
 
 def _labelled(dataset, name):

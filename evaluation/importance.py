@@ -156,16 +156,7 @@ class ActiveImages(NamedTuple):
 
 
 def importance_sampling(
-    model,
-    images,
-    num_samples,
-    seed=0,
-    progress=lambda done: None,
-    jit="auto",
-    *,
-    proposal="fitted",
-    target_se=None,
-    max_bytes=None,
+    model, images, num_samples, seed=0, progress=lambda done: None, *, proposal="fitted", target_se=None, max_bytes=None
 ):
     """log p(x) ~= logsumexp_s [log p(x|z_s) + log p(z_s) - log r(z_s)] - log S over all latents: an `Estimate`.
 
@@ -179,7 +170,7 @@ def importance_sampling(
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
     calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
-    sampler = Sampler(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
     estimate, reporting = unknown(len(images)), threading.Lock()
 
     def thread(part, stopped):
@@ -197,14 +188,14 @@ def importance_sampling(
     return estimate
 
 
-def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_bytes=None):
+def log_weights(model, images, n, seed=0, proposal="fitted", *, max_bytes=None):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
     r is the same as in `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises
     NotFiniteError for a log-weight that is NaN.
     """
     calls = _calls(model, len(images), n, None, max_bytes)
-    sampler = Sampler(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
     log_w = np.empty((len(images), n))
     with _one_thread_for_blas():
         for start in range(0, len(images), sampler.source.at_once):

@@ -42,10 +42,10 @@ class PosteriorProposal(Compiled):
     what it draws is a function of the SeedSequence that it gets.
     """
 
-    def __init__(self, model, calls, jit="auto"):
-        super().__init__(model, jit)
+    def __init__(self, model, calls):
+        super().__init__(model)
         self.n, self.at_once = calls.n, calls.rows
-        self.expected = ExpectedTerms(model, jit, self) if model.layer_rates else None
+        self.expected = ExpectedTerms(model, self) if model.layer_rates else None
         self.draws_terms = self.expected is None  # its draws estimate the ELBO too
         self.expected_rows = max(1, min(calls.most // EXPECTED, self.at_once))
 
@@ -91,10 +91,10 @@ class FittedProposal:
 
     draws_terms = False
 
-    def __init__(self, model, calls, jit="auto"):
-        self.start = InitialDraws(model, jit)
-        self.gradients = Gradients(model, jit, self.start)
-        self.draws = FittedDraws(model, calls.n, jit, self.start)
+    def __init__(self, model, calls):
+        self.start = InitialDraws(model)
+        self.gradients = Gradients(model, self.start)
+        self.draws = FittedDraws(model, calls.n, self.start)
         self.num_samples, self.most = calls.num_samples, calls.most
         self.at_once = min(calls.images, max(calls.rows, calls.most // MOMENTS))
 
@@ -178,8 +178,8 @@ class Gradients(Compiled):
 class FittedDraws(Compiled):
     """From the arrays of `FittedProposal.prepared` and a key to log p(x|z) and log p(z) - log r(z), each (B, n)."""
 
-    def __init__(self, model, n, jit, top_of):
-        super().__init__(model, jit, top_of)
+    def __init__(self, model, n, top_of):
+        super().__init__(model, top_of)
         self.n = n
 
     def call(self, inputs):

@@ -128,18 +128,10 @@ def circumstances(run, images, split):
     """What was scored, and with which code: a part of the metrics, a dict."""
     import keras
 
-    return {
-        "num_images": len(images),
-        "image_shape": list(run.image_shape),
-        "split": split,
-        "note": run.note,
-        "diffusion_steps": run.config.settings.get("diffusion_steps"),
-        "images_sha256": sha256_of(images),
-        "data_sha256": run.dataset.sha256,
-        "git_commit": git_commit(),
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-    }
+    found = {"num_images": len(images), "image_shape": list(run.image_shape), "split": split, "note": run.note}
+    found |= {"diffusion_steps": run.config.settings.get("diffusion_steps"), "images_sha256": sha256_of(images)}
+    found |= {"data_sha256": run.dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
+    return found | {"versions": versions()}
 
 
 def sha256_of(images):
@@ -195,16 +187,8 @@ def distance(held_out, others, seed):
     """FID and KID of two sets of features, (N, F) and (M, F), and the sizes of the sets: a dict."""
     from evaluation.distances import frechet, kernel
 
-    found = kernel(others, held_out, seed)
-    return {
-        "fid": frechet(others, held_out),
-        "kid": found.value,
-        "kid_se": finite_or_none(found.se),
-        "kid_subsets": found.subsets,
-        "kid_subset_size": found.subset_size,
-        "num_images": len(others),
-        "num_held_out": len(held_out),
-    }
+    found = {"fid": frechet(others, held_out)} | kernel(others, held_out, seed)
+    return found | {"num_images": len(others), "num_held_out": len(held_out)}
 
 
 def summary(estimate, pixels, is_sampled):
@@ -212,16 +196,10 @@ def summary(estimate, pixels, is_sampled):
     n = len(estimate.log_px)
     log_px = float(np.mean(estimate.log_px))
     error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
-    means = {
-        "log_px_se": error,
-        "bits_per_dim": -log_px / (pixels * math.log(2)),
-        "elbo": np.mean(estimate.elbo),
-        "rate": np.mean(estimate.rate),
-        "distortion": np.mean(estimate.distortion),
-        "ess_median": np.median(estimate.ess),
-        "samples_mean": np.mean(estimate.samples),
-        "samples_max": np.max(estimate.samples),
-    }
+    means = {"log_px_se": error, "bits_per_dim": -log_px / (pixels * math.log(2))}
+    means |= {name: np.mean(getattr(estimate, name)) for name in ("elbo", "rate", "distortion")}
+    means |= {"ess_median": np.median(estimate.ess)}
+    means |= {"samples_mean": np.mean(estimate.samples), "samples_max": np.max(estimate.samples)}
     for name in ("log_px", "elbo", "rate", "distortion"):
         means[f"{name}_se_images"] = np.std(getattr(estimate, name), ddof=1) / math.sqrt(n) if n > 1 else math.nan
     means = {name: finite_or_none(value) for name, value in means.items()}

@@ -728,7 +728,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     drawn = np.concatenate([network.of(np.asarray(loaded.model.sample(n, noise))) for n in (500, 30)])
     images = network.of(loaded.dataset.split("test").grey())  # all of them, whatever --max_images says, and grey
     expected = {"num_images": count, "num_held_out": 300, "kid_subsets": 10, "kid_subset_size": 30}
-    expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4).value}
+    expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4)["kid"]}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert found["real"]["num_images"] == count and found["real"]["fid"] < 0.5 * found["fid"]
     assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]

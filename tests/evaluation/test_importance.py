@@ -360,7 +360,7 @@ def test_where_one_thread_ends_the_others_do_not_go_on(stop, monkeypatch):
 
 
 def test_jit_gives_the_same_distribution(xla):
-    assert_within_errors(from_q(Linear(standard()), IMAGES, 4000, jit=True), exact(np.eye(D)))
+    assert_within_errors(from_q(Linear(standard()), IMAGES, 4000), exact(np.eye(D)))
 
 
 @pytest.mark.parametrize("proposal", ["posterior", "fitted"])
