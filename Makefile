@@ -1,8 +1,10 @@
-# make demo   train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
-# make test   the test suite, on TensorFlow and on JAX; make test-slow, what it leaves out as too long; make
-#             test-cluster, grids on a Ray cluster; make test-browser, pages in Chromium, which writes pictures of them
-#             where SCREENSHOTS=DIR says
-# All make their own environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
+# make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
+# make test          the test suite, on TensorFlow and on JAX
+# make test-slow     the tests that take long and vary what other tests show
+# make test-all      both
+# make test-cluster  grids on a Ray cluster
+# make test-browser  pages in Chromium; SCREENSHOTS=DIR keeps pictures of them
+# Each makes its environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +12,7 @@ DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_s
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
-.PHONY: demo test test-slow test-cluster test-browser lint clean
+.PHONY: demo test test-slow test-all test-cluster test-browser lint clean
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
@@ -23,10 +25,13 @@ test: .venv/dev
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m keras
 
 test-slow: .venv/dev
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m slow
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and keras"
+
+test-all: test test-slow
 
 test-cluster: .venv/dev .venv/extras
-	$(BIN)/python -m pytest tests/test_cluster.py
+	$(BIN)/python -m pytest tests/grids/test_cluster.py
 
 test-browser: .venv/dev .venv/browser
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m browser $(if $(SCREENSHOTS),--screenshots="$(SCREENSHOTS)")

@@ -34,8 +34,8 @@ def add_arguments(parser):
 
 def _strangers(args):
     """The runs whose images or likelihood are not those of the first run."""
-    first = args.runs[0]
-    return [one for one in args.runs if (one.config.law, one.image_shape) != (first.config.law, first.image_shape)]
+    wanted = args.runs[0].config.likelihood_tag, args.runs[0].image_shape
+    return [one for one in args.runs if (one.config.likelihood_tag, one.image_shape) != wanted]
 
 
 RULES = [

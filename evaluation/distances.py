@@ -29,7 +29,7 @@ def _moments(x):
 
 
 def kernel(x, y, seed=0):
-    """KID of features (N, F) and (M, F), N, M > 1, with its error and subsets: a dict (Binkowski et al. 2018). Stochastic.
+    """KID of features (N, F) and (M, F), N, M > 1, with error and subsets, a dict (Binkowski et al. 2018). Stochastic.
 
     The mean of `mmd2` over disjoint subsets of both, drawn by `seed`. It is unbiased for every N and M, and so negative
     half of the time for equal distributions. Disjoint subsets are independent, so the standard error is that of a mean

@@ -1,16 +1,16 @@
 """Config: the settings of a run, and what follows from them."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
 
 import data
 import models
-from experiment import tracking
-from experiment.settings import INT32, checked, setting, short
+from experiment import naming, rules, tracking
+from experiment.settings import INT32, checked, setting
 from runtime.errors import UserError
+from runtime.rules import shown
 
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
@@ -24,224 +24,149 @@ GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 
 
-MOST_LAYERS = 256  # of latents
-
-
-WALKING = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # settings of chains
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
     model: str = setting(
-        "vae", "one latent layer (vae), two (hvae), or many (ladder), below a diffusion-based VampPrior (dvp)",
+        "vae", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion-based VampPrior on top",
         tag="", choices=tuple(models.MODELS),
     )  # fmt: skip
-    prior: str = setting("standard", "prior over the top latent", tag="", choices=tuple(models.PRIORS))
+    prior: str = setting("standard", "prior over the top latent layer", tag="", choices=tuple(models.PRIORS))
     network: str = setting(
-        "conv", "conv: convolutions; the VampPrior paper's dense layers (mlp), convHVAE (gatedconv), PixelHVAE (pixel)",
-        tag="",
-        choices=tuple(models.NETWORKS),
+        "conv", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's dense layers, convHVAE, PixelHVAE",
+        tag="", choices=tuple(models.NETWORKS),
     )  # fmt: skip
     posterior: str = setting(
-        "gaussian", "gaussian, or bent by a flow of 5 couplings (realnvp)", tag="", choices=tuple(models.POSTERIORS)
-    )
+        "gaussian", "gaussian: diagonal; realnvp: transformed by a flow of 5 couplings", tag="",
+        choices=tuple(models.POSTERIORS),
+    )  # fmt: skip
     objective: str = setting(
-        "elbo", "bound that is trained: elbo; iwae, or dreg with its better gradient; Monte Carlo VAEs, lmcvae by "
-        "Langevin steps and amcvae by accepted ones", tag="", choices=tuple(models.OBJECTIVES),
+        "elbo", "bound to maximise: elbo; iwae; dreg: iwae with a better gradient; lmcvae, amcvae: Monte Carlo VAEs by "
+        "Langevin steps without and with acceptance", tag="", choices=tuple(models.OBJECTIVES),
     )  # fmt: skip
     num_samples: int = setting(
-        None, "samples or chains an image in the bound; None: 1 for elbo and lmcvae, 5 else", tag="samples", low=1,
+        None, "samples or chains per image in the bound; None: 1 for elbo and lmcvae, else 5", tag="samples", low=1,
         high=100_000, kind=int,
     )  # fmt: skip
-    num_steps: int = setting(5, "annealing steps T of lmcvae and amcvae", tag="steps", low=1, high=100)
-    step_size: float = setting(0.01, "of their Langevin steps", tag="step", low=1e-5, high=1)
+    num_steps: int = setting(5, "lmcvae, amcvae: number of annealing steps T", tag="steps", low=1, high=100)
+    step_size: float = setting(0.01, "lmcvae, amcvae: step size of the Langevin steps", tag="step", low=1e-5, high=1)
     target_accept: float = setting(
-        None, "acceptance that step sizes adapt to; None: 0.8 for amcvae, and fixed ones for lmcvae", tag="accept",
-        above=0, high=0.999, kind=float,
+        None, "acceptance rate to which step sizes adapt; None: 0.8 for amcvae, fixed step sizes for lmcvae",
+        tag="accept", above=0, high=0.999, kind=float,
     )  # fmt: skip
     learn_schedule: str = setting("off", "train the annealing schedule", tag="learnschedule", choices=("off", "on"))
     learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
     data_set: str = setting(
-        "mnist", "images to train on; folder:PATH are your own, see data/README.md", tag="", choices=data.NAMES
+        "mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="", choices=data.NAMES
     )
-    latent_dim: int = setting(2, "latent dimensions in all, split over the layers of hvae", tag="", low=1, high=4096)
-    network_size: float = setting(4.0, "scales the filters of the convolutions", tag="", above=0, high=64)
+    latent_dim: int = setting(2, "latent dimensions in all; hvae splits them in half", tag="", low=1, high=4096)
+    network_size: float = setting(4.0, "factor of the number of convolution filters", tag="", above=0, high=64)
     hidden_units: int = setting(
-        None, "units of dense layers; None: 256 and 300 of conv, 300 of the paper's", tag="units", low=1, high=65_536,
-        kind=int,
+        None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks", tag="units", low=1,
+        high=65_536, kind=int,
     )  # fmt: skip
     epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
-    batch_size: int = setting(256, "images in a training step", tag="", low=1, high=INT32)
+    batch_size: int = setting(256, "images per training step", tag="", low=1, high=INT32)
     lr: float = setting(1e-4, "learning rate", tag="lr", above=0)
     optimizer: str = setting(
-        "adam", "adamnormgrad: Adam on gradients of norm 1, the VampPrior paper's", tag="opt",
+        "adam", "optimizer; adamnormgrad: Adam on gradients of norm 1, as in the VampPrior paper's code", tag="opt",
         choices=("adam", "adamax", "adamw", "adamnormgrad"),
     )  # fmt: skip
     lr_schedule: str = setting(
-        "constant", "how the learning rate falls; plateau: halved after 10 epochs without a better validation ELBO",
+        "constant", "learning rate over time; plateau: halved after 10 epochs without a better validation ELBO",
         tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"),
     )  # fmt: skip
-    lr_final: float = setting(None, "what it falls to; None: a hundredth of --lr", tag="final", above=0, kind=float)
-    lr_warmup: int = setting(0, "epochs over which it first rises from 0", tag="lrwarmup", low=0, high=INT32)
-    clip_norm: float = setting(None, "clip the norm of the whole gradient", tag="clip", above=0, kind=float)
+    lr_final: float = setting(None, "final learning rate; None: --lr / 100", tag="final", above=0, kind=float)
+    lr_warmup: int = setting(0, "epochs in which the learning rate rises from 0", tag="lrwarmup", low=0, high=INT32)
+    clip_norm: float = setting(None, "largest norm of the whole gradient", tag="clip", above=0, kind=float)
     accumulate: int = setting(
-        1, "steps whose mean gradient makes one update, as if batches were so many times larger", tag="accum", low=1,
-        high=10_000,
-    )  # fmt: skip
+        1, "training steps per weight update, which uses the mean of their gradients", tag="accum", low=1, high=10_000
+    )
     ema: float = setting(
-        0.0, "momentum of an average of the weights, which is then judged and kept, as 0.999; 0: off", tag="ema",
-        low=0, high=0.999999,
+        0.0, "momentum of a moving average of the weights, which is validated and kept; 0: none", tag="ema", low=0,
+        high=0.999999,
     )  # fmt: skip
     precision: str = setting(
-        "float32", "that hidden layers compute in; weights, last layers, latents and densities are float32 in any case",
-        tag="precision", choices=tuple(models.PRECISIONS),
+        "float32", "precision of hidden layers; weights, output layers and log-densities stay float32", tag="precision",
+        choices=tuple(models.PRECISIONS),
     )  # fmt: skip
-    activation: str = setting("relu", "any name that keras.activations knows", tag="act")
+    activation: str = setting("relu", "activation of hidden layers: a name from keras.activations", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
-    num_pseudo_inputs: int = setting(500, "components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000)
+    num_pseudo_inputs: int = setting(
+        500, "number of components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000
+    )
     pseudo_init: str = setting(
-        "data", "pseudo-inputs begin as training images, or as random ones near the data's mean", tag="init",
+        "data", "initial pseudo-inputs: training images, or random images near the mean of the data", tag="init",
         choices=("data", "random"),
     )  # fmt: skip
     binarize: str = setting(
-        "auto", "dynamic: draw pixels anew in each step; threshold: cut at 0.5; none: grey", tag="binarize",
-        choices=data.BINARIZE,
+        "auto", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; none: keep grey values; auto: "
+        "as usual for the data set", tag="binarize", choices=data.BINARIZE,
     )  # fmt: skip
     likelihood: str = setting(
-        "auto", "of a pixel; logistic: discretized, 256 grey values; mixlogistic: a mixture of 10 such, whose channels "
-        "depend on one another; gaussian: of one --sigma; auto: the data set's",
+        "auto", "p(x|z) of a pixel; logistic: discretized to 256 grey values; mixlogistic: a mixture of 10 of these, "
+        "with dependent channels; gaussian: with one --sigma; auto: as usual for the data set",
         tag="likelihood", choices=("auto", *models.LIKELIHOODS),
     )  # fmt: skip
-    sigma: float = setting(1.0, "standard deviation of a gaussian pixel", tag="sigma", above=0)
+    sigma: float = setting(1.0, "standard deviation of gaussian pixels", tag="sigma", above=0)
     scales: str = setting(
-        "4x14,4x7", "ladder, dvp: layers of latents by rows of their maps, the finest first", tag="scales"
+        "4x14,4x7", "ladder, dvp: latent layers as count x rows of their maps, the finest first", tag="scales"
     )
-    channels: int = setting(32, "ladder, dvp: of their maps of features", tag="", low=1, high=4096)
-    bottleneck: float = setting(1.0, "ladder, dvp: scales the channels inside a block", tag="hidden", above=0, high=16)
-    encoder_blocks: int = setting(3, "ladder, dvp: in the encoder, before each scale", tag="blocks", low=1, high=100)
+    channels: int = setting(32, "ladder, dvp: channels of feature maps", tag="", low=1, high=4096)
+    bottleneck: float = setting(
+        1.0, "ladder, dvp: factor of the channels inside a block", tag="hidden", above=0, high=16
+    )
+    encoder_blocks: int = setting(3, "ladder, dvp: encoder blocks before each scale", tag="blocks", low=1, high=100)
     context_size: int = setting(
-        7, "dvp: low frequencies of the image, along each side", tag="context", low=1, high=1024
+        7, "dvp: number of low frequencies of the image along each side", tag="context", low=1, high=1024
     )
-    diffusion_steps: int = setting(25, "dvp: in which these are drawn", tag="T", low=1, high=1000)
-    gamma_min: float = setting(-6.0, "dvp: log of the noise that they are known with", tag="gamma", low=-12, high=-5)
-    score_channels: int = setting(16, "dvp: of the network that predicts the noise, an even number", tag="score", low=2,
-                                  high=1024)  # fmt: skip
-    score_blocks: int = setting(2, "dvp: in it, before the middle", tag="scoreblocks", low=1, high=100)
-    score_dropout: float = setting(0.0, "dvp: share of its features that drop out", tag="dropout", low=0, high=0.9)
+    diffusion_steps: int = setting(25, "dvp: steps of the diffusion that draws them", tag="T", low=1, high=1000)
+    gamma_min: float = setting(-6.0, "dvp: log of their least noise variance", tag="gamma", low=-12, high=-5)
+    score_channels: int = setting(
+        16, "dvp: channels of the network that predicts the noise, an even number", tag="score", low=2, high=1024
+    )
+    score_blocks: int = setting(2, "dvp: blocks of that network before its middle", tag="scoreblocks", low=1, high=100)
+    score_dropout: float = setting(0.0, "dvp: dropout rate of that network", tag="dropout", low=0, high=0.9)
     patience: int = setting(
-        0, "stop after so many epochs without a better validation bound; 0: off", tag="patience", low=0, high=INT32
+        0, "stop after this many epochs without a better validation bound; 0: never", tag="patience", low=0, high=INT32
     )
     beta_warmup: int = setting(
-        0, "epochs over which the weight of the rate rises to 1", tag="warmup", low=0, high=INT32
+        0, "epochs in which the weight of the rate rises from 0 to 1", tag="warmup", low=0, high=INT32
     )
     max_train_images: int = setting(
         None, "train on the first N training images only", tag="n", low=1, high=INT32, kind=int
     )
-    gs_key: str = setting(None, "name of a grid search, whose runs lie in RUNS_DIR/GS_KEY", kind=str)
-    data_dir: str = setting(None, "where the data files lie; else VAMPVAE_DATA, a cache, a download", kind=str)
-    runs_dir: str = setting("runs", "where runs are written")
+    gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY", kind=str)
+    data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download", kind=str)
+    runs_dir: str = setting("runs", "folder that runs are written to")
     save_minutes: float = setting(
-        10.0, "inside a long epoch, write what --resume needs so often; it is always written between epochs", above=0
+        10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
     )
     track: str = setting(
-        "tensorboard", "event files in RUN/tensorboard, also beside what is logged to mlflow or wandb; or none",
+        "tensorboard", "tensorboard: event files in RUN/tensorboard; mlflow, wandb: that tracker, too; none: nothing",
         choices=tuple(tracking.SINKS),
     )  # fmt: skip
     jit: str = setting(
-        "auto", "compile with XLA; auto: off on TensorFlow's CPU, else on", choices=("auto", "on", "off")
+        "auto", "compile with XLA; auto: on, except with TensorFlow on a CPU", choices=("auto", "on", "off")
     )
     steps_per_execution: int = setting(
-        0, "steps that run without a look between them, at their terms, the clock or a request to stop; auto: 8 where "
-        "steps are short, on a GPU and of dense networks, else 1", low=0, high=10_000, words={"auto": 0},
+        0, "training steps per call into the backend; NaN checks, autosave and Ctrl-C happen between calls; auto: 8 on "
+        "a GPU and for dense networks, else 1", low=0, high=10_000, words={"auto": 0},
     )  # fmt: skip
     distribute: str = setting(
-        "none", "devices: each has a part of every batch, on all devices of this machine; processes: also on those of "
-        "others, where the same command is started", choices=("none", "devices", "processes"),
+        "none", "devices: split each batch over all devices of this machine; processes: over those of several "
+        "machines, on which the same command is started", choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
-        "on", "on: the same bits whenever a run is repeated or resumed here; off: may be faster on a GPU",
+        "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",
         choices=("on", "off"),
     )  # fmt: skip
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
-        if not re.fullmatch(r"[a-z0-9_]{1,50}", self.activation):  # it becomes part of a folder's name
-            raise UserError(
-                f"--activation {short(self.activation)} must be a name that keras.activations knows, as relu"
-            )
-        self._check_model()
-        smallest = models.MODELS[self.model].smallest_latent
-        if self.latent_dim < smallest:
-            raise UserError(f"--latent_dim {self.latent_dim} is too small: {self.model} needs at least {smallest}")
-        if self.posterior == "realnvp" and self.latent_dim < 2 * smallest:
-            needs = f"--posterior realnvp needs two dimensions in each layer, so {2 * smallest} for {self.model}"
-            raise UserError(f"--latent_dim {self.latent_dim} is too small: {needs}")
-        if not self.is_sized and (self.network_size, self.activation) != (Config.network_size, Config.activation):
-            raise UserError(f"--network {self.network} has the sizes and gates of its paper: --network_size and "
-                            "--activation go with conv")  # fmt: skip
-        if not self.is_deep and self.model not in (fitting := models.NETWORKS[self.network].models):
-            raise UserError(f"--network {self.network} needs --model {' or '.join(fitting)}")
-        self._check_learning_rate()
-        if self.ema and models.NETWORKS[self.network].normalises_batches:
-            raise UserError(f"--ema {self.ema} does not go with --network {self.network}: the statistics of its batch "
-                            "normalisation are not averaged")  # fmt: skip
-        if self.prior == "vampdata" and self.pseudo_init != "data":
-            raise UserError(f"--pseudo_init {self.pseudo_init} does not go with --prior vampdata, made of data")
-        if (self.binarization != "none" or self.source.is_binary) and self.observation != "bernoulli":
-            what = f"--likelihood {self.observation}"
-            raise UserError(f"{what} is for grey pixels, and those of {self.data_set} are binarized")
-        if self.sigma != Config.sigma and self.observation != "gaussian":
-            raise UserError(f"--sigma {self.sigma} goes with --likelihood gaussian")
-        self._check_objective()
-        if self.gs_key is not None and not re.fullmatch(r"\w[\w.-]{0,99}", self.gs_key):
-            raise UserError(f"--gs_key {short(self.gs_key)} must be a folder name of letters, digits, '.', '_' and '-'")
-
-    def _check_model(self):
-        for name in models.OWNED:
-            value = getattr(self, name)
-            if not self.has(name) and value != getattr(Config, name):
-                raise UserError(not_of(self.model, name, value))
-        sides = re.findall(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", self.scales)
-        if ",".join("x".join(part) for part in sides) != self.scales or not sides:
-            raise UserError(f"--scales {short(self.scales)} must be counts and rows, the finest first, as 4x14,4x7")
-        rows = [int(part[1]) for part in sides]
-        if rows != sorted(set(rows), reverse=True):
-            raise UserError(f"--scales {short(self.scales)} must begin with the finest, and have each once")
-        if self.num_layers > MOST_LAYERS:
-            raise UserError(f"--scales {short(self.scales)} are {self.num_layers} layers; at most {MOST_LAYERS} may be")
-        if self.score_channels % 2:
-            raise UserError(f"--score_channels {self.score_channels} must be even")
-        if self.is_deep and models.OBJECTIVES[self.objective].has_gradients:
-            raise UserError(
-                f"--objective {self.objective} goes with --model vae or hvae; {self.model} has elbo and iwae"
-            )
-
-    def _check_learning_rate(self):
-        if self.lr_final is not None and self.lr_schedule == "constant":
-            raise UserError(f"--lr_final {self.lr_final} needs a --lr_schedule that falls")
-        if self.lr_final is not None and self.lr_final > self.lr:
-            raise UserError(f"--lr_final {self.lr_final} must be at most --lr {self.lr}")
-        if self.lr_warmup and self.lr_schedule == "plateau":
-            raise UserError("--lr_warmup does not go with --lr_schedule plateau")
-        if self.lr_warmup >= self.epochs:
-            raise UserError(f"--lr_warmup {self.lr_warmup} must be less than --epochs {self.epochs}")
-
-    def _check_objective(self):
-        entry = models.OBJECTIVES[self.objective]
-        if self.samples < entry.fewest:
-            needs = f"{self.objective} needs at least {entry.fewest}"
-            raise UserError(f"--num_samples {self.samples} is too small: {needs}")
-        changed = [name for name in WALKING if getattr(self, name) != getattr(Config, name)]
-        if changed and not entry.is_annealed:
-            raise UserError(f"--{changed[0]} {getattr(self, changed[0])} goes with --objective lmcvae or amcvae")
-        if self.learn_step_size == "on" and self.target_accept is not None:
-            raise UserError(f"--target_accept {self.target_accept} does not go with --learn_step_size on")
-        if entry.has_gradients and models.NETWORKS[self.network].normalises_batches:
-            raise UserError(f"--objective {self.objective} does not go with --network {self.network}: its gradients "
-                            "with respect to z would pass through batch normalisation")  # fmt: skip
+        rules.check(self)
 
     @classmethod
     def from_dict(cls, values):
@@ -249,7 +174,7 @@ class Config:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UserError(f"unknown setting {short(unknown[0])}; known are {', '.join(known)}")
+            raise UserError(f"unknown setting {shown(unknown[0])}; known are {', '.join(known)}")
         return cls(**values)
 
     def has(self, name):
@@ -264,7 +189,7 @@ class Config:
     @property
     def num_layers(self):
         """L, latent layers of a deep model; a context u is one more."""
-        return sum(int(part.split("x")[0]) for part in self.scales.split(","))
+        return sum(count for count, _ in rules.scales(self))
 
     @property
     def layers(self):
@@ -323,7 +248,7 @@ class Config:
         return ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in self.terms), "seconds")
 
     @property
-    def judged(self):
+    def monitor(self):
         """The column of the validation value of what is trained: the best weights and patience follow it."""
         return "val_bound" if "bound" in self.terms else "val_elbo"
 
@@ -340,16 +265,14 @@ class Config:
         return f"factor{self.network_size}" if self.is_sized else self.network
 
     @property
-    def law(self):
-        """The part of the training id that says of what pixels, and by what law, scores are; those of others differ."""
-        tags = {field.name: field.metadata["tag"] for field in dataclasses.fields(self)}
-        suffixes = [f"_{tags[name]}" for name in ("binarize", "likelihood", "sigma")]
-        return "".join(one for one in self._suffixes() if one.startswith(tuple(suffixes)))
+    def likelihood_tag(self):
+        """As of `naming.likelihood_tag`."""
+        return naming.likelihood_tag(self)
 
     @property
     def comparable(self):
-        """The same for settings whose validation ELBOs can be compared: images of one data set, scored by one law."""
-        return self.data_set, self.law
+        """The same for all settings whose validation ELBOs can be compared: same images, same kind of likelihood."""
+        return self.data_set, self.likelihood_tag
 
     @property
     def is_autoregressive(self):
@@ -389,48 +312,13 @@ class Config:
 
     @property
     def training_id(self):
-        """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
-
-        A deep model is `<data_set>_<model>_L<layers>_c<channels>_bs<B>_epochs<E>`. A network without sizes stands with
-        its name in the place of `factor<F>`, a posterior and an objective that are not usual before the suffixes, and
-        the images of a user's own as `folder-<name>-<8 hex of the path>`.
-        """
-        name = f"{self.source.name}_{self.model}"
-        if self.is_deep:
-            name += f"_L{self.num_layers}_{self.size}_bs{self.batch_size}"
-        else:
-            name += f"_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}_{self.size}"
-        posterior = "" if self.posterior == "gaussian" else f"_{self.posterior}"
-        objective = "" if self.objective == "elbo" else f"_{self.objective}"
-        return f"{name}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes())
+        """The name of the run, as of `naming.training_id`."""
+        return naming.training_id(self)
 
     @property
     def settings(self):
-        """What changes the numbers, by name; what comes to the usual value is written so, as `auto` or None.
-
-        Settings that mean nothing beside the others, as K without components, are left out.
-        """
-        numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
-        found = {name: getattr(self, name) for name in numbers if self.has(name)}
-        if self.observation == self.source.likelihood:
-            found["likelihood"] = "auto"
-        if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
-            found["binarize"] = "auto"
-        for name in ("num_samples", "target_accept"):
-            usual = dataclasses.replace(self, **{name: None})
-            if (self.samples, self.acceptance) == (usual.samples, usual.acceptance):
-                found[name] = None
-        used = dict.fromkeys(WALKING, models.OBJECTIVES[self.objective].is_annealed)
-        used |= {"num_pseudo_inputs": self.has_components, "pseudo_init": self.has_pseudo_inputs}
-        used |= {"network_size": self.is_sized, "activation": self.is_sized, "sigma": self.observation == "gaussian"}
-        return {name: value for name, value in found.items() if used.get(name, True)}
-
-    def _suffixes(self):
-        settings = self.settings
-        for field in dataclasses.fields(self):
-            value = settings.get(field.name, field.default)
-            if field.metadata["tag"] and value != field.default:
-                yield f"_{field.metadata['tag']}{value}"
+        """The settings that change the numbers, as of `naming.settings`."""
+        return naming.settings(self)
 
     def stream(self, use, *index):
         """The NumPy SeedSequence for one use of the seed, independent of every other use's."""
@@ -447,9 +335,3 @@ def varying(configs):
     settings = [config.settings for config in configs]
     names = [field.name for field in dataclasses.fields(Config)]
     return [name for name in names if len({one[name] for one in settings if name in one}) > 1]
-
-
-def not_of(model, name, value):
-    """The sentence for a setting that a model does not have."""
-    owners = [other for other, entry in models.MODELS.items() if name in entry.settings]
-    return f"--{name} {short(value)} does not go with --model {model}: it is of {' and '.join(owners)}"

@@ -21,12 +21,10 @@ WIDE = 10  # times as large: from here on a range of positive numbers is searche
 def add_settings(parser):
     """Adds a flag for each field of Config; those that change the numbers take one value or more, which form a grid.
 
-    Only what was given lands in the parsed arguments; `grid` fills in the rest.
+    Only what was given lands in the parsed arguments; `grids.configs.configs_of` fills in the rest.
     """
-    configs_of = parser.add_argument_group(
-        "what is trained", "each takes one value or more; more make a grid, with --gs_key"
-    )
-    configs_of.add_argument(
+    trained = parser.add_argument_group("what is trained", "several values of a flag make a grid, which needs --gs_key")
+    trained.add_argument(
         "--preset", metavar="NAME", help="settings that belong together; flags beside it override them"
     )
     place = parser.add_argument_group("where things lie and how fast they run")
@@ -36,7 +34,7 @@ def add_settings(parser):
         options["help"] = f"{meta['help']} (default: {field.default})"
         if not meta["choices"]:
             options["metavar"] = field.name.split("_")[-1].upper()
-        group = place if meta["tag"] is None else configs_of
+        group = place if meta["tag"] is None else trained
         group.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
     return place
 
@@ -70,14 +68,14 @@ class Range(NamedTuple):
 
 
 def _reader(field):
-    kind, words_of = path if field.name in PATHS else field.metadata["kind"], field.metadata["words"]
+    kind, words = path if field.name in PATHS else field.metadata["kind"], field.metadata["words"]
 
     def read(text):
         if ".." in text and kind in (int, float):
             return Range.read(text, kind)
         if field.default is None and text == "None":
             return None
-        return words_of[text] if text in words_of else kind(text)
+        return words[text] if text in words else kind(text)
 
     read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
     return read

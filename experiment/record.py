@@ -12,9 +12,9 @@ from pathlib import Path
 
 import data
 from experiment.config import Config
-from experiment.settings import short
 from runtime import atomic, backend
 from runtime.errors import UserError
+from runtime.rules import shown
 
 FORMAT = 9  # of config.json
 ADDED = {  # settings by the format that brought them, with the values that earlier runs had
@@ -83,12 +83,12 @@ def read_status(path):
     try:
         status = read_json(path, "unreadable")
         if status["state"] not in ("running", "stopped", "failed", "finished"):
-            raise UserError(f"its state is {short(status['state'])}")
+            raise UserError(f"its state is {shown(status['state'])}")
         for name, kind in kinds.items():
             value = status.get(name, kind())
             fits = type(value) is kind or (kind is float and type(value) is int)
             if not fits or (kind is float and not abs(value) <= sys.float_info.max):  # JSON's NaN, or a long integer
-                raise UserError(f"its {name} is {short(value)}")
+                raise UserError(f"its {name} is {shown(value)}")
     except (UserError, KeyError) as error:
         if path.exists():
             print(f"warning: {path} is damaged ({error}); it is left out of account", file=sys.stderr)
@@ -99,17 +99,17 @@ def read_status(path):
 def check_record(record):
     """Raises UserError unless what stands beside the settings in a config.json is what was written there."""
     if record["backend"] not in backend.BACKENDS:
-        raise UserError(f"its backend is {short(record['backend'])}")
+        raise UserError(f"its backend is {shown(record['backend'])}")
     for name in ("versions", "data_sha256"):
         if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
-            raise UserError(f"its {name} is {short(record[name])}")
+            raise UserError(f"its {name} is {shown(record[name])}")
 
 
 def migrated(record):
     """The settings in a config.json of this format or an older one, with those that later formats brought."""
     number, settings = record.get("format"), record["config"]
     if type(number) is not int or not 1 <= number <= FORMAT:
-        raise UserError(f"it is of format {short(number)}; this version reads 1 to {FORMAT}")
+        raise UserError(f"it is of format {shown(number)}; this version reads 1 to {FORMAT}")
     if not isinstance(settings, dict):
         raise UserError(f"its settings are {type(settings).__name__}, not an object")
     for newer in range(number + 1, FORMAT + 1):

@@ -22,9 +22,9 @@ from experiment import weights
 from experiment.config import Config
 from experiment.folder import is_held
 from experiment.record import check_record, migrated, read_bytes, read_json, read_status
-from experiment.settings import short
 from runtime import atomic, backend
 from runtime.errors import UserError
+from runtime.rules import shown
 
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
@@ -263,4 +263,4 @@ def _check_shape(shape):
     """Raises UserError unless this could be the (H, W, C) of images."""
     whole = isinstance(shape, list | tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
     if not whole or math.prod(shape) > MOST_VALUES:
-        raise UserError(f"its image_shape is {short(shape)}")
+        raise UserError(f"its image_shape is {shown(shape)}")

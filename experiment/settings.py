@@ -4,8 +4,10 @@ import dataclasses
 import math
 
 from runtime.errors import UserError
+from runtime.rules import shown
 
 INT32 = 2**31 - 1
+CHAIN_SETTINGS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin steps
 
 
 def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, kind=None, words=None):
@@ -30,21 +32,16 @@ def checked(field, value):
     if meta["kind"] is float and type(value) is int and abs(value) < INT32:
         value = float(value)
     if type(value) is not meta["kind"]:
-        raise UserError(f"{flag} {short(value)} must be {meta['kind'].__name__}, not {type(value).__name__}")
+        raise UserError(f"{flag} {shown(value)} must be {meta['kind'].__name__}, not {type(value).__name__}")
     if type(value) is float and not math.isfinite(value):
         raise UserError(f"{flag} {value} must be a finite number")
     if meta["choices"] and value not in meta["choices"]:
-        raise UserError(f"{flag} {short(value)} is unknown; choose from {', '.join(meta['choices'])}")
+        raise UserError(f"{flag} {shown(value)} is unknown; choose from {', '.join(meta['choices'])}")
     if meta["above"] is not None and not meta["above"] < value <= meta["high"]:
         raise UserError(f"{flag} {value} must be more than {meta['above']}{_at_most(meta)}")
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
         raise UserError(f"{flag} {value} must be at least {meta['low']}{_at_most(meta)}")
     return value
-
-
-def short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _at_most(meta):

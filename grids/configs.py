@@ -5,9 +5,9 @@ import itertools
 
 import models
 from experiment import Config
-from experiment.config import not_of
 from experiment.flags import Range, given_settings
 from experiment.presets import preset
+from experiment.rules import not_of_model
 from experiment.settings import checked
 from runtime.errors import UserError
 
@@ -39,7 +39,7 @@ def configs_of(args):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
     for model in {config.model for config in configs}:
         if strange := [name for name in lists if name in models.OWNED and name not in models.MODELS[model].settings]:
-            raise UserError(not_of(model, strange[0], lists[strange[0]][0]))
+            raise UserError(f"--{strange[0]} {lists[strange[0]][0]} {not_of_model(model, strange[0])}")
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")

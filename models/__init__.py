@@ -1,4 +1,7 @@
-"""Models by name. The registries import no Keras: a script can offer the names before the backend is settled."""
+"""Registries of models, priors, networks, bounds and likelihoods, and what builds a model from a Config.
+
+The registries import no Keras, so that a script can list the names before the backend is chosen.
+"""
 
 import concurrent.futures
 import contextlib
@@ -8,10 +11,10 @@ from typing import NamedTuple
 
 
 class ModelEntry(NamedTuple):
-    """Where a model's class is, what settings it has that not all models have, its fewest latent dimensions.
+    """A model: `path` of its class, `settings` that not all models have, its smallest number of latent dimensions.
 
-    `is_deep`: a hierarchy of many layers, whose sizes follow from its scales; `is_exact`: the density of its prior is
-    known, not only estimates of it.
+    `is_deep`: a hierarchy of many layers whose sizes follow from its scales; `is_exact`: the density of its prior can
+    be computed, not only estimated.
     """
 
     path: str
@@ -22,7 +25,7 @@ class ModelEntry(NamedTuple):
 
 
 class PriorEntry(NamedTuple):
-    """Where a prior's class is, whether it has K components, and whether these are made of pseudo-inputs."""
+    """A prior: `path` of its class, whether it has K components, and whether these are made from pseudo-inputs."""
 
     path: str
     has_components: bool
@@ -30,11 +33,11 @@ class PriorEntry(NamedTuple):
 
 
 class NetworkEntry(NamedTuple):
-    """Where a family of networks is, whether it has the --network_size and --activation that are set, its models.
+    """A family of networks: `path` of its factory, whether --network_size and --activation apply, and its models.
 
-    `is_autoregressive`: pixels depend on one another, so that an image is drawn in as many passes as it has pixels.
-    `normalises_batches`: in training, an image's terms depend on the others of its batch. `is_dense`: there are no
-    convolutions, which backends differ in.
+    `is_autoregressive`: pixels depend on each other, so drawing an image takes one pass for each pixel.
+    `normalises_batches`: in training, the terms of an image depend on the rest of its batch. `is_dense`: it has no
+    convolutions.
     """
 
     path: str
@@ -46,9 +49,9 @@ class NetworkEntry(NamedTuple):
 
 
 class ObjectiveEntry(NamedTuple):
-    """Where an objective's class is, its usual and its smallest number of samples, what it adds to the history.
+    """An objective: `path` of its class, default and smallest number of samples, columns it adds to the history.
 
-    `has_gradients`: it takes gradients with respect to z; `is_annealed`: along chains of several steps.
+    `has_gradients`: it needs gradients with respect to z; `is_annealed`: it runs chains of several steps.
     """
 
     path: str
@@ -60,7 +63,7 @@ class ObjectiveEntry(NamedTuple):
 
 
 class PrecisionEntry(NamedTuple):
-    """What the numbers between hidden layers cost, and whether the loss is scaled, else small gradients would be 0."""
+    """A precision: bytes per activation, and whether the loss is scaled so that small gradients do not underflow."""
 
     bytes: int
     scales_loss: bool = False
@@ -127,8 +130,8 @@ def build(config, image_shape, dynamic=False, from_data=None):
     """The LatentModel that `config` describes, with fresh weights from Keras' global seed and noise from `config.seed`.
 
     `config` has the fields of `experiment.Config`. `image_shape` is (H, W, C). `dynamic`: training batches are grey and
-    to be binarized in each step. `from_data` is what begins as training data has it: the pseudo-inputs (K, H, W, C) in
-    [0, 1] of a VampPrior, the `context_scale` of a DVP; None where weights will be loaded. Raises ValueError for an
+    are binarized in each step. `from_data` are initial values from training data: the pseudo-inputs (K, H, W, C) in
+    [0, 1] of a VampPrior, or the `context_scale` of a DVP; None if weights will be loaded. Raises ValueError for an
     unknown activation or an image shape that does not fit.
     """
     observation = _import(LIKELIHOODS[config.observation])(config.sigma)

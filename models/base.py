@@ -1,4 +1,4 @@
-"""LatentModel: q(z|x), p(z) and p(x|z) are written by each model; what follows from the three is derived here."""
+"""LatentModel: each model defines q(z|x), p(z) and p(x|z); everything that follows from the three is derived here."""
 
 import abc
 
@@ -11,7 +11,7 @@ from .pixels import binarize
 
 
 def generator(seed=None):
-    """A SeedGenerator: `seed` itself if it is one, else a new one from that integer, or from chance."""
+    """A SeedGenerator: `seed` itself if it is one, else a new one from that integer, or a random one for None."""
     return seed if isinstance(seed, keras.random.SeedGenerator) else keras.random.SeedGenerator(seed)
 
 
@@ -62,9 +62,9 @@ class LatentModel(keras.Model, abc.ABC):
         return Terms(self.likelihood(z, training).log_prob(x), prior.log_prob(z), log_qz_x)
 
     def expected_terms(self, x, n, seed, training=False):
-        """`Terms` whose log-weights have the mean of those of `terms`, and a smaller variance where a model knows how.
+        """`Terms` whose log-weights have the same mean as those of `terms`, with smaller variance in some models.
 
-        They are for the ELBO, and no other bound. Stochastic.
+        They may be used for the ELBO, but for no other bound. Stochastic.
         """
         return self.terms(x, n, seed, training=training)
 
@@ -77,7 +77,7 @@ class LatentModel(keras.Model, abc.ABC):
             return ops.stack([rate[0] for rate in self.expected_terms(x, 1, seed).rates], axis=-1)
         posterior = self.posterior(x)
         z = posterior.sample(1, seed)
-        log_q, log_p = (law.log_prob_of_layers(z) for law in (posterior, self.prior()))
+        log_q, log_p = posterior.log_prob_of_layers(z), self.prior().log_prob_of_layers(z)
         return ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
 
     def log_joint(self, x, z):
@@ -85,9 +85,9 @@ class LatentModel(keras.Model, abc.ABC):
         return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
     def decode(self, z, seed=None, progress=lambda done: None):
-        """Images of latents (..., D) to look at: means of p(x|z), or draws where they are not known: (..., H, W, C).
+        """Images of latents (..., D): means of p(x|z), or draws where means are not known: (..., H, W, C).
 
-        Draws are stochastic, by a seed as of `generator`, and cost H W passes, each of which `progress` is told of.
+        Draws use `seed` (see `generator`) and cost H W passes; `progress` is called after each of them.
         """
         return self.likelihood(z).picture(generator(seed), progress)
 

@@ -20,7 +20,7 @@ TIME = 1000.0  # that t in [0, 1] is multiplied by, else most of these periods w
 
 
 class Diffused(NamedTuple):
-    """The law of u (D,) that a diffusion model draws in `steps` steps, p(u_1) prod p(u_s | u_t) p(u | u_0).
+    """The distribution of u (D,) that a diffusion model draws in `steps` steps, p(u_1) prod p(u_s | u_t) p(u | u_0).
 
     p(u_s | u_t) is q(u_s | u_t, u) at the u that `noise_of(u_t, t)`, the predicted eps (M, D), means; and p(u | u_0) =
     N(u_0 / alpha_0, exp(gamma_0)). Its density is known by estimates only: log_prob is one, and wants a seed.
@@ -34,7 +34,7 @@ class Diffused(NamedTuple):
 
     @property
     def base(self):
-        """This law itself; see `Flow`."""
+        """This distribution itself; see `Flow`."""
         return self
 
     def gamma(self, t):
@@ -143,7 +143,7 @@ class Diffused(NamedTuple):
 
 
 class DiffusionPrior(layers.Layer):
-    """The Diffused law of the maps (k, k, C), flattened, whose noise a ScoreNetwork predicts."""
+    """The Diffused distribution of the maps (k, k, C), flattened, whose noise a ScoreNetwork predicts."""
 
     def __init__(self, shape, width, blocks, dropout, gamma_0, steps):
         super().__init__()
@@ -153,7 +153,7 @@ class DiffusionPrior(layers.Layer):
         self.built = True
 
     def distribution(self, dropout_seed=None):
-        """The Diffused law over (k k C,). With `dropout_seed`, of a network whose units drop out by it."""
+        """The Diffused distribution over (k k C,). With `dropout_seed`, of a network whose units drop out by it."""
 
         def noise_of(u_t, t):
             maps = self.network(ops.reshape(u_t, (-1, *self.shape)), t, dropout_seed=dropout_seed)

@@ -21,7 +21,7 @@ def _sample_and_log_prob(distribution, n, seed):
 
 
 def _one_layer(distribution, z):
-    """log_prob, layer by layer, of which there is one: a tuple of it."""
+    """log_prob of the only layer, as a tuple: ((...),)."""
     return (distribution.log_prob(z),)
 
 
@@ -80,9 +80,10 @@ class Normal(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """The law of forward(y), y ~ `base`, a Normal or a Mixture (Dinh et al. 2017, eq. 2); the event is the last axis.
+    """The distribution of forward(y) for y ~ `base`, a Normal or a Mixture (Dinh et al. 2017, eq. 2).
 
-    `transform` has `forward` and its `inverse`, which both also return the log-determinant of `forward`.
+    The event is the last axis. `transform` has `forward` and its `inverse`; both also return the
+    log-determinant of `forward`.
     """
 
     base: object
@@ -96,16 +97,16 @@ class Flow(NamedTuple):
 
     @property
     def mean(self):
-        """The image of the base's mean, which is not quite the mean: (..., D)."""
+        """The transformed mean of the base, which is not exactly the mean: (..., D)."""
         return self.transform.forward(self.base.mean)[0]
 
     @property
     def logvar(self):
-        """The base's, from before it is bent: (..., D)."""
+        """The log-variance of the base, before the transform: (..., D)."""
         return self.base.logvar
 
     def of(self, base):
-        """`base`, bent in the same way."""
+        """The Flow of another base with the same transform."""
         return Flow(base, self.transform)
 
     def sample(self, n, seed):

@@ -1,4 +1,4 @@
-"""Normalising flows: invertible layers that bend a posterior away from a Gaussian."""
+"""Normalising flows: invertible layers that transform a Gaussian posterior."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ class Coupling(layers.Layer):
         self.shift.build((None, WIDTH))
         self.built = True
 
-    def _law(self, a):
+    def _scale_and_shift(self, a):
         h = self.hidden(a)
         return ops.tanh(self.scale(h)), self.shift(h)
 
@@ -43,13 +43,13 @@ class Coupling(layers.Layer):
     def forward(self, z):
         """The image of z (..., D), and the log of the Jacobian's determinant (...)."""
         a, b = self._split(z)
-        s, t = self._law(a)
+        s, t = self._scale_and_shift(a)
         return self._joined(a, b * ops.exp(s) + t), ops.sum(s, axis=-1)
 
     def inverse(self, z):
         """What `forward` maps to z, and the log-determinant of `forward` there."""
         a, b = self._split(z)
-        s, t = self._law(a)
+        s, t = self._scale_and_shift(a)
         return self._joined(a, (b - t) * ops.exp(-s)), ops.sum(s, axis=-1)
 
 
@@ -78,7 +78,7 @@ class RealNVP(layers.Layer):
 
 
 class FlowHead(layers.Layer):
-    """Features (..., features) to a Flow over (..., units): the Normal of `head`, bent the same way for every image."""
+    """Features (..., features) to a Flow over (..., units): one flow transforms the Normals of all images."""
 
     def __init__(self, head, units):
         super().__init__()
@@ -91,5 +91,5 @@ class FlowHead(layers.Layer):
 
 
 def realnvp(make_head, features, units):
-    """A head whose Normal is bent by a RealNVP; `make_head(features, units)` makes that of the Normal."""
+    """A head whose Normal is transformed by a RealNVP; `make_head(features, units)` makes that of the Normal."""
     return FlowHead(make_head(features, units), units)

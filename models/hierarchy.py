@@ -77,8 +77,8 @@ class Residual(layers.Layer):
     """skip(x) + conv1(a(conv3(a(conv3(a(conv1(x))))))), a = SiLU, with `hidden` channels between.
 
     The skip is linear, or nothing where the channels stay. With `activates_first`, the branch begins with a, too. The
-    last convolution begins with weights scaled by `gain`. Where this `is_head`, parameters of a law come out: the last
-    convolution begins as zero, and neither it nor the skip is a hidden layer.
+    last convolution begins with weights scaled by `gain`. A head (`is_head`) gives the parameters of a
+    distribution: its last convolution starts at zero, and neither that nor the skip is a hidden layer.
     """
 
     def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0, is_head=False):
@@ -198,10 +198,10 @@ class Block(layers.Layer):
 
 
 class Hierarchy(NamedTuple):
-    """prod_l p(z_l | z_>l) over the concatenation [z_L, ..., z_1], each law a Normal.
+    """prod_l p(z_l | z_>l) over the concatenation [z_L, ..., z_1], each distribution a Normal.
 
-    `descend(pick)` goes down the layers: `pick(index, law)` gives the z of each, from its law given those above.
-    `ends` are where the layers end in z.
+    `descend(pick)` goes down the layers: `pick(index, distribution)` returns the z of a layer from its distribution
+    given the layers above. `ends` are the positions in z at which the layers end.
     """
 
     descend: Callable
@@ -209,8 +209,8 @@ class Hierarchy(NamedTuple):
 
     @property
     def top(self):
-        """The law of the top layer."""
-        return self._laws_at_means()[0]
+        """The distribution of the top layer."""
+        return self._normals_at_means()[0]
 
     def sample(self, n, seed):
         """`n` ancestral draws: (n, ..., D). Stochastic."""
@@ -224,8 +224,8 @@ class Hierarchy(NamedTuple):
         """log p(z_l | z_>l) in nats, the top layer first: (..., D) -> L of (...)."""
         log_p = []
 
-        def pick(index, law):
-            log_p.append(law.log_prob(one := sliced(z, self.ends, index)))
+        def pick(index, distribution):
+            log_p.append(distribution.log_prob(one := sliced(z, self.ends, index)))
             return one
 
         self.descend(pick)
@@ -235,10 +235,10 @@ class Hierarchy(NamedTuple):
         """As `sample` and `log_prob`, in one pass: (n, ..., D) and (n, ...). Stochastic."""
         draws, log_p = [], []
 
-        def pick(index, law):
-            one = law.sample(1 if index else n, seed)
+        def pick(index, distribution):
+            one = distribution.sample(1 if index else n, seed)
             draws.append(one[0] if index else one)
-            log_p.append(law.log_prob(draws[-1]))
+            log_p.append(distribution.log_prob(draws[-1]))
             return draws[-1]
 
         self.descend(pick)
@@ -246,17 +246,17 @@ class Hierarchy(NamedTuple):
 
     def at_mean(self):
         """The Normal over [z_L, ..., z_1] each of whose layers is the one at the means above; no density."""
-        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*self._laws_at_means(), strict=True)))
+        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*self._normals_at_means(), strict=True)))
 
-    def _laws_at_means(self):
-        laws = []
+    def _normals_at_means(self):
+        found = []
 
-        def pick(index, law):
-            laws.append(law)
-            return law.mean
+        def pick(index, distribution):
+            found.append(distribution)
+            return distribution.mean
 
         self.descend(pick)
-        return laws
+        return found
 
 
 def sliced(z, ends, index):
@@ -273,11 +273,11 @@ class Descent(NamedTuple):
 
     def log_probs(self):
         """log p(z_l | z_>l) and log q(z_l | z_>l, x) of each layer, in nats: two lists of (n, B)."""
-        return tuple([law.log_prob(z) for law, z in zip(laws, self.z, strict=True)] for laws in (self.p, self.q))
+        return tuple([one.log_prob(z) for one, z in zip(layers, self.z, strict=True)] for layers in (self.p, self.q))
 
     def expected_log_probs(self):
         """The same, each in expectation over its own z_l, in closed form: their difference is -KL(q || p)."""
-        return tuple([p.expected_log_prob(q) for p, q in zip(laws, self.q, strict=True)] for laws in (self.p, self.q))
+        return tuple([p.expected_log_prob(q) for p, q in zip(all_p, self.q, strict=True)] for all_p in (self.p, self.q))
 
 
 class TopDown(layers.Layer):

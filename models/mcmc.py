@@ -1,4 +1,4 @@
-"""Chains that walk from one density to another, and the weights that they gather: they know log-densities, no model.
+"""Chains from one density to another and their weights: functions of log-densities, independent of any model.
 
 Both kinds of weights W have E[exp W] = p(x) if the walk goes from q(z|x) to p(x, z), for any step sizes and any path,
 so that E[W] <= log p(x). Chains are (n, B): n of them for each of B images.

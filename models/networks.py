@@ -1,4 +1,4 @@
-"""Networks: layers with weights and no rules of probability, but for the heads that return a distribution."""
+"""Networks: layers with weights, and heads that return distributions."""
 
 import itertools
 import math

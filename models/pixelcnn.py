@@ -68,7 +68,7 @@ class PixelDecoder(layers.Layer):
         return Autoregressive(ops.moveaxis(planes, -3, -1), pixels, self.image_shape, DEPTH * (KERNEL // 2))
 
     def pixels(self, x, planes, training=False):
-        """The law of each pixel of x (M, H, W, C) given those before it and planes (M, H, W, P): batch (M,)."""
+        """The distribution of each pixel of x (M, H, W, C) given earlier ones and planes (M, H, W, P): batch (M,)."""
         maps = self.net(ops.concatenate([x, planes], axis=-1), training=training)
         return self.observation.of(maps, hard_clip)
 

@@ -11,12 +11,12 @@ from .distributions import LOG_2PI
 
 IMAGE_AXES = (-3, -2, -1)  # H, W, C
 FACTORS = 64  # up to 2 in a product, which is then far below the largest float32
-BINS = 256  # grey values of a pixel, or of each of its channels, in a discretized law
+BINS = 256  # grey values of a pixel, or of each of its channels
 
 
-def _log_prob_of_each(law, x):
-    """log_prob of every image (N, H, W, C) under each law of the batch (M,), in nats: (N, M). An image at a time."""
-    return ops.stack([law.log_prob(image) for image in x])
+def _log_prob_of_each(distribution, x):
+    """log_prob of N images (N, H, W, C) under each of M distributions, in nats, one image at a time: (N, M)."""
+    return ops.stack([distribution.log_prob(image) for image in x])
 
 
 def _mean_picture(distribution, seed, progress=None):
@@ -64,7 +64,7 @@ class Bernoulli(NamedTuple):
         return ops.sum(x * self.logits, axis=IMAGE_AXES) - sum_of_softplus(_flat(self.logits))
 
     def log_prob_of_each(self, x):
-        """log_prob of every image (N, H, W, C) under each law of the batch (M,), in nats: (N, M), a matrix product."""
+        """log_prob of N images (N, H, W, C) under each of M distributions, in nats, as a matrix product: (N, M)."""
         logits = _flat(self.logits)
         return ops.matmul(_flat(x), ops.transpose(logits)) - sum_of_softplus(logits)
 
@@ -199,8 +199,8 @@ class Pixels(NamedTuple):
 class Autoregressive(NamedTuple):
     """prod_i p(x_i | x_<i, planes), pixels in raster order; the event is an image (van den Oord et al. 2016, eq. 1).
 
-    `pixels` maps images (M, H, W, C) and planes (M, H, W, P) to the law of all pixels, batch (M,), that of a pixel
-    being the same whatever it and those after it are. It looks back by `reach` rows at most, so that it may be given
+    `pixels` maps images (M, H, W, C) and planes (M, H, W, P) to the distribution of all pixels, batch (M,);
+    that of a pixel does not depend on itself or on later pixels. It looks back by at most `reach` rows, so it needs
     only these. Shapes: planes (..., H, W, P); `image_shape` (H, W, C).
     """
 
@@ -214,8 +214,8 @@ class Autoregressive(NamedTuple):
         """The sum over pixels in nats: (..., H, W, C) -> (...)."""
         batch = ops.shape(self.planes)[:-3]
         x = ops.reshape(ops.broadcast_to(x, (*batch, *self.image_shape)), (-1, *self.image_shape))  # (M, H, W, C)
-        law = self.pixels(x, ops.reshape(self.planes, (-1, *self.planes.shape[-3:])))
-        return ops.reshape(law.log_prob(x), batch)
+        distribution = self.pixels(x, ops.reshape(self.planes, (-1, *self.planes.shape[-3:])))
+        return ops.reshape(distribution.log_prob(x), batch)
 
     def sample(self, n, seed, progress=lambda done: None):
         """`n` draws, pixel by pixel, H W passes: (n, ..., H, W, C). `progress` is told of each pass. Stochastic."""
@@ -225,8 +225,8 @@ class Autoregressive(NamedTuple):
         for row, column in np.ndindex(self.image_shape[:2]):
             start = max(0, row - self.reach)
             near = slice(start, start + self.reach + 1)  # of one height, for which all is compiled once
-            law = self.pixels(ops.convert_to_tensor(x[:, near]), flat[:, near])
-            x[:, row, column] = ops.convert_to_numpy(law.sample(1, seed))[0, :, row - start, column]
+            distribution = self.pixels(ops.convert_to_tensor(x[:, near]), flat[:, near])
+            x[:, row, column] = ops.convert_to_numpy(distribution.sample(1, seed))[0, :, row - start, column]
             progress(1)
         return ops.reshape(ops.convert_to_tensor(x), (*planes.shape[:-3], *self.image_shape))
 
@@ -247,9 +247,9 @@ COMPONENTS = 10  # logistics in a mixture
 
 
 class Observation(NamedTuple):
-    """How p(x|z) is made of what a decoder computes: `of(maps, bound)` for maps (..., H, W, outputs(C)).
+    """How p(x|z) is made from the maps of a decoder: `of(maps, bound)` for maps (..., H, W, outputs(C)).
 
-    Those below are made from the sigma of Gaussian pixels, and take it if they need it.
+    Each function below makes one, given the sigma of Gaussian pixels.
     """
 
     outputs: Callable

@@ -83,9 +83,9 @@ class PseudoInputPrior(layers.Layer, abc.ABC):
         """log w_k: (K,)."""
 
     def distribution(self):
-        """Mixture, bent if q is, of the K encoded pseudo-inputs: log_weights (K,), mean and logvar (K, D)."""
+        """Mixture of the K encoded pseudo-inputs, in the flow of q if it has one: weights (K,), Normals (K, D)."""
         components = self.encode(self.pseudo_inputs)
-        base = components.base  # all are bent by the same flow, if by any, and so is their mixture
+        base = components.base  # all share one flow, if there is one, and so does their mixture
         return components.of(Mixture(self.log_weights(), base.mean, base.logvar))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import experiment
 import models
 from experiment import Config
-from experiment.config import WALKING
+from experiment.settings import CHAIN_SETTINGS
 from plotting import curves, sheets
 from plotting.curves import overlay
 from plotting.sheets import in_rows, name_columns, name_rows, sheet
@@ -23,23 +23,23 @@ OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which r
 
 
 class Group(NamedTuple):
-    """What runs share whose figures can be compared; `law` says what their scores are of, where that is not usual."""
+    """What runs share whose figures can be compared; for `likelihood_tag` see experiment/naming.py."""
 
     data_set: str
     latents: str
     size: str
-    law: str
+    likelihood_tag: str
 
     @classmethod
     def of(cls, config):
         """The Group of a run with these settings."""
         latents = f"L{config.num_layers}" if config.is_deep else f"ldim{config.latent_dim}"
-        return cls(config.source.name, latents, config.size.removesuffix(".0"), config.law)
+        return cls(config.source.name, latents, config.size.removesuffix(".0"), config.likelihood_tag)
 
     @property
     def name(self):
         """What the names of the figures begin with."""
-        return f"{self.data_set}_{self.latents}_{self.size}{self.law}"
+        return f"{self.data_set}_{self.latents}_{self.size}{self.likelihood_tag}"
 
 
 class Drawn(NamedTuple):
@@ -59,7 +59,7 @@ class Drawn(NamedTuple):
     @property
     def best(self):
         """The index of the epoch whose weights were kept."""
-        return int(np.argmax(self.history[self.config.judged]))
+        return int(np.argmax(self.history[self.config.monitor]))
 
     def alike(self, *names):
         """The same with the usual values of these settings, so that runs that differ in them only become equal."""
@@ -189,7 +189,7 @@ def settings_of(config):
     meaningless += ["pseudo_init"] * (not config.has_pseudo_inputs or config.pseudo_init == "data")
     values = {name: value for name, value in values.items() if name not in meaningless}
     if not models.OBJECTIVES[config.objective].is_annealed:
-        values = {name: value for name, value in values.items() if name not in WALKING}
+        values = {name: value for name, value in values.items() if name not in CHAIN_SETTINGS}
     plain = ("model", "prior", "network", "posterior", "objective", "likelihood")
     return {name: value if name in plain else f"{tags[name] or name} {value}" for name, value in values.items()}
 

@@ -1,9 +1,12 @@
 """What goes with what: rules as data, and one checker that writes the sentence."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from runtime.errors import UserError
+
+PLAIN = re.compile(r"\w[\w.,+-]{0,50}")  # texts that need no quotes in a sentence
 
 
 class Rule(NamedTuple):
@@ -45,11 +48,12 @@ def check(rules, values, given=is_given):
         if given(values, rule.flag) and rule.refused(values):
             reason = rule.reason(values) if callable(rule.reason) else rule.reason
             value = getattr(values, rule.flag)
-            said = f"--{rule.flag}" if value is True else f"--{rule.flag} {shown(value)}"
-            raise UserError(f"{said} {reason}")
+            is_plain = isinstance(value, str) and PLAIN.fullmatch(value)
+            said = [f"--{rule.flag}"] + ([] if value is True else [value if is_plain else shown(value)])
+            raise UserError(f"{' '.join(said)} {reason}")
 
 
 def shown(value, most=60):
-    """A value as it stands in a sentence: long ones are cut."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A value as it stands in a sentence: texts are quoted, and what is long is cut."""
+    text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

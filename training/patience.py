@@ -58,11 +58,11 @@ def judges(config):
     """
     chosen = []
     if config.patience:
-        chosen.append(Patience(config.beta_warmup, config.judged, mode="max", patience=config.patience))
+        chosen.append(Patience(config.beta_warmup, config.monitor, mode="max", patience=config.patience))
     if config.lr_schedule == "plateau":
         final = config.lr_final or optimizers.FINAL * config.lr
         options = {"mode": "max", "factor": 0.5, "patience": 10, "min_lr": final}
-        chosen.append(Plateau(config.beta_warmup, config.judged, **options))
+        chosen.append(Plateau(config.beta_warmup, config.monitor, **options))
     return chosen
 
 

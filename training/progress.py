@@ -38,7 +38,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar by one step and, once, says how long the run will take."""
-        bound = self.config.judged.removeprefix("val_")
+        bound = self.config.monitor.removeprefix("val_")
         self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
         done = self.batches.done(batch)
         self.bar.n = self.epoch + done / self.batches.steps  # not a sum, which would overshoot by rounding
@@ -60,7 +60,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Shows the validation bound from here on, and says once if many steps of chains diverge."""
-        self.validated = {self.config.judged: f"{logs[self.config.judged]:.2f}"}
+        self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
             with contextlib.suppress(OSError):

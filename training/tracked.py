@@ -95,7 +95,7 @@ class Tracked(keras.callbacks.Callback):
         """Tells how it ended."""
         if kind is None:
             best = self.writer.best_row
-            found = {"best/epoch": best["epoch"], f"best/{self.config.judged}": best[self.config.judged]}
+            found = {"best/epoch": best["epoch"], f"best/{self.config.monitor}": best[self.config.monitor]}
             self.trackers.numbers(found, len(self.writer.rows))
             self.trackers.files([self.writer.path / name for name in tracking.FILES])
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)

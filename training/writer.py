@@ -54,7 +54,7 @@ class RunWriter(keras.callbacks.Callback):
     @property
     def best_row(self):
         """The row of history.csv with the best validation value of the trained bound; None before there is one."""
-        return max(self.rows, key=lambda row: row[self.config.judged], default=None)
+        return max(self.rows, key=lambda row: row[self.config.monitor], default=None)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the epoch's clock."""
@@ -85,7 +85,7 @@ class RunWriter(keras.callbacks.Callback):
         values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
-        is_best = not self.rows or row[self.config.judged] > self.best_row[self.config.judged]
+        is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]
         best = self._weights() if is_best else self.best
         self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
         self.rows.append(row)  # once its state is written, and not before: status.json counts the rows

@@ -179,7 +179,7 @@ def images(view, chosen):
     names = view.class_names if labels is not None else ("test images",)
     return {
         "name": view.config.source.name,
-        "data_set": f"{view.config.source.name}{view.config.law}",
+        "data_set": f"{view.config.source.name}{view.config.likelihood_tag}",
         "sprite": sprite(view.images[chosen]),
         "shape": list(view.run.image_shape),
         "index": chosen.tolist(),

@@ -68,20 +68,23 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model", "dvp", "--prior", "standard"), "--prior 'standard' does not go with --model dvp"),
-        (("--model", "ladder", "--network", "conv"), "--network 'conv' does not go with --model ladder"),
+        (("--model", "dvp", "--prior", "standard"), "--prior standard does not go with --model dvp"),
+        (("--model", "ladder", "--network", "conv"), "--network conv does not go with --model ladder"),
         (("--model", "ladder", "--latent_dim", 2), "--latent_dim 2 does not go with --model ladder"),
         (("--model", "dvp", "--network_size", 4), "--network_size 4.0 does not go with --model dvp"),
-        (("--model", "ladder", "--context_size", 7), "--context_size 7 does not go with --model ladder: it is of dvp"),
-        (("--scales", "4x14,4x7"), "--scales '4x14,4x7' does not go with --model vae: it is of ladder and dvp"),
+        (
+            ("--model", "ladder", "--context_size", 7),
+            "--context_size 7 does not go with --model ladder: it is a setting of dvp",
+        ),
+        (("--scales", "4x14,4x7"), "--scales 4x14,4x7 does not go with --model vae: it is a setting of ladder and dvp"),
         (("--preset", "mnist_dvp", "--num_pseudo_inputs", 500), "--num_pseudo_inputs 500 does not go with --model dvp"),
-        (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior 'vamp' does not go with --model dvp"),
-        (("--model", "dvp", "--scales", "4"), "--scales '4' must be counts and rows, the finest first, as 4x14,4x7"),
-        (("--model", "dvp", "--scales", "0x14"), "--scales '0x14' must be counts and rows"),
-        (("--model", "dvp", "--scales", "4x7,4x14"), "--scales '4x7,4x14' must begin with the finest"),
+        (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior vamp does not go with --model dvp"),
+        (("--model", "dvp", "--scales", "4"), "--scales 4 must be counts and rows, the finest first, as 4x14,4x7"),
+        (("--model", "dvp", "--scales", "0x14"), "--scales 0x14 must be counts and rows"),
+        (("--model", "dvp", "--scales", "4x7,4x14"), "--scales 4x7,4x14 must begin with the finest"),
         (
             ("--model", "dvp", "--scales", "4x7,4x7"),
-            "--scales '4x7,4x7' must begin with the finest, and have each once",
+            "--scales 4x7,4x7 must begin with the finest, and have each once",
         ),
         (("--model", "dvp", "--score_channels", 15), "--score_channels 15 must be even"),
         (
@@ -185,7 +188,7 @@ def test_standard_streams_may_be_closed_or_full(tmp_path, closed):
 
 
 def test_what_standard_output_cannot_encode_is_escaped():
-    code = "import commandline; commandline.command(lambda _: print('a\\u2603\\udcff'), None)"
+    code = "from runtime.command import command; command(lambda _: print('a\\u2603\\udcff'), None)"
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "a\\u2603\\udcff\n"

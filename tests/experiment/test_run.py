@@ -226,7 +226,7 @@ def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
     config = Config(data_set="staticmnist", network="mlp", prior="mog", latent_dim=40, num_pseudo_inputs=9)
     assert config.training_id == "staticmnist_vae_mog_bs256_dim40_mlp_epochs250_K9"
     for settings in ({"network_size": 2.0}, {"activation": "tanh"}):
-        with pytest.raises(UserError, match="--network mlp has the sizes and gates of its paper"):
+        with pytest.raises(UserError, match="goes with --network conv; mlp has the sizes and gates of its paper"):
             Config(network="mlp", **settings)
 
 
