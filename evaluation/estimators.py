@@ -1,9 +1,8 @@
-"""The estimators of log p(x): one entry each, with its flags, usual values, limits, function and remedy."""
+"""The estimators of log p(x): one entry each, with its flags, usual values, function, limits and remedy."""
 
 import math
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ import models
 from runtime import backend, memory, rules
 from runtime.command import number, whole
 from runtime.errors import UserError
-from runtime.rules import Rule
 
 SAMPLES, FROM_POSTERIOR = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
 MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
@@ -41,15 +39,16 @@ class Estimator(NamedTuple):
     """A way to estimate log p(x).
 
     `estimate(run, images, scoring, split, bar)` returns an Estimate of the images and more metrics, a dict.
-    `remedy(run, settings)` says what to do about unreliable estimates; `notes(metrics)` lists sentences to print.
-    `limits` are Rules on the run and the settings, `rules` on the flags. `complete(run, settings)` fills in values that
-    depend on the run or on other settings. `is_sampled`: `log_px_se` is a Monte-Carlo error, not a bound.
+    `refusal(run, settings)` says why it cannot score a run, None if it can; `remedy(run, settings)` what to do about
+    unreliable estimates; `notes(metrics)` lists sentences to print. `rules` are on the flags. `complete(run, settings)`
+    fills in values that depend on the run or on other settings. `is_sampled`: `log_px_se` is a Monte-Carlo error, not a
+    bound.
     """
 
     help: str
     flags: dict
-    limits: list
     estimate: Callable
+    refusal: Callable
     remedy: Callable
     rules: tuple = ()
     complete: Callable = lambda run, settings: settings
@@ -104,7 +103,8 @@ class Scoring(NamedTuple):
 
     def check(self, run):
         """Raises UserError where this estimator cannot score the run."""
-        rules.check(self.entry.limits, SimpleNamespace(run=run, estimator=self.estimator, **self.settings))
+        if reason := self.entry.refusal(run, self.settings):
+            raise UserError(reason)
 
 
 def add_arguments(parser):
@@ -159,6 +159,13 @@ def _complete_sampling(run, settings):
     return settings | {"proposal": proposal, "num_samples": settings["num_samples"] or usual}
 
 
+def _refusal_of_sampling(run, settings):
+    if settings["proposal"] == "fitted" and _needs_posterior(run):
+        text = f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
+        return text + f"is a {run.config.model} with {run.latent_dim}; try --proposal posterior"
+    return None
+
+
 def _remedy_of_sampling(run, settings):
     if settings["proposal"] == "posterior" and not _needs_posterior(run):
         return "try --proposal fitted"
@@ -169,37 +176,23 @@ IMPORTANCE_SAMPLING = Estimator(
     "importance sampling",
     {
         "num_samples": Flag(
-            f"samples per image (default: {SAMPLES}; {FROM_POSTERIOR} with --proposal posterior on vae and hvae)",
-            short="S",
-            type=whole(2),
+            f"samples per image (default: {SAMPLES}; {FROM_POSTERIOR} from q(z|x) of vae and hvae)", None, "S", whole(2)
         ),
         "proposal": Flag(
-            "draw latents from a density fitted to p(z|x) of each image, or from q(z|x), as most papers, which needs "
+            "draw latents from a density fitted to each p(z|x), or from q(z|x), as in most papers, which needs "
             "far more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)",
             choices=("fitted", "posterior"),
             untagged="posterior",
         ),
         "target_se": Flag(
-            "draw as many samples per image as this standard error, in nats, needs, instead of --num_samples",
-            short="se",
-            type=number(1e-4),
+            "draw as many samples as each image needs for this error, not --num_samples", None, "se", number(1e-4)
         ),
         "max_samples": Flag(
-            f"samples per image at most, with --target_se (default: {MOST_SAMPLES})",
-            short="S",
-            type=whole(2),
-            untagged=MOST_SAMPLES,
+            f"with --target_se: at most so many (default: {MOST_SAMPLES})", None, "S", whole(2), untagged=MOST_SAMPLES
         ),
     },
-    limits=[
-        Rule(
-            "proposal",
-            lambda asked: asked.proposal == "fitted" and _needs_posterior(asked.run),
-            "is for vae and hvae with 256 latent dimensions at most, and {0.run.path} is a {0.run.config.model} with "
-            "{0.run.latent_dim}; try --proposal posterior".format,
-        )
-    ],
     estimate=by_importance_sampling,
+    refusal=_refusal_of_sampling,
     remedy=_remedy_of_sampling,
     rules=(
         *rules.excludes("num_samples", "target_se", reason="which chooses the number; limit it by --max_samples"),
@@ -224,27 +217,22 @@ def by_quadrature(run, images, scoring, split, bar):
         raise UserError(f"{run.path}: {error}; try --estimator is") from error
 
 
+def _refusal_of_quadrature(run, settings):
+    reason = None
+    if run.latent_dim > 2:
+        reason = f"needs two latent dimensions at most, and {run.path} has {run.latent_dim}"
+    elif run.config.is_deep:
+        reason = f"is for vae and hvae, and {run.path} is a {run.config.model}"
+    elif run.config.is_autoregressive:
+        reason = f"would pass the pixel network of {run.path} over each image at each point"
+    return reason and f"--estimator quadrature {reason}; try --estimator is"
+
+
 QUADRATURE = Estimator(
     "a sum over a grid of latents, practically exact, for two latent dimensions at most",
     {},
-    limits=[
-        Rule(
-            "estimator",
-            lambda asked: asked.run.latent_dim > 2,
-            "needs two latent dimensions at most, and {0.run.path} has {0.run.latent_dim}; try --estimator is".format,
-        ),
-        Rule(
-            "estimator",
-            lambda asked: asked.run.config.is_deep,
-            "is for vae and hvae, and {0.run.path} is a {0.run.config.model}; try --estimator is".format,
-        ),
-        Rule(
-            "estimator",
-            lambda asked: asked.run.config.is_autoregressive,
-            "would pass the pixel network of {0.run.path} over each image at each point; try --estimator is".format,
-        ),
-    ],
     estimate=by_quadrature,
+    refusal=_refusal_of_quadrature,
     remedy=lambda run, settings: "try --estimator is",
     is_sampled=False,
 )
@@ -272,11 +260,15 @@ def by_annealing(run, images, scoring, split, bar):
     return estimate, more
 
 
+def _refusal_of_annealing(run, settings):
+    if models.MODELS[run.config.model].is_exact:
+        return None
+    return f"--estimator ais needs the density of the prior, of which {run.path} has estimates only; try --estimator is"
+
+
 def _notes_on_annealing(metrics):
     rate, bracket = metrics["acceptance"], metrics["bracket"]
-    text = (
-        "{num_images} images drawn from the model have log p(x) between {lower:.2f} and {upper:.2f}, a gap of {gap:.3f}"
-    )
+    text = "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}"
     return [f"{rate:.0%} of all steps were accepted"] * (rate is not None) + [text.format(**bracket)] * bool(bracket)
 
 
@@ -300,14 +292,8 @@ ANNEALING = Estimator(
             const=SIMULATED,
         ),
     },
-    limits=[
-        Rule(
-            "estimator",
-            lambda asked: not models.MODELS[asked.run.config.model].is_exact,
-            "needs the density of the prior, of which {0.run.path} has estimates only; try --estimator is".format,
-        )
-    ],
     estimate=by_annealing,
+    refusal=_refusal_of_annealing,
     remedy=lambda run, settings: "raise --num_steps",
     notes=_notes_on_annealing,
 )
