@@ -675,7 +675,7 @@ def test_a_remedy_is_one_that_the_run_can_take():
     assert scoring.entry.remedy(wide, scoring.settings) == "raise --num_samples"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
     """The encoder's, too, of whose NaN ReLU makes 0 where it is compiled: a score would be a number."""
     model = experiment.load(run).model
@@ -686,14 +686,14 @@ def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
         refused(capfd, main, [run], "/kernel is not finite, so log p(x) of image 0, or of any other, is not either")
 
 
-def test_weights_that_are_too_large_name_the_image(run, capfd):
-    """The decoder's, which is found when images are scored, whatever the estimator."""
+@pytest.mark.parametrize("estimator", ["is", pytest.param("ais", marks=pytest.mark.slow)])
+def test_weights_that_are_too_large_name_the_image(run, capfd, estimator):
+    """The decoder's weights, for which this is found when images are scored."""
     model = experiment.load(run).model
     model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, 3e38))
     model.save_weights(run / "best.weights.h5")
-    for estimator in ("is", "ais"):
-        words = [run, "--estimator", estimator, "--max_images", 3]
-        refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
+    words = [run, "--estimator", estimator, "--max_images", 3]
+    refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
 
 
 def test_samples_that_are_no_numbers_are_refused():
@@ -762,26 +762,27 @@ def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, c
     )
 
 
-def test_little_free_memory_means_small_chunks(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("free", "max_memory", "has_gpu", "expected"),
+    [(2**34, None, False, None), (2**30, None, False, 2**25), (2**31, None, True, 2**28), (2**34, 0.5, True, 2**29)],
+)
+def test_little_free_memory_means_small_chunks(free, max_memory, has_gpu, expected, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
+    run = SimpleNamespace(config=Config(), latent_dim=40)
+    assert estimators.Scoring.of(run, max_memory=max_memory).bytes_at_once == expected
+
+
+def test_an_estimator_gets_its_bytes(run, monkeypatch):
     backend.start()
     from evaluation import importance
 
-    asked = []
-    real = importance.importance_sampling
+    asked, real = [], importance.importance_sampling
     monkeypatch.setattr(
         importance, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
     )
-    words = [run, "--num_samples", 5, "--max_images", 3]
-    for free, more, expected in (
-        (2**34, [], None),
-        (2**30, [], 2**25),
-        (2**34, ["--max_memory", "0.001"], int(0.001 * 2**30)),
-    ):
-        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
-        assert called(evaluate.main, *words, *more) == 0
-        assert asked.pop() == expected
-    monkeypatch.setattr(backend, "has_gpu", lambda: True)
-    assert called(evaluate.main, *words) == 0 and asked == [2**30]
+    assert called(evaluate.main, run, "--num_samples", 5, "--max_images", 3, "--max_memory", 0.001) == 0
+    assert asked == [int(0.001 * 2**30)]
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):

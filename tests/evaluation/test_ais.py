@@ -20,8 +20,15 @@ def sampling(model, *annealing, **settings):
     return made
 
 
-@pytest.mark.parametrize("start", ["posterior", "prior"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    ("layers", "start"),
+    [
+        (1, "prior"),
+        (2, "posterior"),
+        pytest.param(1, "posterior", marks=pytest.mark.slow),
+        pytest.param(2, "prior", marks=pytest.mark.slow),
+    ],
+)
 def test_it_gives_the_known_log_likelihood(layers, start):
     model, covariance = (Linear(standard(), wider=0.6), np.eye(2)) if layers == 1 else two_layers(wider=2.0)
     found = sampling(model, 200, 40, 4, start).log_px(IMAGES)

@@ -302,8 +302,15 @@ def test_the_seed_decides_the_samples():
     assert np.all(first != other)
 
 
-@pytest.mark.parametrize("proposal", ["posterior", "fitted"])
-@pytest.mark.parametrize("target", [None, 0.02])
+@pytest.mark.parametrize(
+    ("proposal", "target"),
+    [
+        ("posterior", None),
+        ("fitted", 0.02),
+        pytest.param("posterior", 0.02, marks=pytest.mark.slow),
+        pytest.param("fitted", None, marks=pytest.mark.slow),
+    ],
+)
 def test_what_threads_draw_does_not_depend_on_which_is_first(proposal, target, monkeypatch):
     """One of three threads waits before each of its calls, another one or none: the same numbers, each image once."""
     monkeypatch.setattr(importance, "number_of_threads", lambda: 3)
@@ -363,8 +370,15 @@ def test_jit_gives_the_same_distribution(xla):
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000), exact(np.eye(D)))
 
 
-@pytest.mark.parametrize("proposal", ["posterior", "fitted"])
-@pytest.mark.parametrize("max_bytes", [None, 4000 * 30])
+@pytest.mark.parametrize(
+    ("proposal", "max_bytes"),
+    [
+        ("posterior", None),
+        ("fitted", 4000 * 30),
+        pytest.param("posterior", 4000 * 30, marks=pytest.mark.slow),
+        pytest.param("fitted", None, marks=pytest.mark.slow),
+    ],
+)
 def test_log_weights_average_to_the_known_likelihood_image_by_image(proposal, max_bytes):
     model, covariance = two_layers()
     log_w = log_weights(model, IMAGES, 700, 3, proposal, max_bytes=max_bytes)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.keras
 CLOSE = 2e-4  # of float32 log-densities
 
 
-@pytest.mark.parametrize("wider", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("wider", [0.3, pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_one_layer_gives_the_known_log_likelihood(wider):
     found = quadrature(Linear(standard(), wider=wider), IMAGES)
     np.testing.assert_allclose(found.log_px, exact(np.eye(2)), atol=CLOSE)
@@ -74,7 +74,7 @@ def test_narrow_posteriors_are_resolved():
     assert found.samples[0] < 200_000
 
 
-@pytest.mark.parametrize(("wider", "narrower"), [(1.0, 20), (40.0, 20), (3.0, 10)])
+@pytest.mark.parametrize(("wider", "narrower"), [pytest.param(1.0, 20, marks=pytest.mark.slow), (40.0, 20), (3.0, 10)])
 def test_many_narrow_posteriors_are_resolved_wherever_they_lie(wider, narrower):
     """Some lie across the border of cells much wider than they are, and q(z|x) need not say how wide they are."""
     weights = narrower * WEIGHTS
