@@ -4,7 +4,7 @@
 
 A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
 interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
-is of its first images, as many samples of a deep model take long. FID, where --features names a network of features.py
+is of its first images, as many samples of a deep model take long. FID, where --features names a network of vampvae.py
 for the data set of a row, is of 10,000 samples against the test images. The last rows are what pixels that know nothing
 of one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
 """
@@ -161,7 +161,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "deep"))
-    parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network by features.py")
+    parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network of `vampvae.py features`")
     parser.add_argument("--other_data", choices=("off", "on"), default="off", help="as in train.py")
     parser.add_argument("--backend", choices=backend.BACKENDS)
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")

@@ -270,7 +270,7 @@ def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, pr
     (path,) = tmp_path.iterdir()
     assert experiment.load(path).config.network == presets.preset(preset).settings["network"]
     assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
-    said = "to sample an image costs 8 x 8 passes through the decoder, one for each pixel"
+    said = "sampling an image takes 8 x 8 passes through the decoder, one per pixel"
     assert (said in capfd.readouterr().out) == ("pixel" in preset)
     assert plot.main([str(path)]) == 0
     assert (path / "figures" / f"{path.name}_samples.png").is_file()

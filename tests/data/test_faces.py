@@ -329,5 +329,5 @@ def test_images_are_hashed_in_pieces(monkeypatch):
 def test_quadrature_takes_no_more_from_disk_than_memory_should_hold(monkeypatch):
     stored = Stored(None, np.arange(9), (3, 2, 1))
     monkeypatch.setattr(estimators, "MOST_READ", 8 * 3 * 2 * 4)
-    with pytest.raises(evaluate.UserError, match="quadrature has all images in memory at once; add --max_images 8"):
+    with pytest.raises(evaluate.UserError, match="quadrature keeps all images in memory; add --max_images 8"):
         estimators.by_quadrature(None, data.Split(stored, None, 255).grey(), None, "test", None)

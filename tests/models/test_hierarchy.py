@@ -443,7 +443,7 @@ def test_a_run_is_scored_and_drawn(runs, name, capsys):
     np.testing.assert_allclose(sum(rates), history["val_rate"], rtol=1e-3)
     assert evaluate.main([str(path), "--num_samples", "40", "--max_images", "30"]) == 0
     printed = capsys.readouterr()
-    assert ("log p(x) is that of 4 steps of diffusion" in printed.out) == (name == "dvp")
+    assert ("log p(x) is that of 4 diffusion steps" in printed.out) == (name == "dvp")
     assert "--proposal fitted" not in printed.err  # which is no remedy here
     metrics = json.loads((path / "metrics.json").read_text())
     assert metrics["proposal"] == "posterior" and len(metrics["rates"]) == len(layers)
@@ -462,7 +462,7 @@ def test_a_run_is_scored_and_drawn(runs, name, capsys):
     [
         ("dvp", ("--estimator", "ais"), "--estimator ais needs the density of the prior"),
         ("dvp", ("--proposal", "fitted"), "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
-        ("ladder", ("--estimator", "quadrature"), "goes as far as 2 latent dimensions, and .* has 20"),
+        ("ladder", ("--estimator", "quadrature"), "needs two latent dimensions at most, and .* has 20"),
     ],
 )
 def test_what_cannot_score_a_deep_run_says_so(runs, name, words, message, capsys):

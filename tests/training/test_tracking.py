@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from training import fit
 from training.tracked import Painter, Tracked, sheet
 from training.writer import RunWriter
 
-SCORED = estimators.Scoring.of(num_samples=5)
+SCORED = estimators.Scoring.of(SimpleNamespace(config=Config(), latent_dim=3), num_samples=5)
 
 
 @pytest.fixture
