@@ -127,7 +127,7 @@ STEPS = {  # makers of (steps, shape) from (book, layer, shape), the first whose
     layers.Reshape: lambda book, layer, shape: ([], tuple(layer.target_shape)),
     networks.Gated: gated,
     networks.LatentStacks: cut,
-    networks.DenseStack: lambda book, layer, shape: book.chain(layer.stack, shape),
+    networks.DenseStack: lambda book, layer, shape: book.chain(layer.dense, shape),
     Sequential: lambda book, layer, shape: book.chain(layer.layers, shape),
     networks.ConvDecoder: lambda book, layer, shape: book.chain([layer.net], shape),
     networks.DenseDecoder: lambda book, layer, shape: book.chain([layer.stacks, layer.joint, layer.out], shape),
