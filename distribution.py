@@ -13,6 +13,7 @@ import checkpoint
 import engine
 import members
 import models
+import weights
 from errors import RunError, UserError
 
 MANY = 8  # steps in an execution, after which a request to stop is still heard soon
@@ -214,8 +215,9 @@ class Processes(OnJax):
             raise UserError("the data files of this process are not those of the first one; mend its --data_dir")
         if about["state"] is None:
             return None
-        values = members.broadcast(state.values if self.leads else checkpoint.numbers(model))
-        return state or checkpoint.State(**about["state"], best=b"", values=[np.asarray(value) for value in values])
+        own = state.values if self.leads else weights.values(checkpoint.variables(model))
+        values = {name: np.asarray(value) for name, value in members.broadcast(own).items()}
+        return state or checkpoint.State(**about["state"], best={}, values=values)
 
     def agreed(self, asked):
         """As of Spread."""

@@ -32,47 +32,7 @@ import tracking
 import weights
 from errors import UserError
 
-FORMAT = 9  # of config.json
-ADDED = {  # settings by the format that brought them, with the values that earlier runs had
-    2: {"deterministic": "off", "save_minutes": 10.0},
-    3: {
-        "network": "conv",
-        "pseudo_init": "data",
-        "optimizer": "adam",
-        "lr_schedule": "constant",
-        "lr_final": None,
-        "lr_warmup": 0,
-        "clip_norm": None,
-        "likelihood": "bernoulli",
-        "sigma": 1.0,
-    },
-    4: {
-        "ema": 0.0,
-        "objective": "elbo",
-        "num_samples": None,
-        "num_steps": 5,
-        "step_size": 0.01,
-        "target_accept": None,
-        "learn_schedule": "off",
-        "learn_step_size": "off",
-    },
-    5: {"posterior": "gaussian"},
-    6: {
-        "scales": "4x14,4x7",
-        "channels": 32,
-        "bottleneck": 1.0,
-        "encoder_blocks": 3,
-        "context_size": 7,
-        "diffusion_steps": 25,
-        "gamma_min": -6.0,
-        "score_channels": 16,
-        "score_blocks": 2,
-        "score_dropout": 0.0,
-    },
-    7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
-    8: {"hidden_units": None},
-    9: {"distribute": "none"},
-}
+FORMAT = 10  # of config.json, and of what lies beside it
 TERMS = ("loss", "elbo", "rate", "distortion")
 STREAMS = (
     "pseudo-inputs",
@@ -595,7 +555,7 @@ class Run:
             raise UserError(f"{path} has a link in the place of its folder {links[0]}, which is not followed")
         try:
             _check_record(self.record)
-            self.config = Config.from_dict(_migrated(self.record))
+            self.config = Config.from_dict(self.record["config"])
             _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
@@ -632,7 +592,7 @@ class Run:
     @property
     def weights(self):
         """The file of the weights with the best validation value of the trained bound."""
-        return self.path / "best.weights.h5"
+        return self.path / "best.safetensors"
 
     @property
     def weights_sha256(self):
@@ -673,16 +633,17 @@ class Run:
             engine.start(whole=True)
         engine.check_images()
         try:
-            expected = models.weight_shapes(self.config, self.image_shape)
+            expected = models.blank_weights(self.config, self.image_shape)
         except (ValueError, MemoryError) as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
-            weights.check(self.weights, expected)
-            model = models.build(self.config, self.image_shape)
-            model.load_weights(self.weights)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
+            values = weights.read(self.weights, expected)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {error}") from error
+        from models.base import named_weights
+
+        model = models.build(self.config, self.image_shape)
+        weights.assign(named_weights(model), values)
         if path := weights.not_finite(model):
             said = f"weight {path} is not finite, so log p(x) of image 0, or of any other, is not either"
             raise UserError(f"{self.weights}: {said}; the weights are not usable")
@@ -831,7 +792,19 @@ def _status(path):
 
 
 def _check_record(record):
-    """Raises UserError unless what stands beside the settings in a config.json is what was written there."""
+    """Raises UserError unless a config.json has this version's format, and beside its settings what was written there.
+
+    All settings must be there: a default of this version need not be the value that the run had.
+    """
+    number = record.get("format")
+    if type(number) is not int or number != FORMAT:
+        writer = _short(record.get("git_commit") or "unknown")
+        raise UserError(f"version {writer} wrote it, in format {_short(number)}; this version reads format {FORMAT}")
+    settings = record["config"]
+    if not isinstance(settings, dict):
+        raise UserError(f"its settings are {type(settings).__name__}, not an object")
+    if missing := [field.name for field in dataclasses.fields(Config) if field.name not in settings]:
+        raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in engine.BACKENDS:
         raise UserError(f"its backend is {_short(record['backend'])}")
     for name in ("versions", "data_sha256"):
@@ -844,21 +817,6 @@ def _check_shape(shape):
     whole = isinstance(shape, list | tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
     if not whole or math.prod(shape) > MOST_VALUES:
         raise UserError(f"its image_shape is {_short(shape)}")
-
-
-def _migrated(record):
-    """The settings in a config.json of this format or an older one, with those that later formats brought."""
-    number, settings = record.get("format"), record["config"]
-    if type(number) is not int or not 1 <= number <= FORMAT:
-        raise UserError(f"it is of format {_short(number)}; this version reads 1 to {FORMAT}")
-    if not isinstance(settings, dict):
-        raise UserError(f"its settings are {type(settings).__name__}, not an object")
-    for newer in range(number + 1, FORMAT + 1):
-        settings = ADDED[newer] | settings
-    missing = [field.name for field in dataclasses.fields(Config) if field.name not in settings]
-    if missing:
-        raise UserError(f"setting {missing[0]!r} is missing")
-    return settings
 
 
 # ---------------------------------------------------------------------------------------------- who may write

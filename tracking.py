@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import atomic
 from errors import UserError
 
-FILES = ("config.json", "status.json", "history.csv", "best.weights.h5")  # which together are a run for every script
+FILES = ("config.json", "status.json", "history.csv", "best.safetensors")  # which together are a run for every script
 IDS = "tracking.json"  # in a run's folder, what trackers call it
 PROJECT = "vampvae"  # where runs go that belong to no grid
 MOST_IDS = 1 << 12  # bytes of tracking.json

@@ -224,7 +224,7 @@ def reported(path, train):
         if not path.is_dir():
             raise
         print(f"stopped; python train.py --resume {shlex.quote(str(path))} goes on, as the same command does")
-        if (path / "best.weights.h5").is_file():
+        if (path / "best.safetensors").is_file():
             print("evaluate.py and plot.py take it as it is")
         return STOPPED
     except RunError as error:

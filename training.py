@@ -268,7 +268,7 @@ def _check_enough(split, name, wanted):
 def _check_weights(config, image_shape):
     """Raises UserError where the weights and what training adds to them cannot fit, before they are made."""
     copies = COPIES + (config.accumulate > 1)
-    needed = copies * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
+    needed = copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape).values())
     if needed > (there := engine.memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "

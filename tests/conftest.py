@@ -19,6 +19,7 @@ import engine
 import experiment
 import models
 import tracking
+import weights
 from experiment import Config
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +213,13 @@ def other(name):
 def sha256(content):
     """Of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def save_weights(model, path):
+    """Writes the weights of a model as a run keeps its best ones."""
+    from models.base import named_weights
+
+    path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
 
 
 def put(folder, contents):

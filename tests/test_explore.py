@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import first_on_both
+from conftest import first_on_both, save_weights
 from PIL import Image
 from test_plot import noise, numpy, stub
 
@@ -305,7 +305,7 @@ def runs(tmp_path_factory):
     paths = [training.train(experiment.Config(model=m, latent_dim=d, **tiny)) for m, d in (("vae", 2), ("hvae", 3))]
     for path in paths:
         run = experiment.load(path)
-        loud(run.model).save_weights(path / "best.weights.h5")
+        save_weights(loud(run.model), path / "best.safetensors")
     return paths
 
 
@@ -730,7 +730,7 @@ def test_several_runs_take_the_same_test_image(driver, runs):
 @pytest.mark.browser
 def test_the_page_of_the_demo_is_pictured(driver, runs, tmp_path, screenshots):
     """The picture in the README where `make demo` has left its run, else one of a tiny run."""
-    chosen = DEMO if (DEMO / "best.weights.h5").is_file() else runs[0]
+    chosen = DEMO if (DEMO / "best.safetensors").is_file() else runs[0]
     explored(chosen, "--out", tmp_path)
     page = Page(driver, tmp_path / f"{chosen.name}_explore.html", height=1300)
     page.push(page.all(".pseudo .tiles button")[7])

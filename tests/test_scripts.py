@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ROOT, flags, without_training
+from conftest import ROOT, flags, save_weights, without_training
 from PIL import Image
 
 import atomic
@@ -41,8 +41,8 @@ from experiment import Config
 GREY = "grey-pixel bound, not a likelihood"
 SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
 ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
-STATES = [f"last/epoch{epoch:09d}_step{0:09d}.zip" for epoch in (1, 2)]
-FILES = [".lock", "best.weights.h5", "config.json", "history.csv", *STATES, "status.json"]
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.safetensors" for epoch in (1, 2)]
+FILES = [".lock", "best.safetensors", "config.json", "history.csv", *STATES, "status.json"]
 QUICK = {"epochs": 1, "batch_size": 399}  # three steps
 HEEDING_CTRL_C = """import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job, as CI may be, ignores it and hands that on
@@ -243,7 +243,7 @@ def test_a_run_that_was_about_to_be_replaced_is_found_again(run, capfd):
     """The process was killed between the two renames, and its successor never came to be."""
     run.rename(run.with_name(f".replaced.{run.name}"))
     assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
-    assert "is finished already" in capfd.readouterr().out and (run / "best.weights.h5").is_file()
+    assert "is finished already" in capfd.readouterr().out and (run / "best.safetensors").is_file()
 
 
 def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):
@@ -385,7 +385,7 @@ def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_
     words = [*flags(runs_dir=tmp_path, **QUICK), *grid]
     assert called(train.main, *words) == 1
     capfd.readouterr()
-    weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.weights.h5")}
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.safetensors")}
     assert sorted(path.parent.name.split("_")[4] for path in weights) == ["dim2", "dim3"]
     assert called(train.main, *words) == 1
     table = capfd.readouterr().out.splitlines()[-4:]
@@ -393,7 +393,7 @@ def test_a_real_grid_with_a_run_that_fails_is_trained_skipped_and_evaluated(tmp_
     assert [line.split()[1] for line in table] == ["finished", "finished", "failed", "failed"]
     elbos = [float(line.split()[2]) for line in table]
     assert elbos == sorted(elbos, reverse=True) and all(map(math.isfinite, elbos[:2]))
-    assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.weights.h5")}
+    assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.glob("key/*/best.safetensors")}
     assert called(evaluate.main, "--gs_key", "key", "--runs_dir", tmp_path, "--num_samples", 3, "--max_images", 5) == 0
     printed = capfd.readouterr()
     assert printed.err.count("has no weights yet (it is failed)") == 2
@@ -647,7 +647,7 @@ def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
     model = experiment.load(run).model
     weight = next(weight for weight in model.weights if len(weight.shape) == 4)
     weight.assign(np.where(np.arange(weight.shape[-1]), weight, value))
-    model.save_weights(run / "best.weights.h5")
+    save_weights(model, run / "best.safetensors")
     for main in (evaluate.main, plot.main):
         refused(capfd, main, [run], "/kernel is not finite, so log p(x) of image 0, or of any other, is not either")
 
@@ -656,7 +656,7 @@ def test_weights_that_are_too_large_name_the_image(run, capfd):
     """The decoder's, which is found when images are scored, whatever the estimator."""
     model = experiment.load(run).model
     model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, 3e38))
-    model.save_weights(run / "best.weights.h5")
+    save_weights(model, run / "best.safetensors")
     for estimator in ("is", "ais"):
         words = [run, "--estimator", estimator, "--max_images", 3]
         refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
@@ -1130,14 +1130,14 @@ def test_a_bad_flag_of_an_evaluation_is_named(tmp_path, capfd, words):
 
 
 def test_weights_that_are_missing_damaged_or_another_networks_are_refused(run, capfd):
-    content = (run / "best.weights.h5").read_bytes()
-    (run / "best.weights.h5").write_bytes(content[:1000])
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
-    (run / "best.weights.h5").unlink()
+    content = (run / "best.safetensors").read_bytes()
+    (run / "best.safetensors").write_bytes(content[:1000])
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
+    (run / "best.safetensors").unlink()
     refused(capfd, evaluate.main, [run], f"{run} has no weights yet (it is finished)")
-    (run / "best.weights.h5").write_bytes(content)
+    (run / "best.safetensors").write_bytes(content)
     record = read(run / "config.json")
     record["config"]["network_size"] = 0.5
     atomic.write_json(run / "config.json", record)
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
     assert not (run / "evaluations").exists()

@@ -288,7 +288,7 @@ def test_want_of_memory_while_the_model_is_made_is_a_sentence(tmp_path, monkeypa
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
 
     monkeypatch.setattr(training.models, "build", exhausted)
-    monkeypatch.setattr(training.models, "weight_shapes", lambda *_: [])
+    monkeypatch.setattr(training.models, "blank_weights", lambda *_: {})
     with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
         train(tmp_path)
     assert list(tmp_path.iterdir()) == []
