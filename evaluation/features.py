@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,7 +17,6 @@ from tqdm import tqdm
 import data
 import models
 from data import as_folder
-from experiment import weights
 from experiment.flags import add_backend
 from experiment.record import MOST_JSON, git_commit, versions
 from runtime import atomic, backend
@@ -192,8 +192,8 @@ class Network:
 def load(path):
     """The Network in a .keras file, which Keras reads in safe mode: no code in it is run. Raises UserError.
 
-    A file whose .json belongs to another network is refused. Shapes are compared with the file's config.json before
-    anything is allocated.
+    It is refused where a .json beside it is not its own, and before anything is allocated where its config.json
+    describes more weights than it can hold.
     """
     path = keras_file(Path(path))
     try:
@@ -235,12 +235,12 @@ def _model(content):
         if sum(info.file_size for info in archive.infolist()) > MOST:
             raise ValueError(f"it has more than {MOST:,} bytes")
         config = json.loads(archive.read("config.json")) | {"compile_config": None}
-        stored = archive.read("model.weights.h5")
+        stored = archive.getinfo("model.weights.h5").file_size
     blank = models.unallocated(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True))
     if not isinstance(blank, keras.Model):
         raise ValueError("its config.json describes no model")
+    if (count := sum(math.prod(one.shape) for one in blank.weights)) > stored:  # each has a byte or more
+        raise ValueError(f"its config.json describes {count:,} weights, more than it holds")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "model.weights.h5").write_bytes(stored)
-        weights.check(Path(folder, "model.weights.h5"), [tuple(one.shape) for one in blank.weights])
         Path(folder, "model.keras").write_bytes(content)
         return keras.saving.load_model(Path(folder, "model.keras"), compile=False, safe_mode=True)

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 import models
-from experiment import Config, tracking
+from experiment import Config, tracking, weights
 from runtime import backend
 
 ROOT = Path(__file__).parent.parent
@@ -191,6 +191,13 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def save_weights(model, path):
+    """Writes the weights of a model as a run keeps its best ones."""
+    from models.base import named_weights
+
+    path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
+
+
 def put(folder, contents):
     """Writes files, a dict of name to content, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,8 +272,8 @@ def site(authority, tmp_path, monkeypatch):
 
 SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
 ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
-STATES = [f"last/epoch{epoch:09d}_step{0:09d}.zip" for epoch in (1, 2)]
-FILES = [".lock", "best.weights.h5", "config.json", "history.csv", *STATES, "status.json"]
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.safetensors" for epoch in (1, 2)]
+FILES = [".lock", "best.safetensors", "config.json", "history.csv", *STATES, "status.json"]
 QUICK = {"epochs": 1, "batch_size": 399}  # three steps
 
 

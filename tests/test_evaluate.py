@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ID, QUICK, called, files_below, flags, read, refused
+from conftest import ID, QUICK, called, files_below, flags, read, refused, save_weights
 from PIL import Image
 
 import evaluate
@@ -319,7 +319,7 @@ def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
     model = experiment.load(run).model
     weight = next(weight for weight in model.weights if len(weight.shape) == 4)
     weight.assign(np.where(np.arange(weight.shape[-1]), weight, value))
-    model.save_weights(run / "best.weights.h5")
+    save_weights(model, run / "best.safetensors")
     for main in (evaluate.main, plot.main):
         refused(capfd, main, [run], "/kernel is not finite, so log p(x) of image 0, or of any other, is not either")
 
@@ -329,7 +329,7 @@ def test_weights_that_are_too_large_name_the_image(run, capfd, estimator):
     """The decoder's weights, for which this is found when images are scored."""
     model = experiment.load(run).model
     model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, 3e38))
-    model.save_weights(run / "best.weights.h5")
+    save_weights(model, run / "best.safetensors")
     words = [run, "--estimator", estimator, "--max_images", 3]
     refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
 
@@ -596,14 +596,14 @@ def test_a_bad_flag_of_an_evaluation_is_named(tmp_path, capfd, words):
 
 
 def test_weights_that_are_missing_damaged_or_another_networks_are_refused(run, capfd):
-    content = (run / "best.weights.h5").read_bytes()
-    (run / "best.weights.h5").write_bytes(content[:1000])
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
-    (run / "best.weights.h5").unlink()
+    content = (run / "best.safetensors").read_bytes()
+    (run / "best.safetensors").write_bytes(content[:1000])
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
+    (run / "best.safetensors").unlink()
     refused(capfd, evaluate.main, [run], f"{run} has no weights yet (it is finished)")
-    (run / "best.weights.h5").write_bytes(content)
+    (run / "best.safetensors").write_bytes(content)
     record = read(run / "config.json")
     record["config"]["network_size"] = 0.5
     atomic.write_json(run / "config.json", record)
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
     assert not (run / "evaluations").exists()

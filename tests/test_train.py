@@ -171,7 +171,7 @@ def test_a_run_that_was_about_to_be_replaced_is_found_again(run, capfd):
     """The process was killed between the two renames, and its successor never came to be."""
     run.rename(run.with_name(f".replaced.{run.name}"))
     assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
-    assert "is finished already" in capfd.readouterr().out and (run / "best.weights.h5").is_file()
+    assert "is finished already" in capfd.readouterr().out and (run / "best.safetensors").is_file()
 
 
 def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 import models
+from experiment import weights
 from runtime import backend
 from runtime.errors import RunError, UserError
 from training import checkpoint, processes
@@ -147,8 +148,9 @@ class Processes(OnJax):
             raise UserError("the data files of this process differ from those of the first one; check its --data_dir")
         if about["state"] is None:
             return None
-        values = processes.broadcast(state.values if self.leads else checkpoint.numbers(model))
-        return state or checkpoint.State(**about["state"], best=b"", values=[np.asarray(value) for value in values])
+        own = state.values if self.leads else weights.values(checkpoint.variables(model))
+        values = {name: np.asarray(value) for name, value in processes.broadcast(own).items()}
+        return state or checkpoint.State(**about["state"], best={}, values=values)
 
     def any_asked(self, asked):
         """As of Placement."""

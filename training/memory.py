@@ -32,7 +32,7 @@ COPIES = 4  # arrays for each weight in training: itself, its gradient and Adam'
 def check_weights(config, image_shape):
     """Raises UserError if weights, gradients and the optimizer's moments do not fit, before the weights are made."""
     copies = COPIES + (config.accumulate > 1)
-    needed = copies * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
+    needed = copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape).values())
     if needed > (there := memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "

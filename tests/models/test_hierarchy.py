@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.fft
-from conftest import compiled, first_on_both, on_tensorflow, shapes_of
+from conftest import compiled, first_on_both, on_tensorflow, save_weights, shapes_of
 from keras import ops
 from test_diffusion import gaussian
 
@@ -18,7 +18,8 @@ import experiment
 import models
 import plot
 from evaluation.importance import importance_sampling
-from experiment import Config, presets
+from experiment import Config, presets, weights
+from models.base import named_weights
 from models.distributions import Normal
 from models.dvp import context_scale, cosines, low_frequencies
 from models.hierarchy import Residual, Scale, resized, resizing, scales_of
@@ -363,10 +364,9 @@ def test_the_scale_is_that_of_the_training_images_and_is_kept(tmp_path):
     prepared = fit.prepare(config)
     binary = (prepared.dataset.split("train").grey()[:100] >= 0.5).astype("float32")
     np.testing.assert_array_equal(prepared.model.context.scale, context_scale(binary, 3))
-    path = tmp_path / "w.weights.h5"
-    prepared.model.save_weights(path)
+    save_weights(prepared.model, path := tmp_path / "w.safetensors")
     again = models.build(config, SHAPE)
-    again.load_weights(path)
+    weights.assign(named_weights(again), weights.read(path, named_weights(again)))
     np.testing.assert_array_equal(again.context.scale, prepared.model.context.scale)
     x = binary[:4]
     one, other = (model.expected_terms(x, 2, seed()).log_w() for model in (prepared.model, again))

@@ -191,7 +191,7 @@ def tiny_runs(folder):
     paths = [fit.train(experiment.Config(model=m, latent_dim=d, **tiny)) for m, d in (("vae", 2), ("hvae", 3))]
     for path in paths:
         run = experiment.load(path)
-        loud(run.model).save_weights(path / "best.weights.h5")
+        save_weights(loud(run.model), path / "best.safetensors")
     return paths
 
 

@@ -292,7 +292,7 @@ def test_out_of_memory_while_the_model_is_made_is_an_error_in_one_sentence(tmp_p
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
 
     monkeypatch.setattr(fit.models, "build", exhausted)
-    monkeypatch.setattr(fit.models, "weight_shapes", lambda *_: [])
+    monkeypatch.setattr(fit.models, "blank_weights", lambda *_: {})
     with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
         train(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, first_on_both, flags, validated
+from safetensors.numpy import load_file
 
 import experiment
 import train
@@ -72,10 +72,12 @@ def without_seconds(path):
 
 def numbers_of(path):
     """All numbers of a finished run: its history but for seconds, every variable, and the best weights."""
-    with zipfile.ZipFile(checkpoint.newest(path / "last")[0]) as file:
-        best = file.read("best.weights.h5")
-        assert best == (path / "best.weights.h5").read_bytes()
-        return without_seconds(path), file.read("variables.bin"), best
+    arrays = load_file(checkpoint.newest(path / "last")[0])
+    best = {name: array.tobytes() for name, array in load_file(path / "best.safetensors").items()}
+    del arrays["history"]  # which has the seconds
+    arrays = {name: array.tobytes() for name, array in arrays.items()}
+    assert best == {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
+    return without_seconds(path), arrays, (path / "best.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, who
             signal.signal(getattr(signal, name), handler)
     assert run.state == "stopped"
     epochs = epoch + (steps == 0)
-    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{epochs:09d}_step{steps:09d}.zip"
+    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{epochs:09d}_step{steps:09d}.safetensors"
     assert gone_on(run) == whole
 
 
@@ -181,7 +183,7 @@ def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, who
 def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
     """With --save_minutes next to nothing there is a state after each step, and resuming twice changes nothing."""
     run = interrupted(tmp_path, monkeypatch, 1, 2, die, save_minutes=1e-9)
-    assert [path.name[-13:-4] for path in checkpoint.newest(run.path / "last")] == ["000000002", "000000001"]
+    assert [path.stem[-9:] for path in checkpoint.newest(run.path / "last")] == ["000000002", "000000001"]
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         acting(patch, 2, 1, die)
         fit.resume(run, run.config)
@@ -248,15 +250,26 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path,
     assert re.fullmatch(rf"warning: {newest} is damaged \(.+\); trying the one before\n", capfd.readouterr().err)
 
 
+def test_one_bit_that_flips_is_found_wherever_it_is(run):
+    path, model = checkpoint.newest(run.path / "last")[0], fit.prepare(run.config).model
+    whole, rng = path.read_bytes(), random.Random(1)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    assert checkpoint.read(path, model).epoch == 2 and header < len(whole) / 2
+    for bit in [*rng.sample(range(8 * header), 60), *rng.sample(range(8 * header, 8 * len(whole)), 20)]:
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.read(path, model)
+
+
 def test_when_all_states_are_damaged_nothing_is_touched(run, tmp_path, capfd):
     for path in checkpoint.newest(run.path / "last"):
         path.write_bytes(b"x")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert called("--resume", run.path) == 2
-    assert (
-        "last holds no undamaged state (File is not a zip file); its command with --overwrite starts it again"
-        in capfd.readouterr().err
-    )
+    expected = r"last holds no undamaged state \(it is no whole safetensors file: .*too small\); its command with "
+    assert re.search(expected + "--overwrite starts it again", capfd.readouterr().err)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
@@ -295,7 +308,7 @@ def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch,
     """An epoch has four: asked to stop after the first three, and after one execution of all of them."""
     settings = {"steps_per_execution": count}
     run = interrupted(tmp_path, monkeypatch, 1, count - 1, lambda: ask(signal.SIGINT), **settings)
-    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1 + (step == 0):09d}_step{step:09d}.zip"
+    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1 + (step == 0):09d}_step{step:09d}.safetensors"
     assert gone_on(run) == whole
     assert experiment.load(config(tmp_path).path).path == run.path  # the id is the same
 
@@ -306,7 +319,7 @@ def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     settings = {"accumulate": 3, "model": "vae", "lr_schedule": "cosine", "epochs": 3, "save_minutes": 1e-9}
     path = fit.train(config(tmp_path / "whole", **settings))
     run = interrupted(tmp_path, monkeypatch, 1, 1, die, **settings)
-    assert checkpoint.newest(run.path / "last")[0].name == "epoch000000001_step000000001.zip"
+    assert checkpoint.newest(run.path / "last")[0].name == "epoch000000001_step000000001.safetensors"
     assert gone_on(run) == numbers_of(path)
     optimizer = (model := fit.prepare(run.config).model).optimizer
     checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
@@ -337,7 +350,7 @@ SCALED = {"precision": "mixed_float16", "optimizer": "adamw", "clip_norm": 100.0
 @pytest.mark.keras
 @pytest.mark.parametrize("settings", first_on_both(SCALED, {"epochs": 3}))
 def test_an_average_of_the_weights_is_remembered_validated_and_kept(tmp_path, monkeypatch, settings):
-    """best.weights.h5 is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
+    """best.safetensors is the average, whose validation ELBO is in the history; last/ has the weights themselves."""
     settings, last = settings | {"ema": 0.7}, settings["epochs"]
     path = fit.train(config(tmp_path / "whole", **settings))
     expected = numbers_of(path)
@@ -418,7 +431,7 @@ def test_a_state_that_cannot_be_read_just_now_is_not_thrown_away(run, monkeypatc
 
 def test_a_state_that_another_process_replaced_meanwhile_is_not_damage(run, monkeypatch, capfd):
     """The run goes on elsewhere: it removes its older state after we have listed it."""
-    newest, vanished = checkpoint.newest, run.path / "last" / "epoch999999999_step000000000.zip"
+    newest, vanished = checkpoint.newest, run.path / "last" / "epoch999999999_step000000000.safetensors"
     monkeypatch.setattr(checkpoint, "newest", lambda folder: [vanished, *newest(folder)])
     prepared = fit.prepare(run.config)
     monkeypatch.setattr(os.path, "lexists", lambda path: monkeypatch.setattr(checkpoint, "newest", newest))
@@ -436,13 +449,13 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(run, tmp_path, capfd, n
     assert not list((tmp_path / "victim").iterdir())
 
 
-@pytest.mark.parametrize("name", ["config.json", "status.json", "history.csv", "best.weights.h5", "last/state"])
+@pytest.mark.parametrize("name", ["config.json", "status.json", "history.csv", "best.safetensors", "last/state"])
 def test_a_pipe_or_an_endless_file_in_a_run_is_an_error_in_one_sentence(run, capfd, name):
     path = checkpoint.newest(run.path / "last")[0] if name == "last/state" else run.path / name
     for put in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         path.unlink()
         put()
-        if name in ("history.csv", "best.weights.h5"):
+        if name in ("history.csv", "best.safetensors"):
             with pytest.raises(UserError, match="no regular file"):
                 one = experiment.load(run.path)
                 assert one.history if name == "history.csv" else one.model
@@ -464,7 +477,7 @@ def test_a_run_that_is_being_replaced_is_not_put_back_by_a_second_process(tmp_pa
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "status.json").write_text(json.dumps({"state": state}))
-        (folder / "best.weights.h5").write_text(state)
+        (folder / "best.safetensors").write_text(state)
 
     def renamed(self, target):
         result = rename(self, target)
@@ -476,7 +489,7 @@ def test_a_run_that_is_being_replaced_is_not_put_back_by_a_second_process(tmp_pa
     monkeypatch.setattr("experiment.folder.LOCK_WAIT", 0.1)
     _set_aside(path)
     finish_replacing(path)  # as after a kill: nobody holds it
-    assert (path / "best.weights.h5").read_text() == "finished"
+    assert (path / "best.safetensors").read_text() == "finished"
 
 
 def test_a_request_to_stop_at_the_very_end_of_a_run_is_not_lost(tmp_path, monkeypatch):
