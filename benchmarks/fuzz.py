@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import experiment
 from data.archives import ZipFolder, read_tar
 from data.idx import parse_idx
-from experiment import record, weights
+from experiment import record as record_module
+from experiment import weights
 from runtime import atomic, backend, text
 from runtime.errors import DataError, UserError
 
@@ -127,7 +128,7 @@ sys.addaudithook(_audit)
 def tiny_run(folder):
     """Writes what can be read of a run without Keras and returns its Config."""
     config = experiment.Config(**SETTINGS)
-    record = {"format": FORMAT, "config": dataclasses.asdict(config)}
+    record = {"format": record_module.FORMAT, "config": dataclasses.asdict(config)}
     record |= {"backend": "tensorflow", "versions": {"numpy": "2.4.6"}, "data_sha256": {"file": "0123"}}
     atomic.write_json(folder / "config.json", record)
     atomic.write_json(folder / "status.json", {"state": "finished", "epochs_done": 2, "best_epoch": 2})
@@ -186,7 +187,7 @@ def weights_(folder):
     backend.settle(device="cpu")
     backend.start()
     import models
-    from models.base import named_weights
+    from models.weight_names import named_weights
 
     model = models.build(tiny_run(folder), SHAPE)
     named = named_weights(model)
@@ -215,7 +216,7 @@ def state(folder):
     """A file of last/: every value has the type and shape of the model's variable."""
     backend.settle(device="cpu")
     backend.start()
-    from models.base import named_weights
+    from models.weight_names import named_weights
     from training import checkpoint, fit
 
     model = fit.prepare(experiment.Config(**SETTINGS)).model
@@ -427,7 +428,7 @@ def main():
     table = [fuzz(name, args.inputs // COSTLY.get(name, 1), args.seed, beside) for name in names]
     print(text.table(table))
     if args.json:
-        versions = record.versions() | {name: version(name) for name in ("atheris", "safetensors")}
+        versions = record_module.versions() | {name: version(name) for name in ("atheris", "safetensors")}
         settings = {"inputs": args.inputs, "seed": args.seed}
         atomic.write_json(args.json, {"settings": settings, "versions": versions, "rows": table})
     return int(any(row["defects"] for row in table))

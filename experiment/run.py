@@ -143,7 +143,7 @@ class Run:
             values = weights.read(self.weights, expected)
         except (ValueError, OSError) as error:
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {error}") from error
-        from models.base import named_weights
+        from models.weight_names import named_weights
 
         model = models.build(self.config, self.image_shape)
         weights.assign(named_weights(model), values)

@@ -31,7 +31,7 @@ def not_finite(model):
     """
     from keras import ops
 
-    from models.base import named_weights
+    from models.weight_names import named_weights
 
     named = named_weights(model).items()
     return next((name for name, weight in named if not np.isfinite(ops.convert_to_numpy(weight)).all()), None)

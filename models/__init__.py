@@ -203,7 +203,7 @@ def objective(config):
 
 def blank_weights(config, image_shape):
     """The `named_weights` of the model that `build` would return, none of them allocated. Raises as `build` does."""
-    from .base import named_weights
+    from .weight_names import named_weights
 
     return named_weights(unallocated(lambda: build(config, image_shape)))
 

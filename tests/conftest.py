@@ -193,7 +193,7 @@ def sha256(content):
 
 def save_weights(model, path):
     """Writes the weights of a model as a run keeps its best ones."""
-    from models.base import named_weights
+    from models.weight_names import named_weights
 
     path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
 

@@ -15,7 +15,7 @@ import numpy as np
 from keras import KerasTensor
 
 from experiment import weights
-from models.base import named_weights
+from models.weight_names import named_weights
 from runtime import atomic
 
 KEPT = 2  # states in a folder

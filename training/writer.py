@@ -7,7 +7,7 @@ import keras
 
 from experiment import weights
 from experiment.folder import process
-from models.base import named_weights
+from models.weight_names import named_weights
 from runtime import atomic
 from runtime.errors import RunError
 from runtime.memory import is_out_of_memory

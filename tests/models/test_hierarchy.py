@@ -19,10 +19,10 @@ import models
 import plot
 from evaluation.importance import importance_sampling
 from experiment import Config, presets, weights
-from models.base import named_weights
 from models.distributions import Normal
 from models.dvp import context_scale, cosines, low_frequencies
 from models.hierarchy import Residual, Scale, resized, resizing, scales_of
+from models.weight_names import named_weights
 from training import fit, optimizers
 
 pytestmark = pytest.mark.keras

@@ -13,10 +13,10 @@ from keras import ops
 import models
 from evaluation.importance import importance_sampling
 from experiment import Config, weights
-from models.base import named_weights
 from models.networks import DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
 from models.priors import UnitInterval
+from models.weight_names import named_weights
 from runtime.internals import sublayers
 
 pytestmark = pytest.mark.keras

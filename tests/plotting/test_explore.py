@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import save_weights
 from made import noise, numpy, stub
 from PIL import Image
 
