@@ -16,7 +16,7 @@ import models
 from experiment import tracking
 from experiment.folder import finish_replacing
 from experiment.record import versions
-from runtime import atomic
+from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, optimizers
