@@ -23,7 +23,7 @@ from linear_models import (
 )
 
 from evaluation import importance, proposals
-from evaluation.compiled import KeyedSeeds, NotFiniteError
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError
 from evaluation.importance import Sums, importance_sampling, log_weights, pareto_k
 from models.distributions import Mixture, Normal
 
@@ -366,7 +366,8 @@ def test_where_one_thread_ends_the_others_do_not_go_on(stop, monkeypatch):
     assert 0 < len(calls) < 500  # of 220,000
 
 
-def test_jit_gives_the_same_distribution(xla):
+def test_xla_gives_the_same_distribution(xla):
+    assert Compiled(Linear(standard())).jit_compile
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000), exact(np.eye(D)))
 
 
