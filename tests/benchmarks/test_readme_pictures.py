@@ -110,7 +110,7 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
     assert "a machine" in text and "network size 0.25, 1 epochs" in text
     capsys.readouterr()
 
-    monkeypatch.setattr("training.train", None)  # nothing is left to train
+    monkeypatch.setattr("training.fit.train", None)  # nothing is left to train
     monkeypatch.setattr("evaluate.evaluate", None)  # or to score
     assert readme_pictures.main(flags) == 0
     assert (tiny / "README.md").read_text() == text and capsys.readouterr().out.count("is finished already") == 2
