@@ -56,10 +56,10 @@ def produce(args):
             return code
     for config in configs:
         collect(config, args.hardware or "hardware not stated")
-    return write()
+    return write(args)
 
 
-def write(_=None):
+def write(args):
     """Writes the README's table and pictures; returns the exit code."""
     readme.write("readme_pictures.py", part())
     return 0

@@ -80,8 +80,7 @@ def embedding(points, labels, class_names, axis_names, caption="", density=None,
     """
     figure = new_figure(5.6, 5.2)
     axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], title=caption)
-    names = class_names if labels is not None else ("test images",)
-    palette = draw_points(axes, points, labels, len(names))
+    draw_points(axes, points, labels, class_names)
     if density is not None:
         draw_density(axes, density)
     if components is not None and len(components):
@@ -90,24 +89,26 @@ def embedding(points, labels, class_names, axis_names, caption="", density=None,
     width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
     if 1 / 3 < width / height < 3:  # otherwise equal scales would make it a strip
         axes.set_aspect("equal")
-    draw_legend(axes, palette, names)
+    draw_legend(axes)
     return figure
 
 
-def draw_points(axes, points, labels, count):
-    """Draws points (N, 2) in the colours of their labels (N,) or None; returns the colours of the `count` classes.
+def draw_points(axes, points, labels, class_names):
+    """Points (N, 2) in the colours of their labels (N,) or None, with the names of the classes for the legend.
 
     They are drawn in a random order, so that no class hides another. Many points become one picture inside an SVG.
     """
     from matplotlib.colors import to_rgba_array
 
-    palette = to_rgba_array(colours(count))
+    names = ("test images",) if labels is None else class_names
+    palette = to_rgba_array(colours(len(names)))
     classes = labels if labels is not None else np.zeros(len(points), int)
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
     options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}
     axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
-    return palette
+    for colour, name in zip(palette, names, strict=True):
+        axes.plot([], [], "o", markersize=5, color=colour, label=name)
 
 
 @style()
@@ -121,15 +122,14 @@ def landscape(points, labels, class_names, density, ellipses, thumbnails, captio
     figure = new_figure(7.4, 6.6)
     axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=caption)
     shade(axes, density, 3.0)  # pale, because points may be grey
-    names = class_names if labels is not None else ("test images",)
-    palette = draw_points(axes, points, labels, len(names))
+    draw_points(axes, points, labels, class_names)
     axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
     axes.plot([], [], color="black", linewidth=0.7, label=PRIOR)
     if ellipses is not None:
         draw_ellipses(axes, *ellipses)
         axes.plot([], [], color=ELLIPSE, label=f"{len(ellipses[0])} pseudo-inputs:\nposteriors, 1 sd")
     draw_thumbnails(axes, *thumbnails)
-    draw_legend(axes, palette, names)
+    draw_legend(axes)
     return figure
 
 
@@ -154,8 +154,7 @@ def draw_thumbnails(axes, places, images):
         if inside and all((np.abs(place - other) > 1.15 * box).any() for other in kept):
             kept.append(place)
             (x, y), (width, height) = place - box / 2, box
-            picture = image[..., 0] if image.shape[-1] == 1 else image
-            axes.imshow(picture, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
+            axes.imshow(image, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
@@ -166,12 +165,10 @@ def draw_density(axes, density):
     axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
 
 
-def draw_legend(axes, palette, names):
-    """A legend right of the axes: the names of the classes, then what is labelled already."""
-    others = axes.get_legend_handles_labels()[0]
-    dots = [axes.plot([], [], "o", markersize=5, color=c, label=n)[0] for c, n in zip(palette, names, strict=True)]
-    columns = 1 + (len(dots) + len(others)) // 26
-    axes.legend(handles=dots + others, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
+def draw_legend(axes):
+    """A legend right of the axes, in several columns if it is long."""
+    columns = 1 + len(axes.get_legend_handles_labels()[0]) // 26
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
 
 
 @style()

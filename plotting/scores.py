@@ -10,7 +10,7 @@ from plotting.style import PALETTE, decimals, new_figure, percent, style
 
 def draw_picture(axes, image, name=""):
     """An image (H, W, C) in bare axes, with its name below."""
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, vmin=0, vmax=1)
+    axes.imshow(image, vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[], xlabel=name)
     axes.spines[:].set_visible(False)
 

@@ -64,10 +64,10 @@ def sheet(grid, caption="", row_breaks=(), column_breaks=(), room=BREAK):
     """
     big = enlarged(grid)
     picture, top, left = tiled(big, row_breaks, column_breaks, room)
-    h, w, channels = picture.shape
+    h, w, _ = picture.shape
     figure = new_figure(w / DPI, h / DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(picture[..., 0] if channels == 1 else picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
+    axes.imshow(picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
     axes.spines[:].set_visible(False)
     axes.set_xticks(left + big.shape[3] / 2, [""] * len(left))
     axes.set_yticks(top + big.shape[2] / 2, [""] * len(top))

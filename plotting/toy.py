@@ -107,7 +107,7 @@ def draw(output, folder):
 
 FIGURE = Figure(
     "toy_posteriors",
-    "A posterior that is a ring, and draws of what each bound fits to it. Contours hold 95 % of the posterior.",
+    "A posterior that is a ring, and draws of its approximations by each bound. Contours hold 95 % of its mass.",
     planes.posteriors,
     stem="{name}",
 )
