@@ -190,7 +190,7 @@ def same_alone(args, folder, paths):
 
 
 def _numbers(path):
-    return [row.rsplit(",", 1)[0] for row in rows_of(path)], (path / "best.weights.h5").read_bytes()
+    return [row.rsplit(",", 1)[0] for row in rows_of(path)], (path / "best.safetensors").read_bytes()
 
 
 if __name__ == "__main__":

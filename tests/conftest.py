@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 import models
-from experiment import Config, tracking
+from experiment import Config, tracking, weights
 from runtime import backend
 
 ROOT = Path(__file__).parent.parent
@@ -45,8 +45,8 @@ SHALLOW_ONLY = (
 )
 DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
 
-TRACKING = dict(tracking.SINKS)
-tracking.SINKS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
+TRACKING = dict(tracking.TRACKERS)
+tracking.TRACKERS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")  # tests compile the same over and over
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 LEAST = "--xla_backend_optimization_level=0"  # of LLVM, which would take a quarter of the time; XLA's passes stay
@@ -58,9 +58,16 @@ on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason=
 
 
 def pytest_configure(config):
-    """Imports Keras as scripts do, before a test file does, but in the process that only hands tests to others."""
+    """Imports Keras as scripts do, before a test file does, except in the process that only distributes tests.
+
+    No test makes TensorFlow deterministic for all later ones, which could not use XLA then.
+    """
     if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         backend.start()
+        if os.environ["KERAS_BACKEND"] == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism = lambda: None
 
 
 def pytest_addoption(parser):
@@ -88,17 +95,21 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgotten():
-    """TensorFlow would keep the graphs of all that a file compiles, for good."""
-    backend.seed(0)  # for fixtures of the file
-    with backend.forgetting_graphs():
-        yield
+def seeded_module():
+    """Fixes the seed for the fixtures of a file."""
+    _seed()
 
 
 @pytest.fixture(autouse=True)
-def same_first_weights():
-    """What layers draw their first weights from, unless a test says otherwise: they are not left to chance."""
-    backend.seed(0)
+def seeded_test():
+    """Fixes the seed from which layers draw their first weights."""
+    _seed()
+
+
+def _seed():
+    import keras
+
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -136,21 +147,6 @@ def compiled(function):
     import jax
 
     return jax.jit(function)()
-
-
-@pytest.fixture
-def xla():
-    """Lets Keras compile on TensorFlow, as it does not once a test before asked for repeatable operations."""
-    if os.environ["KERAS_BACKEND"] == "jax":
-        yield
-        return
-    from tensorflow.python.framework import config  # no public way leads there
-
-    was_on = config.is_op_determinism_enabled()
-    config.disable_op_determinism()
-    yield
-    if was_on:
-        config.enable_op_determinism()
 
 
 @pytest.fixture
@@ -195,6 +191,13 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def save_weights(model, path):
+    """Writes the weights of a model as a run keeps its best ones."""
+    from models.weight_names import named_weights
+
+    path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
+
+
 def put(folder, contents):
     """Writes files, a dict of name to content, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +214,7 @@ def damaged(packed):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of this test alone; no variable of the user's environment has a say."""
-    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache" / "vampvae"
@@ -260,7 +263,7 @@ def authority():
 @pytest.fixture
 def site(authority, tmp_path, monkeypatch):
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     site = Site(authority)
     yield site
     site.server.shutdown()
@@ -269,8 +272,8 @@ def site(authority, tmp_path, monkeypatch):
 
 SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
 ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
-STATES = [f"last/epoch{epoch:09d}_step{0:09d}.zip" for epoch in (1, 2)]
-FILES = [".lock", "best.weights.h5", "config.json", "history.csv", *STATES, "status.json"]
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.safetensors" for epoch in (1, 2)]
+FILES = [".lock", "best.safetensors", "config.json", "history.csv", *STATES, "status.json"]
 QUICK = {"epochs": 1, "batch_size": 399}  # three steps
 
 

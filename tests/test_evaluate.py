@@ -1,7 +1,6 @@
 """evaluate.py as a user runs it, end to end on digits, and what it refuses."""
 
 import csv
-import dataclasses
 import hashlib
 import json
 import math
@@ -14,23 +13,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ID, QUICK, called, files_below, flags, read, refused
+from conftest import ID, QUICK, called, files_below, flags, read, refused, save_weights
 from PIL import Image
 
-import data
 import evaluate
 import experiment
 import plot
 import train
-from data.dataset import STAND_IN
-from data.files import StandIn
+import vampvae
+from data import OTHER_DATA
 from evaluation import estimators, features, score
-from experiment.config import UserError
+from experiment import Config
 from experiment.record import versions
 from plotting import comparisons, latents
 from plotting.view import View
 from runtime import atomic, backend, memory
 from runtime.backend import BACKENDS
+from runtime.errors import UserError
 
 GREY = "grey-pixel bound, not a likelihood"
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"), "mnist")
@@ -78,7 +77,7 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     words = ["--num_samples", S, "--max_images", N, "--split", "val", "--proposal", "posterior"]
     assert called(evaluate.main, run, *words) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; nats") and lines[2].startswith(ID)
+    assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; in ") and lines[2].startswith(ID)
     names = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
     names += ["ess_median", "samples_mean", "doubtful", "seconds"]
     assert lines[1].split() == ["run", *names, "note"]
@@ -170,11 +169,11 @@ def test_a_target_error_takes_what_each_image_needs_and_says_where_it_failed(pla
     with np.load(plane / "evaluations" / "test_isfitted_se0.05_N20.npz") as file:
         assert (file["log_px_se"] <= 0.05).all() and len(set(file["samples"])) > 1
     metrics = read(plane / "metrics.json")
-    assert metrics["target_se"] == 0.05 and metrics["samples_max"] <= metrics["num_samples"] == 100_000
+    assert metrics["target_se"] == 0.05 and metrics["samples_max"] <= metrics["max_samples"] == 100_000
     capfd.readouterr()
     assert called(evaluate.main, plane, "--max_images", 20, "--target_se", 1e-4, "--max_samples", 300) == 0
     said = capfd.readouterr().err
-    assert re.search(r"--target_se 0.0001 was not reached for 20 of 20 images with 300 samples each, where it is", said)
+    assert "20 of 20 images did not reach --target_se 0.0001 with 300 samples; their standard errors go up to" in said
 
 
 def test_doubtful_estimates_are_counted_and_named(plane, capfd):
@@ -184,8 +183,8 @@ def test_doubtful_estimates_are_counted_and_named(plane, capfd):
         assert doubtful == ((file["khat"] > 1 - 1 / np.log10(2000)) | (file["ess"] < 10)).sum() > 0
         worst = np.nanargmax(file["khat"])
     said = capfd.readouterr().err
-    assert f"the estimates of {doubtful} of 100 images are not to be trusted" in said
-    assert f"for image {worst}) or" in said and "; try --proposal fitted" in said
+    assert f"{doubtful} of 100 estimates are unreliable (Pareto k-hat above 0.7, up to " in said
+    assert f"for image {worst}, or too few effective samples); try --proposal fitted" in said
 
 
 def test_a_comparison_is_of_log_px_and_of_the_elbo():
@@ -207,11 +206,10 @@ def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
     assert called(evaluate.main, run, other, "--compare", "--max_images", 10, "--num_samples", 50) == 0
     line = capfd.readouterr().out.splitlines()[-1].split()
     assert line[0] == "other" and line[1:3] == line[5:7] == ["0.00", "0.00"] and float(line[4]) == 0
-    refused(capfd, evaluate.main, [run, "--compare"], "--compare needs two runs or more")
     record = read(other / "config.json")
     record["config"] |= {"likelihood": "gaussian", "binarize": "none"}
     (other / "config.json").write_text(json.dumps(record))
-    said = f"{other} and {run} have other images or another likelihood: nothing to compare"
+    said = f"--compare needs runs with the same images and likelihood; those of {other} and {run} differ"
     refused(capfd, evaluate.main, [run, other, "--compare"], said)
 
 
@@ -248,8 +246,10 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         {"num_samples": 7},
         {"target_se": 0.1, "max_samples": 9},
     ]
-    found = [estimators.Scoring.of(**case) for case in cases]
-    assert [one.settings["num_samples"] for one in found] == [1000, 5000, 100_000, 7, 9]
+    run = SimpleNamespace(config=Config(), latent_dim=40)
+    found = [estimators.Scoring.of(run, **case) for case in cases]
+    numbers = [(one.settings["num_samples"], one.settings["max_samples"]) for one in found]
+    assert numbers == [(1000, None), (5000, None), (None, 100_000), (7, None), (None, 9)]
     assert [one.tag for one in found] == [
         "isfitted_S1000",
         "is_S5000",
@@ -257,52 +257,81 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         "isfitted_S7",
         "isfitted_se0.1_S9",
     ]
-    assert estimators.Scoring.of("ais", start="prior").tag == "aisprior_S16_T100_L5"
-    assert estimators.Scoring.of("ais", bracket=3, seed=2).tag == "ais_S16_T100_L5_B3_seed2"
-    assert estimators.Scoring.of("quadrature").tag == "quadrature"
+    assert estimators.Scoring.of(run, "ais", start="prior").tag == "aisprior_S16_T100_L5"
+    assert estimators.Scoring.of(run, "ais", bracket=3, seed=2).tag == "ais_S16_T100_L5_B3_seed2"
+    assert estimators.Scoring.of(run, "quadrature").tag == "quadrature"
+    for kind in ({"model": "dvp"}, {"latent_dim": 257}):
+        config = Config(**kind)
+        wide = SimpleNamespace(config=config, latent_dim=config.latent_dim)
+        usual = "is_S1000" if config.is_deep else "is_S5000"
+        assert estimators.Scoring.of(wide).tag == usual
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--estimator quadrature --target_se 1", "--target_se goes with --estimator is, not quadrature"),
-        ("--estimator ais --proposal fitted", "--proposal goes with --estimator is, not ais"),
-        ("--bracket", "--bracket goes with --estimator ais, not is"),
-        ("--num_samples 10 --target_se 1", "--target_se says how many samples there are; limit them by --max_samples"),
-        ("--max_samples 10", "--max_samples goes with --target_se; without it, say --num_samples"),
+        ("--estimator quadrature --target_se 1", "--target_se 1.0 goes with --estimator is"),
+        ("--estimator quadrature --num_samples 3", "--num_samples 3 goes with --estimator is or ais"),
+        ("--estimator ais --proposal fitted", "--proposal fitted goes with --estimator is"),
+        ("--bracket", "--bracket 64 goes with --estimator ais"),
+        ("--num_samples 10 --target_se 1", "--num_samples 10 does not go with --target_se, which chooses the number"),
+        ("--max_samples 10", "--max_samples 10 goes with --target_se"),
+        ("--num_generated 5", "--num_generated 5 goes with --features"),
+        ("--compare", "--compare needs two runs or more"),
     ],
 )
 def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, words, expected):
     refused(capfd, evaluate.main, [run, *words.split()], expected)
 
 
-def test_quadrature_of_more_than_two_dimensions_is_refused(tmp_path, capfd):
-    assert called(train.main, *flags(runs_dir=tmp_path, **(QUICK | {"latent_dim": 3}))) == 0
-    (path,) = tmp_path.iterdir()
-    capfd.readouterr()
-    said = f"--estimator quadrature goes as far as 2 latent dimensions, and {path} has 3; try --estimator is"
-    refused(capfd, evaluate.main, [path, "--estimator", "quadrature"], said)
+@pytest.mark.parametrize(
+    ("words", "settings", "latents", "expected"),
+    [
+        ("quadrature", {}, 3, "--estimator quadrature needs two latent dimensions at most, and a run has 3; try"),
+        ("quadrature", {"model": "ladder"}, 2, "--estimator quadrature is for vae and hvae, and a run is a ladder"),
+        ("quadrature", {"network": "pixel"}, 2, "--estimator quadrature would pass the pixel network of a run over"),
+        ("ais", {"model": "dvp"}, 9, "--estimator ais needs the density of the prior, of which a run has"),
+        ("fitted", {"model": "ladder"}, 9, "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
+        ("fitted", {}, 257, "--proposal fitted is for .*, and a run is a vae with 257; try --proposal posterior"),
+    ],
+)
+def test_what_an_estimator_cannot_score_is_refused(words, settings, latents, expected):
+    run = SimpleNamespace(path="a run", config=Config(**settings), latent_dim=latents)
+    asked = {"proposal": words} if words == "fitted" else {"estimator": words}
+    with pytest.raises(UserError, match=expected):
+        estimators.Scoring.of(run, **asked).check(run)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_remedy_is_one_that_the_run_can_take():
+    small, wide = (SimpleNamespace(config=Config(), latent_dim=size) for size in (40, 257))
+    cases = {"raise --num_samples": {}, "try --proposal fitted": {"proposal": "posterior"}}
+    cases |= {"raise --max_samples": {"target_se": 0.1}, "raise --num_steps": {"estimator": "ais"}}
+    for remedy, asked in cases.items():
+        scoring = estimators.Scoring.of(small, **asked)
+        assert scoring.entry.remedy(small, scoring.settings) == remedy
+    scoring = estimators.Scoring.of(wide)
+    assert scoring.entry.remedy(wide, scoring.settings) == "raise --num_samples"
+
+
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_weights_that_are_no_numbers_are_refused(run, capfd, value):
     """The encoder's, too, of whose NaN ReLU makes 0 where it is compiled: a score would be a number."""
     model = experiment.load(run).model
     weight = next(weight for weight in model.weights if len(weight.shape) == 4)
     weight.assign(np.where(np.arange(weight.shape[-1]), weight, value))
-    model.save_weights(run / "best.weights.h5")
+    save_weights(model, run / "best.safetensors")
     for main in (evaluate.main, plot.main):
         refused(capfd, main, [run], "/kernel is not finite, so log p(x) of image 0, or of any other, is not either")
 
 
-def test_weights_that_are_too_large_name_the_image(run, capfd):
-    """The decoder's, which is found when images are scored, whatever the estimator."""
+@pytest.mark.parametrize("estimator", ["is", pytest.param("ais", marks=pytest.mark.slow)])
+def test_weights_that_are_too_large_name_the_image(run, capfd, estimator):
+    """The decoder's weights, for which this is found when images are scored."""
     model = experiment.load(run).model
     model.decoder.weights[-1].assign(np.full(model.decoder.weights[-1].shape, 3e38))
-    model.save_weights(run / "best.weights.h5")
-    for estimator in ("is", "ais"):
-        words = [run, "--estimator", estimator, "--max_images", 3]
-        refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
+    save_weights(model, run / "best.safetensors")
+    words = [run, "--estimator", estimator, "--max_images", 3]
+    refused(capfd, evaluate.main, words, "log p(x) of test image 0 is not finite; the weights are not usable")
 
 
 def test_samples_that_are_no_numbers_are_refused():
@@ -316,13 +345,13 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     from evaluation import distances
 
     file, count = tmp_path / "digits.keras", 530  # more than are drawn at once
-    assert called(features.main, "--data_set", "digits", "--epochs", 2, "--out", file) == 0
+    assert called(vampvae.main, "features", "--data_set", "digits", "--epochs", 2, "--out", file) == 0
     words = ["--num_samples", 3, "--max_images", 5, "--seed", 4, "--features", file, "--num_generated", count]
     capfd.readouterr()
     assert called(evaluate.main, run, *words) == 0
     network, loaded = features.load(file), experiment.load(run)
     lines = capfd.readouterr().out.splitlines()[-4:]
-    assert lines[0] == f"all test images against samples and against real ones, by the features of {network.said}"
+    assert lines[0] == f"all test images compared with samples and with real images, by the features of {network.said}"
     assert [line.split()[1:4] for line in lines[2:]] == [["samples", "530", "300"], ["real", "images", "530"]]
 
     name = f"test_isfitted_S3_seed4_F{network.sha256[:8]}_G{count}_N5"
@@ -337,7 +366,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     drawn = np.concatenate([network.of(np.asarray(loaded.model.sample(n, noise))) for n in (500, 30)])
     images = network.of(loaded.dataset.split("test").grey())  # all of them, whatever --max_images says, and grey
     expected = {"num_images": count, "num_held_out": 300, "kid_subsets": 10, "kid_subset_size": 30}
-    expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4).value}
+    expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4)["kid"]}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert found["real"]["num_images"] == count and found["real"]["fid"] < 0.5 * found["fid"]
     assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]
@@ -362,36 +391,36 @@ def own_network(path, image_shape):
 
 def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, capfd, monkeypatch):
     backend.start()
-    monkeypatch.setattr(estimators, "estimated", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(score, "estimated", lambda *_: pytest.fail("scored"))
     wide = own_network(run.parent / "wide.keras", (28, 28, 1))
-    said = f"--features {wide} is a network of images (28, 28, 1), but these are (8, 8, 1)"
+    said = f"--features {wide} takes images (28, 28, 1), but these are (8, 8, 1)"
     refused(capfd, evaluate.main, [run, "--features", wide], said)
     refused(
         capfd, evaluate.main, [run, "--features", run / "none.keras"], f"cannot read {run}/none.keras: No such file"
     )
-    refused(capfd, evaluate.main, [run, "--num_generated", 5], "--num_generated goes with --features")
 
 
-def test_little_free_memory_means_small_chunks(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("free", "max_memory", "has_gpu", "expected"),
+    [(2**34, None, False, None), (2**30, None, False, 2**25), (2**31, None, True, 2**28), (2**34, 0.5, True, 2**29)],
+)
+def test_little_free_memory_means_small_chunks(free, max_memory, has_gpu, expected, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
+    run = SimpleNamespace(config=Config(), latent_dim=40)
+    assert estimators.Scoring.of(run, max_memory=max_memory).bytes_at_once == expected
+
+
+def test_an_estimator_gets_its_bytes(run, monkeypatch):
     backend.start()
     from evaluation import importance
 
-    asked = []
-    real = importance.importance_sampling
+    asked, real = [], importance.importance_sampling
     monkeypatch.setattr(
         importance, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
     )
-    words = [run, "--num_samples", 5, "--max_images", 3]
-    for free, more, expected in (
-        (2**34, [], None),
-        (2**30, [], 2**25),
-        (2**34, ["--max_memory", "0.001"], int(0.001 * 2**30)),
-    ):
-        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
-        assert called(evaluate.main, *words, *more) == 0
-        assert asked.pop() == expected
-    monkeypatch.setattr(backend, "has_gpu", lambda: True)
-    assert called(evaluate.main, *words) == 0 and asked == [2**30]
+    assert called(evaluate.main, run, "--num_samples", 5, "--max_images", 3, "--max_memory", 0.001) == 0
+    assert asked == [int(0.001 * 2**30)]
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):
@@ -444,32 +473,31 @@ def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_pa
     assert not np.array_equal(*per_image.values())  # else one backend was compared with itself
 
 
-def omniglot_stand_in(folder, monkeypatch, seed):
-    """Writes a tiny chardata.mat of noise, which is made a stand-in for the one of OMNIGLOT."""
-    images = np.random.default_rng(seed).random((784, 48))
+def other_omniglot(folder, seed):
+    """Writes a tiny chardata.mat of noise."""
+    images = np.random.default_rng(seed).random((784, 60))
     (folder / "omniglot").mkdir(parents=True)
-    path = folder / "omniglot" / "chardata.mat"
-    scipy.io.savemat(path, {"data": images[:, :36], "testdata": images[:, 36:]})
-    monkeypatch.setattr(data.sources, "OMNIGLOT_VAL", 12)
-    stand_in = StandIn(hashlib.sha256(path.read_bytes()).hexdigest(), {"train": 24, "val": 12, "test": 12})
-    source = data.DATA_SETS["omniglot"]
-    file = dataclasses.replace(source.files[0], stand_in=stand_in)
-    monkeypatch.setitem(data.DATA_SETS, "omniglot", dataclasses.replace(source, files=(file,)))
+    scipy.io.savemat(folder / "omniglot" / "chardata.mat", {"data": images[:, :48], "testdata": images[:, 48:]})
+    return folder
 
 
-def test_scores_on_stand_in_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
+def test_scores_on_other_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     settings = {"data_set": "omniglot", "epochs": 1, "batch_size": 12, "runs_dir": tmp_path / "runs", "gs_key": "key"}
-    omniglot_stand_in(tmp_path / "data", monkeypatch, seed=0)
-    words = [*flags(data_dir=tmp_path / "data", **settings), "--seed", 1, "--binarize", "none"]
-    assert called(train.main, *words) == 0
+    words = [*flags(data_dir=other_omniglot(tmp_path / "data", seed=0), **settings), "--binarize", "none"]
+    assert called(train.main, *words) == 2
+    assert "is not the published file" in (said := capfd.readouterr().err) and "train with --other_data on" in said
+    assert not (tmp_path / "runs").exists()
+    assert called(train.main, *words, "--other_data", "on") == 0
     assert capfd.readouterr().err.count("warning: ") == 1
     (path,) = (tmp_path / "runs" / "key").iterdir()
-    assert read(path / "status.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert called(evaluate.main, path, "--num_samples", 3) == 0
-    assert f"  {GREY}; {STAND_IN}\n" in capfd.readouterr().out
-    assert read(path / "metrics.json")["note"] == f"{GREY}; {STAND_IN}"
-    assert comparisons.drawn_of(View(experiment.load(path), "pca")).note == f"{GREY}; {STAND_IN}"
-    omniglot_stand_in(tmp_path / "other", monkeypatch, seed=1)
+    record = read(path / "config.json")
+    assert (record["config"]["other_data"], record["data_note"]) == ("on", OTHER_DATA)
+    assert read(path / "status.json")["note"] == experiment.load(path).note == f"{GREY}; {OTHER_DATA}"
+    assert called(evaluate.main, path, "--num_samples", 3) == 0  # without the flag
+    assert f"  {GREY}; {OTHER_DATA}\n" in capfd.readouterr().out
+    assert read(path / "metrics.json")["note"] == f"{GREY}; {OTHER_DATA}"
+    assert comparisons.drawn_of(View(experiment.load(path), "pca")).note == f"{GREY}; {OTHER_DATA}"
+    other_omniglot(tmp_path / "other", seed=1)
     expected = "was trained on another chardata.mat, of sha256 "
     assert called(evaluate.main, path, "--num_samples", 3, "--data_dir", tmp_path / "other") == 2
     assert expected in capfd.readouterr().err
@@ -568,14 +596,14 @@ def test_a_bad_flag_of_an_evaluation_is_named(tmp_path, capfd, words):
 
 
 def test_weights_that_are_missing_damaged_or_another_networks_are_refused(run, capfd):
-    content = (run / "best.weights.h5").read_bytes()
-    (run / "best.weights.h5").write_bytes(content[:1000])
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
-    (run / "best.weights.h5").unlink()
+    content = (run / "best.safetensors").read_bytes()
+    (run / "best.safetensors").write_bytes(content[:1000])
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
+    (run / "best.safetensors").unlink()
     refused(capfd, evaluate.main, [run], f"{run} has no weights yet (it is finished)")
-    (run / "best.weights.h5").write_bytes(content)
+    (run / "best.safetensors").write_bytes(content)
     record = read(run / "config.json")
     record["config"]["network_size"] = 0.5
     atomic.write_json(run / "config.json", record)
-    refused(capfd, evaluate.main, [run], f"{run}/best.weights.h5 does not fit {run}/config.json: ")
+    refused(capfd, evaluate.main, [run], f"{run}/best.safetensors does not fit {run}/config.json: ")
     assert not (run / "evaluations").exists()

@@ -171,7 +171,7 @@ def test_a_run_that_was_about_to_be_replaced_is_found_again(run, capfd):
     """The process was killed between the two renames, and its successor never came to be."""
     run.rename(run.with_name(f".replaced.{run.name}"))
     assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS)) == 0
-    assert "is finished already" in capfd.readouterr().out and (run / "best.weights.h5").is_file()
+    assert "is finished already" in capfd.readouterr().out and (run / "best.safetensors").is_file()
 
 
 def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):
@@ -270,7 +270,7 @@ def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, pr
     (path,) = tmp_path.iterdir()
     assert experiment.load(path).config.network == presets.preset(preset).settings["network"]
     assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
-    said = "to sample an image costs 8 x 8 passes through the decoder, one for each pixel"
+    said = "sampling an image takes 8 x 8 passes through the decoder, one per pixel"
     assert (said in capfd.readouterr().out) == ("pixel" in preset)
     assert plot.main([str(path)]) == 0
     assert (path / "figures" / f"{path.name}_samples.png").is_file()
@@ -367,7 +367,8 @@ DAMAGED = {
 def test_a_damaged_data_file_is_named_and_nothing_is_written(tmp_path, capfd, damage):
     (tmp_path / IMAGES).write_bytes(DAMAGED[damage]())
     words = flags(data_set="mnist", data_dir=tmp_path, runs_dir=tmp_path / "runs")
-    expected = "but this is mnist's t10k-images" if damage == "swapped" else "is truncated or corrupted"
+    expected = {"swapped": "but this is mnist's t10k-images", "truncated": "is truncated", "corrupted": "corrupted"}
+    expected = expected.get(damage, "is not the published file")
     refused(capfd, train.main, words, expected, tmp_path / "runs")
     assert called(train.main, *words) == 2 and str(tmp_path / IMAGES) in capfd.readouterr().err
 

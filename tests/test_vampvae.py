@@ -56,7 +56,9 @@ def test_what_data_there_is_is_said_without_keras(script):
     assert done.stdout.splitlines()[-1] == "0 False" and done.stderr == ""
     for name, source in data.DATA_SETS.items():
         assert re.search(f"^{name}: ", done.stdout, re.MULTILINE) and source.origin in done.stdout
-        assert all(f"{file.name} ({file.size})" in done.stdout for file in source.files)
+        assert all(f"  {file.name} (" in done.stdout for file in source.files)
+    assert "  train-images-idx3-ubyte.gz (9,912,422 bytes): " in done.stdout
+    assert "  histopathology.pkl (unknown size): " in done.stdout
 
 
 def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
@@ -66,7 +68,7 @@ def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeyp
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
     assert called(vampvae.main, "data", "mnist", "--data_dir", tmp_path) == 2
-    assert re.fullmatch("error: .*is truncated or corrupted.*\n", capfd.readouterr().err)
+    assert re.fullmatch("error: .*is not the published file.*\n", capfd.readouterr().err)
     for words in (["data"], ["data", "digits", "--list"], ["data", "cats"], []):
         assert called(vampvae.main, *words) == 2
         assert capfd.readouterr().err.count("\n") == 1

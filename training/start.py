@@ -78,7 +78,7 @@ def run_and_report(path, train):
         if not path.is_dir():
             raise
         print(f"stopped; python train.py --resume {shlex.quote(str(path))} resumes it, as does the same command")
-        if (path / "best.weights.h5").is_file():
+        if (path / "best.safetensors").is_file():
             print("evaluate.py and plot.py accept it as it is")
         return STOPPED
     except RunError as error:
