@@ -42,7 +42,7 @@ class Painter(keras.Model):
 
 
 def sheet(grid):
-    """A grid of images (R, columns, H, W, C) as a uint8 picture: (h, w, 3) if C is 3, else its first channel, (h, w)."""
+    """A grid of images (R, columns, H, W, C) as a uint8 picture: (h, w, 3) if C is 3, else (h, w), its first one."""
     picture = sheets.tiled(grid)[0]
     levels = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     return levels if levels.shape[-1] == 3 else levels[..., 0]
