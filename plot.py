@@ -25,6 +25,7 @@ from runtime.errors import UserError
 NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
 OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
 OF_FIGURES = ("report", "figures", "estimates", "format")
+NOT_OF_EXPLORE = ("estimates", "figures", "report", "export")
 
 
 def add_arguments(parser):
@@ -97,7 +98,8 @@ def run(args):
     if args.out and len(set(ids)) < len(ids):
         raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
     if args.explore:
-        runs = page.explorable(runs, args)
+        check_explore(args)
+        runs = page.explorable(runs, skip=bool(args.gs_key))
     if args.export and (strange := [name for name in OF_FIGURES if getattr(args, name)]):
         raise UserError(f"--export draws nothing, so --{strange[0]} does not go with it; give one of them")
     output = Output(args.out, args.format)
@@ -117,6 +119,14 @@ def run(args):
     if args.report:
         report.write([experiment.load(path, args.data_dir) for path in paths], output)
     return 0 if output.written else 2  # the reasons are said
+
+
+def check_explore(args):
+    """Raises UserError for flags that do not go with --explore."""
+    if args.projection != "pca":
+        raise UserError(f"--explore decodes points of the plane, and those of --projection {args.projection} cannot be")
+    if strange := [name for name in NOT_OF_EXPLORE if getattr(args, name)]:
+        raise UserError(f"--{strange[0]} does not go with --explore, which writes a page instead of figures")
 
 
 def main(argv=None):

@@ -1,5 +1,5 @@
-// A decoder, computed from the list of steps of models/program.py: z, an array of latents, to pixels in [0, 1].
-// Maps have channels last. Numbers are float32 between steps, as in the model.
+// Computes the decoder: from the steps that decoder_steps.py lists, or by interpolation between decoded pictures.
+// Arrays have channels last. The results of all steps are float32, as in the model.
 
 const sigmoid = (value) => 1 / (1 + Math.exp(-value));
 const [SELU_SCALE, SELU_ALPHA] = [1.0507009873554805, 1.6732632423543772];
@@ -19,11 +19,12 @@ const ACTIVATIONS = {
 const activated = (step, values) =>
   step.activation === "linear" ? values : values.map(ACTIVATIONS[step.activation]);
 
-// Adds value times one row of a kernel to a row of outputs.
+/** Adds `value` times the `units` weights that begin at `from` to the outputs that begin at `to`. */
 function addRow(outputs, to, value, weights, from, units) {
   for (let unit = 0; unit < units; unit += 1) outputs[to + unit] += value * weights[from + unit];
 }
 
+/** What each kind of step returns for its input, a Float32Array. */
 const STEPS = {
   dense(step, input, weights) {
     const { inputs, units, at } = step;
@@ -34,7 +35,7 @@ const STEPS = {
     return activated(step, outputs);
   },
 
-  // Each input pixel spreads over kernel x kernel output pixels. These begin where the padding "same" has them.
+  // Each input pixel is spread over kernel x kernel output pixels, whose offset is that of the padding "same".
   conv(step, input, weights) {
     const { height, width, inputs, units, kernel, stride, at } = step;
     const [rows, columns, size] = [height * stride, width * stride, kernel * kernel * inputs * units];
@@ -76,21 +77,16 @@ const STEPS = {
       start += size;
       return compute(steps, input.subarray(start - size, start), weights);
     });
-    const joined = new Float32Array(outputs.reduce((total, one) => total + one.length, 0));
-    let to = 0;
-    for (const one of outputs) {
-      joined.set(one, to);
-      to += one.length;
-    }
-    return joined;
+    return Float32Array.from(outputs.flatMap((output) => Array.from(output)));
   },
 };
 
+/** Applies steps one after another. */
 function compute(steps, input, weights) {
   return steps.reduce((values, step) => STEPS[step.kind](step, values, weights), input);
 }
 
-// The picture of z: a Float32Array of height * width * channels.
+/** The picture of z: a Float32Array of height * width * channels numbers in [0, 1]. */
 function decode(decoder, z, [height, width, channels]) {
   const maps = compute(decoder.steps, Float32Array.from(z), decoder.weights);
   const each = maps.length / (height * width);
@@ -99,7 +95,7 @@ function decode(decoder, z, [height, width, channels]) {
   );
 }
 
-// The picture at (x, y) in [0, 1] x [0, 1] of a grid of side x side tiles of bytes, row by row from below: bilinear.
+/** Interpolates bilinearly at (x, y) in [0, 1] x [0, 1] between side x side tiles of bytes, row by row from below. */
 function interpolated(tiles, side, x, y, length) {
   const [right, up] = [x, y].map((share) => Math.min(Math.max(share, 0), 1) * (side - 1));
   const [column, row] = [right, up].map((place) => Math.min(Math.floor(place), side - 2));

@@ -1,12 +1,9 @@
-"""One HTML page in which the latents of runs are explored: arrays in, a file out that needs nothing else.
+"""One HTML file for exploring the latents of runs: Python writes the data into it, its script decodes and draws.
 
-The decoder runs in the page as explorer/decoder.js computes it, from models/program.py's list of steps. No library does
-that here, for these reasons. ONNX Runtime Web is 14 MB of WebAssembly and TensorFlow.js 1.5 MB of script, in each page;
-neither comes with pip, so either they or npm would have to be on every user's machine, beside a converter that knows
-Keras 3. On a phone's GPU TensorFlow.js has half floats, too few for pictures that are the model's. What they would run
-is two kinds of steps, in a hundred lines; and with nothing but these, the page can forbid itself every request, and
-all scripts but its own, in its Content-Security-Policy. Plots are drawn on a canvas, as Bokeh and Plotly
-would add 1 to 4 MB and could not move a picture with the pointer any faster.
+decoder.js computes the decoder from decoder_steps.py's list of steps. No library does, because ONNX Runtime Web would
+add 14 MB to each page and TensorFlow.js 1.5 MB; neither comes with pip; and TensorFlow.js has only half precision on
+the GPUs of phones. The script is small and complete, so the page's Content-Security-Policy forbids all requests and all
+other scripts. It draws plots on a canvas, where Bokeh and Plotly would add 1 to 4 MB.
 """
 
 import base64
@@ -19,55 +16,54 @@ import os
 import sys
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 
 import numpy as np
+from contourpy import contour_generator
+from PIL import Image
 
-from plotting import comparisons, planes, style
+from plotting import comparisons, planes
+from plotting.sheets import in_rows
+from plotting.style import colours
 from plotting.view import View
 from runtime.errors import UserError
 
-SOURCES = Path(__file__).parent
+FOLDER = Path(__file__).parent
+SCRIPTS = ("elements.js", "decoder.js", "chart.js", "panel.js", "page.js")  # concatenated in this order
 POINTS = 2000  # test images in the plane, at most
-MOST_PIXELS = 6 << 20  # values of all their pictures together, at most, else fewer are shown
-MOST_LATENTS = 1 << 20  # the same of their latents
-EXAMPLES = 10  # test images to begin with, one of each class where there are so many
-PSEUDO_INPUTS = 500
-DRAWS = 6  # of the posterior of each
-SLIDERS = 50
-MULTIPLICATIONS = 100_000_000  # of a picture, up to which a page computes it: one or two tenths of a second
-WEIGHTS = 4_000_000  # that a page carries, at most: 16 MB before they are written as text
-GRID = 32  # pictures along each axis of the plane, where they are computed beforehand
+MOST_PIXELS = 6 << 20  # values of all pictures in one sprite; larger pictures are fewer
+MOST_LATENTS = 1 << 20  # values of all latents in one array; larger latents are fewer
+EXAMPLES = 10  # test images above the panels, of different classes where there are classes
+PSEUDO_INPUTS = 500  # at most
+DRAWS = 6  # from the posterior of each pseudo-input
+SLIDERS = 50  # at most
+MULTIPLICATIONS = 100_000_000  # most per picture that a page computes, which takes one or two tenths of a second
+WEIGHTS = 4_000_000  # most that a page carries: 16 MB, and a third more as text
+GRID = 32  # pictures along each axis of the plane where Python decodes them
 
 
-def explorable(runs, args):
-    """Those of these runs that can be explored: all of them or, of a grid search, those that can, with a warning.
+def explorable(runs, skip=False):
+    """The runs that a page can show. Raises UserError for one that it cannot.
 
-    Raises UserError where one that was named cannot be, or where the flags do not go together.
+    With `skip`, runs that it cannot show are left out with a warning; the error is then only raised if none is left.
     """
-    if args.projection != "pca":
-        raise UserError(f"--projection {args.projection} has no way back to latents; leave it away with --explore")
-    for name in ("estimates", "figures", "report", "export"):
-        if getattr(args, name):
-            raise UserError(f"--{name} does not go with --explore, which writes a page of its own")
-    reasons = {run.path: refused(run) for run in runs}
-    possible = [run for run in runs if not reasons[run.path]]
-    for path, reason in reasons.items():
-        if reason and not (args.gs_key and possible):
-            raise UserError(f"{path} cannot be explored: {reason}")
+    reasons = [refused(run) for run in runs]
+    for run, reason in zip(runs, reasons, strict=True):
+        if reason and not (skip and "" in reasons):
+            raise UserError(f"{run.path} cannot be explored: {reason}")
         if reason:
-            print(f"warning: left out: {path} cannot be explored: {reason}", file=sys.stderr)
-    return possible
+            print(f"warning: left out: {run.path} cannot be explored: {reason}", file=sys.stderr)
+    return [run for run, reason in zip(runs, reasons, strict=True) if not reason]
 
 
 def refused(run):
-    """The end of a sentence that says why a run cannot be explored; none where it can."""
+    """Why a page cannot show a run; an empty text if it can."""
     if run.config.is_deep:
-        return f"the latents of --model {run.config.model} are maps of many layers, with no plane to move in"
+        return f"the latents of --model {run.config.model} are maps of many layers, which no plane can show"
     if run.config.is_autoregressive:
-        passes = math.prod(run.image_shape[:2])
-        return f"--network {run.config.network} draws each picture in {passes} passes, and another one each time"
+        return f"--network {run.config.network} samples each picture in {math.prod(run.image_shape[:2])} passes"
     if run.image_shape[2] not in (1, 3):
-        return f"its images have {run.image_shape[2]} channels, and pictures have 1 or 3"
+        return f"its images have {run.image_shape[2]} channels; the page shows images with 1 or 3"
     return ""
 
 
@@ -75,11 +71,10 @@ def refused(run):
 
 
 def panel(view, label):
-    """What the page knows of a run, from a plot.View: a dict for JSON. `label` is what the run is called."""
+    """What the page shows of the run of a View, as a dict for JSON. The page calls the run `label`."""
     plane = Plane(view)
     decoder, reason = exported(view)
     grid = None if decoder else decoded_grid(view, plane)
-    means = view.embedding.mean
     chosen = points(view)
     return {
         "label": label,
@@ -90,36 +85,36 @@ def panel(view, label):
         "limits": plane.limits.tolist(),
         "centre": packed(plane.centre),
         "basis": packed(plane.basis),
-        "means": packed(means[chosen]),
+        "means": packed(view.embedding.mean[chosen]),
         "plane": packed(plane.of_images[chosen]),
         "contours": contours(view.density),
         "sliders": sliders(view) if decoder and view.run.latent_dim > 2 else [],
         "pseudo": pseudo_inputs(view, plane, decoder) if view.config.has_pseudo_inputs else None,
-        "decoder": decoder,
+        "decoder": decoder and {"steps": decoder.steps, "weights": packed(decoder.weights)},
         "grid": grid,
     }
 
 
 class Plane:
-    """The plane that latents z (..., D) are shown in: z = centre + coordinates @ basis, and what is left away.
+    """The plane in which the page shows latents z (..., D). Its points are centre + coordinates @ basis.
 
-    For two dimensions the latents themselves; for one, a line with a height that means nothing; else the two principal
-    components of the posterior means. `basis` is (2, D), with orthonormal rows, and `limits` (2, 2), by axes.
+    With two latent dimensions, it is the latent space. With one, its second coordinate is random and means nothing.
+    With more, it is spanned by the first two principal components of the posterior means. `basis` is (2, D). `limits`
+    (2, 2) are the lowest and the highest coordinates. `of_images` (N, 2) and `of_components` (K, 2) are the coordinates
+    of the posterior means of test images and of pseudo-inputs.
     """
 
     def __init__(self, view):
         means, dim = view.embedding.mean, view.run.latent_dim
-        self.caption, self.names = "", [names_of(view)[0], "no meaning"] if dim == 1 else names_of(view)[:2]
+        self.caption, self.names = "", [names_of(view)[0], "random height"] if dim == 1 else names_of(view)[:2]
         self.centre, self.basis = np.zeros(dim, np.float32), np.eye(2, dim, dtype=np.float32)
         if dim > 2 and len(means) > 1 and np.ptp(means, axis=0).any():
             self._find_components(means)
-        self.of_images = self.of(means)
-        self.of_components = self.of(view.components)
+        self.of_images, self.of_components = self.of(means), self.of(view.components)
         if dim == 1:
-            noise = np.random.default_rng(0)
-            self.of_images[:, 1], self.of_components[:, 1] = (
-                noise.uniform(size=len(part)) for part in (means, view.components)
-            )
+            rng = np.random.default_rng(0)
+            for coordinates in (self.of_images, self.of_components):
+                coordinates[:, 1] = rng.uniform(size=len(coordinates))
         held = [] if view.density is None else [view.density.held(max(planes.SHARES))]
         self.limits = squared(planes.window(np.concatenate([self.of_images, self.of_components, *held])))
 
@@ -138,7 +133,7 @@ class Plane:
 
 
 def squared(limits):
-    """Limits (2, 2), by axes, true to scale in a square; as they are where that would leave a strip."""
+    """Limits (2, 2), widened to a square so that both axes have one scale, unless one is three times the other."""
     spans = np.ptp(limits, axis=0)
     if not 1 / 3 < spans[0] / spans[1] < 3:
         return limits
@@ -147,16 +142,15 @@ def squared(limits):
 
 
 def names_of(view):
-    """A name for each latent dimension, as z[0], or z2[0] and z1[0] where there are layers, the top one first."""
+    """A name for each latent dimension: z[0], z[1], ... or, from the top layer down, z2[0], z2[1], ..., z1[0], ..."""
     sizes = view.model.sizes
     if len(sizes) == 1:
-        return [f"z[{index}]" for index in range(sizes[0])]
-    layers = enumerate(sizes)
-    return [f"z{len(sizes) - above}" + f"[{index}]" * (size > 1) for above, size in layers for index in range(size)]
+        return [f"z[{k}]" for k in range(sizes[0])]
+    return [f"z{len(sizes) - above}" + f"[{k}]" * (size > 1) for above, size in enumerate(sizes) for k in range(size)]
 
 
 def points(view):
-    """Indices of the test images to show, rising: the examples, then others by chance, always the same: (N,)."""
+    """Rising indices of the test images in the plane: the examples and a random choice of others: (N,)."""
     total = len(view.embedding.mean)
     fitting = min(MOST_PIXELS // math.prod(view.run.image_shape), MOST_LATENTS // view.run.latent_dim)
     count = min(POINTS, total, max(EXAMPLES, fitting))
@@ -166,7 +160,7 @@ def points(view):
 
 
 def examples(view):
-    """Indices of EXAMPLES test images at most, one of each class or, where there are none, evenly chosen."""
+    """Indices of at most EXAMPLES test images, one of each class; where there are no classes, evenly spaced ones."""
     if view.rows:
         return np.sort(view.spread(EXAMPLES))
     total = len(view.embedding.mean)
@@ -174,7 +168,9 @@ def examples(view):
 
 
 def images(view, chosen):
-    """The chosen test images as the model sees them, with their classes; "examples" are places among them."""
+    """The chosen test images as the model sees them, and their classes. "examples" are positions in this choice."""
+    from matplotlib.colors import to_hex
+
     labels = None if view.split.labels is None else view.split.labels[chosen]
     names = view.class_names if labels is not None else ("test images",)
     return {
@@ -183,46 +179,36 @@ def images(view, chosen):
         "sprite": sprite(view.images[chosen]),
         "shape": list(view.run.image_shape),
         "index": chosen.tolist(),
-        "total": len(view.images),
         "labelled": labels is not None,
         "labels": [0] * len(chosen) if labels is None else labels.tolist(),
         "classes": list(names),
-        "colours": [hexadecimal(colour) for colour in style.colours(len(names))],
+        "colours": [to_hex(colour) for colour in colours(len(names))],
         "examples": np.searchsorted(chosen, examples(view)).tolist(),
     }
 
 
-def hexadecimal(colour):
-    """A colour as #rrggbb."""
-    from matplotlib.colors import to_hex
-
-    return to_hex(colour)
-
-
 def contours(density):
-    """Lines around figures.SHARES of the prior's mass: a list of shares, each with its lines as x, y, x, y, ..."""
+    """Contours of the prior's Density: for each of planes.SHARES, the lines around this share of its mass."""
     if density is None:
         return []
-    from contourpy import contour_generator
-
-    lines = contour_generator(*density)
+    generator = contour_generator(*density)
     levels = planes.mass_levels(density.log_p)
     digits = max(0, 3 - math.floor(math.log10(np.ptp(density.limits, axis=0).max())))  # a thousandth of the plane
     return [
-        {"share": share, "lines": [line.ravel().round(digits).tolist() for line in lines.lines(level)]}
+        {"share": share, "lines": [line.ravel().round(digits).tolist() for line in generator.lines(level)]}
         for share, level in zip(planes.SHARES, levels, strict=True)
     ]
 
 
 def sliders(view):
-    """Those of the dimensions whose posterior means vary most, these first, over the range of draws of q(z|x)."""
+    """A slider for each latent dimension, by falling variance of its posterior mean; its range is that of q(z|x)."""
     order = np.argsort(-view.embedding.mean.var(axis=0), kind="stable")[:SLIDERS]
     names, low, high = names_of(view), view.embedding.z.min(axis=0), view.embedding.z.max(axis=0)
     return [{"at": int(k), "name": names[k], "low": float(low[k]), "high": float(high[k])} for k in order]
 
 
 def pseudo_inputs(view, plane, decoder):
-    """Pseudo-inputs with means and DRAWS of their posteriors, and without a decoder the pictures of these means."""
+    """Pseudo-inputs, the mean of and DRAWS from each one's posterior, and without a decoder the decoded means."""
     from keras import ops
 
     inputs = ops.convert_to_numpy(view.model.top_prior.pseudo_inputs)
@@ -244,22 +230,22 @@ def pseudo_inputs(view, plane, decoder):
 
 
 def exported(view):
-    """The decoder for the page, and no reason; or None, and why there is none, as the end of a sentence."""
-    from plotting.explorer.program import NotListedError, program
+    """The DecoderSteps for the page and an empty text, or None and the reason why the page cannot compute it."""
+    from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
 
     try:
-        made = program(view.model)
-    except NotListedError as error:
+        decoder = decoder_steps(view.model)
+    except UnsupportedError as error:
         return None, str(error)
-    if made.multiplications > MULTIPLICATIONS:
-        return None, f"it takes {millions(made.multiplications)} multiplications a picture"
-    if len(made.weights) > WEIGHTS:
-        return None, f"it has {millions(len(made.weights))} weights"
-    return {"steps": made.steps, "weights": packed(made.weights), "multiplications": made.multiplications}, ""
+    if (number := decoder.multiplications) > MULTIPLICATIONS:
+        return None, f"the decoder needs {number:,} multiplications per picture, more than {MULTIPLICATIONS:,}"
+    if len(decoder.weights) > WEIGHTS:
+        return None, f"the decoder has {len(decoder.weights):,} weights, more than {WEIGHTS:,}"
+    return decoder, ""
 
 
 def decoded_grid(view, plane):
-    """Pictures of the plane's points on a grid of `side` x `side`, rows from the lowest upward."""
+    """Pictures decoded at `side` x `side` points of the plane, row by row from the lowest."""
     side = max(2, min(GRID, math.isqrt(MOST_PIXELS // math.prod(view.run.image_shape))))
     x, y = np.linspace(*plane.limits, side).T
     coordinates = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -267,28 +253,22 @@ def decoded_grid(view, plane):
 
 
 def facts(view, count, decoder, grid, reason):
-    """Sentences about a run and what is shown of it."""
-    said, dim = [f"{count:,} of {len(view.images):,} test images at the means of q(z|x)."], view.run.latent_dim
+    """Sentences on what the page shows of a run."""
+    sentences = [f"The plane shows {count:,} of {len(view.images):,} test images at their posterior means."]
     if not decoder:
-        side, why = grid["side"], f"the decoder is not made for a page: {reason}"
-        return [*said, f"The picture is interpolated between {side} x {side} decoded beforehand, as {why}."]
-    said.append(
-        "The picture is decoded live, in this page, by the decoder of the run "
-        f"({millions(decoder['multiplications'])} multiplications)."
-    )
+        decoded = f"{grid['side']} x {grid['side']} decoded ones"
+        return [*sentences, f"Pictures are interpolated between {decoded}, because {reason}."]
+    number = decoder.multiplications
+    sentences.append(f"The run's decoder computes each picture live in this page, in {number:,} multiplications.")
     if view.config.precision != "float32":
-        said.append(f"Hidden layers are float32 here, in the run {view.config.precision.removeprefix('mixed_')}.")
-    if dim > SLIDERS:
-        said.append(f"Sliders are those of the {SLIDERS} of {dim} latents whose means vary most.")
-    return said
+        precision = view.config.precision.removeprefix("mixed_")
+        sentences.append(f"Hidden layers are computed in float32 here, and in {precision} in the run.")
+    if (dim := view.run.latent_dim) > SLIDERS:
+        sentences.append(f"Sliders are shown for the {SLIDERS} of {dim} latents whose posterior means vary most.")
+    return sentences
 
 
-def millions(number):
-    """A number in words, as 1.6 million or 12 thousand."""
-    return f"{number / 1e6:.3g} million" if number >= 1e6 else f"{math.ceil(number / 1000)} thousand"
-
-
-# ---------------------------------------------------------------------------------------------- what is in the file
+# ---------------------------------------------------------------------------------------------- the file
 
 
 def packed(values):
@@ -297,71 +277,52 @@ def packed(values):
 
 
 def sprite(pictures):
-    """Pictures (N, H, W, C) in [0, 1], C 1 or 3, as one PNG, `columns` in a row: its data URL and what reads it."""
-    from PIL import Image
+    """Pictures (N, H, W, C) in [0, 1] as one PNG, `columns` in a row, and what the page needs to cut them out again.
 
+    C is 1 or 3. The result is no dict, so that `page` can tell it from one.
+    """
     count, height, width, channels = pictures.shape
     columns = math.isqrt(count - 1) + 1
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
-    sheet[:count] = np.rint(255 * np.clip(pictures, 0, 1))
-    tiles = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    whole = tiles.reshape(rows * height, columns * width, channels)
+    sheet = in_rows(pictures, columns).swapaxes(1, 2).reshape(-1, columns * width, channels)
+    sheet = np.rint(255 * np.clip(np.nan_to_num(sheet), 0, 1)).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(whole[..., 0] if channels == 1 else whole).save(buffer, "PNG", optimize=True)
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, "PNG", optimize=True)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"url": url, "count": count, "columns": columns, "height": height, "width": width}
+    return SimpleNamespace(url=url, count=count, columns=columns, height=height, width=width)
 
 
 def page(panels, title):
-    """The bytes of the HTML file with these panels, which names every script and style that may run in it."""
-    style, script = ("".join((SOURCES / name).read_text() for name in names) for names in (STYLES, SCRIPTS))
-    shared, panels = without_copies(panels)
-    data = json.dumps({"title": title, "sprites": shared, "panels": panels}, allow_nan=False)
-    template = Template((SOURCES / "page.html").read_text())
-    policy = (
-        f"default-src 'none'; script-src '{checksum(script)}'; style-src '{checksum(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    for one in "<>&":  # so that neither </script> nor a comment can stand in it
-        data = data.replace(one, f"\\u{ord(one):04x}")
-    values = {"policy": policy, "title": html.escape(title), "style": style, "data": data, "script": script}
-    return template.substitute(values).encode()
+    """The bytes of the HTML file. Its Content-Security-Policy allows this script and this style only."""
+    sprites = {}
 
+    def key_of(sprite):
+        """A key in the place of a sprite, which runs on the same images share."""
+        key = hashlib.sha256(sprite.url.encode()).hexdigest()[:16]
+        sprites[key] = vars(sprite)
+        return key
 
-STYLES, SCRIPTS = ("page.css",), ("decoder.js", "page.js")
+    panels = json.loads(json.dumps(panels, default=key_of, allow_nan=False))
+    data = json.dumps({"sprites": sprites, "panels": panels})
+    for letter in "<>&":  # else a name could end the <script> that holds the data
+        data = data.replace(letter, f"\\u{ord(letter):04x}")
+    script, style = "".join((FOLDER / name).read_text() for name in SCRIPTS), (FOLDER / "page.css").read_text()
+    values = {"title": html.escape(title), "data": data, "script": script, "style": style}
+    values |= {"script_hash": checksum(script), "style_hash": checksum(style)}
+    return Template((FOLDER / "page.html").read_text()).substitute(values).encode()
 
 
 def checksum(text):
-    """What a Content-Security-Policy calls a script or style by."""
+    """The name of a script or style in a Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def without_copies(panels):
-    """Sprites by a key, as runs on the same images share them, and the panels with these keys in their places."""
-    shared = {}
-
-    def kept(value):
-        if isinstance(value, dict) and "url" in value:
-            key = hashlib.sha256(value["url"].encode()).hexdigest()[:16]
-            shared[key] = value
-            return key
-        if isinstance(value, dict):
-            return {name: kept(one) for name, one in value.items()}
-        return value
-
-    return shared, [kept(one) for one in panels]
-
-
 def write_explorer(runs, output):
-    """Writes the page in which these runs are explored, beside the figures of one or of their group; returns 0."""
-    first, names = runs[0], sorted({one.config.source.name for one in runs})
-    alone = len(runs) == 1
-    folder = first.path / "figures" if alone else Path(os.path.normpath(first.path / os.pardir), "figures")
-    name = first.config.training_id if alone else "_".join(names)
-    labels = [first.config.training_id] if alone else comparisons.differences(runs)
-    runs.reverse()
-    panels = [panel(View(runs.pop(), "pca"), label) for label in labels]  # popped, as above
-    title = f"Latents of {name if alone else f'{len(labels)} runs'}"
-    output.write(folder, f"{name}_explore.html", lambda: page(panels, title))
+    """Writes the page of these runs, into the figures/ of a single one or else beside the runs; returns 0."""
+    first, alone = runs[0], len(runs) == 1
+    folder = first.path if alone else Path(os.path.normpath(first.path / os.pardir))
+    name = first.config.training_id if alone else "_".join(sorted({one.config.source.name for one in runs}))
+    labels = [name] if alone else comparisons.differences(runs)
+    title = f"Latents of {name if alone else f'{len(runs)} runs'}"
+    panels = [panel(View(runs.pop(0), "pca"), label) for label in labels]  # one model at a time is in memory
+    output.write(folder / "figures", f"{name}_explore.html", lambda: page(panels, title))
     return 0

@@ -1,0 +1,129 @@
+"""A decoder as a list of steps, from which decoder.js computes pictures in a browser."""
+
+from typing import NamedTuple
+
+import numpy as np
+from keras import Sequential, layers, ops
+
+from models import networks
+from models.pixels import Bernoulli, DiscretizedLogistic, Pixels
+
+ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "leaky_relu")
+
+
+class UnsupportedError(ValueError):
+    """The page cannot compute a decoder; the message says why, as the end of a sentence."""
+
+
+class DecoderSteps(NamedTuple):
+    """How to compute the mean of p(x|z): `steps` in their order, and all their `weights` (n,), float32.
+
+    Each step is a dict. Arrays have channels last.
+    - `dense`: activation(h W + b), with h flattened and W (inputs, units).
+    - `conv`: a transposed convolution and an activation, with a kernel (kernel, kernel, inputs, units). The height and
+      width of the output are `stride` times those of the input.
+    - `gated`: the result of the step `linear` times the sigmoid of that of the step `gate`.
+    - `parts`: cuts h into parts of given sizes, applies to each part its own steps, and concatenates the results.
+    In `weights`, the kernel of a step begins at index `at`, and its `units` biases follow. The picture (H, W, C) is the
+    sigmoid of the first C channels of the last result. `multiplications` is their number per picture.
+    """
+
+    steps: list
+    weights: np.ndarray
+    multiplications: int
+
+
+def decoder_steps(model):
+    """The DecoderSteps of a LatentModel. Raises UnsupportedError if the page cannot compute its decoder."""
+    distribution = model.likelihood(ops.zeros((1, sum(model.sizes))))
+    if not isinstance(distribution, (Bernoulli, DiscretizedLogistic, Pixels)):
+        raise UnsupportedError("the mean of p(x|z) is not the sigmoid of one output per channel")
+    translator = Translator()
+    steps, _ = translator.steps(model.decoder, (sum(model.sizes),))
+    return DecoderSteps(steps, np.concatenate(translator.weights), translator.multiplications)
+
+
+class Translator:
+    """Translates layers into steps, collects the weights of these, and counts multiplications.
+
+    Shapes have no batch axis. Each translation returns the list of steps and the shape of their result.
+    """
+
+    def __init__(self):
+        self.weights, self.size, self.multiplications = [], 0, 0
+
+    def steps(self, layer, shape):
+        """Translates a layer for inputs of this shape."""
+        for kind, translate in TRANSLATIONS.items():
+            if isinstance(layer, kind):
+                return translate(self, layer, shape)
+        raise UnsupportedError(f"the page does not support the layer {type(layer).__name__}")
+
+    def chain(self, chained, shape):
+        """Translates layers that follow one another."""
+        steps = []
+        for layer in chained:
+            more, shape = self.steps(layer, shape)
+            steps += more
+        return steps, shape
+
+    def dense(self, layer, shape):
+        kernel = ops.convert_to_numpy(layer.kernel)
+        self.multiplications += kernel.size  # once: no Dense of our decoders is applied to more than a vector
+        return [{"kind": "dense"} | self._stored(layer, kernel)], (layer.units,)
+
+    def transposed_convolution(self, layer, shape):
+        kernel = ops.convert_to_numpy(layer.kernel).swapaxes(-1, -2)  # Keras has (k, k, units, inputs)
+        return self._convolution(layer, kernel, shape)
+
+    def convolution(self, layer, shape):
+        """Translates a convolution into the transposed convolution with the mirrored kernel."""
+        if set(layer.strides) != {1} or any(side % 2 == 0 for side in layer.kernel_size):
+            raise UnsupportedError("the page supports no convolution with a stride or an even kernel")
+        return self._convolution(layer, ops.convert_to_numpy(layer.kernel)[::-1, ::-1], shape)
+
+    def _convolution(self, layer, kernel, shape):
+        """The step of a transposed convolution with this kernel (k, k, inputs, units)."""
+        if layer.padding != "same" and layer.kernel_size != (1, 1):  # 1 x 1 needs no padding
+            raise UnsupportedError(f"the page supports no convolution with padding {layer.padding}")
+        height, width, _ = shape
+        stride = layer.strides[0]
+        self.multiplications += height * width * kernel.size
+        step = {"kind": "conv", "height": height, "width": width, "kernel": kernel.shape[0], "stride": stride}
+        return [step | self._stored(layer, kernel)], (height * stride, width * stride, kernel.shape[-1])
+
+    def _stored(self, layer, kernel):
+        """Stores a layer's kernel (..., inputs, units) and bias; returns what its step says of them."""
+        if (name := layer.activation.__name__) not in ACTIVATIONS:
+            raise UnsupportedError(f"the page does not support the activation {name}")
+        at = self.size
+        for values in (kernel, ops.convert_to_numpy(layer.bias)):
+            self.weights.append(values.astype(np.float32).ravel())
+            self.size += values.size
+        inputs, units = kernel.shape[-2:]
+        return {"inputs": inputs, "units": units, "at": at, "activation": name}
+
+    def gated(self, layer, shape):
+        (linear,), after = self.steps(layer.linear, shape)
+        (gate,), _ = self.steps(layer.gate, shape)
+        return [{"kind": "gated", "linear": linear, "gate": gate}], after
+
+    def parts(self, layer, shape):
+        stacks = zip(layer.parts, layer.stacks, strict=True)
+        parts = [{"size": size, "steps": self.steps(stack, (size,))[0]} for size, stack in stacks]
+        return [{"kind": "parts", "parts": parts}], (layer.features,)
+
+
+TRANSLATIONS = {  # the first kind that a layer is an instance of applies
+    layers.Conv2DTranspose: Translator.transposed_convolution,
+    layers.Conv2D: Translator.convolution,
+    layers.Dense: Translator.dense,
+    layers.Reshape: lambda self, layer, shape: ([], tuple(layer.target_shape)),
+    networks.Gated: Translator.gated,
+    networks.LatentStacks: Translator.parts,
+    networks.DenseStack: lambda self, layer, shape: self.chain(layer.stack, shape),
+    Sequential: lambda self, layer, shape: self.chain(layer.layers, shape),
+    networks.ConvDecoder: lambda self, layer, shape: self.chain([layer.net], shape),
+    networks.DenseDecoder: lambda self, layer, shape: self.chain([layer.stacks, layer.joint, layer.out], shape),
+    networks.GatedConvDecoder: lambda self, layer, shape: self.chain([layer.stacks, layer.image, layer.net], shape),
+}
