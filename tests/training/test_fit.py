@@ -307,7 +307,7 @@ def test_out_of_memory_while_the_model_is_made_is_an_error_in_one_sentence(tmp_p
     ],
 )
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
-    monkeypatch.setattr("runtime.memory.memory", lambda: memory)
+    monkeypatch.setattr("training.memory.memory", lambda: memory)
     with pytest.raises(UserError, match=message):
         train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400)
     assert list(tmp_path.iterdir()) == []
