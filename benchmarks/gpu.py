@@ -30,7 +30,7 @@ from runtime import atomic
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
-UNUSED = ("tensorflow", "tensorboard")  # by JAX without --track
+UNUSED = ("tensorflow", "tensorboard", "tensorboardX")  # by JAX with --track none
 PRECISION = "mixed_bfloat16"
 EPOCHS = 250  # of the README's runs
 MODELS = [(model, prior) for prior in ("vamp", "standard") for model in ("vae", "hvae")]
@@ -127,7 +127,7 @@ def epoch(model, prior, sizes, folder):
 
 def between_states(run):
     """Seconds from the one of a run's newest two states to the other, so all that an epoch takes. Raises Failed."""
-    states = sorted((run / "last").glob("epoch*_step000000000.zip"))
+    states = sorted((run / "last").glob("epoch*_step000000000.safetensors"))
     if len(states) < 2:
         raise Failed(f"{run} has not the states of two epochs")
     return states[-1].stat().st_mtime - states[-2].stat().st_mtime

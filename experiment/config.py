@@ -139,13 +139,17 @@ class Config:
     )
     gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY", kind=str)
     data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download", kind=str)
+    other_data: str = setting(
+        "off", "on: take data files that differ from the published ones, and say so beside every score",
+        choices=("off", "on"),
+    )  # fmt: skip
     runs_dir: str = setting("runs", "folder that runs are written to")
     save_minutes: float = setting(
         10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
     )
     track: str = setting(
-        "tensorboard", "tensorboard: event files in RUN/tensorboard; mlflow, wandb: that tracker, too; none: nothing",
-        choices=tuple(tracking.SINKS),
+        "tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; none: neither",
+        choices=tuple(tracking.TRACKERS),
     )  # fmt: skip
     jit: str = setting(
         "auto", "compile with XLA; auto: on, except with TensorFlow on a CPU", choices=("auto", "on", "off")
@@ -156,7 +160,8 @@ class Config:
     )  # fmt: skip
     distribute: str = setting(
         "none", "devices: split each batch over all devices of this machine; processes: over those of several "
-        "machines, on which the same command is started", choices=("none", "devices", "processes"),
+        "machines, on which the same command is started; both need --backend jax",
+        choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
         "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",
@@ -306,9 +311,9 @@ class Config:
             return DENSITY_NOTE
         return "" if self.is_likelihood else GREY_NOTE
 
-    def note_on(self, sha256):
-        """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
-        return "; ".join(filter(None, (self.note, self.source.note(sha256))))
+    def note_on(self, data_note):
+        """`note`, and that of the data files, which is "" for the published ones."""
+        return "; ".join(filter(None, (self.note, data_note)))
 
     @property
     def training_id(self):

@@ -128,13 +128,9 @@ def commands(run):
 def scoring(metrics):
     """The flags of evaluate.py that made these metrics."""
     estimator = metrics.get("estimator")
-    settings = estimators.ESTIMATORS.get(estimator, ()) if isinstance(estimator, str) else ()
-    names = {name: name for name in settings if name != "bracket"}
-    if metrics.get("target_se") is not None:
-        names["num_samples"] = "max_samples"  # num_samples is then the largest number that was used
-    names |= {"split": "split", "seed": "seed", "num_images": "max_images"}
-    given = [(flag, metrics[name]) for name, flag in names.items() if metrics.get(name) is not None]
-    given += [("backend", metrics["backend"])] if "backend" in metrics else []
+    flags = estimators.ESTIMATORS[estimator].flags if estimator in [*estimators.ESTIMATORS] else ()
+    names = {name: name for name in (*flags, "split", "seed", "backend")} | {"num_images": "max_images"}
+    given = [(flag, metrics[name]) for name, flag in names.items() if isinstance(metrics.get(name), str | int | float)]
     words = ["--estimator", str(estimator)]
     return words + [word for flag, value in given for word in (f"--{flag}", str(value))]
 

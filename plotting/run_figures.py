@@ -8,7 +8,6 @@ import experiment
 from plotting import comparisons, curves, estimates, latents, posteriors, scores, sheets, style
 from plotting.output import Figure
 from plotting.view import PER_CLASS, SAMPLES, View, as_numpy, evenly, picked
-from runtime import backend
 
 OF_CLASS = 4  # images of each class above their reconstructions
 PSEUDO_INPUTS = 50  # on a sheet, at most
@@ -164,7 +163,6 @@ FIGURES = (  # of a View
 NAMES = tuple(figure.name for figure in (*FIGURES, *comparisons.FIGURES))
 
 
-@backend.forgetting_graphs()
 def draw_run(run, output, projection, with_costly=False, only=None):
     """Draws the figures of a run: those of the names `only`, or else all, the costly ones `with_costly` only.
 

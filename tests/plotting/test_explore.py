@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import save_weights
 from made import noise, numpy, stub
 from PIL import Image
 
@@ -191,7 +192,7 @@ def tiny_runs(folder):
     paths = [fit.train(experiment.Config(model=m, latent_dim=d, **tiny)) for m, d in (("vae", 2), ("hvae", 3))]
     for path in paths:
         run = experiment.load(path)
-        loud(run.model).save_weights(path / "best.weights.h5")
+        save_weights(loud(run.model), path / "best.safetensors")
     return paths
 
 

@@ -118,10 +118,12 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     parser = Parser()
     evaluate.add_arguments(parser)
 
+    shallow = SimpleNamespace(config=experiment.Config(), latent_dim=3)
+
     def scoring(flags):
         args = parser.parse_args(["run", *flags])
-        own = {name: getattr(args, name) for usual in estimators.ESTIMATORS.values() for name in usual}
-        return estimators.Scoring.of(args.estimator, args.seed, None, **own)
+        own = {name: getattr(args, name) for name in estimators.ESTIMATORS[args.estimator].flags}
+        return estimators.Scoring.of(shallow, args.estimator, args.seed, None, **own)
 
     one = scoring(words)
     metrics = one.settings | {"estimator": one.estimator, "seed": one.seed, "split": "test", "num_images": 30}
