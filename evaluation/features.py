@@ -96,7 +96,7 @@ def train(dataset, epochs=5, seed=0):
     """
     import keras
 
-    keras.utils.set_random_seed(seed)
+    backend.seed(seed)
     training, validation = (_labelled(dataset, split) for split in ("train", "val"))
     model = classifier(dataset.image_shape, len(dataset.class_names))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

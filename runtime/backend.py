@@ -90,6 +90,12 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
         )
 
 
+def seed(number):
+    """Seeds the first weights of layers. On JAX, Keras imports TensorFlow for this, whose notes are not shown."""
+    with quiet():
+        sys.modules["keras"].utils.set_random_seed(number)
+
+
 def _add_xla_flags(deterministic):
     flags = os.environ.get("XLA_FLAGS", "")
     wanted = [REPEATABLE_ON_GPU] if deterministic else []

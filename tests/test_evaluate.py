@@ -289,7 +289,12 @@ def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, 
     [
         ("quadrature", {}, 3, "--estimator quadrature needs two latent dimensions at most, and a run has 3; try"),
         ("quadrature", {"model": "ladder"}, 2, "--estimator quadrature is for vae and hvae, and a run is a ladder"),
-        ("quadrature", {"network": "pixel"}, 2, "--estimator quadrature would pass the pixel network of a run over"),
+        (
+            "quadrature",
+            {"network": "pixel", "model": "hvae"},
+            2,
+            "--estimator quadrature would pass the pixel network of a run over",
+        ),
         ("ais", {"model": "dvp"}, 9, "--estimator ais needs the density of the prior, of which a run has"),
         ("fitted", {"model": "ladder"}, 9, "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
         ("fitted", {}, 257, "--proposal fitted is for .*, and a run is a vae with 257; try --proposal posterior"),

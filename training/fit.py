@@ -16,7 +16,7 @@ import models
 from experiment import tracking
 from experiment.folder import finish_replacing
 from experiment.record import versions
-from runtime import atomic
+from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, optimizers
@@ -207,7 +207,7 @@ def _compiled(config, batches, dataset):
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
     if config.has("context_size"):
         from_data = _context_scale(config, batches.split)
-    keras.utils.set_random_seed(config.seed)  # which the first weights depend on
+    backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     model.compile(
         optimizers.optimizer(config, batches.steps, model),

@@ -106,7 +106,10 @@ def test_kid_of_two_distributions_is_its_expectation_in_standard_errors():
     assert abs(found["kid"] - truth) < 4 * found["kid_se"] and found["kid_se"] < 0.05 * truth
 
 
-@pytest.mark.parametrize(("n", "subsets", "size"), [(25_000, 25, 1000), (300, 10, 30), (25, 12, 2), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("n", "subsets", "size"),
+    [pytest.param(25_000, 25, 1000, marks=pytest.mark.slow), (300, 10, 30), (25, 12, 2), (3, 1, 2)],
+)
 def test_kid_has_ten_subsets_or_more_where_it_can(n, subsets, size):
     found = distances.kernel(drawn(n, 0)[:, :2], drawn(n + 7, 1)[:, :2])
     assert (found["kid_subsets"], found["kid_subset_size"]) == (subsets, size)

@@ -23,7 +23,7 @@ from linear_models import (
 )
 
 from evaluation import importance, proposals
-from evaluation.compiled import KeyedSeeds, NotFiniteError
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError
 from evaluation.importance import Sums, importance_sampling, log_weights, pareto_k
 from models.distributions import Mixture, Normal
 
@@ -218,7 +218,7 @@ def test_pareto_k_is_the_same_where_more_samples_could_have_come():
 
 def test_a_target_is_not_met_by_chance_with_few_samples():
     """In chunks of three samples an error looks small before it is known."""
-    found = from_q(Linear(standard(), wider=1.2), IMAGES, 5000, target_se=0.5, max_bytes=12_000)
+    found = from_q(Linear(standard(), wider=1.2), IMAGES[:3], 5000, target_se=0.5, max_bytes=12_000)
     assert np.all(found.samples >= 200)
 
 
@@ -276,7 +276,7 @@ def test_memory_is_bounded_by_the_bytes_that_are_given(monkeypatch):
     )
     for count in (1, 2):
         monkeypatch.setattr(importance, "number_of_threads", lambda count=count: count)
-        from_q(Linear(standard(), bytes_each=4000), IMAGES, 300, max_bytes=24_000)
+        from_q(Linear(standard(), bytes_each=4000), IMAGES, 60, max_bytes=24_000)
         assert max(calls) * count == 6
         calls.clear()
 
@@ -366,17 +366,18 @@ def test_where_one_thread_ends_the_others_do_not_go_on(stop, monkeypatch):
     assert 0 < len(calls) < 500  # of 220,000
 
 
-def test_jit_gives_the_same_distribution():
+def test_xla_gives_the_same_distribution():
+    assert Compiled(Linear(standard())).jit_compile
     assert_within_errors(from_q(Linear(standard()), IMAGES, 4000), exact(np.eye(D)))
 
 
 @pytest.mark.parametrize(
     ("proposal", "max_bytes"),
     [
-        ("posterior", None),
-        ("fitted", 4000 * 30),
-        pytest.param("posterior", 4000 * 30, marks=pytest.mark.slow),
-        pytest.param("fitted", None, marks=pytest.mark.slow),
+        ("posterior", 4000 * 30),
+        ("fitted", None),
+        pytest.param("posterior", None, marks=pytest.mark.slow),
+        pytest.param("fitted", 4000 * 30, marks=pytest.mark.slow),
     ],
 )
 def test_log_weights_average_to_the_known_likelihood_image_by_image(proposal, max_bytes):

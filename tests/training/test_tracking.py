@@ -192,7 +192,7 @@ assert "keras" not in sys.modules"""
 
 
 def test_a_process_whose_event_file_cannot_grow_says_so_and_ends(tmp_path):
-    """As on a full disk: tensorboardX' SummaryWriter would keep the process from ending."""
+    """As on a full disk, where SummaryWriter, tensorboardX's own way, would keep the process from ending."""
     code = f"""import numpy as np, resource, experiment
 from experiment import tracking
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -339,9 +339,8 @@ def test_wandb_has_each_epoch_once_offline_and_after_a_kill(on, tmp_path, monkey
     shown = {tag: {line["global_step"]: line[tag] for line in told} for tag in told[0] if not tag.startswith("_")}
     assert len(told) == 4 and is_history(shown, run)
     assert [line["samples/_type"] for line in told[-2:]] == ["images/separated"] * 2
-    last = {
-        key: value for one in records if one.HasField("summary") for key, value in items(one.summary.update).items()
-    }
+    summaries = [items(one.summary.update) for one in records if one.HasField("summary")]
+    last = {key: value for summary in summaries for key, value in summary.items()}
     assert last[f"test_{SCORED.tag}_N9/log_px"] == pytest.approx(scored.metrics["log_px"])
     (artefact,) = (one.request.log_artifact.artifact if one.request.HasField("log_artifact") else one.artifact
                    for one in records if one.HasField("artifact") or one.request.HasField("log_artifact"))  # fmt: skip
