@@ -269,7 +269,8 @@ def _refusal_of_annealing(run, settings):
 def _notes_on_annealing(metrics):
     rate, bracket = metrics["acceptance"], metrics["bracket"]
     text = "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}"
-    return [f"{rate:.0%} of all steps were accepted"] * (rate is not None) + [text.format(**bracket)] * bool(bracket)
+    accepted = [] if rate is None else [f"{rate:.0%} of all steps were accepted"]
+    return accepted + ([text.format(**bracket)] if bracket else [])
 
 
 ANNEALING = Estimator(
