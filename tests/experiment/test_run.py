@@ -29,8 +29,8 @@ from runtime.errors import UserError
 
 SHAPE = (8, 8, 1)
 HEAD = ",".join(Config().columns)
-FORMAT = f'{{"format": {FORMAT}'
-RECORD = FORMAT + ', "backend": "jax", "versions": {}, "data_sha256": {}, "config": %s}'
+START = f'{{"format": {FORMAT}'
+RECORD = START + ', "backend": "jax", "versions": {}, "data_sha256": {}, "config": %s}'
 
 
 def names_in(folder):
@@ -371,7 +371,7 @@ def test_a_folder_is_read_back(folder):
         ("config.json", "[3]", "is no run: it has no readable config.json"),
         ("config.json", "\xff\xfe", "is no run: it has no readable config.json"),
         ("config.json", "{}", "this version: version 'unknown' wrote it, in format None; this version reads format"),
-        ("config.json", FORMAT + "}", "config.json that does not fit this version: 'config'"),
+        ("config.json", START + "}", "config.json that does not fit this version: 'config'"),
         ("config.json", RECORD % "3", "its settings are int, not an object"),
         ("config.json", RECORD % '{"lr": 1}', "setting 'model' is missing"),
         ("config.json", "[" * 100_000, "is no run: it has no readable config.json"),
