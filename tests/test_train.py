@@ -86,7 +86,7 @@ def test_config_json_has_what_is_needed_to_do_it_again(trained):
     from sklearn.datasets import load_digits
 
     record = read(trained[1] / "config.json")
-    named = {"format", "config", "backend", "git_commit", "versions", "data_sha256", "image_shape"}
+    named = {"format", "config", "backend", "git_commit", "versions", "data_sha256", "data_note", "image_shape"}
     assert set(record) == named and record["image_shape"] == [8, 8, 1]
     small = {"data_set": "digits", "network_size": 0.25, "lr": 1e-3, "num_pseudo_inputs": 12, "track": "none"}
     assert Config.from_dict(record["config"]) == Config(runs_dir=str(trained[1].parent), **small, **SETTINGS)
