@@ -1,132 +1,103 @@
 """Draw figures of trained runs: python plot.py runs/RUN [runs/RUN ...] --projection tsne"""
 
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-import experiment
 from data import as_folder
 from experiment import Config
 from experiment.flags import add_runs, chosen_runs
-from plotting import export, planes, report, style
-from plotting.comparisons import draw_groups
+from plotting import export, latents, report, run_figures, style
 from plotting.explorer import page
-from plotting.explorer.page import write_explorer
 from plotting.output import Output
-from plotting.projections import PROJECTIONS
-from plotting.run_figures import NAMES, draw_run
-from plotting.view import View
 from runtime import backend
 from runtime.command import Parser, command
 from runtime.errors import UserError
+from runtime.rules import Rule, check, excludes, needs
 
-NOT_OF_TOY = ("gs_key", "readme", "explore", "figures", "estimates", "report", "export")
-OF_README = ("network_size", "epochs", "lr", "hardware")  # flags that go with --readme only
-OF_FIGURES = ("report", "figures", "estimates", "format")
-NOT_OF_EXPLORE = ("estimates", "figures", "report", "export")
+README_PICTURES = Path(__file__).parent / "benchmarks" / "readme_pictures.py"
+README_SETTINGS = ("network_size", "epochs", "lr")
+README_FLAGS = (*README_SETTINGS, "hardware", "runs_dir", "data_dir", "backend", "device")
+OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export")
+DRAWS_EXAMPLE = "because it draws an example of its own"
+DRAWS_README = "because it trains and draws runs of its own"
+HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection tsne cannot be decoded"
+RULES = (
+    Rule("toy_posteriors", lambda args: args.runs, f"does not go with RUN, {DRAWS_EXAMPLE}"),
+    *excludes("toy_posteriors", "readme", *OF_RUNS, reason=DRAWS_EXAMPLE),
+    Rule("readme", lambda args: args.runs, f"does not go with RUN, {DRAWS_README}"),
+    *excludes("readme", "out", "format", *OF_RUNS, reason=DRAWS_README),
+    *(needs(name, "readme") for name in (*README_SETTINGS, "hardware")),
+    *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page instead"),
+    Rule("explore", lambda args: args.projection != "pca", HAS_NO_WAY_BACK),
+    *excludes("export", "figures", "estimates", "format", "report", reason="because it draws no figures"),
+)
 
 
 def add_arguments(parser):
     """Adds the flags of plot.py."""
     add_runs(parser)
-    text = "where all figures go (default: figures/ in each run; what compares runs: figures/ beside them)"
+    text = "folder of all figures (default: figures/ in each run; for figures that compare runs, figures/ beside them)"
     parser.add_argument("--out", metavar="DIR", type=as_folder, help=text)
-    text = "train the two-dimensional example of the Monte Carlo VAE paper, in a minute or two, and draw its posteriors"
+    text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
     parser.add_argument("--toy_posteriors", action="store_true", help=text)
-    text = "how more than two dimensions are drawn in the plane; tsne takes minutes for 10,000 images (default: pca)"
-    parser.add_argument("--projection", choices=tuple(PROJECTIONS), default="pca", help=text)
+    text = "how more than two latent dimensions are shown in the plane; tsne takes minutes for 10,000 images "
+    text += "(default: pca)"
+    parser.add_argument("--projection", choices=tuple(latents.PROJECTIONS), default="pca", help=text)
     text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
     parser.add_argument("--estimates", action="store_true", help=text)
-    text = "instead of figures, write one HTML file in which latents are decoded as you move; several runs share a page"
+    text = "instead of figures, write one HTML page that decodes the latents under the pointer; several runs share it"
     parser.add_argument("--explore", action="store_true", help=text)
-    text = "draw these figures only"
-    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=NAMES, help=f"{text}: {', '.join(NAMES)}")
-    text = "of the files of figures (default: png)"
-    parser.add_argument("--format", choices=style.FORMATS, help=text)
-    text = "also write one HTML page of settings, scores, figures and the commands that repeat them"
+    names = run_figures.NAMES
+    text = f"draw only these figures: {', '.join(names)}"
+    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=names, help=text)
+    parser.add_argument("--format", choices=style.FORMATS, help="file format of figures (default: png)")
+    text = "also write one HTML page with settings, scores, figures and the commands that repeat them"
     parser.add_argument("--report", action="store_true", help=text)
-    text = "write samples, reconstructions and embeddings (npz), the first two as files (png), or the decoder (onnx), "
-    text += "and draw nothing"
+    text = "instead of figures, write samples, reconstructions and embeddings (npz), or the decoder (onnx)"
     parser.add_argument("--export", choices=tuple(export.KINDS), help=text)
-    add_readme_arguments(parser)
-
-
-def draw_toy(args):
-    """Trains the example whose posterior is a ring by each bound, and draws what comes out; returns the exit code."""
-    if args.runs:
-        raise UserError("--toy_posteriors is an example of its own, and takes no runs")
-    if strange := [name for name in NOT_OF_TOY if getattr(args, name)]:
-        raise UserError(f"--toy_posteriors is an example of its own, and does not go with --{strange[0]}")
-    output = Output(args.out, args.format)
-    backend.settle(args.backend, args.device)
-    backend.start(args.device)
-    from plotting import toy
-
-    fitted = [toy.fit(name) for name in tqdm(toy.CASES, unit="model", disable=not sys.stderr.isatty())]
-    axis = np.linspace(-3.5, 3.5, 401)
-    density = planes.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    output.draw(Path(args.runs_dir, "figures"), "toy_posteriors", planes.posteriors, density, fitted, toy.log_px())
-    return 0
-
-
-def add_readme_arguments(parser):
-    """Adds --readme and what goes with it."""
     readme = parser.add_argument_group("what the README shows")
-    text = "train what is missing of its eight runs, score and draw them, and write its table and pictures; with none "
-    text += "of the next three, of network size 1 in 10 epochs with a learning rate of 1e-3"
+    text = "regenerate the README's eight runs, table and figures; finished parts are skipped. Without the next three "
+    text += "flags, with network size 1, 10 epochs and learning rate 1e-3"
     readme.add_argument("--readme", action="store_true", help=text)
-    for name in OF_README[:-1]:
-        text, usual = "of these runs (default: as of train.py, {})", getattr(Config, name)
+    for name in README_SETTINGS:
+        text, usual = "of these runs (default: that of train.py, {})", getattr(Config, name)
         readme.add_argument(f"--{name}", type=type(usual), metavar=name.split("_")[-1].upper(), help=text.format(usual))
-    readme.add_argument("--hardware", metavar="WORDS", help="a word on the machine, stored with the results")
+    readme.add_argument("--hardware", metavar="WORDS", help="name of the machine, which is stored with the results")
+
+
+def chosen(args):
+    """The Runs that the flags name, each once. Raises UserError where their figures would have the same names."""
+    runs = list({one.path.resolve(): one for one in chosen_runs(args)}.values())
+    if args.out and len({one.config.training_id for one in runs}) < len(runs):
+        raise UserError("two of these runs have the same id, so their figures cannot go to one --out; leave it away")
+    return page.explorable(runs, skip=bool(args.gs_key)) if args.explore else runs
 
 
 def run(args):
-    """Draws the figures of the runs that the flags name and prints each file; returns the exit code."""
-    if args.toy_posteriors:
-        return draw_toy(args)
-    if args.readme:
-        from benchmarks import readme_pictures  # which calls all three scripts
-
-        return readme_pictures.produce(args)
-    if strange := [name for name in OF_README if getattr(args, name) is not None]:
-        raise UserError(f"--{strange[0]} goes with --readme")
-    runs = list({one.path.resolve(): one for one in chosen_runs(args)}.values())
-    ids = [one.config.training_id for one in runs]
-    if args.out and len(set(ids)) < len(ids):
-        raise UserError("two of these runs have the same id, so their figures cannot share --out; leave it away")
-    if args.explore:
-        check_explore(args)
-        runs = page.explorable(runs, skip=bool(args.gs_key))
-    if args.export and (strange := [name for name in OF_FIGURES if getattr(args, name)]):
-        raise UserError(f"--export draws nothing, so --{strange[0]} does not go with it; give one of them")
+    """Does what the flags ask for and prints the name of each file; returns the exit code."""
+    check(RULES, args)
+    if args.readme:  # by another program, which takes the place of this one
+        words = [f"--{name}={getattr(args, name)}" for name in README_FLAGS if getattr(args, name) is not None]
+        os.execv(sys.executable, [sys.executable, str(README_PICTURES), "--readme", *words])
+    runs = [] if args.toy_posteriors else chosen(args)
     output = Output(args.out, args.format)
     backend.settle(args.backend, args.device)
     export.check(args.export)
     backend.start(args.device)
-    if args.explore:
-        return write_explorer(runs, output)
-    members, paths = [], [one.path for one in runs]
-    runs.reverse()
-    while runs:  # popped, so that one model at a time is in memory
-        if args.export:
-            export.KINDS[args.export](View(runs.pop(), args.projection), output)
-        else:
-            members.append(draw_run(runs.pop(), output, args.projection, args.estimates, args.figures))
-    draw_groups(members, output, args.figures)
-    if args.report:
-        report.write([experiment.load(path, args.data_dir) for path in paths], output)
-    return 0 if output.written else 2  # the reasons are said
+    if args.toy_posteriors:
+        from plotting import toy
 
-
-def check_explore(args):
-    """Raises UserError for flags that do not go with --explore."""
-    if args.projection != "pca":
-        raise UserError(f"--explore decodes points of the plane, and those of --projection {args.projection} cannot be")
-    if strange := [name for name in NOT_OF_EXPLORE if getattr(args, name)]:
-        raise UserError(f"--{strange[0]} does not go with --explore, which writes a page instead of figures")
+        toy.draw(output, Path(args.runs_dir, "figures"))
+    elif args.explore:
+        page.write_explorer(runs, output)
+    elif args.export:
+        export.write(runs, output, args.export)
+    else:
+        run_figures.draw_runs(runs, output, args.projection, args.estimates, args.figures)
+        if args.report:
+            report.write(runs, output)
+    return 0 if output.written else 2  # the reasons have been printed
 
 
 def main(argv=None):

@@ -1,143 +1,125 @@
 """Train a variational auto-encoder, or a grid of them: python train.py --model hvae --prior vamp --latent_dim 2"""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import sys
 
-import data
-import experiment
 import models
-from experiment.flags import Range, add_backend, add_settings, given_settings
-from experiment.folder import finish_replacing
+from experiment import Config
+from experiment.flags import Range, add_backend, add_settings
 from experiment.presets import preset, preset_names
-from grids import cluster, leaderboard, search, workers
+from grids import launch
 from grids.configs import configs_of, lists_of
-from grids.view import GridView
-from grids.workers import work_off
 from runtime import backend
-from runtime.command import STOPPED, Parser, command, number, path, whole
-from runtime.errors import RunError, UserError
-from training import processes
+from runtime.command import Parser, command, end_with_parent, number, path, whole
+from runtime.errors import UserError
+from runtime.rules import Rule, check, excludes, is_given, needs
+from training import processes, start
 
-# what may be others in a run that goes on; other settings make another run
+SEVERAL = ("jobs", "cluster", "search")  # flags that train several runs
+# what may change when a run is resumed; another value of any other setting makes another run
 CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track", "distribute")
-TRIALS = 20  # of a search
-# of flags that are nothing without another, that one
-OWNERS = {"cpus_per_run": "cluster", "gpus_per_run": "cluster", "trials": "search"}
+FIXED = [field.name for field in dataclasses.fields(Config) if field.name not in CHANGEABLE]
+
+
+def is_resumed(args):
+    """Whether --resume is given."""
+    return args.resume is not None
+
+
+def is_one_value(value):
+    """Whether a setting on the command line is a single value: neither a list of several nor a Range."""
+    values = value if isinstance(value, list) else [value]
+    return len(values) == 1 and not isinstance(values[0], Range)
+
+
+def distribution(args):
+    """The value of --distribute."""
+    return getattr(args, "distribute", Config.distribute)
+
+
+RULES = [
+    *[Rule(name, is_resumed, f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
+      for name in (*FIXED, "overwrite", "preset", *SEVERAL)],
+    *[Rule(name, lambda args, name=name: is_resumed(args) and not is_one_value(getattr(args, name)),
+           "is more than the one value that --resume takes") for name in CHANGEABLE],
+    *[needs(name, "cluster") for name in ("cpus_per_run", "gpus_per_run")],
+    needs("trials", "search"),
+    *[needs(name, "distribute", "processes") for name in processes.VARIABLES],
+    *[Rule(name, lambda args: distribution(args) != "none", "does not go with --distribute, which trains one run at "
+           "a time on all devices") for name in SEVERAL],
+    *[Rule(name, lambda args: not is_given(args, "gs_key"), "is for a grid, which needs a name: add --gs_key NAME")
+      for name in SEVERAL],
+    *excludes("overwrite", "cluster", reason="as a run that loses its node would begin again instead of resuming"),
+]  # fmt: skip
 
 
 def add_arguments(parser):
     """Adds the flags of train.py."""
     place = add_settings(parser)
-    text = "go on with the run in this folder; with --epochs or --patience, in a folder of its own (so does the same "
-    text += "command again with an unfinished run)"
+    text = "resume the run in this folder; with other --epochs or --patience, train it further in a new folder (the "
+    text += "command of an unfinished run resumes it, too)"
     parser.add_argument("--resume", metavar="RUN", type=path, help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     place.add_argument("--overwrite", action="store_true", help=text)
-    text = "print the presets, what they cost and what comes out, and train nothing"
+    text = "list the presets with their cost and expected result, and exit"
     parser.add_argument("--list_presets", action="store_true", help=text)
     add_backend(place)
-    several = parser.add_argument_group("where the processes of --distribute processes are", "Slurm's are found")
-    text = "a free port of the first one, the same for all (default: $JAX_COORDINATOR_ADDRESS)"
+    text = "for --distribute processes; under Slurm, all of it is found"
+    several = parser.add_argument_group("where the processes of a distributed run are", text)
+    text = "host and free port of the first process, the same for all (default: $JAX_COORDINATOR_ADDRESS)"
     several.add_argument("--process_address", metavar="HOST:PORT", help=text)
-    text = "how many there are (default: $JAX_NUM_PROCESSES)"
+    text = "number of processes (default: $JAX_NUM_PROCESSES)"
     several.add_argument("--num_processes", type=whole(1), metavar="N", help=text)
-    text = "which one this is, the first one being 0 (default: $JAX_PROCESS_ID)"
+    text = "index of this process; that of the first is 0 (default: $JAX_PROCESS_ID)"
     several.add_argument("--process_index", type=whole(0), metavar="I", help=text)
     many = parser.add_argument_group("how the runs of a grid are trained", "with --gs_key")
-    text = "so many at once, each in a process of its own with its share of cores and memory (default: 1, in this one)"
+    text = "runs at a time, each in a process of its own; several share cores and memory and write log files "
+    text += "(default: 1)"
     many.add_argument("--jobs", type=whole(1, 1024), metavar="N", help=text)
-    text = (
-        "on the Ray cluster of this address (auto: of this machine), whose nodes all have checkout, data and RUNS_DIR"
-    )
+    text = "train on the Ray cluster at this address (auto: that of this machine); all its nodes need the checkout, "
+    text += "the data and RUNS_DIR"
     many.add_argument("--cluster", metavar="ADDRESS", help=text)
-    text = "that a run asks of the cluster (default: 1)"
+    text = "CPUs that a run asks of the cluster (default: 1)"
     many.add_argument("--cpus_per_run", type=number(0), metavar="CPUS", help=text)
-    text = "that a run asks of the cluster, also a part of one (default: 0)"
+    text = "GPUs that a run asks of the cluster, also a fraction of one (default: 0)"
     many.add_argument("--gpus_per_run", type=number(0), metavar="GPUS", help=text)
-    text = "let Optuna propose the runs: flags may be ranges, as --lr 1e-5..1e-2, and the validation ELBO is maximised"
+    text = "let Optuna propose runs that maximise the validation ELBO; flags take ranges, as --lr 1e-5..1e-2"
     many.add_argument("--search", choices=("optuna",), help=text)
-    text = f"runs of a search in all, those of an earlier command included (default: {TRIALS})"
+    text = f"runs of a search in total, those of earlier commands included (default: {launch.TRIALS})"
     many.add_argument("--trials", type=whole(1), metavar="N", help=text)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--member", metavar="FLAGS", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # the process of one run of a grid
+    parser.add_argument("--member", metavar="FLAGS", help=argparse.SUPPRESS)  # one of --distribute processes
 
 
 def run(args):
     """Trains what the flags ask for; returns the exit code, 0 if all of it is finished."""
     if args.list_presets:
         return list_presets()
-    for name, owner in OWNERS.items():
-        if getattr(args, name) is not None and not getattr(args, owner):
-            raise UserError(f"--{name} goes with --{owner}")
-    check_distribute(args)
-    if spread_by(args) == "processes" and not args.member:
+    check(RULES, args)
+    if args.worker:
+        end_with_parent()
+    if distribution(args) == "processes" and not args.member:
         return processes.guarded({name: value for name, value in vars(args).items() if name != "run"})
     if args.member:
         join(args)
         if not processes.leads():
             return follow(args)
     if args.resume is not None:
-        return run_again(args)
-    networks = lists_of(args).get("network", [experiment.Config.network])
+        return start.run_again(args)
+    lists = lists_of(args)
+    networks = lists.get("network", [Config.network])
     backend.settle(args.backend, args.device, dense=all(models.NETWORKS[name].is_dense for name in networks))
     if args.search:
-        return run_search(args)
+        return launch.train_search(lists, args)
     configs = configs_of(args)
-    if (args.jobs or args.cluster) and not configs[0].gs_key:
-        raise UserError(f"--{'jobs' if args.jobs else 'cluster'} is for a grid, which needs a name: add --gs_key NAME")
-    if args.cluster and args.overwrite:
-        raise UserError("--overwrite does not go with --cluster: a run that loses its node would begin anew, not go on")
-    if args.cluster or (args.jobs or 1) > 1:
-        return run_at_once(configs, args)
-    return run_one(configs[0], args) if len(configs) == 1 else run_grid(configs, args)
-
-
-def spread_by(args):
-    """What --distribute says."""
-    return getattr(args, "distribute", experiment.Config.distribute)
-
-
-def check_distribute(args):
-    """Raises UserError where --distribute does not go with another flag, or a flag with it."""
-    kind = spread_by(args)
-    if kind != "none" and (many := next((name for name in ("jobs", "cluster", "search") if getattr(args, name)), None)):
-        raise UserError(f"--distribute {kind} does not go with --{many}, which trains several runs at a time; "
-                        "without it, the runs of a grid are trained one by one")  # fmt: skip
-    given = [name for name in processes.VARIABLES if getattr(args, name) is not None]
-    if kind != "processes" and given:
-        raise UserError(f"--{given[0]} goes with --distribute processes")
-
-
-def join(args):
-    """Connects this process with the others. Raises UserError where it cannot be one of them."""
-    place = processes.place(args)
-    backend.settle(args.backend, args.device)
-    if os.environ["KERAS_BACKEND"] != "jax":
-        raise UserError("--distribute processes needs --backend jax: Keras' fit fails with TensorFlow's strategy for "
-                        "several machines; on one machine, --distribute devices runs on both")  # fmt: skip
-    deterministic = getattr(args, "deterministic", experiment.Config.deterministic) == "on"
-    backend.start(args.device, deterministic, lambda: processes.join(*place))
-
-
-def follow(args):
-    """Trains what the first process does, until that has nothing more; returns the exit code that it gives."""
-    from training import fit
-
-    while "config" in (order := processes.order()):
-        config = experiment.Config.from_dict(order["config"])
-        if place := getattr(args, "data_dir", None):
-            config = dataclasses.replace(config, data_dir=place)
-        try:
-            fit.follow(config)
-        except KeyboardInterrupt:
-            if processes.is_busy():  # it was asked twice, and is not where the others are
-                raise
-    return order["code"]
+    if len(configs) == 1 and not (args.jobs or args.cluster):
+        return start.run_one(configs[0], args)
+    if args.member:
+        return launch.train_here(configs, lambda config: start.run_one(config, args))
+    return launch.train_grid(configs, args)
 
 
 def list_presets():
@@ -148,174 +130,30 @@ def list_presets():
     return 0
 
 
-def fit(config, args, run=None):
-    """Trains a new run, or the Run `run` longer, or goes on with it if `config` is its own; returns the folder.
-
-    Keras is imported here, after the backend is settled.
-    """
-    backend.start(args.device, config.deterministic == "on")
-    from training.fit import resume, train
-
-    if run and run.config.training_id == config.training_id:
-        return resume(run, config)
-    return train(config, args.overwrite, run)
+def join(args):
+    """Connects this process with the others of a distributed run. Raises UserError if that fails."""
+    place = processes.place(args)
+    backend.settle(args.backend, args.device)
+    if os.environ["KERAS_BACKEND"] != "jax":
+        raise UserError("--distribute processes needs --backend jax")
+    deterministic = getattr(args, "deterministic", Config.deterministic) == "on"
+    backend.start(args.device, deterministic, lambda: processes.join(*place))
 
 
-def run_again(args):
-    """Goes on with the run that --resume names, or trains it longer; returns the exit code."""
-    settings = given_settings(args)
-    words = ["overwrite"] * args.overwrite
-    words += [name for name in ("preset", "jobs", "cluster", "search") if getattr(args, name) is not None]
-    if fixed := [name for name in settings if name not in CHANGEABLE] + words:
-        raise UserError(f"--{fixed[0]} cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
-    for name, value in settings.items():
-        if isinstance(value, list) and len(value) > 1:
-            raise UserError(f"--{name} takes one value with --resume, not {len(value)}")
-    settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
-    if ranges := [name for name, value in settings.items() if isinstance(value, Range)]:
-        raise UserError(f"--{ranges[0]} takes one value with --resume, not a range")
-    before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
-    backend.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
-    places = {"data_dir": before.data_dir, "distribute": spread_by(args)}  # the devices are this machine's
-    config = dataclasses.replace(before.config, **(places | settings))
-    if config.training_id == before.config.training_id:
-        return resume_or_skip(before, config, args)
-    folder = before.path.resolve().parent  # which need not be the one that it was trained in
-    return run_one(dataclasses.replace(config, runs_dir=str(folder), gs_key=None), args, before)
+def follow(args):
+    """Trains each run that the first process announces, and returns the exit code that it sends at the end."""
+    from training import fit
 
-
-def run_one(config, args, source=None):
-    """Trains one run, or goes on with it, unless it is finished; returns the exit code."""
-    if exists(config) and not args.overwrite:
-        run = existing_run(config)
-        return resume_or_skip(run, with_local_paths(run, config), args)
-    return run_and_report(config.path, lambda: fit(config, args, source))
-
-
-def existing_run(config):
-    """The Run in the place of `config`. Raises UserError if it is another one's, by its settings."""
-    run = experiment.load(config.path)
-    if run.config.training_id != config.training_id:
-        raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
-    return run
-
-
-def with_local_paths(run, config):
-    """The settings of a Run, but for where things lie, as `config` has it."""
-    where = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
-    return dataclasses.replace(run.config, data_dir=config.data_dir or run.data_dir, **where)
-
-
-def resume_or_skip(run, config, args):
-    """Goes on with a Run unless it is finished; returns the exit code."""
-    state = run.state
-    if state == "finished":
-        longer = "" if run.config.is_made_for_its_epochs else "--resume it with more --epochs, or "
-        print(f"{run.path} is finished already; {longer}--overwrite trains it again")
-        return 0
-    if state != "running":  # else it is another process', and the sentence that says so follows
-        print(f"going on with {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
-    return run_and_report(run.path, lambda: fit(config, args, run))
-
-
-def run_and_report(path, train):
-    """Calls `train`, prints the folder that it returns, or what ended it and how to go on; returns the exit code."""
-    try:
-        print(train())
-        return 0
-    except KeyboardInterrupt:
-        if not path.is_dir():
-            raise
-        print(f"stopped; python train.py --resume {shlex.quote(str(path))} goes on, as the same command does")
-        if (path / "best.weights.h5").is_file():
-            print("evaluate.py and plot.py take it as it is")
-        return STOPPED
-    except RunError as error:
-        print(f"error: {error}; what was finished is kept in {path}", file=sys.stderr)
-        return 1
-
-
-def exists(config):
-    """Whether something is where the run goes; False, too, where nobody may look: `create` says why."""
-    with contextlib.suppress(OSError):
-        finish_replacing(config.path)
-    return os.path.exists(config.path)
-
-
-def run_grid(configs, args):
-    """Trains the runs of a grid that are not finished, one by one, and prints their table; returns the exit code."""
-    notes, stopped = {}, False
-    for count, config in enumerate(configs, 1):
-        print(f"[{count}/{len(configs)}] {config.path}", flush=True)
+    while "config" in (order := processes.order()):
+        config = Config.from_dict(order["config"])
+        if place := getattr(args, "data_dir", None):
+            config = dataclasses.replace(config, data_dir=place)
         try:
-            notes[config] = train_in_grid(config, args)
+            fit.follow(config)
         except KeyboardInterrupt:
-            notes[config], stopped = "stopped; the same command goes on", True
-            break
-    return concluded(configs, notes, stopped)
-
-
-def concluded(configs, notes, stopped):
-    """Prints the table of a grid; returns the exit code."""
-    table, all_finished = leaderboard.standings(configs, notes)
-    print(table)
-    return STOPPED if stopped else 0 if all_finished else 1
-
-
-def launcher(args):
-    """What trains several runs at a time, on a cluster or here."""
-    words = [f"--device={args.device}"] + ([f"--backend={args.backend}"] if args.backend else [])
-    words += ["--overwrite"] * args.overwrite
-    if args.cluster:
-        cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
-        return cluster.Tasks(args.cluster, cpus, args.gpus_per_run or 0, words)
-    return workers.Workers(args.jobs or 1, words)
-
-
-def run_at_once(configs, args):
-    """Trains the runs of a grid that are not finished, several at a time; returns the exit code."""
-    finished = [config for config in configs if leaderboard.status_of(config).get("state") == "finished"]
-    notes = dict.fromkeys(finished, "already trained")
-    wanted = [config for config in configs if config not in notes]
-    with launcher(args) as workers, GridView(leaderboard.labels(configs).get, len(wanted)) as view:
-        stopped = work_off(iter(wanted), workers, view, notes.__setitem__)
-    return concluded(configs, notes, stopped)
-
-
-def run_search(args):
-    """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
-    lists = lists_of(args)
-    if not lists.get("gs_key"):
-        raise UserError("--search needs a name: add --gs_key NAME")
-    trials = args.trials or TRIALS
-    study = search.Search(lists, trials)
-    with launcher(args) as workers, GridView(study.label, trials - study.done) as view:
-        stopped = work_off(study, workers, view, study.ended)
-    if study.configs:
-        print(leaderboard.standings(list(study.configs), study.notes)[0])
-    elif not stopped:
-        print(f"none of the {trials} trials of this search could be a run; raise --trials", file=sys.stderr)
-    if study.best:
-        print(f"best: {study.best}")
-    return STOPPED if stopped else 0 if study.best else 1
-
-
-def train_in_grid(config, args):
-    """Trains one run of a grid unless it is finished; returns a word on it, and never fails for one run's sake."""
-    try:
-        run = existing_run(config) if exists(config) else None
-        if run and run.state == "finished":
-            return "already trained"
-        if run and not args.overwrite:
-            fit(with_local_paths(run, config), args, run)
-            return "gone on with"
-        fit(config, args)
-        return ""
-    except Exception as error:  # whatever it was, the other runs of the grid are worth having
-        expected = isinstance(error, UserError | RunError | data.DataError)
-        said = str(error) if expected else f"{type(error).__name__}: {error}"
-        print(f"error: {config.path}: {said}", file=sys.stderr)
-        return said.splitlines()[0]
+            if processes.is_busy():  # a second request, in the middle of a step: the processes are no longer in step
+                raise
+    return order["code"]
 
 
 def main(argv=None):
@@ -326,7 +164,7 @@ def main(argv=None):
     if args.member:
         given = argparse.Namespace(**json.loads(args.member) | {"member": True})
         return processes.serve(lambda: command(run, given))
-    return workers.serve(main) if args.worker else command(run, args)
+    return command(run, args)
 
 
 if __name__ == "__main__":

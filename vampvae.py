@@ -18,18 +18,18 @@ def add_data_arguments(parser):
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     )
-    text = "look here first, and download to here (default: a per-user cache)"
+    text = "folder that is searched first and downloaded to (default: a per-user cache)"
     parser.add_argument("--data_dir", type=path, help=text)
-    parser.add_argument("--list", action="store_true", help="say what there is, and what is found where")
+    parser.add_argument("--list", action="store_true", help="list the data sets, and where their files were found")
 
 
 def run_data(args):
     """Lists data sets, or fetches and verifies them without training; returns the exit code."""
     if args.list == bool(args.names):
-        raise UserError("name the data sets to fetch, or see what there is with --list")
+        raise UserError("name the data sets to fetch, or list them with --list")
     for name in args.names:
-        for file in data.fetch(name, args.data_dir):
-            print(f"{name}: {file.path}, {file.bytes:,} bytes: {file.verdict}")
+        for file, verdict in data.fetch(name, args.data_dir).items():
+            print(f"{name}: {file}, {file.stat().st_size:,} bytes: {verdict}")
         if not (source := data.source(name)).files:
             print(f"{name}: nothing to fetch, it is {source.origin}")
     if args.list:
@@ -39,13 +39,14 @@ def run_data(args):
 
 
 def describe(source, data_dir):
-    """A paragraph on a data set: title, image size, splits, source, and where each file was found."""
+    """A paragraph on a data set: title, image size, splits, origin, and where each file was found."""
     height, width, channels = source.image_shape
     splits = ", ".join(f"{count:,} {name}" for name, count in source.num_images.items())
     lines = [f"{source.name}: {source.title}", f"  {height}x{width}x{channels}; {splits}", f"  {source.origin}"]
     found = dict(data.found(source.name, data_dir))
     for file in source.files:
-        lines.append(f"  {file.name} ({file.size}): {found[file.name] or 'not found'}")
+        size = f"{file.packed.bytes:,} bytes" if file.packed.bytes else "unknown size"
+        lines.append(f"  {file.name} ({size}): {found[file.name] or 'not found'}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
 
 A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
 interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
-is of its first images, as many samples of a deep model take long. FID, where --features names a network of features.py
+is of its first images, as many samples of a deep model take long. FID, where --features names a network of vampvae.py
 for the data set of a row, is of 10,000 samples against the test images. The last rows are what pixels that know nothing
 of one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
 """
@@ -62,7 +62,8 @@ def result_file(name):
 def produce(name, args):
     """Trains and scores a row, as far as that is not done, and writes its result file."""
     config = paper_table.config_of(name, 0, args.runs_dir)
-    call("train.py", "--preset", name, "--runs_dir", str(args.runs_dir), *with_backend(args.backend))
+    words = ["--runs_dir", str(args.runs_dir), "--other_data", args.other_data]
+    call("train.py", "--preset", name, *words, *with_backend(args.backend))
     run = experiment.load(config.path)
     before = json.loads(result_file(name).read_text()) if result_file(name).exists() else {}
     found = {key: before[key] for key in ("distances",) if key in before}
@@ -97,16 +98,16 @@ def weights_of(run):
     return sum(int(np.prod(weight.shape)) for weight in run.model.trainable_weights)
 
 
-def baselines():
+def baselines(other_data):
     """Of each data set of a row with a result, `baseline`; what is known already is not computed again."""
     names = dict.fromkeys(preset(name).settings["data_set"] for name in ROWS if result_file(name).exists())
     known = json.loads(BASELINES.read_text()) if BASELINES.exists() else {}
-    return {name: known.get(name) or baseline(name) for name in names}
+    return {name: known.get(name) or baseline(name, other_data) for name in names}
 
 
-def baseline(name):
+def baseline(name, other_data):
     """Mean log p of the test images in nats, and bits a dimension, of independent pixels with smoothed frequencies."""
-    dataset = data.load(name)
+    dataset = data.load(name, other_data=other_data)
     mode = data.binarization(dataset, "auto")
     levels = 2 if mode != "none" or dataset.source.is_binary else 256
     train, test = (
@@ -160,7 +161,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "deep"))
-    parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network by features.py")
+    parser.add_argument("--features", type=Path, metavar="FILE.keras", help="a network of `vampvae.py features`")
+    parser.add_argument("--other_data", choices=("off", "on"), default="off", help="as in train.py")
     parser.add_argument("--backend", choices=backend.BACKENDS)
     parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the result")
     args = parser.parse_args()
@@ -169,7 +171,7 @@ def main():
     backend.settle(args.backend, "cpu")
     for name in args.rows:
         produce(name, args)
-    atomic.write_json(BASELINES, baselines())
+    atomic.write_json(BASELINES, baselines(args.other_data == "on"))
     readme.write("deep_table.py", table())
 
 

@@ -127,7 +127,7 @@ def epoch(model, prior, sizes, folder):
 
 def between_states(run):
     """Seconds from the one of a run's newest two states to the other, so all that an epoch takes. Raises Failed."""
-    states = sorted((run / "last").glob("epoch*_step000000000.zip"))
+    states = sorted((run / "last").glob("epoch*_step000000000.safetensors"))
     if len(states) < 2:
         raise Failed(f"{run} has not the states of two epochs")
     return states[-1].stat().st_mtime - states[-2].stat().st_mtime

@@ -47,7 +47,7 @@ def config_of(name, seed, runs_dir):
 
 
 def produce(name, seed, args, scores=tuple(SCORES)):
-    """Trains and scores a row, as far as that is not done, and writes its result file. Stops on stand-in data."""
+    """Trains and scores a row, as far as that is not done, and writes its result file; stops if a score has a note."""
     config = config_of(name, seed, args.runs_dir)
     backend = args.backend or (experiment.load(config.path).backend if config.path.is_dir() else None)
     place = ["--preset", name, "--seed", str(seed), "--runs_dir", str(args.runs_dir)]

@@ -1,10 +1,10 @@
-"""The README's runs: trained, scored and drawn as far as they are not, and its table and pictures written from them.
+"""Trains, scores and draws the README's runs, and writes its table and pictures.
 
     python plot.py --readme [--network_size 16] [--epochs 250] [--lr 1e-4] [--hardware "two cores of ..."]
 
-Two data sets and four models of two latents. What is trained and scored already is not done again, and what was
-interrupted goes on. Each run leaves a file in benchmarks/results/; of several settings, the README shows the largest
-one of which all runs are there. `python benchmarks/readme_pictures.py` writes that part of the README alone.
+Two data sets and four models with two latent dimensions. What is finished is skipped, and what was interrupted
+continues. Each run leaves a file in benchmarks/results/; the README shows the largest setting for which all runs are
+there. Without --readme, this script only writes that part of the README.
 """
 
 import dataclasses
@@ -21,16 +21,18 @@ import train
 from benchmarks import readme
 from experiment import Config
 from experiment.flags import words_of
-from plotting.comparisons import Group
+from plotting.comparisons import group_of
 from runtime import atomic
+from runtime.command import Parser, command
 from runtime.errors import UserError
+from runtime.rules import check
 
 RESULTS = Path(__file__).parent / "results"
 IMG = readme.README.parent / "img"
 DATA_SETS = ("mnist", "fashionmnist")
 MODELS = tuple((model, prior) for model in ("vae", "hvae") for prior in ("standard", "vamp"))
-FIXED = {"latent_dim": 2}  # of all these runs, whatever becomes usual
-SMALL = {"network_size": 1.0, "epochs": 10, "lr": 1e-3}  # what two cores do in an hour
+FIXED = {"latent_dim": 2}  # of all these runs, even if the default changes
+SMALL = {"network_size": 1.0, "epochs": 10, "lr": 1e-3}  # takes two cores an hour
 SCORE = {"max_images": 1000, "num_samples": 500}  # flags of evaluate.py
 FIGURES = ("input", "reconmanifold", "embedding_mean", "pseudouse", "overlay", "curves", "priors")
 HEADER = (
@@ -40,29 +42,27 @@ HEADER = (
 
 
 def produce(args):
-    """Does all of it, as far as it is not done, for the flags of plot.py; returns the exit code."""
-    if args.runs or strange_to(args):
-        said = "--readme has runs and figures of its own, and writes to img/ and README.md"
-        raise UserError(f"{said}; it does not go with {'RUN' if args.runs else f'--{strange_to(args)[0]}'}")
+    """Does what is not finished yet, for the flags of plot.py; returns the exit code."""
+    check(plot.RULES, args)
     configs, place = configs_of(args), ["--device", args.device, *(["--backend", args.backend] if args.backend else [])]
     for number, config in enumerate(configs, 1):
         print(f"[{number}/{len(configs)}] {config.path}", flush=True)
         code = train.main([*words_of(config), *place]) or scored(config, place)
         if code:
-            return code  # the same command goes on
+            return code  # the same command continues
     for data_set in DATA_SETS:
         runs = [str(config.path) for config in configs if config.data_set == data_set]
         if code := plot.main([*runs, "--figures", *FIGURES, "--out", str(IMG), *place]):
             return code
     for config in configs:
         collect(config, args.hardware or "hardware not stated")
+    return write(args)
+
+
+def write(args):
+    """Writes the README's table and pictures; returns the exit code."""
     readme.write("readme_pictures.py", part())
     return 0
-
-
-def strange_to(args):
-    """The names of the flags that were given and do not go with --readme."""
-    return [name for name in ("gs_key", "out", "figures", "format", "report", "export") if getattr(args, name)]
 
 
 def configs_of(args):
@@ -73,7 +73,7 @@ def configs_of(args):
 
 
 def scored(config, place):
-    """Scores a run unless it is; returns the exit code of evaluate.py."""
+    """Scores a run unless it is scored; returns the exit code of evaluate.py."""
     run = experiment.load(config.path, config.data_dir)
     count = min(SCORE["max_images"], len(run.images("test")))
     wanted = {"num_images": count, "split": "test", "num_samples": SCORE["num_samples"], "proposal": "fitted"}
@@ -93,15 +93,15 @@ def collect(config, hardware):
     file = RESULTS / f"readme_{run.config.training_id}.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     if before.get("metrics", {}).get("weights_sha256") == run.weights_sha256 and hardware.endswith("not stated"):
-        hardware = before["hardware"]  # drawn again, it was trained where it was
+        hardware = before["hardware"]  # it was trained where it was said to be
     about = {"settings": settings, "status": run.status, "note": run.note, "hardware": hardware}
     atomic.write_json(file, about | kept | {"metrics": run.metrics})
 
 
 def shown():
-    """The Configs and results of the README's runs, of the largest setting that is complete: a dict, in its order.
+    """A dict of the Configs of the README's runs to their results, for the largest complete setting.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     settings = {}
     for path in RESULTS.glob("readme_*.json"):
@@ -140,48 +140,45 @@ def row(config, result):
 
 
 def about(results):
-    """A paragraph on what the table's numbers are, and where and when they were made."""
+    """A paragraph on what the numbers of the table are, and where they were computed."""
     config, result = next(iter(results.items()))
     words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("hardware", "backend", "note")}
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
     count, samples = result["metrics"]["num_images"], result["metrics"]["num_samples"]
     minutes = sum(one["status"]["seconds"] + one["metrics"]["seconds"] for one in results.values()) / 60
-    sentences = [
-        f"Nats an image, of the first {count:,} test images, log p(x) by {samples} samples of a fitted density each; "
-        f"{setting(config)}, seed {config.seed}, two latent dimensions; commit {', '.join(commits)}, "
-        f"{' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; {minutes:.0f} minutes for all of it."
-    ]
-    return " ".join([*sentences, *(f"{note}." for note in words["note"] if note)])
+    words["note"].pop("", None)
+    said = f"In nats per image, for the first {count:,} test images; log p(x) from {samples} samples per image of a "
+    said += f"density fitted to p(z|x). All runs have {setting(config)}, seed {config.seed} and two latent dimensions. "
+    said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; "
+    said += f"{minutes:.0f} minutes in all."
+    return " ".join([said, *(f"{note}." for note in words["note"])])
 
 
 def setting(config):
-    """What the size of the runs was, in words."""
+    """The settings that the flags may change, in words."""
     return f"network size {config.network_size:g}, {config.epochs} epochs, learning rate {config.lr:g}"
 
 
 def pictures(results):
-    """The lines that show the pictures of one data set, those of all its runs first."""
+    """The lines that show the pictures of one data set, beginning with those that compare its runs."""
     config = next(iter(results))
-    name, group = config.data_set, Group.of(config).name
+    name, group = config.data_set, group_of(config)
     minutes = ", ".join(f"{one.model} {one.prior} {minutes_of(result):.1f}" for one, result in results.items())
-    lines = [
-        f"**{name}**: {setting(config)}; minutes of training: {minutes}.",
-        "",
-        image(f"{group}_losshistory", f"Validation ELBO of the four models on {name} by epoch"),
-        "",
-        image(f"{group}_curves", f"Validation ELBO, rate and distortion of the four models on {name} by epoch"),
-        "",
-        image(f"{group}_priors", f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right"),
-        "",
-        *folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"}),
-    ]
+    words = {
+        "losshistory": f"Validation ELBO of the four models on {name} by epoch",
+        "curves": f"Validation ELBO, rate and distortion of the four models on {name} by epoch",
+        "priors": f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right",
+    }
+    lines = [f"**{name}**: {setting(config)}; minutes of training: {minutes}."]
+    lines += [*images({f"{group}_{stem}": text for stem, text in words.items()}), ""]
+    lines += folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"})
     for one, result in results.items():
         lines += ["", *pictures_of(one, result)]
     return lines
 
 
 def pictures_of(config, result):
-    """The lines that show the pictures of one run, below what it is, how good, and how long it took."""
+    """The lines that show the pictures of one run, below its settings, its score and its time."""
     name = f"{config.data_set}, {config.model}, {config.prior}"
     words = {
         "reconmanifold": f"Test images above their reconstructions and their log p(x): {name}",
@@ -195,22 +192,27 @@ def pictures_of(config, result):
 
 
 def minutes_of(result):
-    """How long a run was trained."""
+    """The minutes of a run's training."""
     return result["status"]["seconds"] / 60
 
 
-def folded(summary, images, is_open=False):
-    """The lines of pictures, words by file, at the page's whole width, where they can be read, behind their summary."""
-    lines = [f"<details{' open' * is_open}><summary>{summary}</summary>"]
-    for stem, words in images.items():
-        lines += ["", image(stem, words)]
-    return [*lines, "", "</details>"]
+def folded(summary, words, is_open=False):
+    """The lines of `images` folded behind a summary."""
+    return [f"<details{' open' * is_open}><summary>{summary}</summary>", *images(words), "", "</details>"]
 
 
-def image(stem, words):
-    """Markdown of a picture that `produce` draws."""
-    return f"![{words}](img/{stem}.png)"
+def images(words):
+    """Lines that show pictures in img/, a dict of stems to words, at full width."""
+    return [line for stem, text in words.items() for line in ("", f"![{text}](img/{stem}.png)")]
+
+
+def main(argv=None):
+    """The command line, which is that of `plot.py --readme`; returns the exit code."""
+    parser = Parser(prog="readme_pictures.py", description=__doc__.partition("\n")[0])
+    plot.add_arguments(parser)
+    args = parser.parse_args(argv)
+    return command(produce if args.readme else write, args)
 
 
 if __name__ == "__main__":
-    readme.write("readme_pictures.py", part())
+    sys.exit(main())

@@ -1,12 +1,12 @@
-"""Train many tiny runs, kill the process at random moments, start it again, and count what was lost.
+"""Train many tiny runs, kill their processes at random moments, start them again, and count what was lost.
 
     python benchmarks/soak.py [--runs 200] [--kills 40] [--epochs 10] [--backend jax] [--json FILE]
 
-One grid of runs that differ in their seed is trained by `python train.py`; whenever it has been killed (kill -9, or a
-request to stop every third time), the same command goes on. Reported at the end: epochs that were finished when a kill
-came and were not in the history afterwards, or had been trained again (lost); runs whose history has a gap or a
-duplicate; runs whose every number differs from that of the same run trained alone, for a sample of them; and the
-growth of the process' memory over the runs that one uninterrupted process trains.
+`python train.py` trains one grid of runs that differ in their seed. Two of three times, it and the process of its run
+are killed (kill -9), the third time it is asked to stop; then the same command resumes the grid. Reported at the end:
+epochs that were finished before a kill and are missing from the history, or were trained again (lost); runs whose
+history has a gap or a duplicate; and how many of a sample of runs differ in any number from the same run trained
+without a kill.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 from tqdm import tqdm
 
@@ -47,8 +46,6 @@ SETTINGS = {
     "save_minutes": 1e-3,
 }
 COMPARED = 5  # runs that are trained again without interruption
-WARM = 20  # runs after which a process' memory is expected to stay
-ALLOWED_GROWTH = 0.15  # MiB a run
 
 
 def command(runs_dir, epochs, seeds, backend):
@@ -69,42 +66,44 @@ def rows_of(path):
     return file.read_text().splitlines()[1:] if file.is_file() else []
 
 
-def soak(runs_dir, words, paths, kills, rng):
-    """Trains the grid to its end through so many kills; returns the rows that each kill found, and memory readings.
-
-    The readings are lists of (runs finished by this process, resident MiB), one list for each process.
-    """
-    found, readings, done = [], [], 0
-    spans = sorted(rng.choices(range(2 * len(paths) // 3), k=kills))  # runs that are finished when a kill falls due
+def soak(words, paths, kills, rng):
+    """Trains the grid to its end through so many kills; returns the rows that each kill found."""
+    found, done = [], 0
+    due = sorted(rng.choices(range(2 * len(paths) // 3), k=kills))  # numbers of finished runs at which to kill
     with tqdm(total=len(paths), unit="run", disable=not sys.stderr.isatty()) as bar:
         while done < len(paths):
             with (
                 tempfile.TemporaryFile("w+") as errors,  # not a pipe, which would block a process that says much
                 subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors) as process,
             ):
-                due = spans.pop(0) if spans else None
-                moment = rng.uniform(0, 4)
-                began, readings_here, reached = done, [], None
+                moment, reached = rng.uniform(0, 4), None
                 while process.poll() is None:
-                    done = sum((path / "status.json").is_file() and _finished(path) for path in paths)
+                    done = sum(map(_finished, paths))
                     bar.update(done - bar.n)
-                    if done > began + len(readings_here):
-                        readings_here.append((done - began, _resident(process.pid)))
-                    if due is not None and done >= due:
-                        if reached is None and _trains(paths, process.pid):
-                            reached = time.monotonic()
-                        if reached is not None and time.monotonic() - reached > moment:
-                            process.send_signal(signal.SIGTERM if len(found) % 3 == 2 else signal.SIGKILL)
-                            process.wait()
-                            found.append({path: rows_of(path) for path in paths if path.is_dir()})
-                            break
+                    if due and done >= due[0] and reached is None and _trains(paths, process):
+                        reached = time.monotonic()
+                    if reached is not None and time.monotonic() - reached > moment:
+                        _kill(process, signal.SIGTERM if len(found) % 3 == 2 else signal.SIGKILL)
+                        found.append({path: rows_of(path) for path in paths if path.is_dir()})
+                        due.pop(0)
+                        break
                     time.sleep(0.02)
                 if process.returncode not in (0, -signal.SIGKILL, STOPPED):
                     errors.seek(0)
                     raise SystemExit(f"train.py ended with {process.returncode}: {errors.read()[-2000:]}")
-            readings.append(readings_here)
-            done = sum(_finished(path) for path in paths)
-    return found, readings
+            done = sum(map(_finished, paths))
+    return found
+
+
+def _kill(process, number):
+    """Sends a signal to the process of the grid, SIGKILL also to that of its run, and waits until both have ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        for child in children if number == signal.SIGKILL else []:
+            child.kill()
+        psutil.wait_procs(children)
+    process.wait()
 
 
 def _finished(path):
@@ -114,20 +113,15 @@ def _finished(path):
         return False
 
 
-def _trains(paths, pid):
-    """Whether this process has begun to train one of the runs."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            if json.loads((path / "status.json").read_text()).get("process", {}).get("pid") == pid:
-                return True
+def _trains(paths, process):
+    """Whether a process that this one has started trains one of the runs."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        pids = {child.pid for child in psutil.Process(process.pid).children()}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                if json.loads((path / "status.json").read_text()).get("process", {}).get("pid") in pids:
+                    return True
     return False
-
-
-def _resident(pid):
-    try:
-        return psutil.Process(pid).memory_info().rss / 2**20
-    except psutil.NoSuchProcess:
-        return float("nan")
 
 
 def lost_epochs(found, paths):
@@ -141,22 +135,15 @@ def broken_histories(paths, epochs):
     return sum([row.split(",")[0] for row in rows_of(path)] != [str(n + 1) for n in range(epochs)] for path in paths)
 
 
-def growth(readings):
-    """MiB of resident memory by which a process grew for each run, by least squares after the first ones."""
-    longest = np.array(max(readings, key=len)[WARM:])
-    return float(np.polyfit(*longest[np.isfinite(longest[:, 1])].T, 1)[0]) if len(longest) > WARM else None
-
-
 def main():
-    """Runs the soak test and prints its counts; returns 0 if nothing was lost and memory did not grow."""
+    """Runs the soak test and prints its counts; returns 0 if nothing was lost."""
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         row = soaked(args, Path(folder))
     print(table([row]))
     if args.json:
         atomic.write_json(args.json, row | {"versions": versions(), "git_commit": git_commit()})
-    grew = row["mib_a_run"] is not None and row["mib_a_run"] > ALLOWED_GROWTH
-    return int(grew or any(row[name] for name in ("lost_epochs", "broken_histories", "different", "files_left")))
+    return int(any(row[name] for name in ("lost_epochs", "broken_histories", "different", "files_left")))
 
 
 def arguments():
@@ -177,7 +164,7 @@ def soaked(args, folder):
     seeds = list(range(args.runs))
     paths = [path_of(folder / "runs", args.epochs, seed) for seed in seeds]
     words = command(folder / "runs", args.epochs, seeds, args.backend)
-    found, readings = soak(folder / "runs", words, paths, args.kills, rng)
+    found = soak(words, paths, args.kills, rng)
     interrupted = [i for i in seeds if any(len(rows.get(paths[i], range(args.epochs))) < args.epochs for rows in found)]
     sample = sorted(rng.sample(interrupted, min(COMPARED, len(interrupted))))
     same = same_alone(args, folder / "alone", {seed: paths[seed] for seed in sample})
@@ -191,7 +178,6 @@ def soaked(args, folder):
         "compared": len(sample),
         "different": same.count(False),
         "files_left": len(left),
-        "mib_a_run": growth(readings),
         "minutes": (time.perf_counter() - started) / 60,
     }
 
@@ -204,7 +190,7 @@ def same_alone(args, folder, paths):
 
 
 def _numbers(path):
-    return [row.rsplit(",", 1)[0] for row in rows_of(path)], (path / "best.weights.h5").read_bytes()
+    return [row.rsplit(",", 1)[0] for row in rows_of(path)], (path / "best.safetensors").read_bytes()
 
 
 if __name__ == "__main__":

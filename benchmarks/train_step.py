@@ -36,7 +36,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 USUAL = {  # of what is left out on the command line, by network
     "conv": {"model": ["vae", "hvae"], "latent_dim": 2, "batch_size": 256, "steps": 2},
     "mlp": {"model": ["vae"], "latent_dim": 40, "batch_size": 100, "steps": 20},
@@ -81,11 +80,9 @@ def bare_steps(net, batches):
     import keras
 
     if keras.backend.backend() == "jax":
-        state = net._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)
-        for x in batches:
-            logs, state = net.train_function(state, iter([(x, None, None)]))
-        net._jax_state, net._jax_state_synced = dict(zip(STATE, state, strict=True)), False
-        net.jax_state_sync()
+        from runtime import internals
+
+        logs = internals.train_on_jax(net, batches)
     else:
         for x in batches:
             logs = net.train_function(iter([(x, None, None)]))
@@ -107,7 +104,9 @@ def step_operations(net, batch, k):
 
 def multiply_adds(layer):
     """Multiply-adds of a layer, and those in it, for one example: a kernel's size for each position it is laid on."""
-    return sum(_own_multiply_adds(one) for one in layer._flatten_layers() if hasattr(one, "kernel"))
+    from runtime import internals
+
+    return sum(_own_multiply_adds(one) for one in internals.sublayers(layer) if hasattr(one, "kernel"))
 
 
 def _own_multiply_adds(layer):

@@ -1,13 +1,23 @@
 """A data set as the rest of the project sees it: three splits of images, each opened when it is asked for."""
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from data.files import DataError
+from data.files import MEND, PublicFile
+from runtime.errors import DataError
 
 SPLITS = ("train", "val", "test")
-STAND_IN = "stand-in data, not comparable with published results"
+OTHER_DATA = "other data than the published files, not comparable with published results"
+SHUFFLE_SEED = 20_180_409  # of splits that are not published: never change it
+
+
+def shuffled(n) -> np.ndarray:
+    """The numbers below n in a fixed order, as NumPy never changes what RandomState draws."""
+    return np.random.RandomState(SHUFFLE_SEED).permutation(n)
 
 
 def as_bytes(values, what) -> np.ndarray:
@@ -25,10 +35,10 @@ def as_bytes(values, what) -> np.ndarray:
 
 
 class Stored:
-    """Images that stay on disk: `images[index]`, by number, slice or indices, reads those and gives an array of them.
+    """Images that stay on disk: like an array (N, H, W, C) of bytes, but `images[index]` reads from disk.
 
-    Otherwise like an array (N, H, W, C) of bytes: `shape`, `dtype`, len. `read(name)` gives one image of this `shape`,
-    (H, W, C), and may raise DataError.
+    The index is a number, a slice or an array of numbers. `read(name)` returns one image of `shape`, (H, W, C), and may
+    raise DataError.
     """
 
     dtype = np.dtype(np.uint8)
@@ -47,12 +57,12 @@ class Stored:
         return images.reshape(*names.shape, *self.shape[1:])
 
     def first(self, n) -> "Stored":
-        """The first n, none of which is read."""
+        """The first n images; none is read."""
         return Stored(self._read, self._names[:n], self.shape[1:])
 
 
 class Grey:
-    """The images of a Split of Stored ones as `Split.grey` gives them, read when they are indexed: float32."""
+    """The Stored images of a Split, divided by max_value when they are indexed: float32 in [0, 1]."""
 
     dtype = np.dtype(np.float32)
 
@@ -67,16 +77,16 @@ class Grey:
 
 
 class Split(NamedTuple):
-    """Images as published: uint8 (N, H, W, C) from 0 to max_value, an array or Stored, labels int64 (N,) or None."""
+    """Images as published, uint8 (N, H, W, C) from 0 to max_value, in memory or Stored; labels, int64 (N,) or None."""
 
     images: np.ndarray | Stored
     labels: np.ndarray | None
     max_value: int
 
     def grey(self, index=None) -> np.ndarray | Grey:
-        """Images by slice or by n indices, divided by max_value: float32 in [0, 1], (n, H, W, C).
+        """The images of an index, or all, divided by max_value: float32 in [0, 1], (n, H, W, C).
 
-        Without an index all of them; those that are Stored stay on disk.
+        Without an index, Stored images stay on disk.
         """
         if index is None and isinstance(self.images, Stored):
             return Grey(self)
@@ -88,23 +98,66 @@ class Split(NamedTuple):
         return self._replace(images=images, labels=None if self.labels is None else self.labels[:n])
 
     def thresholded(self) -> "Split":
-        """The same split with pixels cut at 0.5: images of 0 and 1, max_value 1."""
+        """The same split with images of 0 and 1, which is where grey >= 0.5; max_value 1."""
         return self._replace(images=(self.grey() >= 0.5).astype(np.uint8), max_value=1)
 
 
-class Dataset:
-    """The splits of one source, lazy and cached: no file is looked for before a split that needs it.
+@dataclass(frozen=True)
+class Source:
+    """What is known of a data set before a file is opened, and `read(dataset, split)`, which opens files.
 
-    `sha256` maps the name of each file opened so far to the sha256 of its unpacked content.
+    `read` returns images, uint8 (N, H, W, C) from 0 to max_value, and labels, int64 (N,) or None.
+    `image_shape` and `num_images` are None if only the user's own files tell.
+    `binarize` and `likelihood` are what `auto` stands for in --binarize and --likelihood.
+    `is_lazy`: images stay on disk (a `Stored`), so they cannot be binarized.
+    `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
     """
 
-    def __init__(self, source, read_file):
-        """`read_file` takes one of the source's files and returns it as a `files.Found`."""
+    name: str
+    title: str
+    origin: str
+    image_shape: tuple[int, int, int] | None
+    num_images: dict[str, int] | None
+    read: Callable[["Dataset", str], tuple[np.ndarray, np.ndarray | None]]
+    files: tuple[PublicFile, ...] = ()
+    max_value: int = 255
+    class_names: tuple[str, ...] = ()
+    binarize: str = "none"
+    likelihood: str = "bernoulli"
+    pseudo_pixels: tuple[float, float] = (0.05, 0.01)
+    is_lazy: bool = False
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the published pixels are 0 and 1."""
+        return self.max_value == 1
+
+    def rows(self, split, n) -> slice:
+        """The part of n images that "train" or "val" takes, where both are published as one array: val is its end.
+
+        Where n is not the published number, val has the same share of it.
+        """
+        train, val = self.num_images["train"], self.num_images["val"]
+        end = n - n * val // (train + val)
+        return slice(end) if split == "train" else slice(end, n)
+
+
+class Dataset:
+    """The splits of one Source, lazy and cached: no file is looked for before a split needs it.
+
+    `sha256` maps the name of each file opened so far to the sha256 of its unpacked content. `is_other` becomes True
+    when one of them is not the published file, which is refused unless `takes_other`.
+    """
+
+    def __init__(self, source, read_file, takes_other=False):
+        """`read_file(file, optional)` returns the `files.Found` of a file of the source, or None if it is optional."""
         self.source = source
         self.name = source.name
         self.class_names = source.class_names
         self.binarize = source.binarize
         self.is_lazy = source.is_lazy
+        self.takes_other = takes_other
+        self.is_other = False
         self.sha256 = {}
         self._read_file = read_file
         self._contents = {}
@@ -112,43 +165,60 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C), for which the training images are read where the source does not state it."""
+        """(H, W, C); the training images are read for it if the source does not state it."""
         return self.source.image_shape or self.split("train").images.shape[1:]
 
     @property
     def note(self) -> str:
-        """What has to be said beside every score on the files that were opened so far; mostly ""."""
-        return self.source.note(self.sha256)
+        """What every score on the files opened so far has to say; mostly ""."""
+        return OTHER_DATA if self.is_other else ""
 
     def split(self, name) -> Split:
-        """The split "train", "val" or "test".
-
-        Raises DataError if it cannot be had, or is not what the source states.
-        """
+        """The split "train", "val" or "test". Raises DataError if it is missing, or not what the source states."""
         if name not in SPLITS:
-            raise DataError(f"{self.name} has no split {name!r}: choose one of {', '.join(SPLITS)}.")
+            raise DataError(f"{self.name} has no split {name!r}: choose one of {', '.join(SPLITS)}")
         if name not in self._splits:
             images, labels = self.source.read(self, name)
-            if self.source.image_shape:
-                count = self.source.counts(self.sha256).get(name, len(images))
-                self._check(f"{name} images", images, (count, *self.source.image_shape))
-            if labels is not None:
-                self._check(f"{name} labels", labels, images.shape[:1])
+            self._check(name, images, labels)
             self._splits[name] = Split(images, labels, self.source.max_value)
         return self._splits[name]
 
-    def content(self, file) -> bytes:
-        """The unpacked content of one of the source's files, read once. For the source's own `read`."""
+    def content(self, file, optional=False) -> bytes | None:
+        """The unpacked content of a file, read once; None if it is optional and not on this machine. For `read`."""
         if file not in self._contents:
-            _, self._contents[file], self.sha256[file.unpacked_name] = self._read_file(file)
+            found = self._read_file(file, optional)
+            if found is None:
+                return None
+            if found.difference:
+                self.take_other(found.difference)
+            self._contents[file], self.sha256[file.unpacked_name] = found.content, found.sha256
         return self._contents[file]
 
     def opened(self, file, open_at):
-        """What `open_at(path)` makes of one of the source's files that stay where they are, once. As `content`."""
+        """`open_at(path)` of a file that is read where it lies, called once. For `read`."""
         if file not in self._contents:
-            self._contents[file] = open_at(self._read_file(file).path)
+            self._contents[file] = open_at(self._read_file(file, False).path)
         return self._contents[file]
 
-    def _check(self, what, array, shape):
-        if array.shape != shape:
-            raise DataError(f"{self.name}'s {what} have shape {array.shape}, expected {shape}.")
+    def take_other(self, difference, mend=MEND):
+        """Takes data that are not the published ones, with one warning. Raises DataError unless `takes_other`."""
+        if not self.takes_other:
+            raise DataError(f"{difference}: {mend}, or train with --other_data on to take it as it is")
+        if not self.is_other:
+            print(f"warning: {difference}: {OTHER_DATA}", file=sys.stderr)
+        self.is_other = True
+
+    def _check(self, name, images, labels):
+        """Raises DataError unless images and labels are what the source states; other data may have another number."""
+        count = len(images) if self.is_other or self.source.num_images is None else self.source.num_images[name]
+        expected = (count, *(self.source.image_shape or images.shape[1:]))
+        if images.shape != expected:
+            raise DataError(f"{self.name}'s {name} images have shape {images.shape}, expected {expected}")
+        if not count:
+            raise DataError(f"{self.name} has too few images for its split {name}")
+        if images.dtype != np.uint8 or (isinstance(images, np.ndarray) and images.max() > self.source.max_value):
+            raise DataError(f"{self.name}'s {name} images are not whole numbers from 0 to {self.source.max_value}")
+        if labels is not None and labels.shape != (count,):
+            raise DataError(f"{self.name}'s {name} labels have shape {labels.shape}, expected {(count,)}")
+        if labels is not None and labels.max() >= len(self.class_names):
+            raise DataError(f"{self.name}'s {name} labels go beyond its {len(self.class_names)} classes")

@@ -1,32 +1,30 @@
-"""CelebA: aligned photographs of faces, more than memory should hold, each read from its folder or zip at need."""
+"""CelebA: aligned photographs of faces, too many for memory: each is read from a folder or zip when it is needed."""
 
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from data.archives import ZipFolder
-from data.dataset import SPLITS, STAND_IN, Stored
-from data.files import DataError, PublicFile
+from data.dataset import SPLITS, Source, Stored
+from data.files import REGISTRY, published
 from data.folder import MOST_FILE, file_content, pillow, stated, words
-from data.sources import Source
+from runtime.errors import DataError
 
 PARTITION = "list_eval_partition.txt"
-LAST = (162_770, 182_637, 202_599)  # images of train, val and test, by the published partition
-PARTITION_SHA256 = (
-    "fc955bcb3ef8fbdf7d5640d9a8693a8431b5f2ee291a5c1449a1549e7e073fe7"  # with the md5 that torchvision has
-)
+PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+LAST = (162_770, 182_637, 202_599)  # the number of the last image of train, val and test, as published
+PARTITION_SHA256 = REGISTRY[f"celeba/{PARTITION}"].checksum.removeprefix("sha256:")
 MOST_PARTITION = 8 << 20  # bytes
 STORED = (218, 178, 3)  # height, width and channels of a file
-CROP, SIDE = 148, 64  # the middle of it that is kept, and what that is made
+CROP, SIDE = 148, 64  # pixels of the middle that is kept, and of that at its lower resolution
 
 
 class Faces(NamedTuple):
-    """All images: `read(name)` gives one, uint8 (64, 64, 3); names and parts, numbers in SPLITS, are arrays (N,)."""
+    """All images: `read(name)` returns one, uint8 (64, 64, 3); names and parts, indices of SPLITS, are arrays (N,)."""
 
     read: Callable[[str], np.ndarray]
     names: np.ndarray
@@ -39,13 +37,16 @@ def read_celeba(dataset, split):
     (file,) = dataset.source.files
     faces = dataset.opened(file, open_faces)
     dataset.sha256 |= faces.sha256
+    if faces.sha256[PARTITION] != PARTITION_SHA256:
+        difference = "celeba's images or splits are not those of the published partition"
+        dataset.take_other(difference, f"put all images there, and no {PARTITION} of your own")
     return Stored(faces.read, faces.names[faces.parts == SPLITS.index(split)], (SIDE, SIDE, 3)), None
 
 
 def open_faces(path):
-    """The Faces at `path`, the zip or the folder. Raises DataError unless they are those of a partition, all of them.
+    """The Faces in the zip or folder `path`. Raises DataError unless they are the images of the partition, all of them.
 
-    That is the one that lies beside them, else the published one.
+    The partition is the file beside them if there is one, else the published one.
     """
     listed, sizes, read = (_folder if path.is_dir() else _zip)(path)
     own = path.with_name(PARTITION)
@@ -53,8 +54,6 @@ def open_faces(path):
     _check_complete(sizes, partition, path, own)
     sha256 = {path.stem: _sha256(f"{name} {size}\n" for name, size in sorted(sizes.items()))} | listed
     sha256[PARTITION] = _sha256(f"{name} {part}\r\n" for name, part in partition.items())
-    if sha256[PARTITION] != PARTITION_SHA256:
-        print(f"warning: {path} is not all of CelebA, split as published: {STAND_IN}", file=sys.stderr)
 
     def pixels(name):
         return pillow(io.BytesIO(read(name)), path / name, _cropped)
@@ -63,7 +62,7 @@ def open_faces(path):
 
 
 def _folder(path):
-    """No checksum, sizes in bytes by name, and what reads a file."""
+    """No checksum, sizes in bytes by name, and a function that reads a file."""
     try:
         sizes = {one.name: one.stat().st_size for one in os.scandir(path) if one.name.endswith(".jpg")}
     except OSError as error:
@@ -72,7 +71,7 @@ def _folder(path):
 
 
 def _zip(path):
-    """The checksum of what the zip says of its files, sizes in bytes by name, and what reads a file."""
+    """The checksum of the zip's directory, sizes in bytes by name, and a function that reads a file."""
     archive, folder = ZipFolder(path), f"{path.stem}/"
     infos = {name.removeprefix(folder): info for name, info in archive.infos.items() if name.startswith(folder)}
     lines = (f"{name} {info.file_size} {info.CRC:08x}\n" for name, info in sorted(infos.items()))
@@ -85,15 +84,15 @@ def _sha256(lines):
 
 
 def published_partition() -> dict[str, int]:
-    """Of each image, by name, the number in SPLITS of its split."""
+    """The index in SPLITS of each image, by name."""
     parts = np.repeat(range(3), np.diff((0, *LAST))).tolist()
     return {f"{number:06d}.jpg": part for number, part in enumerate(parts, 1)}
 
 
 def parse_partition(content, path) -> dict[str, int]:
-    """The partition in the content of a file: in each line a name, and 0, 1 or 2 for train, val or test.
+    """The partition in a file: each line has a name, and 0, 1 or 2 for train, val or test.
 
-    Raises DataError for anything else, and where a split would be empty.
+    Raises DataError for anything else, and for an empty split.
     """
     partition = {}
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -134,27 +133,13 @@ def _cropped(image, path):
 
 celeba = Source(
     name="celeba",
-    title="CelebA: photographs of the faces of celebrities, aligned, their middle at 64x64",
+    title="CelebA: aligned photographs of the faces of celebrities, their middle at 64x64",
     image_shape=(SIDE, SIDE, 3),
     num_images={name: int(count) for name, count in zip(SPLITS, np.diff((0, *LAST)), strict=True)},
-    max_value=255,
-    class_names=(),
-    binarize="none",
     read=read_celeba,
     likelihood="mixlogistic",
-    files=(
-        PublicFile(
-            "celeba",
-            "img_align_celeba.zip",
-            *(None,) * 4,
-            (),
-            page="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        ),
-    ),
-    licence="for non-commercial research only, according to its page",
-    origin="CelebA's aligned and cropped images, to be downloaded by hand: "
-    "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    files=(published("celeba", "img_align_celeba.zip", page=PAGE),),
+    origin=f"CelebA's aligned and cropped images, to be downloaded by hand: {PAGE}",
     pseudo_pixels=(0.5, 0.02),
     is_lazy=True,
-    published={PARTITION: PARTITION_SHA256},
 )

@@ -8,20 +8,22 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.archives import read_member, zip_names
-from data.dataset import as_bytes
-from data.files import DataError, as_folder
-from data.sources import Source, shuffled
+from data.archives import ZipFolder
+from data.dataset import Source, as_bytes, shuffled
+from data.files import as_folder
+from runtime import atomic
+from runtime.errors import DataError
 
 PREFIX = "folder:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow knows more, some of which start other programs
-CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # of Pillow's modes; what is not here is not 8 bits, or has transparency
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow knows more, and starts other programs for some
+CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # by Pillow's modes; the other modes have more than 8 bits, or an alpha
 FEWEST = 10
 MOST_PIXELS = 1 << 22  # in an image
 MOST_FILE = 64 << 20  # bytes of an image file
@@ -29,7 +31,7 @@ MOST_BYTES = 4 << 30  # of all images, unpacked
 
 
 def is_name(name) -> bool:
-    """Whether `name` is a folder:PATH whose path could be one; nothing is opened."""
+    """Whether `name` is folder:PATH with a possible path; nothing is opened."""
     if not isinstance(name, str) or not name.startswith(PREFIX) or name == PREFIX or "\0" in name:
         return False
     try:
@@ -44,16 +46,17 @@ def absolute(name) -> str:
 
 
 def source(name) -> Source:
-    """The Source of a folder:PATH, in which nothing is looked at before its first split is read."""
+    """The Source of a folder:PATH; its images are not looked at before the first split is read."""
     path = _path(name)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", path.name)[:40] or "root"
     label = f"folder-{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     opened = functools.cache(lambda: _opened(path))  # once for all splits
 
     def read(dataset, split):
-        images, sha256 = _read(opened(), split, path)
-        dataset.sha256[label] = opened().sha256
-        dataset.sha256[f"{label} {split}"] = sha256
+        images, sha256 = opened().read(_indices(opened().count, split, path))
+        if images.max() <= 1:
+            raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
+        dataset.sha256 |= {label: opened().sha256, f"{label} {split}": sha256}
         return images, None
 
     return Source(
@@ -61,15 +64,22 @@ def source(name) -> Source:
         title=f"Your own images in {path}",
         image_shape=None,
         num_images=None,
-        max_value=255,
-        class_names=(),
         binarize="dynamic",
         read=read,
-        files=(),
-        licence="yours to know",
         origin=str(path),
         pseudo_pixels=(0.5, 0.02),
     )
+
+
+class Images(NamedTuple):
+    """All images of a path: their number, a sha256, and `read(rows)`.
+
+    `read` returns the images of these rows, uint8 (n, H, W, C), and a sha256 of them.
+    """
+
+    count: int
+    sha256: str
+    read: Callable[[np.ndarray], tuple[np.ndarray, str]]
 
 
 def _path(name):
@@ -77,13 +87,11 @@ def _path(name):
 
 
 def _opened(path):
-    """The Pictures or the Rows at `path`. Raises DataError where there is nothing that can be trained on."""
+    """The Images at `path`. Raises DataError if there are none."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): name your folder of images, .npy or .npz"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): name your folder, .npy or .npz file") from error
     if stat.S_ISDIR(mode):
         return _pictures(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in (".npy", ".npz"):
@@ -91,17 +99,8 @@ def _opened(path):
     raise DataError(f"{path} is neither a folder nor a .npy or .npz file")
 
 
-def _read(opened, split, path):
-    images, sha256 = opened.read(_indices(opened.num_images, split, path))
-    if images.max() <= 1:
-        raise DataError(
-            f"{path} has images with no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats"
-        )
-    return images, sha256
-
-
 def _indices(count, split, path):
-    """Which of `count` images are in a split: a tenth each, rounded down, in val and test, in one shuffled order."""
+    """The images of a split among `count`, in one shuffled order: val and test have a tenth each, rounded down."""
     if count < FEWEST:
         raise DataError(f"{path} holds {count} images, and at least {FEWEST} are needed to split them")
     order, tenth = shuffled(count), count // 10
@@ -111,47 +110,33 @@ def _indices(count, split, path):
 # ---------------------------------------------------------------------------------------------- a folder of images
 
 
-class Pictures(NamedTuple):
-    """Image files below a folder, by name, all of one shape; the sha256 is that of their names."""
-
-    folder: Path
-    names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    sha256: str
-
-    @property
-    def num_images(self):
-        """How many images there are."""
-        return len(self.names)
-
-    def read(self, rows):
-        """The images of these rows, uint8 (n, H, W, C), and the sha256 of the sha256 of their files."""
-        images, digest = np.empty((len(rows), *self.shape), np.uint8), hashlib.sha256()
-        for image, row in zip(images, rows, strict=True):
-            path = self.folder / self.names[row]
-            content = file_content(path, MOST_FILE)
-            digest.update(hashlib.sha256(content).digest())
-            image[:] = pillow(io.BytesIO(content), path, _decoded, self.shape)
-        return images, digest.hexdigest()
-
-
 def _pictures(folder):
+    """The Images of a folder; their sha256 are those of the names, and of the sha256 of each file that is read."""
     names = tuple(sorted(_names(folder)))
     if not names:
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
-    shapes = (_shape(folder / name) for name in names)
-    first = next(shapes)
-    odd = next(((name, shape) for name, shape in zip(names[1:], shapes, strict=True) if shape != first), None)
-    if odd:
-        raise DataError(f"{folder / odd[0]} is {words(odd[1])}, but {folder / names[0]} is {words(first)}: "
-                        "make all images alike")  # fmt: skip
+    first = _shape(folder / names[0])
+    for name in names[1:]:
+        if (shape := _shape(folder / name)) != first:
+            other = f"{folder / name} is {words(shape)}, but {folder / names[0]} is {words(first)}"
+            raise DataError(f"{other}: make all images alike")
     if len(names) * math.prod(first) > MOST_BYTES:
         raise DataError(f"{folder} holds more than {MOST_BYTES >> 30} GiB of images")
-    return Pictures(folder, names, first, hashlib.sha256(os.fsencode("\0".join(names))).hexdigest())
+
+    def read(rows):
+        images, digest = np.empty((len(rows), *first), np.uint8), hashlib.sha256()
+        for image, row in zip(images, rows, strict=True):
+            path = folder / names[row]
+            content = file_content(path, MOST_FILE)
+            digest.update(hashlib.sha256(content).digest())
+            image[:] = pillow(io.BytesIO(content), path, _decoded, first)
+        return images, digest.hexdigest()
+
+    return Images(len(names), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read)
 
 
 def _names(folder):
-    """Names of the image files in and below a folder; hidden ones, and folders that are links, are passed over."""
+    """Names of the image files in and below a folder, without hidden files, hidden folders and linked folders."""
 
     def complain(error):
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): permit it, or name another folder")
@@ -164,8 +149,11 @@ def _names(folder):
 
 
 def _shape(path):
-    with _regular(path) as file:
-        return pillow(file, path, stated)
+    try:
+        with atomic.opened(path) as file:
+            return pillow(file, path, stated)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def words(shape):
@@ -174,7 +162,7 @@ def words(shape):
 
 
 def pillow(file, path, use, *args):
-    """What `use(image, path, *args)` makes of an image file. Raises DataError for one that is damaged or no image."""
+    """`use(image, path, *args)` of an image file. Raises DataError if it is damaged or no image."""
     from PIL import Image
 
     try:
@@ -190,7 +178,7 @@ def pillow(file, path, use, *args):
 
 
 def stated(image, path):
-    """(H, W, C) as the header has it. Raises DataError for what is not to be decoded."""
+    """(H, W, C) from the header. Raises DataError for an image that must not be decoded."""
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: make it smaller")
@@ -209,35 +197,25 @@ def _decoded(image, path, shape):
 # ---------------------------------------------------------------------------------------------- one array
 
 
-class Rows(NamedTuple):
-    """Images that lie in one array, uint8 (N, H, W, C), and the sha256 of its file."""
+def _rows(path):
+    """The Images of an array; their sha256 are those of its file, and of the rows that are read."""
+    content = _member(path) if path.suffix.lower() == ".npz" else file_content(path, MOST_BYTES)
+    array = _as_images(parse_npy(content, path), path)
 
-    images: np.ndarray
-    sha256: str
-
-    @property
-    def num_images(self):
-        """How many images there are."""
-        return len(self.images)
-
-    def read(self, rows):
-        """The images of these rows, uint8 (n, H, W, C), and their sha256."""
-        images = np.ascontiguousarray(self.images[rows])
+    def read(rows):
+        images = np.ascontiguousarray(array[rows])
         return images, hashlib.sha256(images).hexdigest()
 
-
-def _rows(path):
-    content = _member(path) if path.suffix.lower() == ".npz" else file_content(path, MOST_BYTES)
-    return Rows(_as_images(parse_npy(content, path), path), hashlib.sha256(content).hexdigest())
+    return Images(len(array), hashlib.sha256(content).hexdigest(), read)
 
 
 def _member(path):
-    """The content of the .npz file's one array, or of the one that is called images."""
-    names = zip_names(path)
-    name = names[0] if len(names) == 1 else "images.npy"
-    if name not in names:
-        raise DataError(f"{path} holds {len(names)} arrays, none of which is called images")
-    return read_member(path, name, MOST_BYTES)
+    """The content of the only array in a .npz file, or of the array that is called images."""
+    archive = ZipFolder(path)
+    name = next(iter(archive.infos)) if len(archive.infos) == 1 else "images.npy"
+    if name not in archive.infos:
+        raise DataError(f"{path} holds {len(archive.infos)} arrays, none of which is called images")
+    return archive.read(name, MOST_BYTES)
 
 
 def parse_npy(content, path) -> np.ndarray:
@@ -246,7 +224,7 @@ def parse_npy(content, path) -> np.ndarray:
     readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
     try:
         shape, fortran, dtype = readers[formats.read_magic(file)](file)
-    except Exception as error:  # a header is a Python literal, and as many ways to be none
+    except Exception as error:  # the header is a Python literal, which can be damaged in many ways
         raise DataError(f"{path} is damaged, or no array of numbers") from error
     if dtype.kind not in "biuf" or min(shape, default=0) < 0:
         raise DataError(f"{path} holds no array of numbers but {dtype}")
@@ -265,26 +243,13 @@ def _as_images(array, path):
     return images * np.uint8(255) if images.dtype == bool else as_bytes(images, path)
 
 
-# ---------------------------------------------------------------------------------------------- files
-
-
-def _regular(path):
-    """A regular file, or a link to one, opened for reading. Raises DataError for what is none, such as a pipe."""
+def file_content(path, most) -> bytes:
+    """The content of a regular file. Raises DataError for anything else, and for more than `most` bytes."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is no regular file")
-        return open(path, "rb")
+        with atomic.opened(path) as file:
+            content = file.read(most + 1)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def file_content(path, most) -> bytes:
-    """The content of a regular file. Raises DataError where it is none, or has more than `most` bytes."""
-    with _regular(path) as file:
-        try:
-            content = file.read(most + 1)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > most:
         raise DataError(f"{path} has more than {most:,} bytes")
     return content

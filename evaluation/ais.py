@@ -1,4 +1,4 @@
-"""log p(x) by annealed importance sampling with Hamiltonian steps, and its bracket on simulated images."""
+"""log p(x) by annealed importance sampling with Hamiltonian steps, and bounds from both sides on simulated images."""
 
 import math
 from typing import NamedTuple
@@ -6,21 +6,20 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from evaluation.compiled import Compiled, Noise, NotFiniteError, by_image, key_of, padded
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, key_of, padded
 from evaluation.importance import CHUNK_BYTES, Sums, unknown
 from models.base import generator
 from models.mcmc import Path, Point, hamiltonian
 
-STARTS = ("posterior", "prior")
-TARGET = 0.65  # acceptance for which step sizes are chosen (Neal 2011, section 5.4.4)
-STEP = 0.3  # in standard deviations, at first
+TARGET = 0.65  # acceptance rate for which step sizes are chosen (Neal 2011, section 5.4.4)
+STEP = 0.3  # the first step size, in standard deviations
 SIGMOID = 4.0  # half-width of the schedule from the prior (Wu et al. 2017, section 5.1)
-PILOTS, RATE = 3, 0.5  # passes over held-out images by which step sizes are chosen, and how fast they move
-DRAWS = 4000  # of p(z), for its standard deviations
+PILOTS, RATE = 3, 0.5  # passes over images that choose the step sizes, and how fast these change
+DRAWS = 4000  # of p(z), which give its standard deviations
 
 
 class Annealing(NamedTuple):
-    """How to anneal: `chains` of `temperatures` steps, each of so many `leapfrogs`, from "posterior" or "prior"."""
+    """How to anneal: `chains` over `temperatures`, with so many `leapfrogs` each, from the "posterior" or "prior"."""
 
     chains: int = 16
     temperatures: int = 100
@@ -29,7 +28,7 @@ class Annealing(NamedTuple):
 
     @property
     def betas(self):
-        """0 = b_0 < ... < b_T = 1: (T + 1,). A line from q(z|x), a sigmoid from p(z), which is further away."""
+        """0 = b_0 < ... < b_T = 1, (T + 1,): linear from q(z|x), a sigmoid from p(z), which is further away."""
         line = np.linspace(0, 1, self.temperatures + 1)
         if self.start == "posterior":
             return line
@@ -37,46 +36,39 @@ class Annealing(NamedTuple):
         return (raw - raw[0]) / (raw[-1] - raw[0])
 
 
-class Bracket(NamedTuple):
-    """Two estimates of log p(x) of simulated images, (N,) each: one is too low on average, and one too high."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-
-
 class AnnealedSampling:
-    """Annealed importance sampling of a model: chains from q(z|x), or p(z), to p(z|x), with step sizes that stay.
+    """Annealed importance sampling of a model: chains from q(z|x) or p(z) to p(z|x), with fixed step sizes.
 
-    log gamma_b = (1 - b) log start(z) + b log p(x, z) (Neal 2001, eq. 3); steps are of Hamiltonian Monte Carlo, scaled
-    by the standard deviations of q(z|x), from those of the start on. `tune` chooses their sizes on images other than
-    those that are scored: a size that depends on the chain it moves would make the chain's weight wrong. `images`: how
-    many there will be at most, if that is known.
+    log gamma_b = (1 - b) log start(z) + b log p(x, z) (Neal 2001, eq. 3), with steps of Hamiltonian Monte Carlo, scaled
+    from the standard deviations of the start to those of q(z|x). `tune` chooses their sizes on images that are not
+    scored, as a step size that depends on its chain would bias the chain's weight. `images` is the largest number of
+    images in a call, if that is known.
     """
 
-    def __init__(self, model, annealing, seed=0, jit="auto", max_bytes=None, images=None):
+    def __init__(self, model, annealing, seed=0, max_bytes=None, images=None):
         self.model, self.annealing = model, annealing
-        each = 6 * annealing.chains * model.bytes_per_sample  # gradients hold on to more than values
+        each = 6 * annealing.chains * model.bytes_per_sample  # gradients take more memory than values
         self.rows = max(1, min((max_bytes or CHUNK_BYTES) // each, images or CHUNK_BYTES))
         self.seeds = np.random.SeedSequence(seed)
         self.seed = int(self.seeds.generate_state(1)[0])
         prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
-        self.start = ChainStart(model, annealing, jit)
-        self.place = ChainPlace(model, annealing, jit)
-        self.move = ChainMove(model, annealing, prior_sd, jit)
-        self.steps = np.full(annealing.temperatures - 1, STEP)  # those of b_1, ..., b_{T-1}
+        self.start = ChainStart(model, annealing)
+        self.place = ChainPlace(model, annealing)
+        self.move = ChainMove(model, annealing, prior_sd)
+        self.steps = np.full(annealing.temperatures - 1, STEP)  # for b_1, ..., b_{T-1}
         self.acceptance = math.nan
 
     def tune(self, images):
-        """Chooses step sizes on the first of these images (N, H, W, C), so that 65 % of all steps are accepted."""
+        """Chooses step sizes with which 65 % of all steps are accepted, on the first of these images (N, H, W, C)."""
         x = padded(images[: self.rows], self.rows)
         for _ in range(PILOTS):
             self._walked(x, self._begun(x), tuning=True)
 
     def log_px(self, images, progress=lambda done: None):
-        """log p(x) = log mean exp of the weights of M chains: an `Estimate`. Its expectation is at most log p(x).
+        """log p(x) = log mean exp of the log-weights of M chains: an `Estimate`. Its expectation is at most log p(x).
 
-        Images (N, H, W, C); `samples` is M. `acceptance` is then the part of all steps that were accepted. Stochastic.
-        Raises NotFiniteError for a weight that is NaN.
+        Images (N, H, W, C); `samples` is M. Sets `acceptance`, the rate of accepted steps. Stochastic. Raises
+        NotFiniteError for a weight that is NaN.
         """
         estimate, accepted = unknown(len(images)), []
         for first in range(0, len(images), self.rows):
@@ -92,43 +84,38 @@ class AnnealedSampling:
         self.acceptance = float(np.mean(accepted))
         return estimate
 
-    def bracket(self, count, progress=lambda done: None):
-        """The Bracket of `count` images drawn from the model, of whose p(z|x) one draw is known: what they came from.
+    def bracket(self, count):
+        """Stochastic lower and upper bounds on log p(x) of `count` images drawn from the model, (N,) each.
 
-        Bidirectional Monte Carlo (Grosse et al. 2015): the lower estimate is `log_px`; for the upper one, chains go
-        from that draw back to the start, and the mean of their weights estimates 1 / p(x). Stochastic.
+        Bidirectional Monte Carlo (Grosse et al. 2015): the lower bound is `log_px`. The latents that an image came from
+        are a draw of its p(z|x); from there, chains go back to the start, and their mean weight estimates 1 / p(x).
         """
         noise, parts = generator(self.seed), []
-        for first in range(0, count, self.rows):
+        for _ in range(0, count, self.rows):
             z = self.model.prior().sample(self.rows, noise)
             x = np.asarray(ops.convert_to_numpy(self.model.likelihood(z).sample(1, noise))[0], "float32")
             known = np.repeat(ops.convert_to_numpy(z)[:, None], self.annealing.chains, axis=1)
             forth = self._walked(x, self._begun(x))
             back = self._walked(x, known, backwards=True)
             parts.append([_log_mean(forth), -_log_mean(back)])
-            progress(min(self.rows, count - first))
-        return Bracket(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
+        return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
     def _begun(self, x):
-        """Where chains of images x begin: (B, M, D). Stochastic."""
-        return self.start.predict_on_batch([x, self._key()])
-
-    def _key(self):
-        """The key of one more compiled call."""
-        return key_of(self.seeds.spawn(1)[0])
+        """The first positions of the chains of images x: (B, M, D). Stochastic."""
+        return self.start.predict_on_batch([x, key_of(self.seeds.spawn(1)[0])])
 
     def _walked(self, x, z, tuning=False, backwards=False):
-        """Log-weights (B, M) of chains from z (B, M, D) along the betas, or against them."""
+        """Log-weights (B, M) of chains from z (B, M, D) along the betas, or backwards."""
         betas = self.annealing.betas[:: -1 if backwards else 1]
         steps = self.steps[:: -1 if backwards else 1]  # a view
         state, accepted = self.place.predict_on_batch([x, z]), []
         log_w = (betas[1] - betas[0]) * _difference(state)
         for t in range(1, len(betas) - 1):
             settings = np.tile(np.float32([betas[t], steps[t - 1]]), (len(x), 1))
-            *state, log_accept = self.move.predict_on_batch([x, settings, *state, self._key()])
+            *state, log_accept = self.move.predict_on_batch([x, settings, *state, key_of(self.seeds.spawn(1)[0])])
             accepted.append(float(np.mean(np.exp(log_accept))))
             log_w = log_w + (betas[t + 1] - betas[t]) * _difference(state)
-            if tuning:  # what follows begins with what is found here
+            if tuning:  # later temperatures begin with the size found here
                 steps[t - 1 :] *= math.exp(RATE * (accepted[-1] - TARGET))
         if accepted and not backwards:
             self.acceptance = float(np.mean(accepted))
@@ -146,11 +133,11 @@ def _log_mean(log_w):
 
 
 class Chains(Compiled):
-    """What is compiled of chains of images: their path, and Points as lists of image-first arrays."""
+    """Compiled parts of the chains of images, which share a path; Points are lists of image-first arrays."""
 
-    def __init__(self, model, annealing, jit):
-        super().__init__(model, jit)
-        self.annealing = annealing
+    def __init__(self, model, annealing, prior_sd=None):
+        super().__init__(model)
+        self.annealing, self.prior_sd = annealing, prior_sd
 
     def path(self, x, posterior, prior):
         """The Path of images x."""
@@ -162,12 +149,11 @@ class Chains(Compiled):
 
 
 class ChainStart(Chains):
-    """Images and a key to the draws of q(z|x), or p(z), with which chains begin: (B, M, D)."""
+    """From images (B, H, W, C) and a key to the first positions, draws of q(z|x) or p(z): (B, M, D). Stochastic."""
 
     def call(self, inputs):
-        """(B, M, D) for images (B, H, W, C). Stochastic."""
         x, key = inputs
-        chains, seed = self.annealing.chains, Noise(key)
+        chains, seed = self.annealing.chains, KeyedSeeds(key)
         if self.annealing.start == "posterior":
             return by_image(self.model.posterior(x).sample(chains, seed))
         z = self.prior().sample(x.shape[0] * chains, seed)
@@ -175,25 +161,19 @@ class ChainStart(Chains):
 
 
 class ChainPlace(Chains):
-    """Images and where their chains are, to the fields of a Point."""
+    """From images and positions z (B, M, D) to z, log_start, log_end, grad_start, grad_end, all image-first."""
 
     def call(self, inputs):
-        """z, log_start, log_end, grad_start, grad_end for images and z (B, M, D), all of them image-first."""
         x, z = inputs
         return _fields(self.path(x, self.model.posterior(x), self.prior()).at(by_image(z)))
 
 
 class ChainMove(Chains):
-    """One Hamiltonian step of chains."""
-
-    def __init__(self, model, annealing, prior_sd, jit):
-        super().__init__(model, annealing, jit)
-        self.prior_sd = prior_sd
+    """One Hamiltonian step of chains: from images, b and the step size (equal in all rows), the fields of Points, and a
+    key to the fields of the new Points and log_accept. Stochastic.
+    """
 
     def call(self, inputs):
-        """The fields of new Points, and log_accept, for images, b and step size (equal in all rows), the fields, a key.
-        Stochastic.
-        """
         x, settings, *fields, key = inputs
         b, step = settings[0, 0], settings[0, 1]
         posterior = self.model.posterior(x)
@@ -203,7 +183,7 @@ class ChainMove(Chains):
         point = Point(*(by_image(field) for field in fields), ())
         path = self.path(x, posterior, self.prior())
         leapfrogs = self.annealing.leapfrogs
-        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, Noise(key))
+        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, KeyedSeeds(key))
         return *_fields(point), ops.transpose(log_accept)
 
 

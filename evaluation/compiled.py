@@ -1,4 +1,4 @@
-"""Functions of a model over images, compiled once and called on one batch after the other."""
+"""Functions of a model and a batch of images, compiled once and called on one batch after the other."""
 
 import math
 
@@ -6,42 +6,39 @@ import keras
 import numpy as np
 from keras import ops
 
-from evaluation import threads
+from runtime.threads import predictor
 
 
 class NotFiniteError(ValueError):
-    """What is computed of an image is NaN or infinite; `image` is its index."""
+    """What is computed for an image is NaN or infinite; `image` is its index."""
 
     def __init__(self, image):
-        super().__init__(f"what is computed of image {image} is not a number")
+        super().__init__(f"what is computed for image {image} is not a number")
         self.image = image
 
     @classmethod
     def check(cls, first, *arrays):
-        """Raises it for the first row that is not finite in all of the arrays, that of image `first` being row 0."""
+        """Raises it for the first row with a value that is not finite in one of the arrays; row 0 is image `first`."""
         finite = np.all([np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in arrays], axis=0)
         if not finite.all():
             raise cls(first + int(np.flatnonzero(~finite)[0]))
 
 
 class Compiled(keras.Model):
-    """A function `call` of image-first arrays, as `predict_on_batch` wants them, of one shape throughout.
+    """A function `call` of image-first arrays, compiled for one shape and called by `predict_on_batch`.
 
-    The value of the model's top prior is computed once, here, or is that of another: K pseudo-inputs are not encoded
-    again in each call. It keeps nothing from call to call, so that threads may call it at once: what `call` draws from
-    is a `Noise` of a key that it is given.
+    The distribution of the model's top prior is computed once, here, or taken from `top_of`: K pseudo-inputs are not
+    encoded again in each call. Nothing is kept from call to call, so several threads may call it at once; `call` draws
+    from a `KeyedSeeds` of a key that it is given.
     """
 
-    def __init__(self, model, jit="auto", top_of=None):
+    def __init__(self, model, top_of=None):
         super().__init__()
         self.model = model
-        if top_of is None:
-            self.top = keras.tree.map_structure(self._constant, model.top_prior.distribution())
-        else:
-            self.top = top_of.top
+        self.top = top_of.top if top_of else keras.tree.map_structure(self._constant, model.top_prior.distribution())
         self.built = True
-        self.compile(jit_compile=jit)
-        self._predict = threads.predictor(self)
+        self.compile(jit_compile="auto")
+        self._predict = predictor(self)
 
     def _constant(self, tensor):
         if not ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
@@ -51,11 +48,11 @@ class Compiled(keras.Model):
         return variable
 
     def predict_on_batch(self, x):
-        """As Keras' own, but that threads may call it at once on JAX, too."""
+        """Keras' own, but several threads may call it at once on JAX too."""
         return self._predict(x)
 
     def prior(self):
-        """p(z), as of `LatentModel.prior`, inside `call`."""
+        """p(z), as from `LatentModel.prior`, inside `call`."""
         return self.model.prior(
             keras.tree.map_structure(
                 lambda value: ops.convert_to_tensor(value) if isinstance(value, keras.Variable) else value, self.top
@@ -63,9 +60,9 @@ class Compiled(keras.Model):
         )
 
     def on(self, arrays, rows, seeds=None):
-        """The outputs on image-first arrays of any length, as float64, in batches of `rows`, the last one padded.
+        """The outputs for image-first arrays of any length, as float64, in batches of `rows`; the last one is padded.
 
-        With `seeds`, a SeedSequence, `call` is given one more array, a key of each batch's own.
+        With `seeds`, a SeedSequence, `call` gets one more array, the key of the batch.
         """
         parts = []
         for start in range(0, len(arrays[0]), rows):
@@ -78,12 +75,13 @@ class Compiled(keras.Model):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-class Noise(keras.random.SeedGenerator):
-    """Seeds that are made of a key, an array (2,): the noise of a compiled call is that of its key, whatever else was
-    called before or meanwhile. In a loop of the backend's, each turn would draw the same.
+class KeyedSeeds(keras.random.SeedGenerator):
+    """A generator of seeds that follow from a key, an array (2,): the noise of a compiled call depends on nothing else.
+
+    In a loop of the backend, each turn would draw the same noise.
     """
 
-    def __init__(self, key):  # without the variable that others keep their state in, as this is made inside of a call
+    def __init__(self, key):  # without the state variable of other generators, as this is made inside of a call
         self.key = ops.cast(key, "uint32" if keras.backend.backend() == "jax" else "int64")
         self.used = 0
 
@@ -94,7 +92,7 @@ class Noise(keras.random.SeedGenerator):
 
 
 def key_of(seeds):
-    """The key of a `Noise`, made of a SeedSequence: uint32 (2,)."""
+    """The key of a `KeyedSeeds`, from a SeedSequence: uint32 (2,)."""
     return seeds.generate_state(2)
 
 
@@ -104,7 +102,7 @@ def by_image(value):
 
 
 def evenly(count, most):
-    """The length of the longest of the fewest parts of `count` that are no longer than `most`: little is padded."""
+    """The length of equal parts of `count`, as few as possible, none longer than `most`: little padding is needed."""
     return math.ceil(count / math.ceil(count / max(1, most)))
 
 

@@ -1,37 +1,63 @@
-"""The estimators of log p(x) by name, with their settings, limits and remedies."""
+"""The estimators of log p(x): one entry each, with its flags, usual values, function, limits and remedy."""
 
-import contextlib
 import math
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
-from tqdm import tqdm
+import numpy as np
 
 import data
 import models
-from runtime import backend
+from runtime import backend, memory, rules
+from runtime.command import number, whole
 from runtime.errors import UserError
-from runtime.memory import free_memory, is_out_of_memory
 
-ESTIMATORS = {  # which flags go with each, and their usual values
-    "is": {"num_samples": None, "proposal": "fitted", "target_se": None, "max_samples": None},
-    "quadrature": {},
-    "ais": {"num_samples": 16, "num_steps": 100, "leapfrogs": 5, "start": "posterior", "bracket": None},
-}
-SHORT = {"target_se": "se", "num_samples": "S", "num_steps": "T", "leapfrogs": "L"}  # in the names of files
-SHORT |= {"bracket": "B", "seed": "seed"}
-SAMPLES = {"fitted": 1000, "posterior": 5000}  # of an image
-DEEP_SAMPLES = 1000  # of an image by a deep model, as in the paper of DVP-VAE
-MOST_FITTED = 256  # latent dimensions: a density is fitted by some 6 gradients for each, and holds a matrix
-MOST_SAMPLES = 100_000  # with --target_se
+SAMPLES, FROM_POSTERIOR = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
+MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
+MOST_SAMPLES = 100_000  # per image, with --target_se
 SIMULATED = 64  # images, with --bracket
+MOST_READ = 2**28  # bytes of images on disk that quadrature reads into memory
 
 
-MOST_READ = 2**28  # bytes of images that are read from disk at once, for quadrature
+class Flag(NamedTuple):
+    """A setting of an estimator: its help, its usual value, and what argparse takes (`const` makes a value optional).
+
+    In a file's name, numbers follow `short`, words stand alone, and the value `untagged` is left out.
+    """
+
+    help: str
+    usual: object = None
+    short: str = ""
+    type: Callable = str
+    choices: tuple | None = None
+    const: object = None
+    untagged: object = None
+
+
+class Estimator(NamedTuple):
+    """A way to estimate log p(x).
+
+    `estimate(run, images, scoring, split, bar)` returns an Estimate of the images and more metrics, a dict.
+    `refusal(run, settings)` says why it cannot score a run, None if it can; `remedy(run, settings)` what to do about
+    unreliable estimates; `notes(metrics)` lists sentences to print. `rules` are on the flags. `complete(run, settings)`
+    fills in values that depend on the run or on other settings. `is_sampled`: `log_px_se` is a Monte-Carlo error, not a
+    bound.
+    """
+
+    help: str
+    flags: dict
+    estimate: Callable
+    refusal: Callable
+    remedy: Callable
+    rules: tuple = ()
+    complete: Callable = lambda run, settings: settings
+    is_sampled: bool = True
+    notes: Callable = lambda metrics: []
 
 
 class Scoring(NamedTuple):
-    """How log p(x) is estimated: an estimator, its own settings by name, the seed, and bytes to be used at once."""
+    """How log p(x) of a run is estimated: an estimator, its settings by name, the seed, and the most bytes in use."""
 
     estimator: str
     settings: dict
@@ -39,186 +65,237 @@ class Scoring(NamedTuple):
     max_bytes: int | None
 
     @classmethod
-    def of(cls, estimator="is", seed=0, max_memory=None, **given):
-        """The Scoring with these settings, None standing for the usual value. Raises UserError for strange ones."""
-        usual = ESTIMATORS[estimator]
-        given = {name: value for name, value in given.items() if value is not None}
-        if strange := [name for name in given if name not in usual]:
-            owners = " or ".join(name for name, its in ESTIMATORS.items() if strange[0] in its)
-            raise UserError(f"--{strange[0]} goes with --estimator {owners}, not {estimator}")
-        settings = usual | given
-        if given.get("target_se") is not None:
-            if "num_samples" in given:
-                raise UserError("--target_se says how many samples there are; limit them by --max_samples")
-            settings |= {"num_samples": given.get("max_samples", MOST_SAMPLES)}
-        elif "max_samples" in given:
-            raise UserError("--max_samples goes with --target_se; without it, say --num_samples")
-        if settings.get("num_samples", 0) is None:
-            settings["num_samples"] = SAMPLES[settings["proposal"]]
-        settings.pop("max_samples", None)
-        return cls(estimator, settings, seed, None if max_memory is None else int(min(max_memory * 2**30, sys.maxsize)))
+    def of(cls, run, estimator="is", seed=0, max_memory=None, **given):
+        """The Scoring of a run with the `given` settings; None stands for the usual value. `max_memory` is in GiB."""
+        settings = {name: flag.usual for name, flag in ESTIMATORS[estimator].flags.items()}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        max_bytes = max_memory and int(min(max_memory * 2**30, sys.maxsize))
+        return cls(estimator, ESTIMATORS[estimator].complete(run, settings), seed, max_bytes)
+
+    @property
+    def entry(self):
+        """The Estimator."""
+        return ESTIMATORS[self.estimator]
 
     @property
     def tag(self):
-        """Part of the names of files, of all that changes a score: is_S5000, isfitted_se0.05, ais_S16_T100_L5_B64."""
-        values = self.settings | {"seed": self.seed or None}
-        if self.settings.get("target_se") and values["num_samples"] == MOST_SAMPLES:
-            del values["num_samples"]
-        numbers = [f"{short}{values[name]}" for name, short in SHORT.items() if values.get(name) is not None]
-        fitted = "fitted" * (self.settings.get("proposal") == "fitted")
-        prior = "prior" * (self.settings.get("start") == "prior")
-        return "_".join([f"{self.estimator}{fitted}{prior}", *numbers])
+        """All that changes a score, as a part of file names: is_S5000, isfitted_se0.05, ais_S16_T100_L5_B64."""
+        words, numbers = [self.estimator], []
+        for name, flag in self.entry.flags.items():
+            if (value := self.settings[name]) not in (None, flag.untagged):
+                numbers.append(f"_{flag.short}{value}") if flag.short else words.append(value)
+        return "".join([*words, *numbers, f"_seed{self.seed}" * bool(self.seed)])
 
     @property
     def said(self):
-        """The same in words, for the line above the table."""
-        words = {name: value for name, value in self.settings.items() if value is not None}
-        if "target_se" in words:
-            words["max_samples"] = words.pop("num_samples")
-        return ", ".join([self.estimator, *(f"{name} {value}" for name, value in words.items())])
+        """The estimator and its settings in words."""
+        return ", ".join([self.estimator, *(f"{name} {value}" for name, value in self.settings.items() if value)])
+
+    @property
+    def bytes_at_once(self):
+        """The bytes of activations at a time; None leaves them to the estimator, which suits a CPU's caches."""
+        if self.max_bytes is not None:
+            return self.max_bytes
+        share = memory.free_memory() // 8
+        if backend.has_gpu():
+            return min(2**30, share)
+        return None if share > 2**28 else share // 4
+
+    def check(self, run):
+        """Raises UserError where this estimator cannot score the run."""
+        if reason := self.entry.refusal(run, self.settings):
+            raise UserError(reason)
 
 
-def usual(run, estimator, given):
-    """The settings `given`, a dict in which None stands for the usual value, with those that are usual for the run."""
-    if estimator != "is" or given["proposal"] or not too_many(run):
-        return given
-    counted = given["num_samples"] or given["target_se"] or not run.config.is_deep
-    return given | {"proposal": "posterior"} | ({} if counted else {"num_samples": DEEP_SAMPLES})
+def add_arguments(parser):
+    """Adds --estimator and the flags of all estimators."""
+    helps = "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
+    parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="is", help=f"{helps} (default: is)")
+    for name, owners in _owners().items():
+        flag, text = next(iter(owners.values())), "; ".join(f"{owner}: {flag.help}" for owner, flag in owners.items())
+        nargs, metavar = "?" if flag.const else None, flag.short.upper() or None
+        options = {"type": flag.type, "choices": flag.choices, "const": flag.const, "nargs": nargs, "metavar": metavar}
+        parser.add_argument(f"--{name}", help=text, **options)
 
 
-def too_many(run):
-    """Whether a run has too many latents, or of too vague a density, for another to be fitted to it."""
-    return run.config.is_deep or run.latent_dim > MOST_FITTED
+def flag_rules():
+    """The Rules on the flags of all estimators."""
+    owned = [rules.needs(flag, "estimator", *owners) for flag, owners in _owners().items()]
+    return owned + [rule for entry in ESTIMATORS.values() for rule in entry.rules]
 
 
-def check(run, scoring):
-    """Raises UserError where this estimator cannot score the run."""
-    if scoring.estimator == "quadrature" and run.latent_dim > 2:
-        raise UserError(
-            f"--estimator quadrature goes as far as 2 latent dimensions, and {run.path} has {run.latent_dim}; "
-            "try --estimator is"
-        )
-    if scoring.estimator == "quadrature" and run.config.is_deep:
-        raise UserError(f"--estimator quadrature is for vae and hvae, and {run.path} is a {run.config.model}")
-    if scoring.settings.get("proposal") == "fitted" and too_many(run):
-        raise UserError(
-            f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} is a "
-            f"{run.config.model} with {run.latent_dim}; try --proposal posterior"
-        )
-    if scoring.estimator == "ais" and not models.MODELS[run.config.model].is_exact:
-        raise UserError(
-            f"--estimator ais needs the density of the prior, and that of {run.path} is known by estimates only; try "
-            "--estimator is"
-        )
-    if scoring.estimator == "quadrature" and run.config.is_autoregressive:
-        raise UserError(
-            f"--estimator quadrature does not go with the network of {run.path}, which would have to pass over each "
-            "image at each point; try --estimator is"
-        )
+def _owners():
+    """For each flag, the estimators that have it: a dict of dicts of name to Flag."""
+    flags = dict.fromkeys(flag for entry in ESTIMATORS.values() for flag in entry.flags)
+    return {one: {name: entry.flags[one] for name, entry in ESTIMATORS.items() if one in entry.flags} for one in flags}
 
 
-def at_once(scoring):
-    """The bytes that may be computed on at once; None, what the estimators choose for a CPU's caches."""
-    if scoring.max_bytes is not None:
-        return scoring.max_bytes
-    share = free_memory() // 8
-    if backend.has_gpu():
-        return min(2**30, share)
-    return None if share > 2**28 else share // 4
-
-
-def unusable(run, split, image):
-    """The UserError for weights that give an image no log p(x)."""
-    return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
-
-
-@backend.forgetting_graphs()
-def estimated(run, images, scoring, split):
-    """The Estimate and the Latents of these images, and metrics of the estimator's own.
-
-    Raises UserError where memory is too small, weights are unusable, or an integral is not resolved.
-    """
-    from evaluation.importance import NotFiniteError
-    from evaluation.latents import latents
-    from evaluation.quadrature import NotResolvedError
-
-    with progress(run, len(images)) as bar, enough_memory(run):
-        try:
-            carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail, too
-            estimate, more = ESTIMATE[scoring.estimator](run, images, scoring, split, bar)
-            return estimate, carried, more
-        except NotFiniteError as error:
-            raise unusable(run, split, error.image) from error
-        except NotResolvedError as error:
-            raise UserError(f"{run.path}: {error}; try --estimator is") from error
-
-
-def progress(run, total):
-    """A bar of so many images, silent where the output is no terminal."""
-    return tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty())
-
-
-@contextlib.contextmanager
-def enough_memory(run):
-    """Turns what the block raises for want of memory into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"out of memory while {run.path} is scored; it goes in small chunks whatever --num_samples and "
-            "--max_images say, so try a small --max_memory, or --device cpu"
-        ) from error
+def finite_or_none(value):
+    """A number as a float; None, which JSON has, for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def by_importance_sampling(run, images, scoring, split, bar):
-    """An Estimate, and nothing else."""
+    """An Estimate, and no other metrics."""
     from evaluation import importance
 
-    arguments = (run.model, images, scoring.settings["num_samples"], scoring.seed, bar.update)
-    rest = {name: scoring.settings[name] for name in ("proposal", "target_se")}
-    return importance.importance_sampling(*arguments, max_bytes=at_once(scoring), **rest), {}
+    settings = scoring.settings
+    arguments = run.model, images, settings["max_samples"] or settings["num_samples"], scoring.seed, bar.update
+    options = {name: settings[name] for name in ("proposal", "target_se")}
+    return importance.importance_sampling(*arguments, max_bytes=scoring.bytes_at_once, **options), {}
+
+
+def _needs_posterior(run):
+    """Whether a run has too many latent dimensions, or too vague a posterior, for a density to be fitted to it."""
+    return run.config.is_deep or run.latent_dim > MOST_FITTED
+
+
+def _complete_sampling(run, settings):
+    """The settings with a proposal that suits the run, and a number of samples that suits the proposal."""
+    proposal = settings["proposal"] or ("posterior" if _needs_posterior(run) else "fitted")
+    if settings["target_se"]:
+        return settings | {"proposal": proposal, "max_samples": settings["max_samples"] or MOST_SAMPLES}
+    usual = FROM_POSTERIOR if proposal == "posterior" and not run.config.is_deep else SAMPLES
+    return settings | {"proposal": proposal, "num_samples": settings["num_samples"] or usual}
+
+
+def _refusal_of_sampling(run, settings):
+    if settings["proposal"] == "fitted" and _needs_posterior(run):
+        text = f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
+        return text + f"is a {run.config.model} with {run.latent_dim}; try --proposal posterior"
+    return None
+
+
+def _remedy_of_sampling(run, settings):
+    if settings["proposal"] == "posterior" and not _needs_posterior(run):
+        return "try --proposal fitted"
+    return "raise --max_samples" if settings["target_se"] else "raise --num_samples"
+
+
+IMPORTANCE_SAMPLING = Estimator(
+    "importance sampling",
+    {
+        "num_samples": Flag(
+            f"samples per image (default: {SAMPLES}; {FROM_POSTERIOR} from q(z|x) of vae and hvae)", None, "S", whole(2)
+        ),
+        "proposal": Flag(
+            "draw latents from a density fitted to each p(z|x), or from q(z|x), as in most papers, which needs "
+            "far more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)",
+            choices=("fitted", "posterior"),
+            untagged="posterior",
+        ),
+        "target_se": Flag(
+            "draw as many samples as each image needs for this error, not --num_samples", None, "se", number(1e-4)
+        ),
+        "max_samples": Flag(
+            f"with --target_se: at most so many (default: {MOST_SAMPLES})", None, "S", whole(2), untagged=MOST_SAMPLES
+        ),
+    },
+    estimate=by_importance_sampling,
+    refusal=_refusal_of_sampling,
+    remedy=_remedy_of_sampling,
+    rules=(
+        *rules.excludes("num_samples", "target_se", reason="which chooses the number; limit it by --max_samples"),
+        rules.needs("max_samples", "target_se"),
+    ),
+    complete=_complete_sampling,
+)
 
 
 def by_quadrature(run, images, scoring, split, bar):
-    """An Estimate, and nothing else. Raises UserError for more images on disk than memory should hold."""
-    from evaluation.quadrature import quadrature
+    """An Estimate, and no other metrics. Raises UserError for too many images on disk, or an integral not resolved."""
+    from evaluation.quadrature import NotResolvedError, quadrature
 
     if isinstance(images, data.Grey):
         if (most := MOST_READ // (4 * math.prod(images.shape[1:]))) < len(images):
-            raise UserError(f"--estimator quadrature has all images in memory at once; add --max_images {most}")
+            raise UserError(f"--estimator quadrature keeps all images in memory; add --max_images {most}")
         images = images[:]
-    return quadrature(run.model, images, progress=bar.update, seed=scoring.seed, max_bytes=at_once(scoring)), {}
+    options = {"progress": bar.update, "seed": scoring.seed, "max_bytes": scoring.bytes_at_once}
+    try:
+        return quadrature(run.model, images, **options), {}
+    except NotResolvedError as error:
+        raise UserError(f"{run.path}: {error}; try --estimator is") from error
+
+
+def _refusal_of_quadrature(run, settings):
+    reason = None
+    if run.latent_dim > 2:
+        reason = f"needs two latent dimensions at most, and {run.path} has {run.latent_dim}"
+    elif run.config.is_deep:
+        reason = f"is for vae and hvae, and {run.path} is a {run.config.model}"
+    elif run.config.is_autoregressive:
+        reason = f"would pass the pixel network of {run.path} over each image at each point"
+    return reason and f"--estimator quadrature {reason}; try --estimator is"
+
+
+QUADRATURE = Estimator(
+    "a sum over a grid of latents, practically exact, for two latent dimensions at most",
+    {},
+    estimate=by_quadrature,
+    refusal=_refusal_of_quadrature,
+    remedy=lambda run, settings: "try --estimator is",
+    is_sampled=False,
+)
 
 
 def by_annealing(run, images, scoring, split, bar):
-    """An Estimate, with the acceptance and, where it is asked for, the bracket on simulated images."""
+    """An Estimate, with the acceptance rate and, with --bracket, the means of both bounds on simulated images."""
     from evaluation.ais import AnnealedSampling, Annealing
 
     settings = scoring.settings
     annealing = Annealing(settings["num_samples"], settings["num_steps"], settings["leapfrogs"], settings["start"])
     most = max(len(images), settings["bracket"] or 0)
-    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=at_once(scoring), images=most)
+    sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.bytes_at_once, images=most)
     bar.set_postfix_str("choosing step sizes")
     sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
     bar.set_postfix_str("")
     estimate = sampling.log_px(images, bar.update)
-    more = {"acceptance": known(sampling.acceptance)}
+    more = {"acceptance": finite_or_none(sampling.acceptance)}
     if count := settings["bracket"]:
         bar.set_postfix_str("bracketing")
-        bracket = sampling.bracket(count)
-        gap = bracket.upper - bracket.lower
-        error = float(gap.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-        means = {"lower": bracket.lower, "upper": bracket.upper, "gap": gap}
-        more["bracket"] = {name: float(values.mean()) for name, values in means.items()}
-        more["bracket"] |= {"gap_se": known(error), "num_images": count}
+        lower, upper = sampling.bracket(count)
+        error = np.std(upper - lower, ddof=1) / math.sqrt(count) if count > 1 else math.nan
+        means = {"lower": lower.mean(), "upper": upper.mean(), "gap": (upper - lower).mean(), "gap_se": error}
+        more["bracket"] = {name: finite_or_none(mean) for name, mean in means.items()} | {"num_images": count}
     return estimate, more
 
 
-ESTIMATE = {"is": by_importance_sampling, "quadrature": by_quadrature, "ais": by_annealing}
+def _refusal_of_annealing(run, settings):
+    if models.MODELS[run.config.model].is_exact:
+        return None
+    return f"--estimator ais needs the density of the prior, of which {run.path} has estimates only; try --estimator is"
 
 
-def known(value):
-    """A number as a float; None, which JSON has, for one that is not finite."""
-    return float(value) if math.isfinite(value) else None
+def _notes_on_annealing(metrics):
+    rate, bracket = metrics["acceptance"], metrics["bracket"]
+    text = "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}"
+    accepted = [] if rate is None else [f"{rate:.0%} of all steps were accepted"]
+    return accepted + ([text.format(**bracket)] if bracket else [])
+
+
+ANNEALING = Estimator(
+    "annealed importance sampling with Hamiltonian Monte Carlo, slow",
+    {
+        "num_samples": Flag("chains per image (default: 16)", 16, "S", whole(2)),
+        "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", 100, "T", whole(1)),
+        "leapfrogs": Flag("leapfrog steps per temperature (default: 5)", 5, "L", whole(1, 100)),
+        "start": Flag(
+            "start the chains at q(z|x) or at p(z), which needs many more temperatures (default: posterior)",
+            "posterior",
+            choices=("posterior", "prior"),
+            untagged="posterior",
+        ),
+        "bracket": Flag(
+            "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores of "
+            f"other estimators can be off (without B: {SIMULATED})",
+            short="B",
+            type=whole(1),
+            const=SIMULATED,
+        ),
+    },
+    estimate=by_annealing,
+    refusal=_refusal_of_annealing,
+    remedy=lambda run, settings: "raise --num_steps",
+    notes=_notes_on_annealing,
+)
+ESTIMATORS = {"is": IMPORTANCE_SAMPLING, "quadrature": QUADRATURE, "ais": ANNEALING}

@@ -1,9 +1,10 @@
-"""Train a small classifier whose features tell samples from images: python features.py --data_set mnist"""
+"""Train a small classifier for FID and KID of samples: python vampvae.py features --data_set mnist"""
 
 import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,47 +17,49 @@ from tqdm import tqdm
 import data
 import models
 from data import as_folder
-from experiment import weights
 from experiment.flags import add_backend
 from experiment.record import MOST_JSON, git_commit, versions
 from runtime import atomic, backend
-from runtime.command import Parser, command, path, whole
+from runtime.command import path, whole
 from runtime.errors import UserError
 
-LAYER, NUM_FEATURES = "features", 64  # few, as a covariance of so many is estimated from some hundred images, too
+LAYER, NUM_FEATURES = "features", 64  # few enough to estimate their covariance from some hundred images
 TRAINING_BATCH = 64
-BATCH = 500  # images through a network at once
-MOST = 1 << 30  # bytes of a network, unpacked
+BATCH = 500  # images in a network at once
+MOST = 1 << 30  # bytes of an unpacked network
 
 
 def add_arguments(parser):
-    """Adds the flags of features.py."""
+    """Adds the flags of `vampvae.py features`."""
     labelled = ", ".join(name for name, source in data.DATA_SETS.items() if source.class_names)
     text = f"images and labels to train on: {labelled} (default: mnist)"
     parser.add_argument("--data_set", choices=data.NAMES, default="mnist", metavar="NAME", help=text)
-    text = "where the data files lie; else VAMPVAE_DATA, a cache, a download"
+    text = "folder of the data files (default: VAMPVAE_DATA, else a cache, else a download)"
     parser.add_argument("--data_dir", type=path, help=text)
-    text = "passes over the training images, of which the best is kept by its validation accuracy (default: 5)"
+    text = "on: take data files that differ from the published ones, and say so beside every score (default: off)"
+    parser.add_argument("--other_data", choices=("off", "on"), default="off", help=text)
+    text = "passes over the training images; the weights with the best validation accuracy are kept (default: 5)"
     parser.add_argument("--epochs", type=whole(1), default=5, help=text)
-    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and order (default: 0)")
-    text = "where it goes, with a .json beside it (default: runs/features/NAME.keras)"
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and image order (default: 0)")
+    text = "output file; a .json is written beside it (default: runs/features/NAME.keras)"
     parser.add_argument("--out", metavar="FILE.keras", type=as_folder, help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace that file, if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     add_backend(parser)
 
 
 def run(args):
     """Trains the classifier that the flags ask for, and prints its accuracy and its file; returns the exit code."""
     if not data.source(args.data_set).class_names:
-        raise UserError(f"{args.data_set} has no labels to train a classifier on; see features.py --help for what has")
+        raise UserError(f"{args.data_set} has no labels to train a classifier on; --help lists what has them")
     path = keras_file(args.out or Path("runs", "features", f"{args.data_set}.keras"))
     if path.exists() and not args.overwrite:
-        raise UserError(f"{path} exists, and scores may refer to it; choose another --out, or --overwrite it")
+        raise UserError(f"{path} exists, and scores may refer to it; choose another --out, or add --overwrite")
     with _blamed_on(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     backend.settle(args.backend, args.device)
     backend.start(args.device, deterministic=True)
-    model, record = train(data.load(args.data_set, args.data_dir), args.epochs, args.seed)
+    dataset = data.load(args.data_set, args.data_dir, args.other_data == "on")
+    model, record = train(dataset, args.epochs, args.seed)
     save(path, model, record)
     print("accuracy {val_accuracy:.4f} on validation images, {test_accuracy:.4f} on test images".format(**record))
     print(path)
@@ -64,7 +67,7 @@ def run(args):
 
 
 def keras_file(path):
-    """The path, if it has the name that a network's file must have. Raises UserError otherwise."""
+    """The path of a network's file, which must end in .keras. Raises UserError otherwise."""
     if path.suffix != ".keras":
         raise UserError(f"{path} must end in .keras")
     return path
@@ -87,13 +90,13 @@ def classifier(image_shape, num_classes):
 
 
 def train(dataset, epochs=5, seed=0):
-    """A classifier of the data set's grey images, and what its JSON says of it. Stochastic, a function of `seed`.
+    """A classifier of the data set's grey images, and its record for the JSON. Stochastic, a function of `seed`.
 
-    The best epoch is that of the best validation accuracy; the accuracy on test images is measured once, at the end.
+    The weights are those of the epoch with the best validation accuracy; test accuracy is measured once, at the end.
     """
     import keras
 
-    keras.utils.set_random_seed(seed)
+    backend.seed(seed)
     training, validation = (_labelled(dataset, split) for split in ("train", "val"))
     model = classifier(dataset.image_shape, len(dataset.class_names))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -102,25 +105,13 @@ def train(dataset, epochs=5, seed=0):
     with tqdm(total=epochs * len(training[0]), unit="image", disable=not sys.stderr.isatty()) as bar:
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update(TRAINING_BATCH))
         options = {"batch_size": TRAINING_BATCH, "epochs": epochs, "callbacks": [best, step], "verbose": 0}
-        with backend.forgetting_graphs():
-            model.fit(*training, validation_data=validation, **options)
+        model.fit(*training, validation_data=validation, **options)
     _, test_accuracy = model.evaluate(*_labelled(dataset, "test"), batch_size=BATCH, verbose=0)
-    return model, {
-        "data_set": dataset.name,
-        "layer": LAYER,
-        "val_accuracy": float(best.best),
-        "test_accuracy": float(test_accuracy),
-        "best_epoch": best.best_epoch + 1,
-        "epochs": epochs,
-        "seed": seed,
-        "num_train_images": len(training[0]),
-        "image_shape": list(dataset.image_shape),
-        "note": dataset.note,
-        "data_sha256": dataset.sha256,
-        "git_commit": git_commit(),
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-    }
+    record = {"data_set": dataset.name, "layer": LAYER, "val_accuracy": float(best.best)}
+    record |= {"test_accuracy": float(test_accuracy), "best_epoch": best.best_epoch + 1, "epochs": epochs, "seed": seed}
+    record |= {"num_train_images": len(training[0]), "image_shape": list(dataset.image_shape), "note": dataset.note}
+    record |= {"data_sha256": dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
+    return model, record | {"versions": versions()}
 
 
 def _labelled(dataset, name):
@@ -129,9 +120,9 @@ def _labelled(dataset, name):
 
 
 def save(path, model, record):
-    """Writes the model, without what trained it, and the record with its checksum beside it. Raises UserError.
+    """Writes the model, without its optimizer, and beside it the record with the file's checksum. Raises UserError.
 
-    The record is written first: a network whose record is not its own is refused, one without would be taken as it is.
+    The record comes first: a network with a wrong record is refused, but one without a record would be accepted.
     """
     import keras
 
@@ -154,10 +145,10 @@ def _blamed_on(path):
 
 
 class Network:
-    """A Keras model from images to features, of which are known: `path`, `sha256`, and `record`, its JSON, or {}.
+    """A Keras model from images to features, with its `path`, `sha256`, and `record`, its JSON, {} if it has none.
 
-    Features are the output of the layer that the record names, or without one the model's own: (B, F), or
-    (B, h, w, F), of which the mean over h and w is taken.
+    Features are the output of the layer that the record names, or without a record that of the model: (B, F), or
+    (B, h, w, F), averaged over h and w.
     """
 
     def __init__(self, path, sha256, model, record):
@@ -165,64 +156,65 @@ class Network:
 
         self.path, self.sha256, self.record = path, sha256, record
         if len(getattr(model, "inputs", None) or ()) != 1:
-            raise UserError(f"{path} is no model of one input of a known shape; build it on keras.Input((H, W, C))")
+            raise UserError(f"{path} must have one input of a known shape; build the model on keras.Input((H, W, C))")
         if record:
             if record["layer"] not in (names := [layer.name for layer in model.layers]):
                 raise UserError(f"{path} has no layer {record['layer']!r}, but {', '.join(names)}")
             model = keras.Model(model.inputs, model.get_layer(record["layer"]).output)
         if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 4):
             shapes = " and ".join(str(tuple(output.shape)) for output in model.outputs)
-            raise UserError(f"{path} puts out {shapes}; features must be (None, F) or (None, h, w, F)")
+            raise UserError(f"{path} has outputs {shapes}; features must be (None, F) or (None, h, w, F)")
         self.model = model
 
     @property
     def said(self):
-        """What it is, in words."""
+        """The network in words."""
         if not self.record:
             return str(self.path)
         return "{}, a classifier of {data_set} with test accuracy {test_accuracy:.4f}".format(self.path, **self.record)
 
     def check(self, image_shape):
-        """Raises UserError where this is no network of images (H, W, C)."""
+        """Raises UserError unless the network takes images (H, W, C)."""
         wanted = tuple(self.model.inputs[0].shape)[1:]
         fits = len(wanted) == len(image_shape) and all(a in (None, b) for a, b in zip(wanted, image_shape, strict=True))
         if not fits:
-            raise UserError(f"--features {self.path} is a network of images {wanted}, but these are {image_shape}")
+            raise UserError(f"--features {self.path} takes images {wanted}, but these are {image_shape}")
 
     def of(self, images):
         """Features of grey images (N, H, W, C): float64 (N, F). Raises UserError where one is not finite."""
         found = np.asarray(self.model.predict(images, batch_size=BATCH, verbose=0), "float64")
         found = found.mean(axis=(1, 2)) if found.ndim == 4 else found
         if not np.isfinite(found).all():
-            raise UserError(f"{self.path} has features that are not finite; it is not usable")
+            raise UserError(f"{self.path} computes features that are not finite; it is not usable")
         return found
 
 
 def load(path):
-    """The Network in a .keras file, which Keras reads in safe mode: nothing in it is run. Raises UserError.
+    """The Network in a .keras file, which Keras reads in safe mode: no code in it is run. Raises UserError.
 
-    It is refused where a .json beside it is not its own. As for the weights of a run, shapes are compared before
-    anything is allocated, by the file's config.json.
+    It is refused where a .json beside it is not its own, and before anything is allocated where its config.json
+    describes more weights than it can hold.
     """
     path = keras_file(Path(path))
     try:
         with atomic.opened(path) as file:
             content = file.read(MOST + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; python features.py trains a network") from error
+        hint = "python vampvae.py features trains a network"
+        raise UserError(f"cannot read {path}: {error.strerror}; {hint}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     record = _record(path, sha256)
     try:
         model = _model(content)
-    except Exception as error:  # Keras raises nearly anything for a file that it has not written
-        said = str(error.__context__ or error).strip() or type(error).__name__  # the context says which layer it is
+    except Exception as error:  # Keras raises nearly anything for other files
+        said = str(error.__context__ or error).strip() or type(error).__name__  # the context names the layer
         reason = said.splitlines()[0].split(". ")[0]
-        raise UserError(f"{path} is no network that can be loaded safely: {reason}") from error
+        raise UserError(f"{path} cannot be loaded safely: {reason}") from error
     return Network(path, sha256, model, record)
 
 
 def _record(path, sha256):
-    """The JSON beside a network of this checksum, {} if there is none. Raises UserError if it is another one's."""
+    """The JSON beside a network with this checksum, {} if there is none. Raises UserError for another network's."""
     beside = path.with_suffix(".json")
     if not beside.exists():
         return {}
@@ -232,7 +224,7 @@ def _record(path, sha256):
         kinds = {"data_set": str, "layer": str, "test_accuracy": float}
         if record["sha256"] == sha256 and all(type(record[name]) is kind for name, kind in kinds.items()):
             return record
-    raise UserError(f"{beside} does not belong to {path}: put the right one there, or none")
+    raise UserError(f"{beside} does not belong to {path}; replace or remove it")
 
 
 def _model(content):
@@ -243,23 +235,12 @@ def _model(content):
         if sum(info.file_size for info in archive.infolist()) > MOST:
             raise ValueError(f"it has more than {MOST:,} bytes")
         config = json.loads(archive.read("config.json")) | {"compile_config": None}
-        stored = archive.read("model.weights.h5")
+        stored = archive.getinfo("model.weights.h5").file_size
     blank = models.unallocated(lambda: keras.saving.deserialize_keras_object(config, safe_mode=True))
     if not isinstance(blank, keras.Model):
         raise ValueError("its config.json describes no model")
+    if (count := sum(math.prod(one.shape) for one in blank.weights)) > stored:  # each has a byte or more
+        raise ValueError(f"its config.json describes {count:,} weights, more than it holds")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "model.weights.h5").write_bytes(stored)
-        weights.check(Path(folder, "model.weights.h5"), [tuple(one.shape) for one in blank.weights])
         Path(folder, "model.keras").write_bytes(content)
         return keras.saving.load_model(Path(folder, "model.keras"), compile=False, safe_mode=True)
-
-
-def main(argv=None):
-    """The command line of features.py; returns the exit code."""
-    parser = Parser(prog="features.py", description=__doc__)
-    add_arguments(parser)
-    return command(run, parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,21 +12,20 @@ import threadpoolctl
 
 from evaluation.compiled import NotFiniteError, evenly, padded
 from evaluation.proposals import PROPOSALS, Calls
-from evaluation.threads import number_of_threads, side_by_side
+from runtime.threads import number_of_threads, side_by_side
 
-CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger ones leave the caches and gain nothing
-XLA_GAINS = 4  # by so many times smaller ones, as its loops are over what stays in the caches then
+CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger calls leave the caches and gain nothing
+XLA_GAINS = 4  # XLA is fastest with calls so many times smaller, whose loops stay in the caches
 FEWEST = 200  # samples at once, in all threads, however many bytes that takes: each call has its own cost
 
 
 class Estimate(NamedTuple):
-    """Per-image estimates, each (N,) float64, in nats: log p(x), its standard error, and what else the samples tell.
+    """Per-image estimates, each (N,) float64: log p(x) and its standard error in nats, and diagnostics.
 
-    `log_px_se` is the error of `log_px`, by the delta method where it is Monte Carlo's; `ess` the effective number of
-    the `samples` drawn, and `khat` the shape of the weights' largest, by PSIS: above 0.7, or less for
-    fewer than 2200 samples, neither estimate nor error can be trusted (nan where it cannot be told, for fewer than 25
-    samples or equal weights). `elbo` = -`rate` -
-    `distortion` is the mean log-weight of draws of q(z|x). What an estimator does not tell is nan.
+    `log_px_se` is the error of `log_px`, by the delta method for Monte-Carlo estimates; `ess` the effective number of
+    the `samples`; `khat` the Pareto shape of the largest weights, by PSIS: above 0.7, or less for fewer than 2200
+    samples, estimate and error are unreliable (nan where unknown: for fewer than 25 samples or equal weights). `elbo` =
+    -`rate` - `distortion` is the mean log-weight of draws of q(z|x). What an estimator does not know is nan.
     """
 
     log_px: np.ndarray
@@ -40,16 +39,16 @@ class Estimate(NamedTuple):
 
 
 def unknown(n):
-    """An Estimate of n images of which nothing is known yet."""
+    """An Estimate of n images with nan everywhere."""
     return Estimate(*(np.full(n, np.nan) for _ in Estimate._fields))
 
 
 class Sums(NamedTuple):
-    """What is kept of the samples of B images, arrays of B rows: the memory grows with the root of their number.
+    """What is kept of the samples of B images, arrays of B rows: memory grows with the root of their number.
 
-    Weights are relative to the largest so far, w = exp(log_w - peak), and summed, as are their squares; `largest` are
-    the largest log_w, -inf where there are fewer. `reconstruction` and `ratio` are sums of log p(x|z) and log p(z) -
-    log q(z|x) over `drawn` draws of q(z|x).
+    `w` and `w2` are sums of the weights relative to the largest so far, exp(log_w - peak), and of their squares;
+    `largest` are the largest log_w, -inf where there are fewer. `reconstruction` and `ratio` are sums of log p(x|z) and
+    log p(z) - log q(z|x) over `drawn` draws of q(z|x).
     """
 
     count: np.ndarray
@@ -63,13 +62,13 @@ class Sums(NamedTuple):
 
     @classmethod
     def none(cls, batch, most_samples):
-        """No samples yet, of B images, and at most `most_samples` of each to come."""
+        """The sums of no samples of B images, with room for `most_samples` of each."""
         zeros = np.zeros(batch)
         unseen = np.full((batch, _tail(most_samples)), -np.inf)
         return cls(zeros, zeros - np.inf, zeros, zeros, unseen, zeros, zeros, zeros)
 
     def weighed(self, log_w, counted):
-        """With n more log-weights (B, n), those that are `counted` (B, n), booleans."""
+        """These sums with n more log-weights (B, n), of which those in `counted` (B, n), booleans, are added."""
         log_w = np.where(counted, log_w, -np.inf)
         peak = np.maximum(self.peak, log_w.max(axis=1))
         level = np.where(np.isfinite(peak), peak, 0)
@@ -85,7 +84,7 @@ class Sums(NamedTuple):
         )
 
     def told(self, log_px_z, log_ratio, counted=True):
-        """With log p(x|z) and log p(z) - log q(z|x) of n more draws of q(z|x), each (B, n)."""
+        """These sums with log p(x|z) and log p(z) - log q(z|x) of n more draws of q(z|x), each (B, n)."""
         return self._replace(
             drawn=self.drawn + np.broadcast_to(counted, log_ratio.shape).sum(axis=1),
             reconstruction=self.reconstruction + np.where(counted, log_px_z, 0).sum(axis=1),
@@ -102,7 +101,7 @@ class Sums(NamedTuple):
             return np.where(s > 1, np.sqrt(np.maximum(self.w2 / self.w**2 - 1 / s, 0) * np.divide(s, s - 1)), np.nan)
 
     def estimate(self):
-        """The Estimate of these B images, log p(x) being peak + log(sum w / S)."""
+        """The Estimate of these B images, with log p(x) = peak + log(sum w / S)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             log_px, ess = self.peak + np.log(self.w / self.count), np.square(self.w) / self.w2
             rate, distortion = -self.ratio / self.drawn, -self.reconstruction / self.drawn
@@ -111,15 +110,15 @@ class Sums(NamedTuple):
 
 
 def _tail(s):
-    """How many of the largest of S log-weights Pareto k-hat needs: its tail is of 3 sqrt(S), and a fifth of these."""
+    """How many of the largest of S log-weights Pareto k-hat needs: its tail has 3 sqrt(S), a fifth of these."""
     return min(s, 15 * math.isqrt(s) + 16)
 
 
 def pareto_k(largest, count):
-    """Pareto k-hat of S = `count` log-weights, given those of `_tail(S)` or more that are largest: a float, or nan.
+    """Pareto k-hat of S = `count` log-weights, given the `_tail(S)` or more largest of them: a float, or nan.
 
-    That of Pareto-smoothed importance sampling (Vehtari et al. 2024), by ArviZ, which fits a tail of 3 sqrt(n / r) of n
-    values: with n of S values, r = n / S makes that 3 sqrt(S).
+    As in Pareto-smoothed importance sampling (Vehtari et al. 2024), by ArviZ, which fits a tail of 3 sqrt(n / r) of n
+    values: given n of the S values, r = n / S makes that 3 sqrt(S).
     """
     values = np.sort(largest[np.isfinite(largest)])[-_tail(count) :]
     tail = min(len(values) // 5, int(3 * math.sqrt(count)))
@@ -133,58 +132,49 @@ def pareto_k(largest, count):
 def _arviz():
     """ArviZ's statistics of arrays."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it lacks for data frames
+        warnings.simplefilter("ignore")  # about packages for data frames that are not installed
         from arviz_stats.base import array_stats
     return array_stats
 
 
-class Sampled(NamedTuple):
-    """Images whose samples are being drawn, arrays of one row each: their index, what the proposal wants, the Sums."""
+class ActiveImages(NamedTuple):
+    """Images whose samples are being drawn, a row each: their indices, the proposal's arrays, and the Sums."""
 
     index: np.ndarray
     arrays: list
     sums: Sums
 
     def rows(self, chosen):
-        """Those of these rows."""
+        """The images of these rows."""
         return keras.tree.map_structure(lambda array: array[chosen], self)
 
-    def and_also(self, other):
-        """These and others; no arrays, and so none of a kind, where there are none."""
+    def joined(self, other):
+        """These images and others. Without images, there are no arrays to join."""
         if not len(self.index) or not len(other.index):
             return other if not len(self.index) else self
         return keras.tree.map_structure(lambda *both: np.concatenate(both), self, other)
 
 
 def importance_sampling(
-    model,
-    images,
-    num_samples,
-    seed=0,
-    progress=lambda done: None,
-    jit="auto",
-    *,
-    proposal="fitted",
-    target_se=None,
-    max_bytes=None,
+    model, images, num_samples, seed=0, progress=lambda done: None, *, proposal="fitted", target_se=None, max_bytes=None
 ):
     """log p(x) ~= logsumexp_s [log p(x|z_s) + log p(z_s) - log r(z_s)] - log S over all latents: an `Estimate`.
 
     (Burda et al. 2016, eq. 8.) The expectation of `log_px` is at most log p(x). images (N, H, W, C); S = `num_samples`
-    samples z_s an image, r(z) being q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
-    With `target_se`, an image has as many as its standard error needs to come down to that, 200 at least and at most
-    `num_samples`; to stop there adds a bias, of either sign, that is small against the target. Memory is bounded: calls
-    are of some `max_bytes` of activations in all threads, by default CHUNK_BYTES in each, or a quarter on JAX.
-    `progress` is told the number of images done since its last call. Stochastic, a function of `seed`. Raises
+    samples z_s per image from r(z): q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
+    With `target_se`, each image gets as many samples as this standard error needs, at least 200 and at most
+    `num_samples`; stopping there adds a bias, of either sign, that is small against the target. Memory is bounded: all
+    threads together use some `max_bytes` of activations, by default CHUNK_BYTES each, on JAX a quarter of that.
+    `progress` gets the number of images done since its last call. Stochastic, a function of `seed`. Raises
     NotFiniteError for a log-weight that is NaN.
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
     calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
-    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
     estimate, reporting = unknown(len(images)), threading.Lock()
 
     def thread(part, stopped):
-        for finished in sampling.finished(images, part, target_se):
+        for finished in sampler.finished(images, part, target_se):
             for values, those in zip(estimate, finished.sums.estimate(), strict=True):
                 values[finished.index] = those
             with reporting:
@@ -192,52 +182,52 @@ def importance_sampling(
             if stopped():
                 return
 
-    _arviz()  # its import changes the warnings of all threads
+    _arviz()  # here, as its import changes the warnings of all threads
     with _one_thread_for_blas():
         side_by_side(thread, parts)
     return estimate
 
 
-def log_weights(model, images, n, seed=0, proposal="fitted", jit="auto", *, max_bytes=None):
+def log_weights(model, images, n, seed=0, proposal="fitted", *, max_bytes=None):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
-    r is that of `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises NotFiniteError for
-    a log-weight that is NaN.
+    r is the same as in `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises
+    NotFiniteError for a log-weight that is NaN.
     """
     calls = _calls(model, len(images), n, None, max_bytes)
-    sampling = Sampling(PROPOSALS[proposal](model, calls, jit), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
     log_w = np.empty((len(images), n))
     with _one_thread_for_blas():
-        for start in range(0, len(images), sampling.source.at_once):
-            prepared = sampling.prepared(images, range(start, min(len(images), start + sampling.source.at_once)))
+        for start in range(0, len(images), sampler.source.at_once):
+            prepared = sampler.prepared(images, range(start, min(len(images), start + sampler.source.at_once)))
             for first in range(0, len(prepared.index), calls.rows):
                 active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
                 while count < n:
-                    parts.append(sum(sampling.terms(active, count)))
+                    parts.append(sum(sampler.terms(active, count)))
                     count += parts[-1].shape[1]
                 log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
     return log_w
 
 
 def _calls(model, images, num_samples, target_se, max_bytes, threads=1):
-    """The Calls of each of so many threads, for all images of which `max_bytes` and FEWEST are."""
+    """The Calls of one of so many threads, which share the images, `max_bytes` and FEWEST."""
     images = math.ceil(images / threads)
     usual = CHUNK_BYTES // XLA_GAINS if keras.backend.backend() == "jax" else CHUNK_BYTES
-    most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # over a call's images
+    most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # of all images in a call
     most = max(1 if max_bytes else FEWEST // threads, most)
     n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
     return Calls(num_samples, n, evenly(images, most // n), most, images)
 
 
 def _one_thread_for_blas():
-    """A context in which NumPy has one: more of them slow the small matrices of a fit a hundredfold."""
+    """A context in which NumPy uses one thread: more slow the small matrices of a fit down a hundredfold."""
     return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
-class Sampling(NamedTuple):
-    """The drawing of samples from a proposal, the `source`, by its `calls`; several threads may use it.
+class Sampler(NamedTuple):
+    """Draws samples from a proposal, the `source`, in `calls`; several threads may use it.
 
-    What a call draws is a function of `seed`, of the first of its images, and of how many samples that had.
+    What a call draws is a function of `seed`, its first image, and the number of samples that this image had.
     """
 
     source: object
@@ -245,7 +235,7 @@ class Sampling(NamedTuple):
     seed: int
 
     def finished(self, images, part, target_se):
-        """Yields images, Sampled, when they have all their samples; `part` are the indices of those to be drawn for."""
+        """Yields ActiveImages when they have all their samples; `part` are the indices of the images to draw for."""
         waiting = active = self.prepared(images, part[:0])
         loaded = 0
         while loaded < len(part) or len(waiting.index) or len(active.index):
@@ -253,7 +243,7 @@ class Sampling(NamedTuple):
                 waiting = self.prepared(images, part[loaded : loaded + self.source.at_once])
                 loaded += len(waiting.index)
             room = self.calls.rows - len(active.index)
-            active, waiting = active.and_also(waiting.rows(slice(room))), waiting.rows(slice(room, None))
+            active, waiting = active.joined(waiting.rows(slice(room))), waiting.rows(slice(room, None))
             active = active._replace(sums=self._drawn(active))
             sums = active.sums
             done = sums.count >= self.calls.num_samples
@@ -263,19 +253,19 @@ class Sampling(NamedTuple):
             active = active.rows(~done)
 
     def prepared(self, images, part):
-        """Images of consecutive indices as Sampled, of which nothing is drawn yet."""
+        """Images of consecutive indices as ActiveImages for which nothing is drawn yet."""
         index, sums = np.asarray(part, int), Sums.none(len(part), self.calls.num_samples)
         if not len(part):
-            return Sampled(index, [], sums)
+            return ActiveImages(index, [], sums)
         first = int(index[0])
         arrays, terms = self.source.prepared(images[first : first + len(part)], first, self._seeds(0, first))
-        return Sampled(index, arrays, sums if terms is None else sums.told(*terms))
+        return ActiveImages(index, arrays, sums if terms is None else sums.told(*terms))
 
     def terms(self, active, count):
         """log p(x|z) and log p(z) - log r(z) from one more call, each (B, m); the first image had `count` samples.
 
-        Where there are fewer images than a call has rows, each has several. Raises NotFiniteError where the sum of both
-        is NaN.
+        If there are fewer images than rows in a call, each gets several rows. Raises NotFiniteError where the sum is
+        NaN.
         """
         copies = self.calls.rows // len(active.index)
         arrays = [padded(np.repeat(array, copies, axis=0), self.calls.rows) for array in active.arrays]

@@ -1,4 +1,4 @@
-"""What the latents of a trained model carry: rates by layer, active units, ELBO surgery, components in use."""
+"""What the latents of a trained model encode: rates per layer, active units, ELBO surgery, components in use."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from evaluation.compiled import Compiled
 from models.distributions import Mixture
 
 BATCH = 500  # images, or latents, at once
-ACTIVE = 0.01  # variance of a posterior mean over the images, above which a unit counts (Burda et al. 2016)
+ACTIVE = 0.01  # variance over the images of a posterior mean, above which a unit is active (Burda et al. 2016)
 
 
 class Latents(NamedTuple):
-    """What `latents` finds of N images and one sample z ~ q(z|x) each; lists have an entry a layer, the top one first.
+    """Statistics of N images and one sample z ~ q(z|x) each; lists have one entry per layer, the top layer first.
 
-    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats, whose sum is the rate. `active_units` are the dimensions whose
-    posterior mean has a variance over the images above 0.01, of `units`; a lower layer's mean is the one at the mean of
-    the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
+    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats; their sum is the rate. `active_units` counts the dimensions, of
+    `units`, whose posterior mean has a variance above 0.01 over the images; a lower layer's mean is taken at the mean
+    of the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
     log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman & Johnson 2016). `components_in_use` is the
-    perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a mixture prior, of 1 to K; None without one.
-    Where the density of the prior is known by a bound only, `marginal_kl` and the top rate are bounds from above.
+    perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a mixture prior, between 1 and K; None for
+    other priors. If only a bound on the prior's density is known, `marginal_kl` and the top rate are upper bounds.
     """
 
     rates: list
@@ -36,16 +36,16 @@ class Latents(NamedTuple):
 def latents(model, images, seed=0):
     """The `Latents` of a model on images (N, H, W, C). Stochastic, a function of `seed`."""
     noise, top = keras.random.SeedGenerator(seed), model.prior().top
-    parts, moved = [], Spread()
+    parts, means_so_far = [], RunningVariance()
     for start in range(0, len(images), BATCH):
         means, *rest = _of_batch(model, images[start : start + BATCH], noise)
-        moved.add(means)  # (B, D), which are many in a deep model
+        means_so_far.add(means)  # (B, D): too large to keep for a deep model
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    law = model.posterior(ops.convert_to_tensor(images[:1])).top
-    information = float(np.mean(own - _log_average(law, z, top_means, top_logvars)))
+    posterior = model.posterior(ops.convert_to_tensor(images[:1])).top
+    information = float(np.mean(own - _log_average(posterior, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
-    active = np.split(moved.variance() > ACTIVE, np.cumsum(model.sizes)[:-1])
+    active = np.split(means_so_far.variance() > ACTIVE, np.cumsum(model.sizes)[:-1])
     return Latents(
         rates=rates,
         active_units=[int(layer.sum()) for layer in active],
@@ -56,22 +56,22 @@ def latents(model, images, seed=0):
     )
 
 
-class Spread:
-    """The variances of rows (B, D) that come in batches, around the mean of them all."""
+class RunningVariance:
+    """The variances of rows (B, D) that come in batches, around their common mean."""
 
     def __init__(self):
         self.count, self.start, self.total, self.squares = 0, 0.0, 0.0, 0.0
 
     def add(self, rows):
-        """Takes rows (B, D) into account."""
+        """Adds rows (B, D)."""
         if not self.count:
-            self.start = rows.mean(axis=0)  # near the mean of all: squares lose no digits
+            self.start = rows.mean(axis=0)  # near the common mean, so that squares lose no digits
         off = rows.astype("float64") - self.start
         self.count += len(rows)
         self.total, self.squares = self.total + off.sum(axis=0), self.squares + np.square(off).sum(axis=0)
 
     def variance(self):
-        """Over all rows so far: (D,)."""
+        """The variances over all rows so far: (D,)."""
         return self.squares / self.count - np.square(self.total / self.count)
 
 
@@ -90,16 +90,16 @@ def _in_batches(function, z):
     return np.concatenate(parts)
 
 
-def _log_average(law, z, means, logvars):
-    """log (1/N) sum_n q(z | x_n) in nats of all z (N, D), q having these means and log-variances, (N, D): (N,) float64.
+def _log_average(posterior, z, means, logvars):
+    """log (1/N) sum_n q(z | x_n) in nats of all z (N, D), q with these means and log-variances (N, D): (N,) float64.
 
-    `law` tells how q is bent, if it is. In double precision: of narrow ones far apart, single leaves few digits.
+    `posterior` is a q(z|x) of this kind, whose flow, if any, is inverted. In double precision, as single precision
+    leaves few digits for narrow densities far apart.
     """
     log_det = 0.0
-    if law.base is not law:
-        y = [
-            law.transform.inverse(ops.convert_to_tensor(z[start : start + BATCH])) for start in range(0, len(z), BATCH)
-        ]
+    if posterior.base is not posterior:
+        starts = range(0, len(z), BATCH)
+        y = [posterior.transform.inverse(ops.convert_to_tensor(z[start : start + BATCH])) for start in starts]
         z, log_det = (np.concatenate([ops.convert_to_numpy(one) for one in part]) for part in zip(*y, strict=True))
     z, means, precision = (part.astype("float64") for part in (z, means, np.exp(-logvars)))
     both = np.concatenate([precision, -2 * means * precision], axis=1)  # (N, 2D)
@@ -113,9 +113,9 @@ def _log_average(law, z, means, logvars):
 
 
 class Joint(Compiled):
-    """Images (B, H, W, C) and as many latents (B, D) to log p(x, z) of each pair, in nats: one array, (B,).
+    """From images (B, H, W, C) and latents (B, D) to log p(x, z) of each pair, in nats: one array, (B,).
 
-    Compiled with log p(z), of which XLA rounds more than `quadrature` bears, and less than a figure shows.
+    Compiled with log p(z), which XLA rounds more than `quadrature` tolerates, but less than a figure shows.
     """
 
     def call(self, inputs):
@@ -125,9 +125,9 @@ class Joint(Compiled):
 
 
 def responsibilities(mixture, z):
-    """The mean of p(k|z) over latents z (N, D): how much of them each component stands for, (K,) float64."""
+    """The mean of p(k|z) over latents z (N, D), the share of each component of a mixture: (K,) float64."""
 
-    def shares(part):  # for K = 1 Keras would warn of a softmax
+    def shares(part):  # not by a softmax, of which Keras would warn for K = 1
         log_parts = mixture.log_parts(part)
         return ops.exp(log_parts - ops.logsumexp(log_parts, axis=-1, keepdims=True))
 
@@ -135,6 +135,6 @@ def responsibilities(mixture, z):
 
 
 def perplexity(shares):
-    """exp of the entropy of shares (K,): how many components are in use, of 1 to K."""
+    """exp of the entropy of shares (K,), the number of components in use: between 1 and K."""
     used = shares[shares > 0]
     return float(np.exp(-np.sum(used * np.log(used))))

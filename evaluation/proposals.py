@@ -1,4 +1,4 @@
-"""What importance sampling draws latents from: q(z|x) itself, or a t-density fitted to p(z|x) image by image."""
+"""The densities from which importance sampling draws latents: q(z|x), or a t-density fitted to p(z|x) per image."""
 
 import math
 from typing import NamedTuple
@@ -6,26 +6,26 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, random
 
-from evaluation.compiled import Compiled, Noise, NotFiniteError, by_image, evenly, key_of
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly, key_of
 from models.gradients import value_and_gradient
 
-MOMENTS = 64  # draws of q(z|x), by whose mean and variances a fit begins
-EXPECTED = 20  # draws of q(z|x) that tell the ELBO of a deep model
+MOMENTS = 64  # draws of q(z|x), whose mean and variances start a fit
+EXPECTED = 20  # draws of q(z|x) that estimate the ELBO of a deep model
 MOST_ROUNDS = 6  # of a fit
-GRADIENT = 2  # samples, or somewhat more, that the work of a gradient is
-SETTLED = 0.5  # nats by which a round changes a fit that needs no other, KL(new || old) of the Gaussians
+GRADIENT = 2  # samples that take as long as one gradient, or somewhat longer
+SETTLED = 0.5  # nats, KL(new || old) of the Gaussians: a round that changes a fit less is the last one
 FEWEST_POINTS = 32  # in a round of a fit, at least
-NARROWEST, WIDEST = 0.25, 10.0  # curvatures that one round believes, against what the round before found
-WIDER = 1.05  # than the fit: a proposal should rather be too wide than too narrow
+NARROWEST, WIDEST = 0.25, 10.0  # limits of a curvature in one round, relative to that of the round before
+WIDER = 1.05  # times the fitted scale, as a proposal should rather be too wide than too narrow
 HEAVIEST = 3  # degrees of freedom of the tails, at least: posteriors of few dimensions differ most from a Gaussian
-DEFENSIVE = 0.1  # of the draws are from q(z|x), so that no weight is more than ten times as large as with q alone
+DEFENSIVE = 0.1  # share of draws from q(z|x), so that no weight is more than ten times as large as with q alone
 
 
 class Calls(NamedTuple):
-    """How the samples of images are cut into compiled calls.
+    """How the samples of images are divided into compiled calls.
 
-    S = `num_samples` of each image are drawn, `n` of each of `rows` images in a call; a call on anything else is of
-    `most` samples. No more than `images` are worked on before their samples are drawn.
+    S = `num_samples` are drawn per image, in calls of `n` samples for each of `rows` images; other calls have at most
+    `most` samples. At most `images` are prepared before their samples are drawn.
     """
 
     num_samples: int
@@ -35,72 +35,71 @@ class Calls(NamedTuple):
     images: int
 
 
-class Posterior(Compiled):
+class PosteriorProposal(Compiled):
     """Draws of q(z|x): one compiled call from images (B, H, W, C) to the log-weights of n samples each.
 
-    As every proposal it is made for `calls`, is to be given images `at_once`, and may be used by several threads:
-    what it draws is a function of the SeedSequence that it is given.
+    Like every proposal, it is made for `calls`, takes `at_once` images at a time, and may be used by several threads:
+    what it draws is a function of the SeedSequence that it gets.
     """
 
-    def __init__(self, model, calls, jit="auto"):
-        super().__init__(model, jit)
+    def __init__(self, model, calls):
+        super().__init__(model)
         self.n, self.at_once = calls.n, calls.rows
-        self.expected = Expected(model, jit, self) if model.layer_rates else None
-        self.draws_terms = self.expected is None  # what it draws tells the ELBO, too
+        self.expected = ExpectedTerms(model, self) if model.layer_rates else None
+        self.draws_terms = self.expected is None  # its draws estimate the ELBO too
         self.expected_rows = max(1, min(calls.most // EXPECTED, self.at_once))
 
     def call(self, inputs):
         """log p(x|z) and log p(z) - log q(z|x), each (B, n), of images (B, H, W, C) and a key. Stochastic."""
         x, key = inputs
-        terms = self.model.terms(x, self.n, Noise(key), self.prior())
+        terms = self.model.terms(x, self.n, KeyedSeeds(key), self.prior())
         return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 
     def prepared(self, x, first, seeds):
-        """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
-        draws of q(z|x), or expectations of these, each (B, EXPECTED), where a model knows them; None of others.
+        """The arrays of B rows that `drawn` takes for images (B, H, W, C), and the expectations of log p(x|z) and
+        log p(z) - log q(z|x), each (B, EXPECTED), of a model that knows them, else None.
         """
         return [x], None if self.expected is None else self.expected.on([x], self.expected_rows, seeds)
 
     def drawn(self, arrays, seeds):
-        """`call` on such arrays, as float64."""
+        """`call` on these arrays, as float64."""
         return [np.asarray(part, "float64") for part in self.predict_on_batch([*arrays, key_of(seeds)])]
 
 
-class Expected(Compiled):
-    """Images and a key to log p(x|z) and log p(z) - log q(z|x) of a model's `expected_terms`, each (B, EXPECTED).
+class ExpectedTerms(Compiled):
+    """From images and a key to log p(x|z) and log p(z) - log q(z|x) of a model's `expected_terms`, each (B, EXPECTED).
     Stochastic.
     """
 
     def call(self, inputs):
         x, key = inputs
-        terms = self.model.expected_terms(x, EXPECTED, Noise(key))
+        terms = self.model.expected_terms(x, EXPECTED, KeyedSeeds(key))
         return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 
 
-class Fitted:
-    """Draws of (1 - a) t(z; mean, scale scale') + a q(z|x), a = 0.1, the t-density fitted to each image's p(z|x).
+class FittedProposal:
+    """Draws of (1 - a) t(z; mean, scale scale') + a q(z|x), a = 0.1, with a t-density fitted to p(z|x) of each image.
 
-    A round of the fit draws points e on the sphere of radius sqrt(D), in orthogonal pairs +e and -e, and takes the
-    gradients g of log p(x, z) at z = mean + scale e with respect to e. By Stein's lemma E[g] and -E[e g'] are the mean
-    gradient and curvature under a Gaussian, which the next round replaces by the one that a quadratic with these has
-    (the fixed point of variational inference with a full covariance: Opper & Archambeau 2009, eq. 14). An image's fit
-    ends with the first round that changes it little: some 4 D gradients an image, and up to 12 D where q(z|x) is far
-    from p(z|x). Rounds after the first are no more work than S samples, so that few samples are not waited for longer
-    than they take. The tails are those of a t-density with D degrees of freedom, and mixing q in is defensive
-    importance sampling (Hesterberg 1995).
+    A round of the fit draws points e on the sphere of radius sqrt(D), in orthogonal pairs +e and -e, and computes the
+    gradients g of log p(x, z) at z = mean + scale e with respect to e. By Stein's lemma, E[g] and -E[e g'] are the mean
+    gradient and curvature under a Gaussian; the next Gaussian is that of the quadratic with this gradient and curvature
+    (the fixed point of variational inference with a full covariance: Opper & Archambeau 2009, eq. 14). The fit of an
+    image ends with the first round that changes it little, after some 4 D gradients, or up to 12 D if q(z|x) is far
+    from p(z|x). Rounds after the first take no more work than S samples. The t-density has D degrees of freedom; the
+    share of q is defensive importance sampling (Hesterberg 1995).
     """
 
     draws_terms = False
 
-    def __init__(self, model, calls, jit="auto"):
-        self.start = Start(model, jit)
-        self.gradients = Gradients(model, jit, self.start)
-        self.draws = FittedDraws(model, calls.n, jit, self.start)
+    def __init__(self, model, calls):
+        self.start = InitialDraws(model)
+        self.gradients = Gradients(model, self.start)
+        self.draws = FittedDraws(model, calls.n, self.start)
         self.num_samples, self.most = calls.num_samples, calls.most
         self.at_once = min(calls.images, max(calls.rows, calls.most // MOMENTS))
 
     def prepared(self, x, first, seeds):
-        """What `drawn` wants for images (B, H, W, C), arrays of B rows; and log p(x|z) and log p(z) - log q(z|x) of
+        """The arrays of B rows that `drawn` takes for images (B, H, W, C), and log p(x|z) and log p(z) - log q(z|x) of
         draws of q(z|x), each (B, MOMENTS). Stochastic. Raises NotFiniteError for NaN, counting images from `first`.
         """
         of_start, of_rounds = seeds.spawn(2)
@@ -110,7 +109,7 @@ class Fitted:
         mean, dim = z.mean(axis=1), z.shape[-1]
         scale = z.std(axis=1)[:, :, None] * np.eye(dim)
         turns = math.ceil(FEWEST_POINTS / (2 * dim))
-        rows = evenly(self.at_once, self.most // (6 * dim * turns))  # a gradient holds on to more than a value
+        rows = evenly(self.at_once, self.most // (6 * dim * turns))  # a gradient takes more memory than a value
         moving = np.arange(len(x))
         for _ in range(min(MOST_ROUNDS, 1 + self.num_samples // (GRADIENT * 2 * dim * turns))):
             e = directions(rng, len(moving), dim, turns)
@@ -123,8 +122,8 @@ class Fitted:
         return [x, *(value.astype("float32") for value in values)], (log_px_z, log_ratio)
 
     def _round(self, x, mean, scale, e, rows):
-        """The next mean (B, D) and scale (B, D, D), those that came where the new ones are not finite; and the change
-        from the Gaussians with the latter to those with the former, KL(new || old) in nats, (B,).
+        """The next mean (B, D) and scale (B, D, D), the old ones where these are not finite, and the change between the
+        two Gaussians, KL(new || old) in nats, (B,).
         """
         dim = mean.shape[1]
         z = mean[:, None] + e @ scale.swapaxes(1, 2)
@@ -138,33 +137,33 @@ class Fitted:
         pull = np.where(usable[:, None], g.mean(axis=1), 0)
         step = np.einsum("bij,bj->bi", vectors / values @ vectors.swapaxes(1, 2), pull)
         step *= np.minimum(1, np.sqrt(dim) / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
-        values = np.minimum(values, WIDEST)  # of the width alone: a step along a high curvature is to be short
+        values = np.minimum(values, WIDEST)  # limits the width alone: steps along high curvatures stay short
         change = 0.5 * (np.sum(1 / values + np.log(values) - 1, axis=(1, 2)) + np.sum(step**2, axis=1))
         return mean + np.einsum("bij,bj->bi", scale, step), scale @ (vectors / np.sqrt(values)), change
 
     def drawn(self, arrays, seeds):
-        """log p(x|z) and log p(z) - log r(z), r being what z was drawn from, each (B, n). Stochastic."""
+        """log p(x|z) and log p(z) - log r(z) of draws from r, each (B, n). Stochastic."""
         return [np.asarray(part, "float64") for part in self.draws.predict_on_batch([*arrays, key_of(seeds)])]
 
 
 def directions(rng, batch, dim, turns):
-    """Points on spheres of radius sqrt(D), in `turns` bases of orthogonal pairs +e and -e: (B, 2 D turns, D)."""
+    """Points on spheres of radius sqrt(D), in `turns` random bases of orthogonal pairs +e, -e: (B, 2 D turns, D)."""
     e = np.sqrt(dim) * np.linalg.qr(rng.normal(size=(batch, turns, dim, dim)))[0].reshape(batch, -1, dim)
     return np.concatenate([e, -e], axis=1)
 
 
-class Start(Compiled):
-    """Images and a key to log p(x|z), log p(z) - log q(z|x), and z, of MOMENTS draws of q(z|x)."""
+class InitialDraws(Compiled):
+    """From images and a key to log p(x|z), log p(z) - log q(z|x), and z, of MOMENTS draws of q(z|x)."""
 
     def call(self, inputs):
         x, key = inputs
-        z, log_qz_x = self.model.posterior(x).sample_and_log_prob(MOMENTS, Noise(key))
+        z, log_qz_x = self.model.posterior(x).sample_and_log_prob(MOMENTS, KeyedSeeds(key))
         log_ratio = self.prior().log_prob(z) - log_qz_x
         return [by_image(value) for value in (self.model.likelihood(z).log_prob(x), log_ratio, z)]
 
 
 class Gradients(Compiled):
-    """Images (B, H, W, C) and latents (B, n, D) to the gradients of log p(x, z) with respect to z, (B, n, D)."""
+    """From images (B, H, W, C) and latents (B, n, D) to the gradients of log p(x, z) with respect to z, (B, n, D)."""
 
     def call(self, inputs):
         x, z = inputs
@@ -177,15 +176,15 @@ class Gradients(Compiled):
 
 
 class FittedDraws(Compiled):
-    """What `Fitted.prepared` made of images, and a key, to log p(x|z) and log p(z) - log r(z), each (B, n)."""
+    """From the arrays of `FittedProposal.prepared` and a key to log p(x|z) and log p(z) - log r(z), each (B, n)."""
 
-    def __init__(self, model, n, jit, top_of):
-        super().__init__(model, jit, top_of)
+    def __init__(self, model, n, top_of):
+        super().__init__(model, top_of)
         self.n = n
 
     def call(self, inputs):
         x, mean, scale, whitening, log_det, key = inputs
-        seed = Noise(key)
+        seed = KeyedSeeds(key)
         posterior = self.model.posterior(x)
         dim = mean.shape[-1]
         nu = max(HEAVIEST, dim)
@@ -205,4 +204,4 @@ class FittedDraws(Compiled):
         return ops.transpose(log_px_z), ops.transpose(log_pz) - log_r
 
 
-PROPOSALS = {"posterior": Posterior, "fitted": Fitted}
+PROPOSALS = {"posterior": PosteriorProposal, "fitted": FittedProposal}

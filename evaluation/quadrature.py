@@ -1,4 +1,4 @@
-"""log p(x) by integration over a grid of latents, for models with one or two latent dimensions in all."""
+"""log p(x) by integration over a grid of latents, for models with one or two latent dimensions."""
 
 import itertools
 from typing import NamedTuple
@@ -13,22 +13,22 @@ from models.base import generator
 
 MOST_DIMENSIONS = 2
 CELLS = 4096  # of the first grid
-DRAWS = 4000  # of p(z), which the first grid must hold
-REACH = 6.0  # standard deviations of each q(z|x), likewise
+DRAWS = 4000  # of p(z), which the first grid must cover
+REACH = 6.0  # standard deviations around each q(z|x)'s mean, which the first grid must cover
 NEGLIGIBLE = -18.0  # log of a cell's share of p(x), below which it is not divided further
-COARSEST = 2.0  # width of a cell in standard deviations of q(z|x) with which an image may be done
-RESOLVED = 2.8  # to the power of D: cells over which p(z|x) is spread then, as for cells 1.25 standard deviations wide
-WIDENINGS = 12  # of the first grid, each by half of it
+COARSEST = 2.0  # largest width of a cell, in standard deviations of q(z|x), with which an image may be done
+RESOLVED = 2.8  # to the power of D: effective cells of p(z|x) of an image that is done, as at 1.25 standard deviations
+WIDENINGS = 12  # of the first grid, each by half of its width
 MOST_POINTS = 2**22
-LOWEST = -1e30  # of a log that others are taken relative to
+LOWEST = -1e30  # of a log relative to which others are summed
 
 
 class NotResolvedError(ValueError):
-    """The grid had to become too large, or too fine, to hold and to resolve all of p(z|x)."""
+    """The grid would have to be too large or too fine to cover and resolve all of p(z|x)."""
 
 
 class Cells(NamedTuple):
-    """Cells of a grid over a box: whole numbers (M, D); each is `width` (D,) wide, and the first is at `low` (D,)."""
+    """Cells of a grid: `index`, integers (M, D); each cell is `width` (D,) wide, and cell 0 begins at `low` (D,)."""
 
     index: np.ndarray
     low: np.ndarray
@@ -48,21 +48,21 @@ class Cells(NamedTuple):
 
     @property
     def log_size(self):
-        """log of the volume of one."""
+        """The log of the volume of a cell."""
         return float(np.log(self.width).sum())
 
     def divided(self, chosen):
-        """The halves in each direction of the chosen ones."""
+        """The chosen cells, each divided in halves in each direction."""
         corners = np.array(list(itertools.product(range(2), repeat=len(self.low))))
         index = (2 * self.index[chosen][:, None] + corners).reshape(-1, len(self.low))
         return Cells(index, self.low, self.width / 2)
 
     def holding(self, z):
-        """Which of them hold one of the points z (N, D): (M,)."""
+        """Which cells contain one of the points z (N, D): booleans (M,)."""
         return self._among(np.floor((z - self.low) / self.width).astype("int64"))
 
     def beside(self, chosen):
-        """Which of them are the chosen ones (M,), or touch one of these: (M,)."""
+        """Which cells are among the chosen ones (M,), or touch one of them: booleans (M,)."""
         around = np.array(list(itertools.product((-1, 0, 1), repeat=len(self.low))))
         return self._among((self.index[chosen][:, None] + around).reshape(-1, len(self.low)))
 
@@ -72,9 +72,9 @@ class Cells(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Sums over M cells for N images, logs (N,), and which cells count for any image, `counts` (M,).
+    """Logs of sums over M cells for N images, (N,), and which cells count for any image, `counts` (M,).
 
-    `total` is the sum over all cells, `squares` that of the squares, and `rest` that over the cells that do not count.
+    `total` sums all cells, `squares` their squares, and `rest` the cells that do not count.
     """
 
     total: np.ndarray
@@ -91,12 +91,12 @@ class Shares(NamedTuple):
 def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
     """log p(x) = log sum_g p(x|z_g) p(z_g) |cell g|, by the midpoint rule: an `Estimate`.
 
-    The first grid holds draws of p(z) and all q(z|x), and is widened until nothing counts at its rim. Then each cell
-    that counts for an image not yet done is divided in all directions, until the image's log p(x) moves by no more
-    than `tolerance` and the cells resolve p(z|x), as far as seen, and q(z|x). The last move is `log_px_se`, a bound
-    rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), of which the
-    fourth power is left when the width is halved. Points are decoded once for all images (N, H, W, C); `samples` is
-    their number. `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
+    The first grid covers draws of p(z) and all q(z|x), and is widened until no cell at its border counts. Then each
+    cell that counts for an image that is not done is divided in all directions, until log p(x) of the image changes by
+    at most `tolerance` and the cells resolve q(z|x) and what they show of p(z|x). The last change is `log_px_se`, a
+    bound rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), and half
+    the width leaves the fourth power of that. Points are decoded once for all images (N, H, W, C); `samples` is their
+    number. `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
     """
     grid = Integrand(model, images, max_bytes)
     means, sds, cells, log_px = _first_grid(model, grid, images, seed)
@@ -105,14 +105,12 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
     while True:
         shares = grid.shares(cells, active, log_px[active], means)
         left[active] = np.logaddexp(left[active], shares.rest)
-        cells = cells.divided(
-            cells.beside(shares.counts)
-        )  # of what is much narrower than a cell, its middle says nothing
+        cells = cells.divided(cells.beside(shares.counts))  # midpoints miss a p(z|x) much narrower than a cell
         points += len(cells.index)
         if points > MOST_POINTS:
             raise NotResolvedError(
                 f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
-                + (f"; it still moves by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
+                + (f"; it still changes by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
             )
         halved = grid.shares(cells, active, log_px[active], means)
         new = np.logaddexp(left[active], halved.total)
@@ -126,7 +124,7 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
 
 
 def _first_grid(model, grid, images, seed):
-    """Means and standard deviations of q(z|x) (N, D), the first cells, and the sums over them, (N,)."""
+    """Means and standard deviations of q(z|x) (N, D), the first cells, and log p(x) as summed over them, (N,)."""
     posteriors = Posteriors(model, top_of=grid.points)
     means, sds = posteriors.on([images], min(500, len(images)))
     NotFiniteError.check(0, means, sds)
@@ -146,33 +144,31 @@ def _first_grid(model, grid, images, seed):
 
 
 class Posteriors(Compiled):
-    """Images to mean and standard deviation of q(z|x), each (B, D); a lower layer's at the mean of the upper one."""
+    """From images (B, H, W, C) to means and standard deviations of q(z|x), (B, D); lower layers at the upper mean."""
 
     def call(self, x):
-        """The pair, for images (B, H, W, C)."""
         centre = self.model.posterior(x).at_mean()
         return centre.mean, ops.exp(0.5 * centre.logvar)
 
 
 class Points(Compiled):
-    """Latents (B, D) to the tensors that p(x|z) is made of.
+    """From latents (B, D) to the tensors that make up p(x|z), a list.
 
-    log p(z) is left to the caller: under XLA the squares in a mixture's density, which cancel, lose another digit.
+    log p(z) is left to the caller, as XLA loses another digit of a mixture's density, in which squares cancel.
     """
 
     def call(self, z):
-        """A list of these."""
-        self.law = self.model.likelihood(z)
-        return [part for part in keras.tree.flatten(self.law) if ops.is_tensor(part)]
+        self.traced = self.model.likelihood(z)
+        return [part for part in keras.tree.flatten(self.traced) if ops.is_tensor(part)]
 
     def likelihood(self, z):
-        """p(x|z), a distribution with batch (B,), of latents (B, D), always as many."""
+        """p(x|z) of latents (B, D), a distribution with batch (B,); B is the same in each call."""
         left = iter(self.predict_on_batch(z))
-        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.law)
+        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.traced)
 
 
 class Integrand:
-    """p(x|z) p(z) of images at points, in calls of bounded memory."""
+    """p(x|z) p(z) of images at the points of a grid, in calls of bounded memory."""
 
     def __init__(self, model, images, max_bytes):
         self.x, self.points, self.prior = ops.convert_to_tensor(images), Points(model), model.prior()
@@ -182,7 +178,7 @@ class Integrand:
     def shares(self, cells, active, reference, means):
         """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
 
-        A cell counts where an image has more than a negligible share in it, or the mean of its q(z|x).
+        A cell counts if its share for some image is not negligible, or if it contains the mean of some q(z|x).
         """
         x = self.x if len(active) == len(self.x) else ops.take(self.x, active, axis=0)
         known, counts = ops.convert_to_tensor(reference[:, None], "float32"), cells.holding(means[active])
@@ -202,11 +198,11 @@ class Integrand:
 
 
 def _log_sums(log_p, counts):
-    """Logs of the sums of p, of p^2, and of p where it does not count, by one exponential for all three: each (N,).
+    """Logs of the sums of p, of p^2, and of p over cells that do not count, with one exponential for all: each (N,).
 
-    Over the first cells of log_p (N, M), those that `counts` (at most M,) says it of; what is behind them is padding.
+    The sums are over the first cells of log_p (N, M), as many as `counts` has entries; the rest is padding.
     """
-    peak = ops.maximum(ops.max(log_p, axis=1, keepdims=True), LOWEST)  # of nothing but -inf, the sums are 0, not NaN
+    peak = ops.maximum(ops.max(log_p, axis=1, keepdims=True), LOWEST)  # so that -inf alone sums to 0, not NaN
     w = ops.exp(log_p - peak)
     summed = np.zeros((log_p.shape[1], 2), "float32")
     summed[: len(counts), 0], summed[: len(counts), 1] = 1, ~counts

@@ -1,85 +1,75 @@
 """One run scored on held-out images: metrics, distances of samples, paired comparisons."""
 
+import contextlib
 import hashlib
 import math
+import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 import experiment
-from evaluation.estimators import ESTIMATORS, Scoring, check, enough_memory, estimated, known, progress, unusable, usual
+from evaluation.estimators import Scoring, finite_or_none
 from experiment import tracking
 from experiment.record import git_commit, versions
 from experiment.run import PER_IMAGE
 from runtime.errors import UserError
+from runtime.memory import is_out_of_memory
 
-COLUMNS = (
-    "num_images",
-    "log_px",
-    "log_px_se",
-    "log_px_se_images",
-    "bits_per_dim",
-    "elbo",
-    "rate",
-    "distortion",
-    "ess_median",
-    "samples_mean",
-    "doubtful",
-    "seconds",
-)
+COLUMNS = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
+COLUMNS += ["ess_median", "samples_mean", "doubtful", "seconds"]
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
-
-
 GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
-FEW = 10  # effective samples, below which an estimate is doubtful whatever k-hat is
-PIECE = 500  # images whose bytes are hashed at once
-
-
-DOUBTFUL = 0.7  # Pareto k-hat, above which neither estimate nor error can be trusted, however many samples there are
+FEW = 10  # effective samples, below which an estimate is unreliable whatever k-hat is
+DOUBTFUL = 0.7  # Pareto k-hat, above which estimate and error are unreliable, however many samples there are
+PIECE = 500  # images that are hashed at once
 
 
 class Scored(NamedTuple):
-    """What `evaluate` finds of a run: the metrics that it stores, a dict, and the Estimate of each image."""
+    """A score of a run: its stored metrics, a dict, its Estimate, and what to do about unreliable estimates."""
 
     name: str
     config: experiment.Config
     scoring: Scoring
     metrics: dict
     estimate: object
+    remedy: str
 
 
 def evaluate(run, scoring=None, split="test", max_images=None, network=None, count=GENERATED):
-    """Scores one run as of `scoring`, stores the result in its folder and returns it, a `Scored`.
+    """Scores one run, stores the result in its folder and returns it, a `Scored`. Stochastic, a function of the seed.
 
-    With a features.Network, `count` images drawn from the model are scored, too, see `distances`.
+    With a features.Network, `count` images drawn from the model are scored as well (see `distances`).
 
     `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
-    the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N), as of `elbo`,
-    `rate` and `distortion` their `_se_images`; `doubtful` the number of images that `doubtful` marks; `diffusion_steps`
-    those of the prior whose log p(x) it is, None of a model without; its ELBO has infinitely many. Raises UserError for
-    a run that cannot be scored.
+    the mean of the images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N), like the
+    `_se_images` of `elbo`, `rate` and `distortion`; `doubtful` the number of images whose estimate is unreliable;
+    `diffusion_steps` those of the prior in log p(x), None for a model without (the ELBO has infinitely many). Raises
+    UserError for a run that cannot be scored.
     """
-    scoring = scoring or Scoring.of(**usual(run, "is", dict.fromkeys(ESTIMATORS["is"])))
-    check(run, scoring)
+    scoring = scoring or Scoring.of(run)
+    scoring.check(run)
     if network:
         network.check(run.image_shape)
     run.check_writable()
     images = run.images(split, max_images)
-    weights_sha256 = run.weights_sha256  # of those that are loaded now, should training go on
+    weights_sha256 = run.weights_sha256  # of the weights that are loaded now, should training go on
     started = time.perf_counter()
-    apart, tag = {}, scoring.tag
+    of_samples, tag = {}, scoring.tag
     if network:  # first, as the estimate may take hours
-        apart = {"distances": distances(run, network, split, count, scoring.seed)}
+        of_samples = {"distances": distances(run, network, split, count, scoring.seed)}
         tag += f"_F{network.sha256[:8]}_G{count}"
-    estimate, carried, more = estimated(run, images, scoring, split)
+    estimate, latents, more = estimated(run, images, scoring, split)
+    pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = (
-        summary(estimate, dimensions(run), is_sampled=scoring.estimator != "quadrature")
-        | carried._asdict()
+        summary(estimate, pixels, scoring.entry.is_sampled)
+        | latents._asdict()
+        | scoring.settings
         | more
-        | apart
-        | {name: value for name, value in scoring.settings.items() if name != "bracket"}
+        | of_samples
         | {"estimator": scoring.estimator, "tag": tag, "seed": scoring.seed}
         | {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
         | circumstances(run, images, split)
@@ -88,31 +78,64 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
     stored = run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
-    told = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | apart
-    tracking.evaluated(run.path, run.config, stored.stem, told, run.status.get("best_epoch", 0))
-    return Scored(run.name, run.config, scoring, metrics, estimate)
+    tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
+    tracking.evaluated(run.path, run.config, stored.stem, tracked, run.status.get("best_epoch", 0))
+    return Scored(run.name, run.config, scoring, metrics, estimate, scoring.entry.remedy(run, scoring.settings))
+
+
+def estimated(run, images, scoring, split):
+    """The Estimate and the Latents of these images, and metrics of the estimator's own.
+
+    Raises UserError where memory is too small, weights are unusable, or the estimator fails.
+    """
+    from evaluation.compiled import NotFiniteError
+    from evaluation.latents import latents
+
+    with progress(run, len(images)) as bar, enough_memory(run):
+        try:
+            carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
+            estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
+        except NotFiniteError as error:
+            raise unusable(run, split, error.image) from error
+    return estimate, carried, more
+
+
+def unusable(run, split, image):
+    """The UserError for weights with which an image has no log p(x)."""
+    return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
+
+
+def progress(run, total):
+    """A progress bar over `total` images, silent where stderr is no terminal."""
+    return tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty())
+
+
+@contextlib.contextmanager
+def enough_memory(run):
+    """Turns an exception of the block that means "out of memory" into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory while {run.path} is scored; the work is done in small chunks whatever --num_samples and "
+            "--max_images are, so try a small --max_memory, or --device cpu"
+        ) from error
 
 
 def circumstances(run, images, split):
-    """What was scored, and by which code, for the metrics: a dict."""
+    """What was scored, and with which code: a part of the metrics, a dict."""
     import keras
 
-    return {
-        "num_images": len(images),
-        "image_shape": list(run.image_shape),
-        "split": split,
-        "note": run.note,
-        "diffusion_steps": run.config.settings.get("diffusion_steps"),
-        "images_sha256": sha256_of(images),
-        "data_sha256": run.dataset.sha256,
-        "git_commit": git_commit(),
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-    }
+    found = {"num_images": len(images), "image_shape": list(run.image_shape), "split": split, "note": run.note}
+    found |= {"diffusion_steps": run.config.settings.get("diffusion_steps"), "images_sha256": sha256_of(images)}
+    found |= {"data_sha256": run.dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
+    return found | {"versions": versions()}
 
 
 def sha256_of(images):
-    """The checksum of the bytes of images (N, H, W, C), in pieces: they need not be in memory."""
+    """The checksum of the bytes of images (N, H, W, C), in pieces: they need not fit into memory."""
     digest = hashlib.sha256()
     for start in range(0, len(images), PIECE):
         digest.update(np.ascontiguousarray(images[start : start + PIECE]))
@@ -120,14 +143,14 @@ def sha256_of(images):
 
 
 def distances(run, network, split, count, seed):
-    """How far `count` images drawn from the model's prior, means of p(x|z), are from all grey images of a split.
+    """How far `count` samples, means of p(x|z) with z from the prior, are from all grey images of a split.
 
-    A dict: FID and KID (see models/distances.py) by the features of `network`, how many images were on both sides, the
-    same of `real` images of another split, the floor of what a model can reach, and what network it was. Stochastic, a
-    function of `seed`. Raises UserError where there are too few images, memory is too small, or weights are unusable.
+    A dict: FID and KID (see evaluation/distances.py) with the features of `network`, the number of images on both
+    sides, the same for `real` images of another split, which is the best that a model can reach, and the network.
+    Stochastic, a function of `seed`. Raises UserError for too few images, too little memory, or unusable weights.
     """
     other = run.dataset.split("val" if split == "train" else "train")
-    chosen = np.random.default_rng(seed).permutation(len(other.images))[:count]  # as many, for the bias of FID
+    chosen = np.random.default_rng(seed).permutation(len(other.images))[:count]  # equally many, as FID is biased
     images = run.dataset.split(split).grey()
     run.check_data(run.dataset)
     if min(len(images), len(chosen)) < 2:
@@ -144,9 +167,9 @@ def distances(run, network, split, count, seed):
 
 
 def draws(run, count, seed, bar):
-    """Batches of grey images drawn from a run's prior, `count` in all: arrays (n, H, W, C). Stochastic.
+    """Yields batches of grey images drawn from a run's model, `count` in all: arrays (n, H, W, C). Stochastic.
 
-    Raises UserError where one is not finite.
+    Raises UserError for an image that is not finite.
     """
     from models.base import generator
 
@@ -161,73 +184,54 @@ def draws(run, count, seed, bar):
 
 
 def distance(held_out, others, seed):
-    """FID and KID of two sets of features, (N, F) and (M, F), and their numbers, as a dict."""
+    """FID and KID of two sets of features, (N, F) and (M, F), and the sizes of the sets: a dict."""
     from evaluation.distances import frechet, kernel
 
-    found = kernel(others, held_out, seed)
-    return {
-        "fid": frechet(others, held_out),
-        "kid": found.value,
-        "kid_se": known(found.se),
-        "kid_subsets": found.subsets,
-        "kid_subset_size": found.subset_size,
-        "num_images": len(others),
-        "num_held_out": len(held_out),
-    }
+    found = {"fid": frechet(others, held_out)} | kernel(others, held_out, seed)
+    return found | {"num_images": len(others), "num_held_out": len(held_out)}
 
 
-def dimensions(run):
-    """D of log p(x) in bits a dimension, -log2 p(x) / D; nan where p(x) is a density, which is no number of bits."""
-    return math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)
-
-
-def summary(estimate, dimensions, is_sampled=True):
-    """The means over N images of an `Estimate`, with both standard errors of log p(x); None for what is not known."""
+def summary(estimate, pixels, is_sampled):
+    """The means of an `Estimate` over N images, with both standard errors of log p(x); None for what is unknown."""
     n = len(estimate.log_px)
     log_px = float(np.mean(estimate.log_px))
     error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
-    means = {
-        "log_px_se": error,
-        "bits_per_dim": -log_px / (dimensions * math.log(2)),
-        "elbo": np.mean(estimate.elbo),
-        "rate": np.mean(estimate.rate),
-        "distortion": np.mean(estimate.distortion),
-        "ess_median": np.median(estimate.ess),
-        "samples_mean": np.mean(estimate.samples),
-        "samples_max": np.max(estimate.samples),
-    }
+    means = {"log_px_se": error, "bits_per_dim": -log_px / (pixels * math.log(2))}
+    means |= {name: np.mean(getattr(estimate, name)) for name in ("elbo", "rate", "distortion")}
+    means |= {"ess_median": np.median(estimate.ess)}
+    means |= {"samples_mean": np.mean(estimate.samples), "samples_max": np.max(estimate.samples)}
     for name in ("log_px", "elbo", "rate", "distortion"):
         means[f"{name}_se_images"] = np.std(getattr(estimate, name), ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    means = {name: known(value) for name, value in means.items()}
+    means = {name: finite_or_none(value) for name, value in means.items()}
     return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero(doubtful(estimate)))}
 
 
 def doubtful(estimate):
-    """Whether neither log p(x) nor its error can be trusted, of each image of an Estimate: (N,).
+    """For each image of an Estimate, whether log p(x) and its error are unreliable: (N,), booleans.
 
-    So it is where k-hat is above `highest_khat`, and where fewer than ten samples count, or half of all: weights that
-    no draw has shown are not in k-hat, and among few draws there is no tail to see.
+    They are where k-hat is above `highest_khat`, or fewer than ten samples are effective, or fewer than half of all:
+    k-hat knows no weights that were not drawn, and a few draws show no tail.
     """
     few = estimate.ess < np.minimum(FEW, estimate.samples / 2)
     return few | (estimate.khat > highest_khat(estimate.samples))
 
 
 def highest_khat(samples):
-    """Pareto k-hat above which S samples, S > 1, are too few: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
+    """The Pareto k-hat above which S samples, S > 1, are too few: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
     return np.minimum(1 - 1 / np.log10(np.maximum(samples, 2)), DOUBTFUL)
 
 
 def compared(one, base):
-    """A line of the table of paired comparisons: the mean of log p(x) minus the other's, and its standard errors.
+    """A row of the table of paired comparisons: the mean of log p(x) minus the other run's, and its standard errors.
 
-    `se` is that over images, sd(difference) / sqrt(N); `estimators_se` that of both estimates; `better` the share of
-    images that gain; `elbo_difference` and `elbo_se` are of the ELBO, which for many latents is what can be trusted.
-    Raises UserError where the images are not the same.
+    `se` is the error over images, sd(difference) / sqrt(N); `estimators_se` the Monte-Carlo error of both estimates;
+    `better` the share of images with a higher log p(x); `elbo_difference` and `elbo_se` are the same for the ELBO,
+    which stays reliable with many latents. Raises UserError where the images differ.
     """
     if one.metrics["images_sha256"] != base.metrics["images_sha256"]:
         raise UserError(f"{one.name} and {base.name} were not scored on the same images")
     difference = one.estimate.log_px - base.estimate.log_px
-    of_elbo = one.estimate.elbo - base.estimate.elbo
+    elbo = one.estimate.elbo - base.estimate.elbo
     errors = [scored.metrics["log_px_se"] or 0.0 for scored in (one, base)]
     return {
         "run": one.name,
@@ -235,11 +239,11 @@ def compared(one, base):
         "se": error_of_mean(difference),
         "estimators_se": math.hypot(*errors),
         "better": float(np.mean(difference > 0)),
-        "elbo_difference": known(of_elbo.mean()),
-        "elbo_se": error_of_mean(of_elbo),
+        "elbo_difference": finite_or_none(elbo.mean()),
+        "elbo_se": error_of_mean(elbo),
     }
 
 
 def error_of_mean(values):
-    """The standard error of the mean of N values, sd / sqrt(N); None for one value, or any that is not known."""
-    return known(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    """The standard error of the mean of N values, sd / sqrt(N); None for one value, or an unknown one."""
+    return finite_or_none(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

@@ -139,6 +139,10 @@ class Config:
     )
     gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY", kind=str)
     data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download", kind=str)
+    other_data: str = setting(
+        "off", "on: take data files that differ from the published ones, and say so beside every score",
+        choices=("off", "on"),
+    )  # fmt: skip
     runs_dir: str = setting("runs", "folder that runs are written to")
     save_minutes: float = setting(
         10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
@@ -156,7 +160,8 @@ class Config:
     )  # fmt: skip
     distribute: str = setting(
         "none", "devices: split each batch over all devices of this machine; processes: over those of several "
-        "machines, on which the same command is started", choices=("none", "devices", "processes"),
+        "machines, on which the same command is started; both need --backend jax",
+        choices=("none", "devices", "processes"),
     )  # fmt: skip
     deterministic: str = setting(
         "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",
@@ -306,9 +311,9 @@ class Config:
             return DENSITY_NOTE
         return "" if self.is_likelihood else GREY_NOTE
 
-    def note_on(self, sha256):
-        """What has to be said beside every score on data files of these checksums, a dict of name to sha256."""
-        return "; ".join(filter(None, (self.note, self.source.note(sha256))))
+    def note_on(self, data_note):
+        """`note`, and that of the data files, which is "" for the published ones."""
+        return "; ".join(filter(None, (self.note, data_note)))
 
     @property
     def training_id(self):
@@ -328,10 +333,3 @@ class Config:
     def path(self):
         """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
         return Path(self.runs_dir, self.gs_key or "", self.training_id)
-
-
-def varying(configs):
-    """The names of the settings that have several values among the Configs that they mean something for."""
-    settings = [config.settings for config in configs]
-    names = [field.name for field in dataclasses.fields(Config)]
-    return [name for name in names if len({one[name] for one in settings if name in one}) > 1]

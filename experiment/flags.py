@@ -50,7 +50,7 @@ class Range(NamedTuple):
     low: float
     high: float
 
-    def __str__(self):
+    def __repr__(self):
         return f"{self.low:g}..{self.high:g}"
 
     @classmethod

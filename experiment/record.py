@@ -16,49 +16,7 @@ from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
 
-FORMAT = 9  # of config.json
-ADDED = {  # settings by the format that brought them, with the values that earlier runs had
-    2: {"deterministic": "off", "save_minutes": 10.0},
-    3: {
-        "network": "conv",
-        "pseudo_init": "data",
-        "optimizer": "adam",
-        "lr_schedule": "constant",
-        "lr_final": None,
-        "lr_warmup": 0,
-        "clip_norm": None,
-        "likelihood": "bernoulli",
-        "sigma": 1.0,
-    },
-    4: {
-        "ema": 0.0,
-        "objective": "elbo",
-        "num_samples": None,
-        "num_steps": 5,
-        "step_size": 0.01,
-        "target_accept": None,
-        "learn_schedule": "off",
-        "learn_step_size": "off",
-    },
-    5: {"posterior": "gaussian"},
-    6: {
-        "scales": "4x14,4x7",
-        "channels": 32,
-        "bottleneck": 1.0,
-        "encoder_blocks": 3,
-        "context_size": 7,
-        "diffusion_steps": 25,
-        "gamma_min": -6.0,
-        "score_channels": 16,
-        "score_blocks": 2,
-        "score_dropout": 0.0,
-    },
-    7: {"precision": "float32", "accumulate": 1, "track": "none", "steps_per_execution": 1},
-    8: {"hidden_units": None},
-    9: {"distribute": "none"},
-}
-
-
+FORMAT = 10  # of config.json, and of what lies beside it
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 
@@ -97,27 +55,26 @@ def read_status(path):
 
 
 def check_record(record):
-    """Raises UserError unless what stands beside the settings in a config.json is what was written there."""
+    """Raises UserError unless a config.json has this version's format, and beside its settings what was written there.
+
+    All settings must be there: a default of this version need not be the value that the run had.
+    """
+    number = record.get("format")
+    if type(number) is not int or number != FORMAT:
+        writer = shown(record.get("git_commit") or "unknown")
+        raise UserError(f"version {writer} wrote it, in format {shown(number)}; this version reads format {FORMAT}")
+    settings = record["config"]
+    if not isinstance(settings, dict):
+        raise UserError(f"its settings are {type(settings).__name__}, not an object")
+    if missing := [field.name for field in dataclasses.fields(Config) if field.name not in settings]:
+        raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in backend.BACKENDS:
         raise UserError(f"its backend is {shown(record['backend'])}")
     for name in ("versions", "data_sha256"):
         if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
             raise UserError(f"its {name} is {shown(record[name])}")
-
-
-def migrated(record):
-    """The settings in a config.json of this format or an older one, with those that later formats brought."""
-    number, settings = record.get("format"), record["config"]
-    if type(number) is not int or not 1 <= number <= FORMAT:
-        raise UserError(f"it is of format {shown(number)}; this version reads 1 to {FORMAT}")
-    if not isinstance(settings, dict):
-        raise UserError(f"its settings are {type(settings).__name__}, not an object")
-    for newer in range(number + 1, FORMAT + 1):
-        settings = ADDED[newer] | settings
-    missing = [field.name for field in dataclasses.fields(Config) if field.name not in settings]
-    if missing:
-        raise UserError(f"setting {missing[0]!r} is missing")
-    return settings
+    if record.get("data_note", "") not in ("", data.OTHER_DATA):
+        raise UserError(f"its data_note is {shown(record['data_note'])}")
 
 
 def record_of(config, dataset):
@@ -130,6 +87,7 @@ def record_of(config, dataset):
         "git_commit": git_commit(),
         "versions": versions(),
         "data_sha256": dataset.sha256,
+        "data_note": dataset.note,
         "image_shape": list(dataset.image_shape),
     }
 

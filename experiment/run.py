@@ -21,7 +21,7 @@ import models
 from experiment import weights
 from experiment.config import Config
 from experiment.folder import is_held
-from experiment.record import check_record, migrated, read_bytes, read_json, read_status
+from experiment.record import check_record, read_bytes, read_json, read_status
 from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
@@ -58,7 +58,7 @@ class Run:
             raise UserError(f"{path} has a link in the place of its folder {links[0]}, which is not followed")
         try:
             check_record(self.record)
-            self.config = Config.from_dict(migrated(self.record))
+            self.config = Config.from_dict(self.record["config"])
             _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
@@ -95,7 +95,7 @@ class Run:
     @property
     def weights(self):
         """The file of the weights with the best validation value of the trained bound."""
-        return self.path / "best.weights.h5"
+        return self.path / "best.safetensors"
 
     @property
     def weights_sha256(self):
@@ -105,7 +105,7 @@ class Run:
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""
-        return data.load(self.config.data_set, self.data_dir)
+        return data.load(self.config.data_set, self.data_dir, self.config.other_data == "on")
 
     @property
     def image_shape(self):
@@ -123,7 +123,7 @@ class Run:
     @property
     def note(self):
         """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
-        return self.config.note_on(self.record["data_sha256"] | self.dataset.sha256)
+        return self.config.note_on(self.record.get("data_note") or self.dataset.note)
 
     @cached_property
     def model(self):
@@ -133,19 +133,20 @@ class Run:
         """
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             backend.settle()
-            backend.start(whole=True)
+            backend.start(keep_settings=True)
         backend.check_images()
         try:
-            expected = models.weight_shapes(self.config, self.image_shape)
+            expected = models.blank_weights(self.config, self.image_shape)
         except (ValueError, MemoryError) as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
-            weights.check(self.weights, expected)
-            model = models.build(self.config, self.image_shape)
-            model.load_weights(self.weights)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:  # h5py raises each of them
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {reason}") from error
+            values = weights.read(self.weights, expected)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {error}") from error
+        from models.weight_names import named_weights
+
+        model = models.build(self.config, self.image_shape)
+        weights.assign(named_weights(model), values)
         if path := weights.not_finite(model):
             said = f"weight {path} is not finite, so log p(x) of image 0, or of any other, is not either"
             raise UserError(f"{self.weights}: {said}; the weights are not usable")

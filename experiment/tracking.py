@@ -19,7 +19,7 @@ from pathlib import Path
 from runtime import atomic
 from runtime.errors import UserError
 
-FILES = ("config.json", "status.json", "history.csv", "best.weights.h5")  # what every script needs of a run
+FILES = ("config.json", "status.json", "history.csv", "best.safetensors")  # what every script needs of a run
 IDS = "tracking.json"  # in a run's folder: {"wandb": its id in W&B}
 
 

@@ -1,126 +1,81 @@
-"""A weights file that somebody else may have written: looked at in a process of its own before Keras reads it.
-
-The HDF5 library is written in C and was not made for hostile files: some make it loop, ask for memory without end, or
-crash. Then it is the other process that does, and the file is refused. What Keras has read is looked at once more, for
-weights that are no numbers.
-"""
+"""Weights on disk: safetensors files, in which nothing can run and a header names every shape and type."""
 
 import contextlib
-import json
-import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from runtime import atomic
 
-SECONDS = 60  # for looking at a file
-MEMORY = 2**32  # bytes of address space for doing so, beside twice the file
-MOST_ARRAYS = 5  # times the model's: each weight, what an optimizer keeps of it, and some to spare
+MOST_HEADER = 1 << 24  # bytes; some 100,000 arrays
 
 
-def check(path, expected):
-    """Raises ValueError or OSError unless `path` is a weights file with arrays of these shapes.
+def values(variables):
+    """Copies of the values of Keras variables, a dict by name: arrays in C order."""
+    from keras import ops
 
-    An optimizer's state may be there too, of arrays no larger than the weights. Keras does not mind when arrays are
-    left over, and finds out how large one is by reading it.
-    """
-    with atomic.opened(path):  # that it is there and may be read is known from here
-        limit = MEMORY + 2 * Path(path).stat().st_size
-    most = max((math.prod(shape) for shape in expected), default=1)
-    try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "experiment.weights",
-                str(path),
-                str(limit),
-                str(most),
-                str(MOST_ARRAYS * len(expected)),
-            ],
-            capture_output=True,
-            cwd=Path(__file__).parents[1],
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"it cannot be read in {SECONDS} seconds") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise ValueError(said[-1][:200] if said else "the HDF5 library crashes when it reads it")
-    stored = [tuple(shape) for shape in json.loads(done.stdout)]
-    if len(stored) != len(expected):
-        raise ValueError(f"it holds {len(stored)} arrays, the model {len(expected)}")
-    for ours, theirs in zip(sorted(expected), sorted(stored), strict=True):
-        if ours != theirs:
-            raise ValueError(f"it holds an array of shape {theirs} where the model has {ours}")
+    return {name: np.asarray(ops.convert_to_numpy(one), order="C") for name, one in variables.items()}
+
+
+def assign(variables, values):
+    """Gives each Keras variable of a dict by name the value of its name."""
+    for name, variable in variables.items():
+        variable.assign(values[name])
 
 
 def not_finite(model):
-    """The path of the first weight of a model that is NaN or infinite somewhere, None where there is none.
+    """The name of the first weight of a model that is NaN or infinite somewhere, None where there is none.
 
     Terms and scores alone would hide some: ReLU turns NaN into 0 where TensorFlow joins it with the layer before it.
     """
     from keras import ops
 
-    return next((w.path for w in model.weights if not np.isfinite(ops.convert_to_numpy(w)).all()), None)
+    from models.weight_names import named_weights
+
+    named = named_weights(model).items()
+    return next((name for name, weight in named if not np.isfinite(ops.convert_to_numpy(weight)).all()), None)
 
 
-def shapes(path, most, most_arrays):
-    """Shapes of the arrays in a weights file, the optimizer's left out; all is read once, to see that it can be.
+def packed(arrays, metadata):
+    """The bytes of a safetensors file: arrays in C order, a dict by name, and texts, a dict too.
 
-    Raises ValueError for links, for arrays of anything but numbers or of more than `most` of them, and for too many.
+    The library shuffles the texts. With one of them, equal arrays give equal bytes.
     """
-    import h5py
-
-    found, count = [], 0
-
-    def reason_against(name, link):
-        try:  # returned, not raised: an exception gets lost in the midst of h5py
-            return look(name, link)
-        except Exception as error:
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-    def look(name, link):
-        nonlocal count
-        if not isinstance(link, h5py.HardLink):
-            return "it holds a link, which no weights file has"
-        item = file[name]
-        dict(item.attrs)  # Keras reads one too
-        if isinstance(item, h5py.Dataset):
-            count += 1
-            if item.dtype.kind not in "fiu" or item.external or item.is_virtual or item.chunks:  # which may be packed
-                return "it holds something else than plain arrays of numbers"
-            if math.prod(item.shape) > most or count > most_arrays:
-                return f"it holds an array of shape {item.shape}, or too many"
-            item[()]
-            if not name.startswith("optimizer/"):
-                found.append(item.shape)
-        return None
-
-    with h5py.File(path) as file:
-        dict(file.attrs)
-        if reason := file.visititems_links(reason_against):
-            raise ValueError(reason)
-    return found
+    return safetensors.numpy.save(arrays, metadata)
 
 
-def main():
-    """Prints the shapes as JSON, or the reason on stderr; for `check`."""
-    path, limit, most, most_arrays = sys.argv[1], *map(int, sys.argv[2:])
-    with contextlib.suppress(ImportError, ValueError):  # not on Windows; not above a limit that there is
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+@contextlib.contextmanager
+def opened(path):
+    """A safetensors file, open to read. Raises ValueError where it is none or is damaged, in the block too; OSError."""
+    with atomic.opened(path) as file:
+        if int.from_bytes(file.read(8), "little") > MOST_HEADER:
+            raise ValueError(f"it is no safetensors file, or its header has more than {MOST_HEADER:,} bytes")
     try:
-        print(json.dumps(shapes(path, most, most_arrays)))
-    except Exception as error:  # h5py raises nearly anything for a damaged file
-        sys.exit((str(error).strip() or type(error).__name__).splitlines()[0])
+        with safetensors.safe_open(path, "numpy", backend="pread") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"it is no whole safetensors file: {str(error).splitlines()[0][:200]}") from error
 
 
-if __name__ == "__main__":
-    main()
+def arrays(file, expected):
+    """The arrays in an open file, a dict by name. Raises ValueError unless they are those that are `expected`.
+
+    That is a dict of name to a variable, or anything else with a shape and a dtype. Names, shapes and types are
+    compared before memory is taken for any array.
+    """
+    for name in sorted(expected.keys() ^ set(file.keys())):
+        raise ValueError(f"it lacks {name}" if name in expected else f"the model has no {name!r:.60}")
+    for name, one in expected.items():
+        stored, dtype = file.get_slice(name), np.dtype(one.dtype)
+        theirs = f"{stored.get_dtype()} {tuple(stored.get_shape())}"
+        ours = f"{dtype.kind.upper()}{8 * dtype.itemsize} {tuple(one.shape)}"  # F32 is the format's word for float32
+        if theirs != ours:
+            raise ValueError(f"{name} is {theirs:.60}, in the model {ours}")
+    return {name: file.get_tensor(name) for name in expected}
+
+
+def read(path, expected):
+    """The arrays in the file at `path`. Raises as `opened` and `arrays` do."""
+    with opened(path) as file:
+        return arrays(file, expected)

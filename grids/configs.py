@@ -13,13 +13,13 @@ from runtime.errors import UserError
 
 
 def lists_of(args):
-    """What the flags and the preset ask for: a dict of setting to the list of its values."""
+    """The settings that the flags and the preset give: a dict of name to the list of its values."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in given_settings(args).items()}
     return lists if args.preset is None else _preset_settings(args.preset, lists) | lists
 
 
 def check_ranges(name, values):
-    """Raises UserError where a Range of a setting stands beside other values, or could not have its own ends."""
+    """Raises UserError if a Range stands beside other values, or one of its ends is no value of this setting."""
     if any(isinstance(value, Range) for value in values) and len(values) > 1:
         raise UserError(f"--{name} takes a range or single values, not both")
     field = next(field for field in dataclasses.fields(Config) if field.name == name)
@@ -29,7 +29,7 @@ def check_ranges(name, values):
 
 
 def configs_of(args):
-    """The Configs that the flags ask for, each training id once. Raises UserError for several without --gs_key."""
+    """The Configs that the flags make, each training id once. Raises UserError for several without --gs_key."""
     lists = lists_of(args)
     for name, values in lists.items():
         if ranges := [value for value in values if isinstance(value, Range)]:
@@ -38,8 +38,9 @@ def configs_of(args):
     if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
         raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
     for model in {config.model for config in configs}:
-        if strange := [name for name in lists if name in models.OWNED and name not in models.MODELS[model].settings]:
-            raise UserError(f"--{strange[0]} {lists[strange[0]][0]} {not_of_model(model, strange[0])}")
+        for name, values in lists.items():
+            if name in models.OWNED and name not in models.MODELS[model].settings:
+                raise UserError(f"--{name} {values[0]} {not_of_model(model, name)}")
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")
@@ -47,7 +48,7 @@ def configs_of(args):
 
 
 def _configs(choices):
-    """A Config for each choice of settings. Raises UserError, for several with the number of those that are none."""
+    """A Config for each dict of settings. Raises UserError for the first that is none, with the number of all such."""
     configs, errors = [], []
     for settings in choices:
         try:
@@ -55,13 +56,13 @@ def _configs(choices):
         except UserError as error:
             errors.append(str(error))
     if errors:
-        many = f" (so {len(errors)} of the {len(choices)} runs of this grid cannot be)" if len(choices) > 1 else ""
+        many = f" ({len(errors)} of the {len(choices)} runs of this grid are refused)" if len(choices) > 1 else ""
         raise UserError(f"{errors[0]}{many}")
     return configs
 
 
 def _preset_settings(name, overriding):
-    """The settings of a preset as lists of one, but for sizes that a network chosen instead does not have."""
+    """The settings of a preset, as lists of one value, without the sizes that another chosen network does not have."""
     settings = preset(name).settings
     networks = overriding.get("network", [settings.get("network", Config.network)])
     unsized = [one for one in networks if not models.NETWORKS[one].is_sized]

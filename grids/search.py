@@ -4,24 +4,24 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from experiment import Config
+from experiment import Config, differences
 from experiment.flags import Range
 from grids import leaderboard
 from grids.configs import check_ranges
 from runtime.errors import UserError
 
-INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # settings by which ELBOs are of something else
-ELSEWHERE = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
-DIGITS = 3  # of a number that is proposed, so that it can be read, and be part of a name
+INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # ELBOs of different values cannot be compared
+NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
+DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
 
 
 class Search:
-    """A study of `trials` runs that maximises the best validation ELBO, kept in the grid's folder as optuna.db.
+    """An iterator over the Configs of a study that maximises the best validation ELBO over `trials` runs.
 
-    `lists` is a dict of setting to its values, one, several, or a Range. It gives a Config for each trial that
-    is not over: first those that were being trained when an earlier process ended, then new ones, proposed by the
-    tree-structured Parzen estimator (Bergstra et al. 2011). Trials of an earlier process count. Raises UserError
-    without Optuna, and where the study is of other settings.
+    `lists` maps each setting to its values: one, several, or a Range. The first Configs are those that an earlier
+    process left unfinished. New ones are proposed by the tree-structured Parzen estimator (Bergstra et al. 2011). The
+    study is kept in the grid's folder as optuna.db, and the trials of earlier processes count. Raises UserError if
+    Optuna is not installed, settings cannot be searched, or the study is of other settings.
     """
 
     def __init__(self, lists, trials):
@@ -33,32 +33,25 @@ class Search:
         self.optuna, self.total = optuna, trials
         self.fixed = {name: values[0] for name, values in lists.items() if is_fixed(values)}
         self.free = {name: values for name, values in lists.items() if name not in self.fixed}
-        if not self.free:
-            raise UserError("--search optuna needs a range to search, as --lr 1e-5..1e-2, or several values of a flag")
-        if unlike := [name for name in INCOMPARABLE if name in self.free]:
-            raise UserError(f"--{unlike[0]} takes one value in a search: ELBOs of several could not be compared")
-        for name, values in self.free.items():
-            check_ranges(name, values)
-            if name in ELSEWHERE:
-                raise UserError(f"--{name} takes one value in a search: it changes no number of a run")
+        check_free(self.free)
         self.distributions = {name: self._distribution(values) for name, values in self.free.items()}
         self.study = self._study(**self.fixed)
-        of, trials = optuna.trial.TrialState, self.study.trials
-        self.left = [trial for trial in trials if trial.state == of.RUNNING]
+        states, trials = optuna.trial.TrialState, self.study.trials
+        self.left = [trial for trial in trials if trial.state == states.RUNNING]
         self.done = len(trials) - len(self.left)
-        self.configs = {self._config(trial): trial.number for trial in trials if trial.state == of.COMPLETE}
-        self.notes = dict.fromkeys(self.configs, "already trained")  # a word on each Config of `configs`
+        self.configs = {self._config(trial): trial.number for trial in trials if trial.state == states.COMPLETE}
+        self.notes = dict.fromkeys(self.configs, "already trained")  # Config to text
 
     def _distribution(self, values):
-        of = self.optuna.distributions
+        kinds = self.optuna.distributions
         if not isinstance(values[0], Range):
-            return of.CategoricalDistribution(values)
-        whole = isinstance(values[0].low, int)
-        return (of.IntDistribution if whole else of.FloatDistribution)(*values[0], log=values[0].is_logarithmic)
+            return kinds.CategoricalDistribution(values)
+        kind = kinds.IntDistribution if isinstance(values[0].low, int) else kinds.FloatDistribution
+        return kind(*values[0], log=values[0].is_logarithmic)
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
-        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in ELSEWHERE}
+        about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in NO_NUMBERS}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             study = self.optuna.create_study(
@@ -67,7 +60,7 @@ class Search:
                 direction="maximize",
                 load_if_exists=True,
             )
-        except Exception as error:  # SQLAlchemy has one for each way in which a file can be no database
+        except Exception as error:  # SQLAlchemy raises many kinds for a file that is no database
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be used: {reason}; choose another --gs_key or --runs_dir") from error
         if study.user_attrs.setdefault("settings", about) != about:
@@ -80,20 +73,21 @@ class Search:
         return self
 
     def __next__(self):
-        """The next Config to train. Raises StopIteration where there is none, or none until another has ended."""
+        """The next Config to train. Raises StopIteration if all trials have started."""
         while self.left or len(self.study.trials) < self.total:
-            trial = self.left.pop(0) if self.left else self._asked()
+            with self._stored():
+                trial = self.left.pop(0) if self.left else self.study.ask(self.distributions)
             try:
                 config = self._config(trial)
-            except UserError as error:  # settings that do not go together
+            except UserError as error:  # these settings do not go together
                 self._tell(trial.number, None)
-                print(f"trial {trial.number} is left out: {error}", flush=True)
+                print(f"trial {trial.number} is skipped: {error}", flush=True)
                 continue
-            if config in self.configs:  # proposed before, as whole numbers are
+            if config in self.configs:  # proposed before, as whole numbers often are
                 self._tell(trial.number, self._value(config))
                 continue
             self.configs[config] = trial.number
-            if leaderboard.status_of(config).get("state") != "finished":
+            if not leaderboard.is_finished(config):
                 return config
             self.ended(config, "already trained")
         raise StopIteration
@@ -103,12 +97,7 @@ class Search:
         return Config(**self.fixed, **short)
 
     def _value(self, config):
-        status = leaderboard.status_of(config)
-        return status["best_val_elbo"] if status.get("state") == "finished" else None
-
-    def _asked(self):
-        with self._stored():
-            return self.study.ask(self.distributions)
+        return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None
 
     def _tell(self, number, value):
         state = self.optuna.trial.TrialState.FAIL if value is None else None
@@ -122,21 +111,21 @@ class Search:
             yield
         except self.optuna.exceptions.StorageInternalError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"the search cannot be written: {reason}; the same command goes on") from error
+            raise UserError(f"the search cannot be written: {reason}; the same command resumes it") from error
 
     def ended(self, config, note):
-        """Tells the study how a run ended; unless it is finished, the next command goes on with it, or tries again."""
+        """Tells the study how a run ended. A trial whose run is not finished stays open for the next command."""
         self.notes[config] = note
         if (value := self._value(config)) is not None:
             self._tell(self.configs[config], value)
 
     def label(self, config):
-        """The settings of a trial, short."""
-        return ", ".join(f"{name} {getattr(config, name)}" for name in self.free)
+        """The settings of a trial that are searched, as text."""
+        return differences.label(config, self.free)
 
     @property
     def best(self):
-        """The settings of the best trial, as flags; an empty text before there is one."""
+        """The settings of the best trial, as flags; an empty text before the first is complete."""
         if not (done := self.study.get_trials(states=[self.optuna.trial.TrialState.COMPLETE])):
             return ""
         config = self._config(max(done, key=lambda trial: trial.value))
@@ -144,5 +133,18 @@ class Search:
 
 
 def is_fixed(values):
-    """Whether a setting with these values is not searched for."""
+    """Whether a setting with these values is not searched."""
     return len(values) == 1 and not isinstance(values[0], Range)
+
+
+def check_free(free):
+    """Raises UserError unless these settings, a dict of name to values, can be searched."""
+    if not free:
+        raise UserError("--search optuna needs a range to search, as --lr 1e-5..1e-2, or several values of a flag")
+    for name in INCOMPARABLE:
+        if name in free:
+            raise UserError(f"--{name} takes one value in a search: ELBOs of several could not be compared")
+    for name, values in free.items():
+        check_ranges(name, values)
+        if name in NO_NUMBERS:
+            raise UserError(f"--{name} takes one value in a search: it changes no number of a run")

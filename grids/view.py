@@ -1,4 +1,4 @@
-"""How the runs of a grid get on: a live table, or a line where one begins or ends."""
+"""The progress of a grid: a live table, or a line where a run starts or ends."""
 
 import time
 
@@ -6,59 +6,51 @@ import rich.console
 import rich.live
 import rich.table
 
-from grids.leaderboard import row_of, status_of
-from grids.workers import LOOK
+from grids.leaderboard import status_of
 from runtime.text import duration
 
 
 class GridView:
-    """A context that shows how the runs do: a live table on a terminal, else a line where one begins or ends."""
+    """A context that shows the progress of `total` runs: a live table on a terminal, otherwise lines.
 
-    def __init__(self, names, total):
-        self.names, self.total = names, total  # names: of a Config, short
-        self.began, self.notes, self.seen = {}, {}, 0.0
+    `names` gives the label of a Config. Without `live` there is no table: the terminal is that of the one run.
+    """
+
+    def __init__(self, names, total, live=True):
+        self.names, self.total, self.began, self.notes = names, total, {}, {}
         console = rich.console.Console()
-        self.live = rich.live.Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.is_live = live and console.is_terminal
+        self.live = rich.live.Live(console=console, get_renderable=self.shown, refresh_per_second=1)
 
     def __enter__(self):
-        if self.live:
+        if self.is_live:
             self.live.start()
         return self
 
     def __exit__(self, *_):
-        if self.live:
-            self.live.update(self.shown(), refresh=True)
-            self.live.stop()
+        self.live.stop()
 
     def say(self, text):
-        """Says it, above the table."""
-        if self.live:
-            self.live.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
+        """Prints a line, above the table if there is one."""
+        self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, config):
-        """Notes that a run begins."""
+        """Notes that a run starts."""
         self.began[config] = time.monotonic()
-        if not self.live:
+        if not self.is_live:
             self.say(f"[{len(self.began)}/{self.total}] {self.names(config)}: started")
 
     def ended(self, config, note):
         """Notes that a run has ended, and how."""
         self.notes[config] = note
-        row, spent = row_of(config, note), duration(time.monotonic() - self.began[config])
-        said = "; ".join(filter(None, [f"{row['state']}, val_elbo {row['val_elbo']:.2f} after {spent}", note]))
+        status, spent = status_of(config), duration(time.monotonic() - self.began[config])
+        best = f"{status['best_val_elbo']:.2f}" if "best_val_elbo" in status else "unknown"
+        said = "; ".join(filter(None, [f"{status.get('state', 'none')}, val_elbo {best} after {spent}", note]))
         self.say(f"[{len(self.notes)}/{self.total} ended] {self.names(config)}: {said}")
-
-    def look(self):
-        """Draws the table anew, if it is a while ago."""
-        if self.live and time.monotonic() - self.seen > LOOK:
-            self.seen = time.monotonic()
-            self.live.update(self.shown(), refresh=True)
 
     def shown(self):
         """The table of the runs that are being trained."""
-        running = [config for config in self.began if config not in self.notes]
+        running = [config for config in list(self.began) if config not in self.notes]
         title = f"{len(running)} running, {len(self.notes)} ended, of {self.total}"
         found = rich.table.Table(title=title, title_justify="left", box=None)
         for name in ("run", "epochs", "best val_elbo", "time"):

@@ -1,32 +1,31 @@
-"""Several runs of a grid at a time, in processes of their own."""
+"""The processes that train the runs of a grid on this machine, one for each run."""
 
 import collections
 import contextlib
-import json
 import math
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 from experiment.flags import words_of
+from grids.leaderboard import status_of
 from runtime.command import STOPPED
 from runtime.errors import UserError
 from runtime.memory import gpus, memory
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-ATTEMPTS = 2  # at a run whose process is killed: it goes on where it was, and memory may be free by then
-TICK, LOOK = 0.1, 1.0  # seconds between looks at processes, and at what they wrote
+ATTEMPTS = 2  # at a run whose process is killed: it resumes, and memory may be free by then
+TICK = 0.1  # seconds between looks at the processes
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 MOST_OF_A_GPU = 0.9  # of its memory, for all the runs on it
+STOPPED_NOTE = "stopped; the same command resumes it"
 
 
 def log_of(config):
-    """The file that takes what the training of a run says; its folder is there."""
+    """The log file of a run. Makes its folder, and raises UserError if that fails."""
     path = config.path.parent.absolute() / "logs" / f"{config.training_id}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,104 +34,43 @@ def log_of(config):
     return path
 
 
-def serve(train):
-    """What a worker does: `train(words)` for each line of standard input, which has the words and a log file in JSON.
+def train(words, environment=None, cores=(), log=None):
+    """Starts `train.py` with these words and returns the Popen. Its output is appended to `log`, or shown here.
 
-    All that it says goes to the log, and the exit code to standard output. Where the input ends, because the process
-    behind it has gone, the training that is under way ends as with SIGTERM.
+    The process gets a session of its own, so that Ctrl-C in the terminal reaches it only through `terminate`. Its
+    standard input is a pipe: when this process dies, the pipe closes, and the training ends as with SIGTERM.
     """
-    asked, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "w")
-
-    def read():
-        with os.fdopen(os.dup(0)) as lines:
-            for line in lines:
-                asked.put(json.loads(line))
-        asked.put(None)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=read, daemon=True).start()
-    sys.stdout.reconfigure(line_buffering=True)  # what a killed run said should be in its log
-    while (job := asked.get()) is not None:
-        words, log = job
-        with open(log, "ab") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-        code = train(words)
-        sys.stdout.flush()
-        with contextlib.suppress(BrokenPipeError):  # no one is there to read it
-            print(code, file=answers, flush=True)
-    return 0
-
-
-class Worker:
-    """A process that trains one run after the other, as with `serve`, on so many cores."""
-
-    def __init__(self, environment, cores=()):
-        self.process = subprocess.Popen(
-            [sys.executable, str(TRAIN), "--worker"],
+    with open(log, "ab") if log else contextlib.nullcontext() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(TRAIN), "--worker", *words],  # -u: the log of a killed process is complete
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is for us, who tell it
+            stdout=output,
+            stderr=output,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
         )
-        os.set_blocking(self.process.stdout.fileno(), False)
-        if cores and hasattr(os, "sched_setaffinity"):  # before it has threads, so that all of them are there
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(self.process.pid, cores)
-
-    def train(self, words, log):
-        """Trains the run that these words of a command ask for."""
-        self.code = None
-        with contextlib.suppress(BrokenPipeError):  # it has died, which `poll` says
-            self.process.stdin.write(f"{json.dumps([words, str(log)])}\n".encode())
-            self.process.stdin.flush()
-
-    def poll(self):
-        """The exit code of the run that was asked for last, or of the process; None while it is being trained."""
-        if self.code is None:
-            dead = self.process.poll()  # first: it may answer, and end
-            answer = self.process.stdout.readline()
-            self.code = int(answer) if answer else dead
-        return self.code
-
-    def terminate(self):
-        """Asks it to stop between two steps, and to end."""
-        self.process.terminate()
-        self.end()
-
-    def end(self):
-        """Lets it end when it has nothing to do."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-    def kill(self):
-        """Ends it at once."""
-        self.process.kill()
-
-    def wait(self):
-        """Waits for its end."""
-        self.process.wait()
+    if cores and hasattr(os, "sched_setaffinity"):  # before the process starts threads, which inherit this
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 class Workers:
-    """A context that trains runs on this machine, in `slots` Workers with a share of cores, memory and GPUs each."""
+    """Starts runs on this machine, `slots` at a time.
+
+    Several share its cores, memory and GPUs, and each writes a log file; one has all of it, and the terminal.
+    """
 
     def __init__(self, slots, words=()):
-        self.slots, self.words, self.workers = slots, words, {}
+        self.slots, self.words = slots, words
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         self.cores = [list(cores)[slot % len(cores) :: slots] for slot in range(slots)]
         self.gpus, self.memory = gpus(), memory() // slots
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for worker in self.workers.values():
-            worker.end()
-            worker.wait()
-
     def environment(self, slot):
-        """What a slot's worker finds in its environment."""
+        """The environment variables that give the process in this slot its share."""
+        if self.slots == 1:
+            return {}
         found = {"VAMPVAE_MEMORY": str(self.memory)} | dict.fromkeys(THREADS, str(len(self.cores[slot])))
         if self.gpus:
             share = MOST_OF_A_GPU / math.ceil(self.slots / len(self.gpus))
@@ -140,71 +78,84 @@ class Workers:
             found["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return found
 
+    def log(self, config):
+        """The log file of a run; None where its output is shown instead."""
+        return log_of(config) if self.slots > 1 else None
+
     def start(self, config, slot, again=False):
-        """The Worker that trains this run; `again`: one that died had begun it, so it is not to be overwritten."""
-        worker = self.workers.get(slot)
-        if worker is None or worker.process.poll() is not None:
-            worker = self.workers[slot] = Worker(self.environment(slot), self.cores[slot])
+        """Starts a run and returns its process. With `again`, --overwrite is left out: the run is to be resumed."""
         words = [word for word in self.words if not (again and word == "--overwrite")]
-        worker.train([*words_of(config), *words], log_of(config))
-        return worker
+        cores = self.cores[slot] if self.slots > 1 else ()
+        return train([*words_of(config), *words], self.environment(slot), cores, self.log(config))
 
 
 def was_killed(code):
-    """Whether a process with this exit code was ended by a signal that no one here sent, as for want of memory."""
+    """Whether this exit code is that of a process ended by a signal that we did not send, as for lack of memory."""
     return code < 0 and -code not in (signal.SIGTERM, signal.SIGINT)
 
 
-def note_of(config, code):
-    """A word on how the process of a run ended."""
-    if code in (STOPPED, -signal.SIGTERM):  # the latter before it had begun
-        return "stopped; the same command goes on"
+def note_of(config, code, log=None):
+    """How the process of a run ended, in words; empty if all went well. `log`: its log file, if it has one."""
+    if code in (STOPPED, -signal.SIGTERM):  # the latter before it could react
+        return STOPPED_NOTE
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}{', as for want of memory' * (-code == signal.SIGKILL)}"
-    said = log_of(config).read_text(errors="replace").splitlines() if code else []
-    return said[-1].removeprefix("error: ") if said else f"exit code {code}" if code else ""
+        return f"killed by {signal.Signals(-code).name}{', probably for lack of memory' * (-code == signal.SIGKILL)}"
+    if code == 0:
+        return ""
+    said = log.read_text(errors="replace").splitlines() if log else []
+    if said:
+        return said[-1].removeprefix("error: ")
+    failed = code == 1 and status_of(config).get("message")  # code 2 leaves the status of an earlier attempt
+    return failed or f"exit code {code}; its output says why"
 
 
 def work_off(wanted, launcher, view, ended=lambda config, note: None):
-    """Trains the runs that the iterator `wanted` yields, as many at a time as the launcher has slots.
+    """Trains the Configs of the iterator `wanted`, as many at a time as the launcher has slots.
 
-    `wanted` is asked whenever a slot is free, and may end before all is trained. `ended` is told how each run ended.
-    Returns whether it was stopped by Ctrl-C, the states of all runs being written.
+    The iterator is asked whenever a slot is free; it may end, and have more after a run has ended. `ended` is called
+    with each Config and its note. Returns whether Ctrl-C stopped it, with the state of every run written.
     """
-    free, active, killed = list(range(launcher.slots)), {}, collections.Counter()
+    free, running, killed = list(range(launcher.slots)), {}, collections.Counter()
+
+    def end(config, code):
+        note = note_of(config, code, launcher.log(config))
+        view.ended(config, note)
+        ended(config, note)
+
     try:
         while True:
             while free and (config := next(wanted, None)) is not None:
                 slot = free.pop(0)
-                active[config] = slot, launcher.start(config, slot)
                 view.started(config)
-            if not active:
+                running[config] = slot, launcher.start(config, slot)
+            if not running:
                 return False
-            for config, (slot, process) in list(active.items()):
+            for config, (slot, process) in list(running.items()):
                 if (code := process.poll()) is None:
                     continue
                 killed[config] += was_killed(code)
                 if was_killed(code) and killed[config] < ATTEMPTS:
-                    active[config] = slot, launcher.start(config, slot, again=True)
+                    running[config] = slot, launcher.start(config, slot, again=True)
                     continue
-                del active[config]
+                del running[config]
                 free.append(slot)
-                view.ended(config, note_of(config, code))
-                ended(config, note_of(config, code))
-            view.look()
+                end(config, code)
             time.sleep(TICK)
     except KeyboardInterrupt:
-        view.say(f"stopping {len(active)} runs after their step, so that nothing is lost; once more: at once")
-        processes = {config: process for config, (_, process) in active.items()}
-        stop(processes.values())
-        for config, process in processes.items():
-            view.ended(config, note_of(config, process.poll()))
-            ended(config, note_of(config, process.poll()))
+        view.say("stopping after the current step, so that nothing is lost; Ctrl-C again stops at once")
+        for config, code in stop(running).items():
+            end(config, STOPPED if was_killed(code) else code)
         return True
+    finally:
+        stop(running)
 
 
-def stop(processes):
-    """Ends them between two steps, and returns when they have; with Ctrl-C at once."""
+def stop(running):
+    """Ends these processes, a dict of Config to (slot, process), between two steps, on another Ctrl-C at once.
+
+    Returns a dict of Config to exit code.
+    """
+    processes = [process for _, process in running.values()]
     try:
         for process in processes:
             process.terminate()
@@ -214,3 +165,4 @@ def stop(processes):
         for process in processes:
             process.kill()
             process.wait()
+    return {config: process.poll() for config, (_, process) in running.items()}

@@ -201,9 +201,11 @@ def objective(config):
     return _import(OBJECTIVES[config.objective].path)(config)
 
 
-def weight_shapes(config, image_shape):
-    """Shapes of the weights of the model that `build` would return, without allocating one. Raises as `build` does."""
-    return [tuple(weight.shape) for weight in unallocated(lambda: build(config, image_shape)).weights]
+def blank_weights(config, image_shape):
+    """The `named_weights` of the model that `build` would return, none of them allocated. Raises as `build` does."""
+    from .weight_names import named_weights
+
+    return named_weights(unallocated(lambda: build(config, image_shape)))
 
 
 def unallocated(make):

@@ -5,7 +5,6 @@ import abc
 import keras
 from keras import ops
 
-from . import replicas
 from .objectives import Terms
 from .pixels import binarize
 
@@ -13,6 +12,18 @@ from .pixels import binarize
 def generator(seed=None):
     """A SeedGenerator: `seed` itself if it is one, else a new one from that integer, or a random one for None."""
     return seed if isinstance(seed, keras.random.SeedGenerator) else keras.random.SeedGenerator(seed)
+
+
+def without_padding(x):
+    """The images of a batch: `x` (B, H, W, C) itself, or the first B of (numbers (B,), images (N, H, W, C)).
+
+    Keras' DataParallel needs an N that its devices divide, so the images behind the first B are padding.
+    """
+    if not isinstance(x, tuple):
+        return x
+    numbers, images = x
+    images = images[: numbers.shape[0]]
+    return keras.distribution.distribute_tensor(images, keras.distribution.distribution().get_data_layout(images.shape))
 
 
 class LatentModel(keras.Model, abc.ABC):
@@ -29,8 +40,8 @@ class LatentModel(keras.Model, abc.ABC):
     def __init__(self, objective, dynamic, seed, layers=()):
         super().__init__(dtype=keras.backend.floatx())  # of images and densities, whatever that of hidden layers is
         self.objective, self.dynamic = objective, dynamic
-        self.train_noise = replicas.Noise(seed)
-        self.test_noise = replicas.Noise(seed)  # its own, else training would depend on validation
+        self.train_noise = keras.random.SeedGenerator(seed)
+        self.test_noise = keras.random.SeedGenerator(seed)  # its own, else training would depend on validation
         self.beta = self.add_weight(shape=(), initializer="ones", trainable=False, name="beta")
         self.layer_rates = [f"rate_{name}" for name in layers]
         logged = ("elbo", "rate", "distortion", *self.layer_rates, *objective.logged)
@@ -107,9 +118,9 @@ class LatentModel(keras.Model, abc.ABC):
     def call(self, x, training=False):
         """The objective's `Outcome` for images, grey ones binarized: what training and validation are. Stochastic.
 
-        `x` is as of `replicas.joined`.
+        `x` may have padding, as of `without_padding`.
         """
-        x = replicas.joined(x)
+        x = without_padding(x)
         if training and self.dynamic:
             x = binarize(x, self.train_noise)
         if training:
@@ -118,7 +129,7 @@ class LatentModel(keras.Model, abc.ABC):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean over the batch of the objective's loss, in nats; the rate is weighed by `beta` in training only."""
-        return replicas.mean_loss(y_pred.loss)
+        return ops.mean(y_pred.loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).

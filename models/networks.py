@@ -95,8 +95,8 @@ class DenseStack(layers.Layer):
 
     def __init__(self, features, units, dense):
         super().__init__()
-        self.stack = [dense(u) for u in units]
-        for one, width in zip(self.stack, (features, *units), strict=False):
+        self.dense = [dense(u) for u in units]
+        for one, width in zip(self.dense, (features, *units), strict=False):
             one.build((None, width))
         self.built = True
 
@@ -105,7 +105,7 @@ class DenseStack(layers.Layer):
         return as_one_batch(self._flat, h)
 
     def _flat(self, h):
-        for one in self.stack:
+        for one in self.dense:
             h = one(h)
         return h
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from keras import constraints, initializers, layers, ops
 
-from . import OBJECTIVES, mcmc, replicas
+from . import OBJECTIVES, mcmc
 
 STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
 RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
@@ -209,7 +209,7 @@ class Annealed(layers.Layer):
         walk = self.walked(path, path.at(z), seed)
         acceptance = ops.exp(walk.log_accept)  # (T, n, B)
         if training and self.target:
-            self._adapt(replicas.mean(acceptance, axis=(1, 2)))
+            self._adapt(ops.mean(acceptance, axis=(1, 2)))
         loss = -self.objective(walk, self.weighed(walk, beta)) if training else -elbo(walk.log_weight)
         logs = {
             "ess": effective_samples(walk.log_weight),

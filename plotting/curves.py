@@ -7,13 +7,11 @@ from plotting.style import PALETTE, decimals, new_figure, style
 
 @style()
 def losshistory(history, note=""):
-    """A figure of ELBO, rate and distortion of training and validation by epoch, the best epoch marked.
+    """A figure of ELBO, rate and distortion of training and validation by epoch, with the best epoch marked.
 
-    Args: history, columns (epochs,): epoch, and {train,val}_{elbo,rate,distortion} in nats. Where it has a
-    `bound`, that was trained, and comes first.
+    Args: history, columns (epochs,): epoch, and {train,val}_{elbo,rate,distortion} in nats. If it has a `bound`, that
+    was trained, and comes first.
     """
-    from matplotlib.ticker import MaxNLocator
-
     names = ("bound",) * ("val_bound" in history) + ("elbo", "rate", "distortion")
     figure = new_figure(3 * len(names), 3, layout="constrained")
     best = int(np.argmax(history[f"val_{names[0]}"]))
@@ -23,8 +21,7 @@ def losshistory(history, note=""):
             draw_curve(axes, history["epoch"], values, color=colour, label=label)
         axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label="best epoch, kept")
         axes.plot(history["epoch"][best], curves["validation"][best], "o", color="black", markersize=3.5)
-        axes.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        by_epoch(axes, f"{name.upper() if name == 'elbo' else name} (nats)")
         zoom(axes, curves.values())
     value = decimals(history[f"val_{names[0]}"][best])
     figure.axes[0].set_title(f"best: {value} in epoch {history['epoch'][best]:.0f}")
@@ -35,12 +32,11 @@ def losshistory(history, note=""):
 
 @style()
 def layerrates(epochs, rates, note=""):
-    """A figure of the rate of each layer by epoch, and of those of the last epoch as bars.
+    """A figure of the rate of each layer by epoch, and in the last epoch as bars.
 
-    Args: epochs (n,); rates, of each layer's name, the top one first, (n,) in nats.
+    Args: epochs (n,); rates, a dict of the names of layers, the top one first, to (n,) in nats.
     """
     import matplotlib
-    from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(7.6, max(3.0, 0.2 * len(rates) + 0.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -48,9 +44,9 @@ def layerrates(epochs, rates, note=""):
     last = [values[-1] for values in rates.values()]
     for (name, values), colour in zip(rates.items(), shades, strict=True):
         draw_curve(left, epochs, values, color=colour, label=name)
-    left.set(xlabel="epoch", ylabel="rate of the layer (nats)", yscale="symlog", title=note)
+    by_epoch(left, "rate of the layer (nats)")
+    left.set(yscale="symlog", title=note)
     left.yaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.barh(range(len(rates)), last, color=shades)
     right.set_yticks(range(len(rates)), rates)
     right.invert_yaxis()
@@ -62,21 +58,16 @@ def layerrates(epochs, rates, note=""):
 
 @style()
 def curves(runs, note=""):
-    """A figure of validation ELBO, rate and distortion by epoch: means over seeds in bands of a standard deviation.
+    """A figure of validation ELBO, rate and distortion by epoch: means over seeds in bands of one standard deviation.
 
-    Args: runs, of each label a list of (history, index of the epoch that was kept), one for each seed, as of
-    `losshistory`. A dot marks that epoch of each seed on the curve of the seed.
+    Args: runs, a dict of labels to lists of (history as of `losshistory`, index of the kept epoch), one for each seed.
+    A dot marks the kept epoch of each seed, at that seed's own value.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(9, 3.5, layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
-        shown = [
-            draw_seeds(axes, number, label, seeds, f"val_{name}") for number, (label, seeds) in enumerate(runs.items())
-        ]
-        zoom(axes, shown)
-        axes.set(xlabel="epoch", ylabel=f"{name.upper() if name == 'elbo' else name} (nats)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        column = f"val_{name}"
+        zoom(axes, [draw_seeds(axes, n, label, seeds, column) for n, (label, seeds) in enumerate(runs.items())])
+        by_epoch(axes, f"{name.upper() if name == 'elbo' else name} (nats)")
     figure.axes[0].set_title("validation; dots: kept epochs")
     figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else "")
     figure.axes[2].set_title(note)
@@ -86,9 +77,9 @@ def curves(runs, note=""):
 
 
 def draw_seeds(axes, number, label, seeds, column):
-    """The mean of a column over seeds, as far as all go, its band, and a dot for each seed; returns what is to be seen.
+    """Draws the mean of a column over seeds, for the epochs that all have, its band, and a dot for each seed.
 
-    That is all values (n,) but those of the first tenth, whose steep start would flatten the rest.
+    Returns the values (n,) that should be visible: all but the first tenth, whose steep start would flatten the rest.
     """
     colour, dash = line_of(number)
     length = min(len(history[column]) for history, _ in seeds)
@@ -106,38 +97,44 @@ def draw_seeds(axes, number, label, seeds, column):
 
 
 def line_of(number):
-    """The colour and the dashes of the curve of this number, others for each of the first forty."""
+    """The colour and the dashes of the curve of this number, which differ among the first forty."""
     return PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
 
 
 @style()
 def overlay(curves):
-    """A figure of one validation ELBO curve for each run, the best first in the legend.
+    """A figure of the validation ELBO of each run by epoch; the legend begins with the best run.
 
-    Args: curves, a dict of label to (epochs (E,), ELBO (E,) in nats).
+    Args: curves, a dict of labels to (epochs (E,), ELBO (E,) in nats).
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(6, 3.8)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="validation ELBO (nats)")
-    numbers = {label: number for number, label in enumerate(curves)}  # their colours, the same as of `curves`
+    axes = figure.add_subplot()
+    by_epoch(axes, "validation ELBO (nats)")
+    numbers = {label: number for number, label in enumerate(curves)}  # for the same colours as in `curves`
     for label, (epochs, values) in sorted(curves.items(), key=lambda item: -max(item[1][1])):
         colour, dash = line_of(numbers[label])
         draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=f"{label}: {decimals(max(values))}")
         axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
     zoom(axes, [values for _, values in curves.values()])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
     return figure
 
 
+def by_epoch(axes, label):
+    """Labels both axes, with whole numbers at the ticks of the x-axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def draw_curve(axes, epochs, values, **options):
-    """A line, with dots where it is so short that a line alone would hardly show."""
+    """A line, with dots if it is so short that it would hardly show."""
     axes.plot(epochs, values, marker="." if len(epochs) < 10 else None, **options)
 
 
 def zoom(axes, curves, start=0.1):
-    """Limits the y-axis to what comes after the first tenth of each curve, whose steep start would flatten the rest."""
+    """Limits the y-axis to the values after the first tenth of each curve, whose steep start would flatten the rest."""
     values = np.concatenate([curve[int(start * len(curve)) :] for curve in curves])
     limit(axes, values)
 

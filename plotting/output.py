@@ -1,8 +1,9 @@
-"""Where figures go: their files, each written whole and once, and what is kept of them for a report."""
+"""Figures as entries of registries, and where their files go: each is written whole and once."""
 
 import contextlib
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from plotting import style
@@ -10,39 +11,56 @@ from runtime import atomic
 from runtime.errors import UserError
 
 
-class Shown(NamedTuple):
-    """A figure that was drawn: the name of its file, a sentence on what it shows, and its bytes."""
+class Figure(NamedTuple):
+    """An entry of a registry of figures, all of which are drawn from one kind of argument.
+
+    `draw(argument)` returns a matplotlib figure, where `applies(argument)`. `missing` is printed where it does not
+    apply; without it, nothing is printed unless the figure was asked for by name.
+    """
 
     name: str
-    words: str
+    caption: str
+    draw: Callable
+    applies: Callable = lambda argument: True
+    missing: str = ""
+    costly: bool = False  # drawn only when asked for
+    stem: str = "{subject}_{name}"  # of its file; `subject` is the run, or the group of runs
+
+
+class Shown(NamedTuple):
+    """A figure that was drawn: the name of its file, its caption, and its bytes."""
+
+    name: str
+    caption: str
     content: bytes
 
 
 class Output:
-    """Where figures go: `folder`, or where it is None a folder of each run's. Each file is written once in a call.
+    """Where figures go: to `folder` or, where that is None, to a folder that each call names. No file is written twice.
 
-    `kind` is one of figures.FORMATS, the first one by default. `shown` has a list of what was drawn for each usual
-    folder, in the order of drawing. Raises UserError for a `folder` that cannot be written to.
+    `kind` is one of style.FORMATS, by default the first. `shown` lists, for each folder that a call named, what was
+    drawn, in order. Raises UserError where `folder` cannot be written to.
     """
 
     def __init__(self, folder=None, kind=None):
         self.folder, self.kind = folder, kind or style.FORMATS[0]
         self.written, self.shown = set(), defaultdict(list)
         if folder:
-            self._make(folder)
-            if not os.access(folder, os.W_OK):  # else found out after a minute of drawing
+            with blamed_on(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):  # otherwise this would be found out after a minute of drawing
                 raise UserError(f"cannot write {folder}: Permission denied; name another folder with --out")
 
-    def draw(self, default, stem, draw, *arguments):
-        """Writes the figure that `draw(*arguments)` returns as `write` does; its docstring says what it shows."""
-        words = " ".join(draw.__doc__.split("\n\n")[0].split())
+    def draw(self, default, figure, *arguments, **names):
+        """Writes the Figure of these arguments, as `write` does; `names` are the words in its `stem`."""
+        name = f"{figure.stem.format(name=figure.name, **names)}.{self.kind}"
 
         def make():
-            content = style.rendered(draw(*arguments), self.kind)
-            self.shown[default].append(Shown(f"{stem}.{self.kind}", words, content))
+            content = style.rendered(figure.draw(*arguments), self.kind)
+            self.shown[default].append(Shown(name, figure.caption, content))
             return content
 
-        self.write(default, f"{stem}.{self.kind}", make)
+        self.write(default, name, make)
 
     def write(self, default, name, make):
         """Writes the bytes that `make()` returns to `name` and prints its path. Raises UserError if it cannot."""
@@ -50,15 +68,11 @@ class Output:
         if folder / name in self.written:
             return
         content = make()
-        self._make(folder)
         with blamed_on(folder / name):
+            folder.mkdir(parents=True, exist_ok=True)
             atomic.write(folder / name, content)
         self.written.add(folder / name)
         print(folder / name, flush=True)
-
-    def _make(self, folder):
-        with blamed_on(folder):
-            folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ import numpy as np
 from plotting.scores import draw_picture
 from plotting.style import PALETTE, colours, decimals, new_figure, style
 
-THUMBNAILS = 22  # as many would lie beside one another along an axis
+THUMBNAILS = 22  # of these side by side are as wide as the axes
 SHARES = (0.5, 0.8, 0.95)  # of a density's mass, inside its contours
-
-
-ELLIPSE = "#a8123e"  # of pseudo-inputs' posteriors: darker than every colour of the palette
+PERCENT = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+PRIOR = f"prior ({PERCENT} %)"  # in legends
+ELLIPSE = "#a8123e"  # of posteriors of pseudo-inputs: darker than every colour of the palette
 
 
 class Density(NamedTuple):
@@ -24,7 +24,7 @@ class Density(NamedTuple):
 
     @property
     def limits(self):
-        """Where the grid begins and ends: (2, 2), limits by axes."""
+        """The ends of the grid: (2, 2), limits by axes."""
         return np.transpose([self.x[[0, -1]], self.y[[0, -1]]])
 
     def log_sum(self):
@@ -33,17 +33,17 @@ class Density(NamedTuple):
         return float(peak + np.log(np.exp(self.log_p - peak, dtype="float64").sum() * cell))
 
     def held(self, share):
-        """The points of the grid with the highest density, which hold this share of its mass: (M, 2)."""
+        """The points of highest density that hold this share of the mass: (M, 2)."""
         rows, columns = np.nonzero(self.log_p >= mass_levels(self.log_p, (share,)))
         return np.stack([self.x[columns], self.y[rows]], axis=1)
 
 
 class ImagePosterior(NamedTuple):
-    """p(z|x) of an image in two dimensions, and what stands for it.
+    """p(z|x) of an image in two dimensions, and approximations of it.
 
-    image (H, W, C) and the `name` of its class; `limits` (2, 2) of the window to be shown, by axes; `exact`, the
-    Density of p(x, z), and `fitted`, that of q(z|x); `points`, by name (n, 2); log p(x), KL(q(z|x) || p(z|x)) and the
-    effective number of the draws of q(z|x).
+    `image` (H, W, C) and the `name` of its class; `limits` (2, 2) of the visible window, by axes; `exact`, the Density
+    of p(x, z), and `fitted`, that of q(z|x); `points`, a dict of names to (n, 2); log p(x) and KL(q(z|x) || p(z|x)) in
+    nats; the effective sample size of the draws of q(z|x).
     """
 
     image: np.ndarray
@@ -65,7 +65,7 @@ def window(points, margin=0.04):
 
 
 def mass_levels(log_p, shares=SHARES):
-    """The values of log p whose upper level sets hold these shares of the mass on the grid: (len(shares),), falling."""
+    """The values of log p above which these shares of the mass on the grid lie: (len(shares),), falling."""
     p = np.sort(np.exp(log_p - log_p.max()), axis=None)[::-1]
     reached = np.searchsorted(np.cumsum(p) / p.sum(), shares)
     return log_p.max() + np.log(p[np.minimum(reached, p.size - 1)])
@@ -73,66 +73,63 @@ def mass_levels(log_p, shares=SHARES):
 
 @style()
 def embedding(points, labels, class_names, axis_names, caption="", density=None, components=None):
-    """A figure of points in the plane, coloured by class, under contours of the prior and its marked components.
+    """A figure of points in the plane, coloured by class, below contours of the prior and its marked components.
 
-    Args: points (N, 2); labels (N,) integers or None; class_names, one for each label; density the prior's `Density`,
-    whose grid is then shown whole, or None; components (K, 2) or None. The points are drawn in a random order, so that
-    no class lies on top of another.
+    Args: points (N, 2); labels (N,) integers or None; class_names, one for each label; density, the prior's `Density`,
+    whose whole grid is then shown, or None; components (K, 2) or None.
     """
     figure = new_figure(5.6, 5.2)
     axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], title=caption)
-    names = class_names if labels is not None else ("test images",)
-    palette = draw_points(axes, points, labels, len(names))
+    draw_points(axes, points, labels, class_names)
     if density is not None:
         draw_density(axes, density)
     if components is not None and len(components):
         label = f"{len(components)} pseudo-inputs"
         axes.scatter(*components.T, s=28, c="black", marker="+", linewidths=0.9, label=label)
     width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
-    if 1 / 3 < width / height < 3:  # beyond that, true to scale would be a strip
+    if 1 / 3 < width / height < 3:  # otherwise equal scales would make it a strip
         axes.set_aspect("equal")
-    draw_legend(axes, palette, names)
+    draw_legend(axes)
     return figure
 
 
-def draw_points(axes, points, labels, count):
-    """Points (N, 2) in a random order, in the colours of their labels (N,), or None, of `count` classes; these colours.
+def draw_points(axes, points, labels, class_names):
+    """Points (N, 2) in the colours of their labels (N,) or None, with the names of the classes for the legend.
 
-    Many are drawn as one picture in an SVG, too, where each would be an element.
+    They are drawn in a random order, so that no class hides another. Many points become one picture inside an SVG.
     """
     from matplotlib.colors import to_rgba_array
 
-    palette = to_rgba_array(colours(count))
+    names = ("test images",) if labels is None else class_names
+    palette = to_rgba_array(colours(len(names)))
     classes = labels if labels is not None else np.zeros(len(points), int)
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
     options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}
     axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
-    return palette
+    for colour, name in zip(palette, names, strict=True):
+        axes.plot([], [], "o", markersize=5, color=colour, label=name)
 
 
 @style()
 def landscape(points, labels, class_names, density, ellipses, thumbnails, caption=""):
-    """A figure of the prior's density in the plane, the points over it, and pictures at the places that they stand for.
+    """A figure of the prior's density in the plane, points over it, and images at their latents.
 
-    Args: points (N, 2); labels (N,) integers or None; class_names; density the prior's `Density`, which is shown
-    whole; ellipses, means and standard deviations (K, 2) each, of as many posteriors, or None; thumbnails, places
-    (M, 2) and images (M, H, W, C), the first ones first where they would lie upon one another.
+    Args: points (N, 2); labels (N,) integers or None; class_names; density, the prior's `Density`, whose whole grid is
+    shown; ellipses, means and standard deviations (K, 2) of posteriors, or None; thumbnails, latents (M, 2) and images
+    (M, H, W, C), of which earlier ones win where two would overlap.
     """
     figure = new_figure(7.4, 6.6)
     axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=caption)
-    shade(axes, density, 3.0)  # pale, as the points are grey, too
-    names = class_names if labels is not None else ("test images",)
-    palette = draw_points(axes, points, labels, len(names))
+    shade(axes, density, 3.0)  # pale, because points may be grey
+    draw_points(axes, points, labels, class_names)
     axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
-    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
-    axes.plot([], [], color="black", linewidth=0.7, label=f"prior ({shares} %)")
+    axes.plot([], [], color="black", linewidth=0.7, label=PRIOR)
     if ellipses is not None:
         draw_ellipses(axes, *ellipses)
-        label = f"{len(ellipses[0])} pseudo-inputs:\nposteriors, 1 sd"
-        axes.plot([], [], color=ELLIPSE, label=label)
+        axes.plot([], [], color=ELLIPSE, label=f"{len(ellipses[0])} pseudo-inputs:\nposteriors, 1 sd")
     draw_thumbnails(axes, *thumbnails)
-    draw_legend(axes, palette, names)
+    draw_legend(axes)
     return figure
 
 
@@ -147,7 +144,7 @@ def draw_ellipses(axes, means, deviations):
 
 
 def draw_thumbnails(axes, places, images):
-    """Images (M, H, W, C) at their places (M, 2), as far as they do not lie upon those before them."""
+    """Images (M, H, W, C) at their places (M, 2), without those that would overlap an earlier one."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     extent = axes.get_window_extent()
     tall = extent.width / extent.height * images.shape[1] / images.shape[2]  # so that a pixel is square
@@ -157,33 +154,29 @@ def draw_thumbnails(axes, places, images):
         if inside and all((np.abs(place - other) > 1.15 * box).any() for other in kept):
             kept.append(place)
             (x, y), (width, height) = place - box / 2, box
-            picture = image[..., 0] if image.shape[-1] == 1 else image
-            axes.imshow(picture, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
+            axes.imshow(image, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def draw_density(axes, density):
-    """Contours around SHARES of the prior's mass, their entry in the legend, and the limits of the axes."""
-    levels = np.unique(mass_levels(density.log_p))  # contour wants them rising
-    axes.contour(*density, levels=levels, colors="black", linewidths=0.8, linestyles="solid")
-    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
-    axes.plot([], [], color="black", linewidth=0.8, label=f"prior ({shares} %)")
+    """Contours around SHARES of the prior's mass, with their entry in the legend and the limits of the axes."""
+    draw_levels(axes, density, SHARES, linewidths=0.8)
+    axes.plot([], [], color="black", linewidth=0.8, label=PRIOR)
     axes.set(xlim=density.x[[0, -1]], ylim=density.y[[0, -1]])
 
 
-def draw_legend(axes, palette, names):
-    """A legend right of the axes: the names of the classes, then what has a label already."""
-    others = axes.get_legend_handles_labels()[0]
-    dots = [axes.plot([], [], "o", markersize=5, color=c, label=n)[0] for c, n in zip(palette, names, strict=True)]
-    columns = 1 + (len(dots) + len(others)) // 26
-    axes.legend(handles=dots + others, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
+def draw_legend(axes):
+    """A legend right of the axes, in several columns if it is long."""
+    columns = 1 + len(axes.get_legend_handles_labels()[0]) // 26
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
 
 
 @style()
 def posteriors(density, fitted, log_px):
-    """A figure of a two-dimensional posterior and, beside it, of draws of what was fitted to it, around 95 % of it.
+    """A figure of a two-dimensional posterior and of draws of its approximations, with a contour around 95 % of it.
 
-    Args: density, the unnormalised posterior; fitted, (name, z (n, 2), bound in nats) of each; log_px, what it bounds.
+    Args: density, the unnormalised posterior; fitted, a (name, z (n, 2), bound in nats) for each approximation;
+    log_px, what these bound.
     """
     columns = math.ceil((1 + len(fitted)) / 2)
     figure = new_figure(2.4 * columns, 5.4, layout="constrained")
@@ -191,10 +184,9 @@ def posteriors(density, fitted, log_px):
     axes, *others = figure.subplots(2, columns, sharex=True, sharey=True).ravel()
     axes.imshow(np.exp(density.log_p), extent=(*limits["xlim"], *limits["ylim"]), origin="lower", cmap="Greys")
     axes.set(title=f"p(z|x)\nlog p(x) = {log_px:.2f}", **limits)
-    line = {"colors": "black", "linewidths": 0.7, "linestyles": "solid"}
     for axes, (name, z, bound) in zip(others, fitted, strict=False):
         axes.plot(*z.T, ".", color=PALETTE[0], markersize=2, alpha=0.4, markeredgewidth=0)
-        axes.contour(*density, levels=mass_levels(density.log_p, (0.95,)), **line)
+        draw_levels(axes, density, (0.95,))
         axes.set(title=f"{name}\nbound {bound:.2f}", **limits)
     for axes in others[len(fitted) :]:
         axes.remove()
@@ -205,7 +197,7 @@ def posteriors(density, fitted, log_px):
 
 @style()
 def image_posteriors(rows):
-    """A figure with a row for each ImagePosterior: the image, p(z|x), q(z|x), and points, all over the same plane."""
+    """A figure with a row for each ImagePosterior: the image, then p(z|x), q(z|x) and points in the same window."""
     from matplotlib.lines import Line2D
 
     names = ["", "p(z|x)", "q(z|x)", *rows[0].points]
@@ -218,8 +210,7 @@ def image_posteriors(rows):
         top.set_title(f"{name}\n{top.get_title('left')}")
         bottom.set_xlabel("z[0]")
     figure.align_ylabels(grid[:, 1])
-    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
-    labels = {"solid": f"{shares} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
+    labels = {"solid": f"{PERCENT} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
     lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in labels.items()]
     figure.legend(handles=lines, loc="outside lower right", ncols=2)
     return figure
@@ -249,16 +240,15 @@ def draw_image_posterior(panels, row):
 
 
 def shade(axes, density, black=1.6):
-    """A density in grey, so many times its highest value being black, with contours around SHARES of its mass."""
+    """A density in grey, where `black` times its maximum would be black, with contours around SHARES of its mass."""
     (left, bottom), (right, top) = density.limits
     shades = np.exp(density.log_p - density.log_p.max())
-    axes.imshow(
-        shades, extent=(left, right, bottom, top), origin="lower", cmap="Greys", vmin=0, vmax=black, aspect="auto"
-    )
+    options = {"origin": "lower", "cmap": "Greys", "vmin": 0, "vmax": black, "aspect": "auto"}
+    axes.imshow(shades, extent=(left, right, bottom, top), **options)
     draw_levels(axes, density, SHARES)
 
 
-def draw_levels(axes, density, shares, linestyles="solid"):
+def draw_levels(axes, density, shares, **options):
     """Contours around these shares of a density's mass."""
-    levels = np.unique(mass_levels(density.log_p, shares))  # contour wants them rising
-    axes.contour(*density, levels=levels, colors="black", linewidths=0.7, linestyles=linestyles)
+    levels = np.unique(mass_levels(density.log_p, shares))  # contour needs rising ones
+    axes.contour(*density, levels=levels, **{"colors": "black", "linewidths": 0.7, "linestyles": "solid"} | options)

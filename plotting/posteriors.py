@@ -1,4 +1,4 @@
-"""p(z|x) of an image on a grid in two dimensions."""
+"""p(z|x) of test images on grids in the latent plane, q(z|x), and points that approximate p(z|x)."""
 
 import numpy as np
 
@@ -8,19 +8,21 @@ from plotting.view import BATCH, as_numpy, in_batches
 from runtime.errors import UserError
 
 POSTERIORS = 6  # images whose p(z|x) is drawn
-DRAWS = 2000  # points that stand for it
-COARSE, FINEST = 50, 400  # points along each axis of the grid that looks for p(z|x), and of the one that holds it
-SMOOTH = 100  # points of that, at least, in half of the mass
+DRAWS = 2000  # points that approximate it
+COARSE, FINEST = 50, 400  # points along each axis: of the grids that search for p(z|x), and of the final one at most
+SMOOTH = 100  # points that hold half of the mass on the final grid, at least
 NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 standard deviations of a Gaussian
+ZOOMS = 30  # windows that are tried
 
 
-ZOOMS = 30  # windows that are tried around it
+def draw_posterior(view):
+    return planes.image_posteriors([image_posterior(view, index) for index in view.spread(POSTERIORS)])
 
 
 def image_posterior(view, index):
-    """The figures.ImagePosterior of a test image: p(z|x) on a grid, q(z|x), and DRAWS points each way.
+    """The planes.ImagePosterior of a test image: p(z|x) on a grid, q(z|x), and DRAWS points from each sampler.
 
-    Points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains where those were trained.
+    The points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains if the objective has any.
     """
     x, noise, log_joint = view.images[index], view.noise(), joint(view, index)
     q = view.model.posterior(x[None])
@@ -47,13 +49,13 @@ def image_posterior(view, index):
         fitted=on_grid(log_q, limits, 2 * COARSE),
         points=points,
         log_px=log_px,
-        kl=max(0.0, log_px - float(log_w.mean(dtype="float64"))),  # never negative, which its estimate may be
+        kl=max(0.0, log_px - float(log_w.mean(dtype="float64"))),  # an estimate, which noise may make negative
         ess=float(w.sum() ** 2 / np.square(w).sum()),
     )
 
 
 def joint(view, index):
-    """log p(x, z) of a test image, a function of z (M, 2) -> (M,). It raises UserError where that is NaN."""
+    """log p(x, z) of a test image as a function of z, (M, 2) -> (M,), which raises UserError where it is NaN."""
     x = view.images[index]
 
     def checked(points):
@@ -67,17 +69,17 @@ def joint(view, index):
 
 
 def on_grid(log_p, limits, side):
-    """The Density of `log_p`, a function (M, 2) -> (M,), at side x side points within limits (2, 2), by axes."""
+    """The Density of a function `log_p`, (M, 2) -> (M,), at side x side points within limits (2, 2), by axes."""
     x, y = np.linspace(*limits, side).T
     return planes.Density(x, y, log_p(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(side, side))
 
 
 def located(log_p, boxes):
-    """The Density of an unnormalised `log_p`, a function (M, 2) -> (M,), around all of its mass that counts.
+    """The Density of a function `log_p`, (M, 2) -> (M,), unnormalised, around all mass that is not NEGLIGIBLE.
 
-    The search begins on grids over the `boxes`, limits (2, 2) each. Its window is then fitted to what counts in it,
-    over and over, and reaches out where that touches the rim. The last grid is made finer until its sum stays and
-    contours in it are smooth.
+    The search begins on grids over the `boxes`, limits (2, 2) each. The window is fitted again and again to the mass
+    inside it, and grows where that touches the rim. The final grid is refined until its sum converges and contours on
+    it are smooth.
     """
     grids, limits = [on_grid(log_p, box, COARSE) for box in boxes], np.full((2, 2), np.inf)
     for _ in range(ZOOMS):
@@ -94,7 +96,7 @@ def located(log_p, boxes):
 
 
 def counting(grids):
-    """The limits (2, 2) of what counts on these grids, each as of `reach`."""
+    """The limits (2, 2) of all that is not NEGLIGIBLE on these grids, as of `reach`."""
     peak = max(grid.log_p.max() for grid in grids)
     ends = []
     for grid in grids:
@@ -105,7 +107,7 @@ def counting(grids):
 
 
 def reach(values, counts):
-    """From where to where rising values (n,) count: a point further, or where it is the last, twice all of them."""
+    """Limits around the rising values (n,) that count: one point wider or, at the end of the grid, twice its length."""
     first, last = np.flatnonzero(counts)[[0, -1]]
-    step, far = values[1] - values[0], 2 * (values[-1] - values[0])  # what is far off is reached in doubling strides
+    step, far = values[1] - values[0], 2 * (values[-1] - values[0])  # so that distant mass is reached quickly
     return values[first] - (far if first == 0 else step), values[last] + (far if last == len(values) - 1 else step)

@@ -1,4 +1,4 @@
-"""One HTML page on runs: settings, scores, figures and the commands that repeat them, with nothing outside it."""
+"""One self-contained HTML page on runs: settings, scores, figures and the commands that repeat them."""
 
 import base64
 import html
@@ -27,13 +27,13 @@ figure { margin: 1.5rem 0; } figcaption { font-size: .9rem; margin-bottom: .4rem
 figure img { max-width: 100%; background: #fff; border-radius: 4px; }
 summary { cursor: pointer; }
 """
-# Nothing is fetched and nothing runs, whatever a name or a note holds
+# Nothing is fetched and nothing runs, whatever a name or a note contains
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(runs, drawn, compared):
-    """The page as text. Args: runs, a list of experiment.Run; drawn, of each its list of output.Shown; compared, a list
-    of Shown of several runs."""
+    """The page as text. Args: runs, a list of Run; drawn, a list of output.Shown for each; compared, those of several
+    runs."""
     title = "Report on one run" if len(runs) == 1 else f"Report on {len(runs)} runs"
     sections = [section(number, run, shown) for number, (run, shown) in enumerate(zip(runs, drawn, strict=True))]
     return "\n".join(
@@ -51,15 +51,15 @@ def page(runs, drawn, compared):
 
 
 def overview(runs, compared):
-    """The lines on several runs: a table of all, each with a link to its section, and the figures that compare them."""
+    """The lines on all runs together: a table with a link to each run's section, and the figures that compare them."""
     head = ["run", "note", *(name for name in SCORES for name in (name, "±")), "best epoch", "minutes"]
     rows = []
     for number, run in enumerate(runs):
-        values = [cell for name in SCORES for cell in (known(run.metrics.get(name)), error(run.metrics, name))]
-        status = [run.status.get("best_epoch", ""), minutes(run)]
+        values = [rounded(run.metrics.get(key)) for name in SCORES for key in (name, f"{name}_se_images")]
+        status = [run.status.get("best_epoch", ""), f"{run.status.get('seconds', 0) / 60:.1f}"]
         link = f'<a href="#run{number}">{escaped(run.name)}</a>'
         rows.append([link, escaped(run.note), *map(number_cell, [*values, *status])])
-    words = "Nats an image; ± is the standard error over images. Of which images, and how, is said of each run."
+    words = "In nats per image; ± is the standard error over images. The section of each run says how it was scored."
     return [table(head, rows), f"<p>{words}</p>", *map(figure, compared)]
 
 
@@ -68,18 +68,23 @@ def section(number, run, shown):
     lines = [f'<section id="run{number}">', f"<h2>{escaped(run.name)}</h2>", f"<p>{escaped(history_of(run))}</p>"]
     if run.note:
         lines.append(f"<p><strong>{escaped(run.note)}</strong></p>")
-    lines += ["<h3>Scores</h3>", *scores(run), "<h3>To repeat it</h3>", f"<pre>{escaped(commands(run))}</pre>"]
+    lines += [
+        "<h3>Scores</h3>",
+        *scores(run),
+        "<h3>Commands that repeat it</h3>",
+        f"<pre>{escaped(commands(run))}</pre>",
+    ]
     lines += ["<h3>Figures</h3>", *map(figure, shown), "<h3>Settings</h3>", settings(run), "</section>"]
     return "\n".join(lines)
 
 
 def history_of(run):
-    """A paragraph on how a run came about."""
+    """A paragraph on how a run was trained."""
     versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items())
-    epochs, best = run.status.get("epochs_done", 0), run.status.get("best_epoch", 0)
+    epochs, seconds = run.status.get("epochs_done", 0), run.status.get("seconds", 0)
     return (
-        f"{run.state.capitalize()} after {epochs} epochs, in {duration(run.status.get('seconds', 0))}; the "
-        f"weights are those of epoch {best}, the best one on the validation images. Commit "
+        f"{run.state.capitalize()} after {epochs} epochs, in {duration(seconds)}. The weights are those of epoch "
+        f"{run.status.get('best_epoch', 0)}, the best one on the validation images. Commit "
         f"{run.record.get('git_commit') or 'unknown'}, on {run.backend}; {versions}."
     )
 
@@ -88,29 +93,24 @@ def scores(run):
     """The lines on the latest scores of a run."""
     metrics = run.metrics
     if not metrics:
-        return ["<p>These weights have not been scored; evaluate.py does it.</p>"]
+        return ["<p>These weights have not been scored; run evaluate.py.</p>"]
     rows = []
     for name in SCORES:
-        values = [known(metrics.get(name)), known(metrics.get(f"{name}_se")), error(metrics, name)]
+        values = [rounded(metrics.get(key)) for key in (name, f"{name}_se", f"{name}_se_images")]
         rows.append([escaped(name), *map(number_cell, values)])
     about = ", ".join(f"{name} {said_of(metrics[name])}" for name in ABOUT if metrics.get(name) is not None)
-    units = "bits_per_dim in bits, the others in nats an image"
+    units = "bits_per_dim in bits, the others in nats per image"
     head = ["", "mean", "± Monte Carlo", "± images"]
     return [table(head, rows), f"<p>{escaped(f'{about}; {units}')}</p>"]
 
 
-def error(metrics, name):
-    """The standard error over images of a mean, as text."""
-    return known(metrics.get(f"{name}_se_images"))
-
-
 def settings(run):
-    """The table of all settings, those that are not the usual ones first."""
+    """Two tables of settings: those that were changed, and those with their default value."""
     changed = unusual(run.config)
     others = {name: value for name, value in run.config.settings.items() if name not in changed}
     tables = [table(["setting", "value"], [[escaped(n), escaped(v)] for n, v in some.items()])
               for some in (changed, others)]  # fmt: skip
-    return f"{tables[0]}\n<details><summary>The others, as usual</summary>\n{tables[1]}\n</details>"
+    return f"{tables[0]}\n<details><summary>Settings with their default value</summary>\n{tables[1]}\n</details>"
 
 
 def commands(run):
@@ -121,72 +121,62 @@ def commands(run):
     if run.metrics:
         lines.append(["python", "evaluate.py", str(run.config.path), *scoring(run.metrics)])
     lines.append(["python", "plot.py", str(run.config.path), "--report"])
-    said = f"git checkout {shlex.quote(commit)}{'    # and changes that were not committed' * bool(changes)}\n"
+    said = f"git checkout {shlex.quote(commit)}{'    # with changes that were not committed' * bool(changes)}\n"
     return said * bool(commit) + "\n".join(map(shlex.join, lines))
 
 
 def scoring(metrics):
     """The flags of evaluate.py that made these metrics."""
     estimator = metrics.get("estimator")
-    settings = estimators.ESTIMATORS.get(estimator, ()) if isinstance(estimator, str) else ()
-    names = {name: name for name in settings if name != "bracket"}
-    if metrics.get("target_se") is not None:
-        names["num_samples"] = "max_samples"  # which is what it then was
-    names |= {"split": "split", "seed": "seed", "num_images": "max_images"}
-    given = [(flag, metrics[name]) for name, flag in names.items() if metrics.get(name) is not None]
-    given += [("backend", metrics["backend"])] if "backend" in metrics else []
+    flags = estimators.ESTIMATORS[estimator].flags if estimator in [*estimators.ESTIMATORS] else ()
+    names = {name: name for name in (*flags, "split", "seed", "backend")} | {"num_images": "max_images"}
+    given = [(flag, metrics[name]) for name, flag in names.items() if isinstance(metrics.get(name), str | int | float)]
     words = ["--estimator", str(estimator)]
     return words + [word for flag, value in given for word in (f"--{flag}", str(value))]
 
 
 def figure(shown):
-    """A figure with its words, the picture in the page itself."""
+    """A figure with its caption; the picture is part of the page."""
     kind = shown.name.rpartition(".")[2]
     data = base64.b64encode(shown.content).decode()
-    words = escaped(shown.words)
-    picture = f'<img alt="{words}" src="data:{TYPES[kind]};base64,{data}">'
-    return f"<figure><figcaption>{words} <code>{escaped(shown.name)}</code></figcaption>\n{picture}</figure>"
+    caption = escaped(shown.caption)
+    picture = f'<img alt="{caption}" src="data:{TYPES[kind]};base64,{data}">'
+    return f"<figure><figcaption>{caption} <code>{escaped(shown.name)}</code></figcaption>\n{picture}</figure>"
 
 
 def table(head, rows):
-    """A table of cells that are HTML already, those that begin with <td as they are."""
+    """A table of cells of HTML; those that begin with <td are taken as they are."""
     lines = ["".join(f"<th>{escaped(name)}</th>" for name in head)]
     lines += ["".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) for row in rows]
     return '<div class="wide"><table>\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table></div>"
 
 
 def number_cell(value):
-    """A cell of the table, to the right."""
+    """A cell of a table, aligned to the right."""
     return f'<td class="number">{escaped(value)}</td>'
 
 
-def known(value):
-    """A value of a metrics.json as text: numbers with as many digits as mean something, nothing for what is not one."""
+def rounded(value):
+    """A number of a metrics.json as text with two or four decimals; empty for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ""
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def said_of(value):
-    """A value of a metrics.json as words: whole numbers and text as they are, other numbers as of `known`."""
-    return known(value) if isinstance(value, float) else value
-
-
-def minutes(run):
-    """How long a run was trained, in minutes, as text."""
-    return f"{run.status.get('seconds', 0) / 60:.1f}"
+    """A value of a metrics.json as text: floats `rounded`, anything else as it is."""
+    return rounded(value) if isinstance(value, float) else value
 
 
 def escaped(value):
-    """Any value as text in HTML, in attributes, too."""
+    """Any value as text of HTML, also inside attributes."""
     return html.escape(str(value))
 
 
 def write(runs, out):
-    """Writes the page on these Runs, whose figures were drawn into the output.Output; prints its path."""
-    beside = runs[0].path.parent / "figures"
-    folder, name = (runs[0].path / "figures", runs[0].config.training_id) if len(runs) == 1 else (beside, "runs")
-    own = [out.shown[run.path / "figures"] for run in runs]
-    mine = {run.path / "figures" for run in runs}
-    compared = [shown for folder, several in out.shown.items() if folder not in mine for shown in several]
-    out.write(folder, f"{name}_report.html", lambda: page(runs, own, compared).encode(errors="backslashreplace"))
+    """Writes the page on these Runs, with the figures that the output.Output holds, and prints its path."""
+    own = [run.path / "figures" for run in runs]
+    folder, name = (own[0], runs[0].config.training_id) if len(runs) == 1 else (runs[0].path.parent / "figures", "runs")
+    compared = [shown for place, several in out.shown.items() if place not in own for shown in several]
+    text = page(runs, [out.shown[place] for place in own], compared)
+    out.write(folder, f"{name}_report.html", lambda: text.encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""Figures of log p(x): how it is spread, how estimates converge, how pseudo-inputs are used."""
+"""Figures of numbers by image: log p(x), its estimates, and the use of pseudo-inputs."""
 
 import math
 
@@ -9,24 +9,25 @@ from plotting.style import PALETTE, decimals, new_figure, percent, style
 
 
 def draw_picture(axes, image, name=""):
-    """An image (H, W, C) in bare axes, its name below."""
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, vmin=0, vmax=1)
+    """An image (H, W, C) in bare axes, with its name below."""
+    axes.imshow(image, vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[], xlabel=name)
     axes.spines[:].set_visible(False)
 
 
 @style()
 def likelihoods(log_px, labels, class_names, ends, source, note=""):
-    """A figure of how log p(x) is spread: a histogram, a box for each class, and beside them images at both ends.
+    """A figure of the distribution of log p(x): a histogram, a box for each class, and the images at both ends.
 
-    Args: log_px (N,) in nats; labels (N,) integers or None; class_names, one for each label; ends, of each end's name
-    images (k, H, W, C) and their log p(x) (k,); source, the name of the estimates.
+    Args: log_px (N,) in nats; labels (N,) integers or None; class_names, one for each label; ends, a dict of the names
+    of both ends to images (k, H, W, C) and their log p(x) (k,); source, the name of the estimates.
     """
     present = [] if labels is None else np.unique(labels)
     figure = new_figure(9, 3.4 + 0.2 * len(present), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    rows = left.subplots(1 + bool(len(present)), 1, sharex=True, squeeze=False, height_ratios=heights(present))[:, 0]
-    bins = min(60, len(np.histogram_bin_edges(log_px, "auto")) - 1)  # far outliers would make it thousands
+    heights = (2.6, 0.3 + 0.2 * len(present)) if len(present) else (1,)
+    rows = left.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    bins = min(60, len(np.histogram_bin_edges(log_px, "auto")) - 1)  # outliers would make it thousands
     rows[0].hist(log_px, bins, color=PALETTE[0], edgecolor="white", linewidth=0.4)
     error = f" ± {np.std(log_px, ddof=1) / math.sqrt(len(log_px)):.2f}" if len(log_px) > 1 else ""
     title = f"mean {decimals(log_px.mean())}{error} ({source})"
@@ -38,11 +39,6 @@ def likelihoods(log_px, labels, class_names, ends, source, note=""):
     rows[-1].set_xlabel("log p(x) (nats)")
     draw_ends(right, {f"{name}, log p(x) in nats": end for name, end in ends.items()}, decimals)
     return figure
-
-
-def heights(present):
-    """Relative heights of the histogram and, where there are classes, of their boxes."""
-    return (2.6, 0.3 + 0.2 * len(present)) if len(present) else (1,)
 
 
 def draw_boxes(axes, groups, names):
@@ -57,16 +53,16 @@ def draw_boxes(axes, groups, names):
 
 
 def draw_ends(figure, ends, words):
-    """Rows of images in an otherwise empty figure, the name of each row above and values under the images.
+    """Rows of images in an otherwise empty figure, with the name of each row above it and values under the images.
 
-    Args: ends, of each row's name images (k, H, W, C) and values (k,); words, a function of a value to its text.
+    Args: ends, a dict of the names of rows to images (k, H, W, C) and values (k,); words, from a value to its text.
     """
     most = max(len(images) for images, _ in ends.values())
     grid = figure.subplots(len(ends), max(1, most), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for panels, (name, (images, values)) in zip(grid, ends.items(), strict=True):
-        panels[0].set_title(" ")  # room for the text, which goes over several panels and must widen none
+        panels[0].set_title(" ")  # room for the name, which spans several panels and must not widen the first
         place = {"xy": (0, 1), "xytext": (0, 5), "xycoords": "axes fraction", "textcoords": "offset points"}
         panels[0].annotate(name, **place).set_in_layout(False)
         for axes, image, value in zip(panels, images, values, strict=False):
@@ -76,18 +72,20 @@ def draw_ends(figure, ends, words):
 
 @style()
 def use(shares, inputs, pictures, caption=""):
-    """A figure of how much of the images each pseudo-input stands for, and which of them most and least do.
+    """A figure of the share of the images that each pseudo-input stands for, and of the most and least used ones.
 
-    Args: shares (K,), falling, whose sum is 1; inputs, of each end's name images (k, H, W, C) of pseudo-inputs and
-    their shares (k,); pictures, of the same names the images that are decoded there.
+    Args: shares (K,), falling, with sum 1; inputs, a dict of the names of both ends to pseudo-inputs (k, H, W, C) and
+    their shares (k,); pictures, a dict of the same names to the images that are decoded there.
     """
     figure = new_figure(9, 3.8, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     axes = left.subplots()
     edges = np.arange(len(shares) + 1) + 0.5
     axes.stairs(100 * shares, edges, fill=True, color=PALETTE[0])
-    axes.axhline(100 / len(shares), color="black", linewidth=0.8, linestyle=":", label=f"all alike: 1 / {len(shares)}")
-    axes.set(xlabel="pseudo-inputs, the most used one first", ylabel="share of the test images (%)", title=caption)
+    axes.axhline(
+        100 / len(shares), color="black", linewidth=0.8, linestyle=":", label=f"equal shares: 1 / {len(shares)}"
+    )
+    axes.set(xlabel="pseudo-inputs, most used first", ylabel="share of the test images (%)", title=caption)
     axes.set(xlim=edges[[0, -1]], ylim=(0, 115 * shares.max()))
     axes.legend(loc="upper right")
     rows = {}
@@ -102,8 +100,8 @@ def use(shares, inputs, pictures, caption=""):
 def estimates(counts, curves, exact, caption, note=""):
     """A figure of estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
 
-    Args: counts (n,); curves, of each proposal's name (n, 2) estimates and standard errors in nats; exact, the value
-    that they should come to, or None. The second panel shows the end of the first.
+    Args: counts (n,); curves, a dict of the names of proposals to (n, 2), estimates and standard errors in nats; exact,
+    the value that they should approach, or None. The second panel enlarges the end of the first.
     """
     figure = new_figure(8.6, 3.6, layout="constrained")
     first, *others = curves.values()
@@ -112,18 +110,20 @@ def estimates(counts, curves, exact, caption, note=""):
         draw_estimates(axes, counts, curves)
         if exact is not None:
             axes.axhline(exact, color="black", linewidth=0.8, linestyle="--", label=f"quadrature: {decimals(exact)}")
-        axes.set(xscale="log", xlabel="samples S of an image", ylabel="log p(x) (nats)")
+        axes.set(xscale="log", xlabel="samples S per image", ylabel="log p(x) (nats)")
         axes.xaxis.set_major_formatter("{x:g}")
     start = len(counts) // 2
     known = [] if exact is None else [exact]
-    limit(whole, np.concatenate([known, *bands([first, *(values[1:] for values in others)])]))  # one draw can be awful
+    limit(
+        whole, np.concatenate([known, *bands([first, *(values[1:] for values in others)])])
+    )  # a single draw may be far off
     limit(end, np.concatenate([known, *bands([values[start:] for values in curves.values()])]))
     end.set_xlim(counts[start] / 1.15, counts[-1] * 1.15)
     end.set_xticks(counts[start:])
     end.minorticks_off()
     whole.set_title(f"{caption}\n{note}" if note else caption)
     end.set_title(f"from S = {counts[start]} on")
-    whole.legend(loc="lower right", title="bands: ± 2 s.e. of an estimate by S samples", title_fontsize=8)
+    whole.legend(loc="lower right", title="bands: ± 2 s.e. of an estimate with S samples", title_fontsize=8)
     return figure
 
 
@@ -132,10 +132,10 @@ def draw_estimates(axes, counts, curves):
     for colour, (label, values) in zip(PALETTE, curves.items(), strict=False):
         low, high = bands([values])[0].reshape(2, -1)
         axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
-        last = f"{decimals(values[-1, 0])} by {counts[-1]}"
+        last = f"{decimals(values[-1, 0])} at S = {counts[-1]}"
         axes.plot(counts, values[:, 0], marker=".", color=colour, label=f"{label}: {last}")
 
 
 def bands(curves):
-    """Of each curve (n, 2), values and standard errors: the lower, then the upper ends of its band, (2 n,)."""
+    """For each curve (n, 2), values and standard errors: the lower, then the upper ends of its band, (2 n,)."""
     return [np.concatenate([values[:, 0] - 2 * values[:, 1], values[:, 0] + 2 * values[:, 1]]) for values in curves]

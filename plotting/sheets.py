@@ -4,28 +4,28 @@ import numpy as np
 
 from plotting.style import DPI, decimals, new_figure, style
 
-SHEET_PIXELS = (1200, 1800)  # how wide and high a sheet of images may grow when its pixels are enlarged
+SHEET_PIXELS = (1200, 1800)  # greatest width and height of a sheet whose pixels are enlarged
 GAP, BREAK = 2, 12  # pixels between images, and between groups of them
 TILE_TEXT = 7.5  # points of the words under an image
-WRITTEN = round(1.5 * TILE_TEXT * DPI / 72)  # pixels of a break that has such words in it
+WRITTEN = round(1.5 * TILE_TEXT * DPI / 72)  # pixels of a break with such words
 
 
 def in_rows(images, columns):
-    """Images (N, H, W, C) in rows of `columns`, NaN where the last row is not full: (rows, columns, H, W, C)."""
+    """Images (N, H, W, C) in rows of `columns`, the last row filled with NaN: (rows, columns, H, W, C)."""
     missing = -len(images) % columns
     padded = np.concatenate([images, np.full((missing, *images.shape[1:]), np.nan, images.dtype)])
     return padded.reshape(-1, columns, *images.shape[1:])
 
 
 def alternating(upper, lower):
-    """Rows of one grid above the same rows of another: twice (R, columns, H, W, C) -> (2 R, columns, H, W, C)."""
+    """Each row of one grid above the same row of another: two of (R, columns, H, W, C) -> (2 R, columns, H, W, C)."""
     return np.stack([upper, lower], axis=1).reshape(-1, *upper.shape[1:])
 
 
 def starts(count, size, breaks=(), room=BREAK):
-    """First pixel of each of `count` tiles of `size` pixels, (count,), and the length of all of them together.
+    """First pixel of each of `count` tiles of `size` pixels, (count,), and their length together.
 
-    Tiles lie GAP pixels apart; before those whose index is in `breaks`, `room` pixels.
+    Tiles lie GAP pixels apart, or `room` pixels before those whose index is in `breaks`.
     """
     gaps = [0, *(room if index in breaks else GAP for index in range(1, count))]
     first = np.cumsum(gaps) + size * np.arange(count)
@@ -33,7 +33,7 @@ def starts(count, size, breaks=(), room=BREAK):
 
 
 def tiled(grid, row_breaks=(), column_breaks=(), room=BREAK):
-    """One picture of a grid of images, white between them and where pixels are NaN.
+    """A grid of images as one picture, white between images and where pixels are NaN.
 
     Args: grid (R, columns, H, W, C) in [0, 1]; room, pixels at each of row_breaks. Returns the picture (h, w, C) and
     the first pixels of rows and columns.
@@ -49,7 +49,7 @@ def tiled(grid, row_breaks=(), column_breaks=(), room=BREAK):
 
 
 def enlarged(grid):
-    """The grid with every pixel repeated k times along both axes, k as large as SHEET_PIXELS allow and at least 1."""
+    """The grid with every pixel repeated k times along both axes; k is the most that SHEET_PIXELS allow, at least 1."""
     rows, columns, height, width, _ = grid.shape
     factor = max(1, min(SHEET_PIXELS[0] // (columns * width), SHEET_PIXELS[1] // (rows * height)))
     return grid.repeat(factor, axis=2).repeat(factor, axis=3)
@@ -57,17 +57,17 @@ def enlarged(grid):
 
 @style()
 def sheet(grid, caption="", row_breaks=(), column_breaks=(), room=BREAK):
-    """A figure of a grid of images (R, columns, H, W, C) in [0, 1], NaN left white.
+    """A figure of a grid of images (R, columns, H, W, C) in [0, 1], where NaN is white.
 
-    One drawn array, whose pixels are whole pixels of the PNG, `room` of them at each of `row_breaks`. Its axes are
-    bare; see `name_rows`, `name_columns` and `name_tiles`.
+    It is drawn as one array whose pixels are whole pixels of the PNG, with `room` pixels at each of `row_breaks`. Its
+    axes are bare; see `name_rows`, `name_columns` and `name_tiles`.
     """
     big = enlarged(grid)
     picture, top, left = tiled(big, row_breaks, column_breaks, room)
-    h, w, channels = picture.shape
+    h, w, _ = picture.shape
     figure = new_figure(w / DPI, h / DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(picture[..., 0] if channels == 1 else picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
+    axes.imshow(picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
     axes.spines[:].set_visible(False)
     axes.set_xticks(left + big.shape[3] / 2, [""] * len(left))
     axes.set_yticks(top + big.shape[2] / 2, [""] * len(top))
@@ -78,7 +78,7 @@ def sheet(grid, caption="", row_breaks=(), column_breaks=(), room=BREAK):
 
 @style()
 def name_rows(figure, names, label=""):
-    """Writes names beside the rows of a sheet: one a row, or one for each group of equally many rows."""
+    """Writes names beside the rows of a sheet: one for each row, or for each group of equally many rows."""
     axes = figure.axes[0]
     places = axes.get_yticks().reshape(len(names), -1).mean(axis=1)
     axes.set_yticks(places, names)
@@ -87,7 +87,7 @@ def name_rows(figure, names, label=""):
 
 @style()
 def name_columns(figure, names, label=""):
-    """Writes names below the columns of a sheet: one a column, or one for each group of equally many columns."""
+    """Writes names below the columns of a sheet: one for each column, or for each group of equally many columns."""
     axes = figure.axes[0]
     axes.set_xticks(axes.get_xticks().reshape(len(names), -1).mean(axis=1), names)
     axes.set_xlabel(label)
@@ -98,7 +98,7 @@ def name_tiles(figure, names):
     """Writes names (groups, columns) under the last tile of each column in each group of equally many rows."""
     axes = figure.axes[0]
     rows, columns = axes.get_yticks(), axes.get_xticks()
-    per_group, half = len(rows) // len(names), rows[0]  # the first row's middle is half a tile from the rim
+    per_group, half = len(rows) // len(names), rows[0]  # the middle of the first row is half a tile from the edge
     for middle, words in zip(rows[per_group - 1 :: per_group], names, strict=True):
         for x, word in zip(columns, words, strict=True):
             place = {"textcoords": "offset points", "ha": "center", "va": "top"}
@@ -106,7 +106,7 @@ def name_tiles(figure, names):
 
 
 def every_other(values):
-    """Words for rising values, for every other one that is: as many decimals as tell the values apart, 0 to 6."""
+    """Labels of rising values, empty for every other one, with the 0 to 6 decimals that tell them apart."""
     span = max(values[-1] - values[0], 1e-12)
     digits = int(np.clip(2 - np.floor(np.log10(span)), 0, 6))
     return [decimals(value, digits) if index % 2 else "" for index, value in enumerate(values)]

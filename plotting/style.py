@@ -10,22 +10,9 @@ from runtime.errors import UserError
 
 DPI = 150
 FORMATS = ("png", "svg")
-
-
-PALETTE = (  # seaborn's "colorblind", ten colours, the pale ones last
-    "#0173b2",
-    "#de8f05",
-    "#029e73",
-    "#d55e00",
-    "#cc78bc",
-    "#ca9161",
-    "#56b4e9",
-    "#949494",
-    "#fbafe4",
-    "#ece133",
-)
-
-
+# seaborn's "colorblind", with the pale colours last
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#fbafe4",
+           "#ece133")  # fmt: skip
 STYLE = {
     "axes.labelsize": 9,
     "axes.spines.right": False,
@@ -42,8 +29,8 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.dpi": DPI,
     "savefig.pad_inches": 0.06,
-    "svg.hashsalt": "vampvae",  # else the names of its parts are chance
-    "text.parse_math": False,  # folders and classes may have any name
+    "svg.hashsalt": "vampvae",  # so that the ids of its elements are always the same
+    "text.parse_math": False,  # names of folders and classes may contain $
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -51,17 +38,15 @@ STYLE = {
 
 @contextlib.contextmanager
 def style():
-    """The one style of all figures, whatever the user's matplotlibrc says; a context and a decorator.
+    """The style of all figures, independent of the user's matplotlibrc; a context and a decorator.
 
-    Raises UserError where matplotlib is told to use a backend that there is not, though none is used here.
+    Raises UserError where MPLBACKEND names a backend that does not exist.
     """
     try:
         import matplotlib
     except ValueError as error:
-        told = os.environ.get("MPLBACKEND")
-        raise UserError(
-            f"matplotlib cannot be imported with MPLBACKEND={told}; unset it, no display is used"
-        ) from error
+        named = f"MPLBACKEND={os.environ.get('MPLBACKEND')}"
+        raise UserError(f"matplotlib cannot be imported with {named}; unset it, as no display is used") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -69,7 +54,7 @@ def style():
 
 
 def new_figure(width, height, **options):
-    """An empty figure of so many inches."""
+    """An empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), **options)
@@ -77,14 +62,14 @@ def new_figure(width, height, **options):
 
 @style()
 def rendered(figure, kind="png"):
-    """The figure as the bytes of a file of this kind, one of FORMATS: PNG at 150 dpi, or SVG, the same every time."""
+    """The figure as the bytes of a file of this kind, one of FORMATS; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
 def colours(count):
-    """As many colours: the palette, or evenly from a colour map where that has too few."""
+    """`count` colours: those of the palette or, where it has too few, evenly spaced ones of a colour map."""
     import matplotlib
 
     if count <= len(PALETTE):
@@ -93,10 +78,10 @@ def colours(count):
 
 
 def percent(share):
-    """A share as a percentage of two digits, small ones as "< 0.01 %"."""
+    """A share as a percentage with two digits, or "< 0.01 %"."""
     return f"{100 * share:.2g} %" if share >= 1e-4 else "< 0.01 %"
 
 
 def decimals(value, digits=2):
-    """A number with so many decimals and a minus sign as long as those of the axes."""
+    """A number with this many decimals and the minus sign that axes have."""
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,14 +1,16 @@
-"""The example of Thin et al. (2021), figure 1: a posterior that is a ring, and what each bound makes of it.
+"""The example of Thin et al. (2021), figure 1: a posterior that is a ring, and what each bound fits to it.
 
 x = 2 pi (|z| + 2) + noise with z ~ N(0, I) in two dimensions and noise ~ N(0, 1); p(x|z) is known, q(z|x) is trained.
 """
 
 import math
+import sys
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
+from tqdm import tqdm
 
 import models
 from experiment import Config
@@ -17,8 +19,10 @@ from models.distributions import Normal
 from models.flows import realnvp
 from models.networks import GaussianHead
 from models.pixels import Pixels
+from plotting import planes
+from plotting.output import Figure
 
-D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is looked at, a ring of radius 2
+D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is drawn, a ring of radius 2
 IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000
 CASES = {
     "VAE": Config(),
@@ -41,7 +45,7 @@ class Ring(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        """q(z|x), from x as a number of about unit size: a law with batch (B,)."""
+        """q(z|x), from x scaled to about unit size: batch (B,)."""
         return self.q_z(self.hidden((ops.reshape(x, (-1, 1)) - 20) / 5))
 
     def prior(self, top=None):
@@ -54,7 +58,7 @@ class Ring(LatentModel):
         return Pixels(ops.reshape(2 * math.pi * (radius + 2), (*ops.shape(z)[:-1], 1, 1, 1)), 1.0)
 
 
-class Fitted(NamedTuple):
+class Approximation(NamedTuple):
     """What was fitted to p(z|x0): its name, draws of it (DRAWS, 2), and its bound on log p(x0) in nats."""
 
     name: str
@@ -70,14 +74,14 @@ def data(seed=0):
 
 
 def fit(name, epochs=EPOCHS, seed=0):
-    """Trains one of CASES and returns what is Fitted. Stochastic, a function of `seed`."""
+    """Trains one of CASES and returns its Approximation. Stochastic, a function of `seed`."""
     keras.utils.set_random_seed(seed)
     model = Ring(CASES[name], seed)
     model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=50.0))
     model.fit(data(seed), epochs=epochs, batch_size=BATCH, verbose=0)
     x = np.full((DRAWS, 1, 1, 1), X0, "float32")
     bound = np.mean(model(x).bound, dtype="float64")
-    return Fitted(name, np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound))
+    return Approximation(name, np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound))
 
 
 def log_joint(z):
@@ -91,3 +95,19 @@ def log_px():
     r = np.linspace(1e-9, 14, 20_001)
     log_p = np.log(r) - 0.5 * r**2 - 0.5 * (X0 - 2 * np.pi * (r + 2)) ** 2 - 0.5 * np.log(2 * np.pi)
     return float(np.log(np.trapezoid(np.exp(log_p), r)))
+
+
+def draw(output, folder):
+    """Trains each of CASES and writes the figure of their draws to the output.Output, by default into `folder`."""
+    approximations = [fit(name) for name in tqdm(CASES, unit="model", disable=not sys.stderr.isatty())]
+    axis = np.linspace(-3.5, 3.5, 401)
+    density = planes.Density(axis, axis, log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
+    output.draw(folder, FIGURE, density, approximations, log_px())
+
+
+FIGURE = Figure(
+    "toy_posteriors",
+    "A posterior that is a ring, and draws of its approximations by each bound. Contours hold 95 % of its mass.",
+    planes.posteriors,
+    stem="{name}",
+)

@@ -1,4 +1,4 @@
-"""View: what the figures of one run are drawn from, each part computed once."""
+"""View: what the figures of one run are drawn from. Each part is computed once."""
 
 import sys
 from functools import cached_property
@@ -12,15 +12,9 @@ from runtime.errors import UserError
 
 BATCH = 500  # images or latents through the model at once
 PER_CLASS = 10  # images of each class on a sheet
-
-
-SAMPLES = 100
-
-
-DENSITY = 240  # points along each axis, between which contours are drawn
-
-
-MOST_EMBEDDED = 1 << 26  # latents of all test images together: of fewer images, where each has more
+SAMPLES = 100  # of the model's own prior
+DENSITY = 240  # points along each axis of the prior's density
+MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are embedded
 
 
 class Embedding(NamedTuple):
@@ -32,7 +26,7 @@ class Embedding(NamedTuple):
 
 
 class Drawing:
-    """A bar of the passes through a network that draws pixel by pixel; no bar where there are none."""
+    """A progress bar for networks that draw pixel by pixel, one step a pass; there is none for other networks."""
 
     bar = None
 
@@ -43,7 +37,7 @@ class Drawing:
 
 
 class View:
-    """What the figures of a run are drawn from, each part computed on first use and kept."""
+    """What the figures of a run are drawn from. Each part is computed on first use and kept."""
 
     def __init__(self, run, projection):
         self.run, self.config, self.model = run, run.config, run.model
@@ -55,12 +49,12 @@ class View:
         self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
 
     def spread(self, count):
-        """Indices of `count` examples at most, one of each class before the second of any."""
+        """Indices of at most `count` examples; each class comes once before any comes twice."""
         order = self.examples.T if self.rows else self.examples
         return order[order >= 0][:count]
 
     def class_name(self, index):
-        """The name of a test image's class; none where there are no labels."""
+        """The name of a test image's class; empty where there are no labels."""
         return self.class_names[self.split.labels[index]] if self.split.labels is not None else ""
 
     def decoded(self, z):
@@ -82,9 +76,9 @@ class View:
 
     @cached_property
     def embedding(self):
-        """The Embedding of all test images, or of the first where their latents are very many.
+        """The Embedding of all test images or, of models with very many latents, of the first ones.
 
-        Raises UserError for weights that make it infinite or NaN.
+        Raises UserError where it is not finite.
         """
         from keras import ops
 
@@ -100,16 +94,21 @@ class View:
             raise UserError(f"{self.run.path}: q(z|x) of a test image is not finite; the weights are not usable")
         return Embedding(*np.moveaxis(values, 1, 0))
 
+    @property
+    def labels(self):
+        """The classes of the images of `embedding`, (N,); None where there are none."""
+        return None if self.split.labels is None else self.split.labels[: len(self.embedding.z)]
+
     @cached_property
     def components(self):
-        """Posterior means of the pseudo-inputs, by the same rule as those of images: (K, D); K may be 0."""
+        """Posterior means of the pseudo-inputs, computed as those of images: (K, D); K may be 0."""
         if not self.config.has_pseudo_inputs:
             return np.zeros((0, self.run.latent_dim), np.float32)
         return in_batches(self.model.embed, as_numpy(self.model.top_prior.pseudo_inputs))
 
     @cached_property
     def density(self):
-        """log p(z) of the prior, a figures.Density wide enough for it and for all latents; None unless D = 2."""
+        """log p(z) of the prior as a planes.Density that covers it and all latents; None unless D = 2."""
         if self.run.latent_dim != 2 or self.config.is_deep:
             return None
         prior = self.model.prior()
@@ -121,14 +120,14 @@ class View:
 
     @cached_property
     def compiled_joint(self):
-        """log p(x, z) as a models.diagnostics.Joint."""
+        """log p(x, z) as an evaluation.latents.Joint."""
         from evaluation.latents import Joint
 
         return Joint(self.model)
 
     @cached_property
     def evaluation(self):
-        """The stored Evaluation of most test images, None where there is none."""
+        """The stored Evaluation with the most test images; None where there is none."""
         stored = self.run.evaluation("test")
         return stored if stored and stored.index.max() < len(self.images) else None
 
@@ -140,14 +139,14 @@ class View:
 
     @cached_property
     def shares(self):
-        """How much of the test images each component of the top prior stands for: (K,), as of `responsibilities`."""
+        """The share of test images that each component of the top prior stands for, as of `responsibilities`: (K,)."""
         from evaluation.latents import responsibilities
 
         return responsibilities(self.model.prior().top, self.embedding.z[:, : self.model.sizes[0]])
 
     @cached_property
     def samples(self):
-        """Images of SAMPLES draws from the model's own prior, by the run's seed: (SAMPLES, H, W, C)."""
+        """Images decoded from draws of the model's own prior, with the run's seed: (SAMPLES, H, W, C)."""
         return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.drawing))
 
 
@@ -159,7 +158,7 @@ def as_numpy(tensor):
 
 
 def in_batches(function, values):
-    """`function` of (N, ...) numpy values, which go through it in slices of at most BATCH: a float32 array (N, ...)."""
+    """`function` of NumPy values (N, ...), computed in slices of at most BATCH: a float32 array (N, ...)."""
     from keras import ops
 
     parts = [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
@@ -167,10 +166,10 @@ def in_batches(function, values):
 
 
 def examples(labels, num_images, class_names):
-    """Indices of the first PER_CLASS images of each class, -1 where it has fewer, and the names of the classes.
+    """Indices of the first PER_CLASS images of each class, (R, PER_CLASS), and the R names of the classes.
 
-    Returns (R, PER_CLASS) and R names; a class without images has no row. Without labels the rows have no names and
-    hold the first images, PER_CLASS rows at most.
+    Indices are -1 where a class has fewer images; a class without any has no row. Without labels there are no names,
+    and at most PER_CLASS rows of the first images.
     """
     if labels is None:
         count = min(num_images, PER_CLASS**2)
@@ -187,3 +186,8 @@ def examples(labels, num_images, class_names):
 def picked(images, index):
     """Images (N, H, W, C) by an array of indices (R, columns), NaN where that is -1: (R, columns, H, W, C)."""
     return np.where((index >= 0)[..., None, None, None], images[index], np.float32(np.nan))
+
+
+def evenly(rows, most=PER_CLASS):
+    """An array of at most so many of the rows, evenly chosen."""
+    return np.asarray(rows)[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]

@@ -1,1 +1,1 @@
-"""The process: backend, memory, files that are whole, errors, the command line, text."""
+"""The process: backend, memory, atomic files, errors, the command line, text."""

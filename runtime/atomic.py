@@ -1,4 +1,4 @@
-"""Files, and folders, that hold either the old or the new content, whole, whenever the process dies."""
+"""Files and folders that hold either the complete old or the complete new content, whenever the process dies."""
 
 import contextlib
 import csv
@@ -14,14 +14,14 @@ import tempfile
 import threading
 from pathlib import Path
 
-_mine = set()  # names of what this process writes now
-_making = threading.RLock()  # held from the making of a name to its entry there, so that no thread sweeps it between
-PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # what is being written, by the process of this number on this host
+_mine = set()  # names of the temporary files and folders that this process is writing
+_making = threading.RLock()  # held while one is made and entered into `_mine`, so that no thread sweeps it in between
+PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # a temporary name: process number and host of its writer
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """A new file, open to write and read bytes, in the place of `path` if the block ends well. Raises OSError."""
+    """A new file, open to write and read bytes, which replaces `path` if the block succeeds. Raises OSError."""
     path = Path(path)
     with _making:
         number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
@@ -40,18 +40,18 @@ def replacing(path):
 
 
 def write(path, content):
-    """Writes bytes to a file: aside first, then in its place. Raises OSError, with the old content untouched."""
+    """Writes bytes to a file by `replacing`. Raises OSError, and then the old content is unchanged."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_json(path, value):
-    """Writes a value as JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Writes a value as JSON. Raises ValueError for NaN and infinity, which JSON cannot represent."""
     write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path, rows):
-    """Writes dicts of equal keys as CSV."""
+    """Writes dicts with the same keys as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -60,9 +60,9 @@ def write_csv(path, rows):
 
 
 def sweep(folder, alone=False):
-    """Removes what processes that were killed while they wrote into `folder` left there: files, or whole folders.
+    """Removes temporary files and folders that killed processes left in `folder`.
 
-    What another machine's process left may still be written, unless this process is `alone` in writing there.
+    Those of processes on other machines stay, because these may still write, unless only this process writes (`alone`).
     """
     with _making:
         mine = frozenset(_mine)
@@ -79,7 +79,7 @@ def sweep(folder, alone=False):
 
 @contextlib.contextmanager
 def folder(parent):
-    """A new folder in `parent` for the block, which may rename it; what is left of it is removed. Raises OSError."""
+    """A new folder in `parent`, which the block may rename; otherwise it is removed afterwards. Raises OSError."""
     with _making:
         made = Path(tempfile.mkdtemp(prefix=f".{_me()}.", suffix=".part", dir=parent))
         _mine.add(made.name)
@@ -92,20 +92,20 @@ def folder(parent):
 
 
 def umask():
-    """The bits that files and folders of this process are made without."""
-    with _making:  # another thread would restore the 0
+    """The permission bits that new files and folders of this process lack."""
+    with _making:  # a second thread would read, and restore, the 0
         mask = os.umask(0)
         os.umask(mask)
     return mask
 
 
 def _me():
-    """This process as a part of a file's name; file systems are shared between machines."""
+    """This process as part of a file's name; with the host, because machines share file systems."""
     return f"{os.getpid()}@{socket.gethostname().split('.')[0]}"
 
 
 def _is_at_work(pid, host):
-    """Whether this is another process that lives, as far as can be seen from here."""
+    """Whether this is another process that is still running, or may be because it is on another host."""
     import psutil
 
     me = _me().partition("@")
@@ -114,7 +114,7 @@ def _is_at_work(pid, host):
 
 @contextlib.contextmanager
 def opened(path):
-    """A file, open to read bytes. Raises OSError, also for a pipe or a device, which might never end."""
+    """A file, open to read bytes. Raises OSError, also for pipes and devices, which might never end."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))

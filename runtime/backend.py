@@ -1,19 +1,13 @@
-"""What Keras runs on: TensorFlow or JAX, on which device, with or without deterministic operations."""
+"""Keras' backend: TensorFlow or JAX, on which device, with or without deterministic operations."""
 
 import contextlib
-import functools
-import gc
 import importlib
 import importlib.metadata
 import importlib.util
 import logging
-import math
 import os
-import random
 import sys
 import tempfile
-
-import numpy as np
 
 from runtime.errors import UserError
 from runtime.memory import gpus
@@ -22,16 +16,15 @@ BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
 IMAGES = "channels_last"
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
-BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN is slower at convolutions
-KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # of jaxlib: XLA ends a process that has a flag which it does not know
-EXTRAS = ("sklearn", "matplotlib", "jax")  # what Keras and TensorFlow import for parts of them that are not used here
+BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN's convolutions round differently
+KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # jaxlib's versions with this flag; XLA ends a process with an unknown flag
 
 
 def settle(name=None, device="auto", dense=False):
-    """Chooses what Keras runs on, before it is imported, and hides GPUs for `device` "cpu".
+    """Chooses Keras' backend before Keras is imported, and hides GPUs for `device` "cpu".
 
-    `name`: one of BACKENDS, or auto (see `fastest`, also for `dense`), else $KERAS_BACKEND, else tensorflow. Raises
-    UserError if that is not installed.
+    `name` is one of BACKENDS, or "auto" (see `fastest`, also for `dense`); without a name it is $KERAS_BACKEND, or
+    tensorflow. Raises UserError if that backend is unknown or not installed, or if Keras already runs on another one.
     """
     if name == "auto":
         name = fastest(device, dense)
@@ -43,16 +36,17 @@ def settle(name=None, device="auto", dense=False):
     if "keras" in sys.modules and sys.modules["keras"].backend.backend() != name:
         raise UserError(f"Keras already runs on {sys.modules['keras'].backend.backend()} in this process, not {name}")
     os.environ["KERAS_BACKEND"] = name
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else start-up notes hide our own lines
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow's start-up notes hide our own lines
     if device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
 
 
 def fastest(device="auto", dense=False):
-    """The backend that `--backend auto` takes, if it is installed: JAX on a GPU that it can use, else TensorFlow.
+    """The backend that `--backend auto` chooses: JAX on a GPU that it can use, and for dense networks; else TensorFlow.
 
-    On CPUs, a training step of convolutions takes JAX 1.5 to 1.7 times as long, and one of networks that are `dense`,
-    as all that will be trained are, 0.6 to 1 times: these go to JAX (see benchmarks/NOTES.md).
+    If the chosen one is not installed, it is the other one. `dense` says that all networks to be trained are dense. On
+    CPUs, a training step takes JAX 1.5 to 1.7 times as long as TensorFlow with convolutional networks, and 0.6 to 1
+    times as long with dense ones (see benchmarks/NOTES.md).
     """
     on_gpu = device != "cpu" and gpus() and importlib.util.find_spec("jax_plugins")
     wanted = "jax" if on_gpu or dense else "tensorflow"
@@ -60,21 +54,20 @@ def fastest(device="auto", dense=False):
     return wanted if importlib.util.find_spec(wanted) or not importlib.util.find_spec(other) else other
 
 
-def start(device="auto", deterministic=False, join=None, whole=False):
-    """Imports Keras and its backend, whose start-up notes on stderr are shown only if that fails.
+def start(device="auto", deterministic=False, join=None, keep_settings=False):
+    """Imports Keras and its backend. What they print on stderr meanwhile is shown only if the import fails.
 
-    Products of matrices are true to float32: a GPU's TF32 rounds them to 10 bits, log-densities by whole nats.
-    `deterministic`: operations give the same bits whenever they are repeated on this machine; for good, in this
-    process. `join()` is called before the backend looks for its devices. `whole`: without `imported_lean`, in a process
-    that is a user's own. Raises UserError if there is no GPU where `device` is "gpu", or none of what $JAX_PLATFORMS
-    names.
+    Matrix products have float32's precision: a GPU's TF32 would round factors to 10 bits, and shift log-densities by
+    whole nats. With `deterministic`, operations give the same bits whenever they are repeated on this machine; this
+    cannot be undone in this process. `join()` is called before the backend looks for its devices. Keras' settings are
+    its defaults, unless `keep_settings` leaves those of the user's keras.json, as in a user's own process.
+    Raises UserError if `device` is "gpu" and there is none, or if JAX cannot use what $JAX_PLATFORMS names.
     """
     _add_xla_flags(deterministic)
     with quiet():
-        with contextlib.nullcontext() if whole else imported_lean():
-            keras = _keras()
-        if not whole:
-            _forget_file(keras)
+        keras = _keras()
+        if not keep_settings:
+            _restore_defaults(keras)
         backend = keras.backend.backend()
         if backend == "jax":
             import jax
@@ -83,67 +76,24 @@ def start(device="auto", deterministic=False, join=None, whole=False):
         else:
             import tensorflow as tf
 
-            logging.getLogger("tensorflow").setLevel("ERROR")  # else each run of a grid is warned of retracing
+            logging.getLogger("tensorflow").setLevel("ERROR")  # else TensorFlow warns of tracing functions again
             tf.config.experimental.enable_tensor_float_32_execution(False)
             if deterministic:
                 tf.config.experimental.enable_op_determinism()
         if join:
             join()
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
-        if backend == "jax" and not whole and kinds == {"cpu"}:
-            _draw_vectors()
     if device == "gpu" and "gpu" not in kinds:
         raise UserError(
-            f"--device gpu: {backend} sees no GPU here, only {', '.join(sorted(kinds))}; mend the driver, install "
-            f"{backend} with GPU support, or leave --device out"
+            f"--device gpu: {backend} sees no GPU, only {', '.join(sorted(kinds))}; mend the driver, install {backend} "
+            "with GPU support, or leave --device out"
         )
 
 
-def _keras():
-    """The module. Raises UserError where Keras finds a setting of its own that it refuses."""
-    try:
-        return importlib.import_module("keras")
-    except ValueError as error:
-        raise UserError(f"Keras cannot be imported: {error} Look into its keras.json, in ~/.keras.") from error
-
-
-def _forget_file(keras):
-    """Sets what models and their numbers depend on to Keras' defaults, whatever the user's keras.json has for others.
-
-    Networks for images whose channels come first would be others, of the same name.
-    """
-    keras.config.set_image_data_format(IMAGES)
-    keras.config.set_floatx("float32")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_max_epochs(None)
-    keras.config.set_max_steps_per_epoch(None)
-
-
-def _draw_vectors():
-    """Has Keras on JAX draw normal and uniform noise of three or more axes as a vector, then given its shape.
-
-    It is of the same random bits, so that values are the same but for rounding. On a CPU, XLA's compiler takes 0.7 s
-    for four axes and 0.2 s for one or two: seconds for the first weights alone.
-    """
-    from keras.src.backend import random as of_backend  # what all of Keras draws by; it has no public name
-
-    for name in ("normal", "uniform", "truncated_normal"):
-        draw = getattr(of_backend, name)
-        if not isinstance(draw, functools.partial):  # by an earlier start in this process
-            setattr(of_backend, name, functools.partial(_as_vector, draw))
-
-
-def _as_vector(draw, shape, *scalars, **more):
-    """What `draw`, of Keras' backend, draws of this shape, more than two axes as one."""
-    if len(shape) <= 2:
-        return draw(shape, *scalars, **more)
-    return draw((math.prod(shape),), *scalars, **more).reshape(shape)
-
-
-def check_images():
-    """Raises UserError where the user's own process has told Keras that channels come first, as in no model here."""
-    if (found := sys.modules["keras"].config.image_data_format()) != IMAGES:
-        raise UserError(f"Keras has image_data_format {found!r}; call keras.config.set_image_data_format({IMAGES!r})")
+def seed(number):
+    """Seeds the first weights of layers. On JAX, Keras imports TensorFlow for this, whose notes are not shown."""
+    with quiet():
+        sys.modules["keras"].utils.set_random_seed(number)
 
 
 def _add_xla_flags(deterministic):
@@ -154,20 +104,31 @@ def _add_xla_flags(deterministic):
     os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
 
 
-def seed(number):
-    """Seeds what layers draw their first weights from.
+def _keras():
+    """The module. Raises UserError if Keras refuses a setting of the user's keras.json."""
+    try:
+        return importlib.import_module("keras")
+    except ValueError as error:
+        raise UserError(f"Keras cannot be imported: {error} Correct its keras.json, in ~/.keras.") from error
 
-    On JAX `keras.utils.set_random_seed` would import TensorFlow, where it is installed: two seconds and 450 MiB.
-    """
-    if (keras := sys.modules["keras"]).backend.backend() == "tensorflow":
-        keras.utils.set_random_seed(number)
-    else:
-        random.seed(number)
-        np.random.seed(number)
+
+def _restore_defaults(keras):
+    """Sets Keras' defaults where the user's keras.json, or a variable, says otherwise and models depend on it."""
+    keras.config.set_image_data_format(IMAGES)
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
+
+
+def check_images():
+    """Raises UserError if the user's own process has set Keras to channels_first, which no model here supports."""
+    if (found := sys.modules["keras"].config.image_data_format()) != IMAGES:
+        raise UserError(f"Keras has image_data_format {found!r}; call keras.config.set_image_data_format({IMAGES!r})")
 
 
 def _device_kinds(backend):
-    """The kinds of device that the backend sees, as {"cpu"}. Raises UserError where it cannot use what it is to use."""
+    """The kinds of device that the backend sees, such as {"cpu"}. Raises UserError if $JAX_PLATFORMS cannot be used."""
     if backend == "jax":
         import jax
 
@@ -183,34 +144,11 @@ def _device_kinds(backend):
 
 
 @contextlib.contextmanager
-def imported_lean():
-    """Makes imports in the block faster, and what they leave in memory less, where Keras was not imported before.
-
-    Keras and TensorFlow find none of EXTRAS there, nor would other threads; they are imported where they are used, if
-    ever: a second and 190 MiB. Nor does Python look for garbage, then or later, among all that is there by its end,
-    which is modules for good: 0.6 seconds.
-    """
-    if "keras" in sys.modules:
-        yield
-        return
-    backend, collected = os.environ.get("KERAS_BACKEND"), gc.isenabled()
-    hidden = [name for name in EXTRAS if name not in sys.modules and backend not in (None, name)]
-    try:
-        sys.modules.update(dict.fromkeys(hidden))  # None: an import of it fails
-        gc.disable()
-        yield
-        gc.freeze()
-    finally:
-        for name in hidden:
-            if sys.modules.get(name, name) is None:
-                del sys.modules[name]
-        if collected:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def quiet():
-    """Holds back what the block writes to stderr, unless it fails for a reason of its own, or no file can be made."""
+    """Holds back what the block writes to stderr, and shows it only if the block raises an error other than UserError.
+
+    Without a place for temporary files, nothing is held back.
+    """
     with contextlib.ExitStack() as stack:
         notes = None
         with contextlib.suppress(OSError):
@@ -232,24 +170,6 @@ def quiet():
         finally:
             os.dup2(screen, 2)
             os.close(screen)
-
-
-@contextlib.contextmanager
-def forgetting_graphs():
-    """Lets TensorFlow forget the gradients that are traced in the block, or the function that this decorates.
-
-    It registers what a custom gradient closes over for good. Optimizers sum gradients over replicas through one, the
-    Bernoulli likelihood and thin convolutions have their own, so each compiled function would keep its graph, for a
-    training step some 20 MiB, and a grid of runs would grow by that with each.
-    """
-    ops = sys.modules.get("tensorflow.python.framework.ops")
-    registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})  # no public way leads there
-    before = set(registered)
-    try:
-        yield
-    finally:
-        for name in set(registered) - before:
-            del registered[name]
 
 
 def has_gpu():

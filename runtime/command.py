@@ -1,4 +1,4 @@
-"""What every script shares: argument parser, readers of values, exit codes, streams and signals."""
+"""What all scripts share: the argument parser, readers of values, exit codes, streams and signals."""
 
 import argparse
 import contextlib
@@ -12,13 +12,11 @@ import threading
 from runtime.errors import DataError, UserError
 
 STOPPED = 130  # the shell's exit code for Ctrl-C
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # where what is printed goes to a file
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence and a hint, not a page of usage; exit code 2."""
+    """An argument parser whose errors are one sentence and a hint instead of a page of usage; exit code 2."""
 
     def error(self, message):
         """Prints the sentence and exits with 2."""
@@ -26,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text):
-    """A path as a flag gives it, with ~ expanded: a shell does not do that in --out=~/pictures."""
+    """A path with ~ expanded, which a shell does not do in --out=~/pictures."""
     return os.path.expanduser(text)
 
 
@@ -55,17 +53,17 @@ def number(low):
 
 
 def command(run, args):
-    """Runs a script's `run(args)` and returns its exit code; a mistake of the user's is a sentence on stderr and 2."""
+    """Runs a script's `run(args)` and returns its exit code; a UserError is one sentence on stderr, and exit code 2."""
     _open_streams()
     try:
         with stoppable():
             code = run(args)
-            sys.stdout.flush()  # here, where a reader that has gone is no surprise
+            sys.stdout.flush()  # here, where a closed pipe is handled
             return code
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone, as head does
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         _write_no_more(sys.stdout)
         return 1
     except OSError as error:
@@ -74,35 +72,35 @@ def command(run, args):
         _write_no_more(sys.stdout)
         try:
             print(f"error: writing failed: {error.strerror}", file=sys.stderr, flush=True)
-        except OSError:  # it lies there, too
+        except OSError:  # stderr goes to the same full disk
             _write_no_more(sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was written is whole and kept", file=sys.stderr)
+        print("stopped; files that were written are complete and stay", file=sys.stderr)
         return STOPPED
 
 
 def _open_streams():
-    """Gives a process that was started without them, as a daemon may be, standard streams; no character fails there."""
+    """Opens standard streams that are closed, as in a daemon, and makes stdout accept every character."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the one that is free
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is the stream's
             setattr(sys, name, os.fdopen(number, mode))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _write_no_more(stream):
-    """Lets what could not be written go nowhere: Python would try again at exit, and complain."""
+    """Redirects a stream to nothing, so that Python does not try to write the rest again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def stoppable():
-    """Makes SIGTERM and SIGHUP what Ctrl-C is, for the block; what is ignored, as SIGHUP under nohup, stays ignored."""
+    """Makes SIGTERM and SIGHUP act like Ctrl-C in the block; signals that are ignored, as under nohup, stay ignored."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     usual = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():  # elsewhere it is forbidden
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
         usual = []
     for number in usual:
         signal.signal(number, signal.default_int_handler)
@@ -111,3 +109,16 @@ def stoppable():
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
+
+
+def end_with_parent():
+    """From now on, sends this process SIGTERM when its standard input closes, as when the process that started it dies.
+
+    For a process whose standard input is a pipe to which nothing is written.
+    """
+
+    def watch():
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""How much memory there is: of the machine, its container and its GPUs."""
+"""The memory of the machine, its container and its GPUs."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def gpus():
-    """The names, as in $CUDA_VISIBLE_DEVICES, of NVIDIA's GPUs that this process may use; no backend is asked."""
+    """The NVIDIA GPUs that this process may use, named as in $CUDA_VISIBLE_DEVICES; this starts no backend."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name and name != "-1"]
     return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
@@ -16,7 +16,7 @@ def gpus():
 def memory():
     """Bytes of memory that this process may have: the machine's, or its container's if that is less.
 
-    A process of a grid has a part of that, which $VAMPVAE_MEMORY names.
+    $VAMPVAE_MEMORY is the share of a process in a grid.
     """
     import psutil
 
@@ -27,9 +27,9 @@ def memory():
 
 
 def free_memory():
-    """Bytes of memory that are free: on the GPU that JAX uses, else in this machine, or its container if that is less.
+    """Bytes of free memory: on the GPU that JAX uses, else of this machine, or its container if that is less.
 
-    How much is free on a GPU, TensorFlow does not tell.
+    TensorFlow does not tell how much memory of a GPU is free.
     """
     import psutil
 
@@ -46,6 +46,6 @@ def free_memory():
 
 
 def is_out_of_memory(error):
-    """Whether this exception, of Python, NumPy, TensorFlow or JAX, says that memory could not be had."""
+    """Whether this exception of Python, NumPy, TensorFlow or JAX means that there was not enough memory."""
     words = ("RESOURCE_EXHAUSTED", "ResourceExhausted", "out of memory", "OOM when allocating", "bad_alloc")
     return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)

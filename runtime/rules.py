@@ -25,7 +25,8 @@ def needs(flag, owner, *kinds):
     """The Rule that `flag` goes with --`owner`, or, with `kinds`, with these values of it only."""
     if not kinds:
         return Rule(flag, lambda values: not is_given(values, owner), f"goes with --{owner}")
-    return Rule(flag, lambda values: getattr(values, owner) not in kinds, f"goes with --{owner} {' or '.join(kinds)}")
+    said = f"goes with --{owner} {' or '.join(kinds)}"
+    return Rule(flag, lambda values: getattr(values, owner, None) not in kinds, said)
 
 
 def excludes(flag, *others, reason=""):
@@ -39,7 +40,8 @@ def excludes(flag, *others, reason=""):
 
 def is_given(values, flag):
     """Whether parsed arguments have this flag: neither None, nor False, nor left out."""
-    return getattr(values, flag, None) not in (None, False)
+    value = getattr(values, flag, None)
+    return value is not None and value is not False  # 0 is given
 
 
 def check(rules, values, given=is_given):
@@ -48,9 +50,9 @@ def check(rules, values, given=is_given):
         if given(values, rule.flag) and rule.refused(values):
             reason = rule.reason(values) if callable(rule.reason) else rule.reason
             value = getattr(values, rule.flag)
-            is_plain = isinstance(value, str) and PLAIN.fullmatch(value)
-            said = [f"--{rule.flag}"] + ([] if value is True else [value if is_plain else shown(value)])
-            raise UserError(f"{' '.join(said)} {reason}")
+            parts = value if isinstance(value, list) else [] if value is True else [value]
+            words = [part if isinstance(part, str) and PLAIN.fullmatch(part) else shown(part) for part in parts]
+            raise UserError(f"{' '.join([f'--{rule.flag}', *words])} {reason}")
 
 
 def shown(value, most=60):

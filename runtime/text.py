@@ -9,7 +9,7 @@ def duration(seconds):
 
 
 def table(rows):
-    """Dicts of equal keys as aligned text, a line of names and one for each row; small numbers keep two digits."""
+    """Dicts with the same keys as aligned text: a line of names, then one per row; numbers below 1 keep two digits."""
     shown = [[cell(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), *shown]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -19,7 +19,7 @@ def table(rows):
 
 
 def cell(value):
-    """A value as it stands in a table."""
+    """A value as text in a table."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"

@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
 import os
+import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -15,9 +18,8 @@ import pytest
 import trustme
 
 import models
-from experiment import Config, tracking
-from experiment.record import FORMAT
-from runtime import atomic, backend
+from experiment import Config, tracking, weights
+from runtime import backend
 
 ROOT = Path(__file__).parent.parent
 ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long and vary what others test"}  # by -m
@@ -56,9 +58,16 @@ on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason=
 
 
 def pytest_configure(config):
-    """Imports Keras as scripts do, before a test file does, but in the process that only hands tests to others."""
+    """Imports Keras as scripts do, before a test file does, except in the process that only distributes tests.
+
+    No test makes TensorFlow deterministic for all later ones, which could not use XLA then.
+    """
     if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         backend.start()
+        if os.environ["KERAS_BACKEND"] == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism = lambda: None
 
 
 def pytest_addoption(parser):
@@ -86,17 +95,21 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgotten():
-    """TensorFlow would keep the graphs of all that a file compiles, for good."""
-    backend.seed(0)  # for fixtures of the file
-    with backend.forgetting_graphs():
-        yield
+def seeded_module():
+    """Fixes the seed for the fixtures of a file."""
+    _seed()
 
 
 @pytest.fixture(autouse=True)
-def same_first_weights():
-    """What layers draw their first weights from, unless a test says otherwise: they are not left to chance."""
-    backend.seed(0)
+def seeded_test():
+    """Fixes the seed from which layers draw their first weights."""
+    _seed()
+
+
+def _seed():
+    import keras
+
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -137,21 +150,6 @@ def compiled(function):
 
 
 @pytest.fixture
-def xla():
-    """Lets Keras compile on TensorFlow, as it does not once a test before asked for repeatable operations."""
-    if os.environ["KERAS_BACKEND"] == "jax":
-        yield
-        return
-    from tensorflow.python.framework import config  # no public way leads there
-
-    was_on = config.is_op_determinism_enabled()
-    config.disable_op_determinism()
-    yield
-    if was_on:
-        config.enable_op_determinism()
-
-
-@pytest.fixture
 def script():
     """Runs a script as a user does: `script("train.py", "--epochs", 3)` returns the finished process with its text."""
 
@@ -176,25 +174,6 @@ def validated(run):
     return run.model.evaluate(run.images("val"), batch_size=validation_batch(run.config), verbose=0, return_dict=True)
 
 
-def without_training(values, state="finished"):
-    """In the place of train.fit: writes the run's folder with the validation ELBO that `values` has for its lr."""
-
-    def fit(config, args, run=None):
-        value = values[config.lr]
-        if isinstance(value, BaseException):
-            raise value
-        config.path.mkdir(parents=True)
-        record = {"format": FORMAT, "config": dataclasses.asdict(config), "backend": "tensorflow"}
-        record |= {"versions": {}, "data_sha256": {}}
-        atomic.write_json(config.path / "config.json", record)
-        atomic.write_json(config.path / "metrics.json", {"log_px": -value})  # the opposite order
-        status = {"state": state, "best_val_elbo": value, "best_epoch": 4, "note": config.note}
-        atomic.write_json(config.path / "status.json", status)
-        return config.path
-
-    return fit
-
-
 def other(name):
     """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
@@ -210,6 +189,13 @@ def other(name):
 def sha256(content):
     """Of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def save_weights(model, path):
+    """Writes the weights of a model as a run keeps its best ones."""
+    from models.weight_names import named_weights
+
+    path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
 
 
 def put(folder, contents):
@@ -228,7 +214,7 @@ def damaged(packed):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of this test alone; no variable of the user's environment has a say."""
-    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache" / "vampvae"
@@ -277,8 +263,56 @@ def authority():
 @pytest.fixture
 def site(authority, tmp_path, monkeypatch):
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     site = Site(authority)
     yield site
     site.server.shutdown()
     site.server.server_close()
+
+
+SETTINGS = {"model": "hvae", "prior": "vamp", "latent_dim": 3, "epochs": 2, "batch_size": 63}  # 19 even batches
+ID = "digits_hvae_vamp_bs63_dim3_factor0.25_epochs2_lr0.001_K12"
+STATES = [f"last/epoch{epoch:09d}_step{0:09d}.safetensors" for epoch in (1, 2)]
+FILES = [".lock", "best.safetensors", "config.json", "history.csv", *STATES, "status.json"]
+QUICK = {"epochs": 1, "batch_size": 399}  # three steps
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The finished process of one `python train.py`, and the folder of its run, which no test changes."""
+    runs_dir = tmp_path_factory.mktemp("trained") / "runs"
+    command = [sys.executable, "train.py", *flags(runs_dir=runs_dir, **SETTINGS)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done, runs_dir / ID
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run, where its training would put it with --runs_dir tmp_path/runs."""
+    return shutil.copytree(trained[1], tmp_path / "runs" / ID)
+
+
+def called(main, *words):
+    """The exit code of a script's main, whether it returns or exits with it."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def refused(capfd, main, words, expected, nothing_in=None):
+    """Checks for exit code 2, exactly one line on stderr, which has `expected`, nothing on stdout, and no file."""
+    assert called(main, *words) == 2
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
+    assert expected in printed.err and re.match(r"(error|\w+\.py( \w+)?): ", printed.err), printed.err
+    assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())

@@ -16,7 +16,7 @@ from runtime.command import Parser
 README = ROOT / "README.md"
 GUIDES = sorted(ROOT.glob("docs/*.md"))
 PAGES = [README, *GUIDES, ROOT / "data" / "README.md", ROOT / "benchmarks" / "NOTES.md"]
-SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "plot.py": plot, "features.py": features}
+SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "plot.py": plot, "vampvae.py features": features}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(<?([^)>]+)>?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w+")
 COMMAND = re.compile(rf"(?:^|`)python ({'|'.join(map(re.escape, SCRIPTS))}) ([^`#\n]*)", re.MULTILINE)

@@ -11,21 +11,21 @@ from runtime.errors import RunError
 from training import devices
 
 VALIDATION_BATCH = 500
-AHEAD = 2  # batches that TensorFlow reads before they are needed
+AHEAD = 2  # batches that TensorFlow prepares before they are needed
 
 
 class Batches(keras.utils.PyDataset):
     """Batches of grey images (B, H, W, C) whose order is a pure function of (seed, epoch), on every backend.
 
-    `steps` is their number in an epoch, of which the first `skip` are left out: training goes on behind them. Of each
-    batch this process reads what the Spread says, and hands it on in its way.
+    An epoch has `steps` batches, of which the first `skip` are left out where training resumes inside an epoch. The
+    Placement says which part of each batch this process reads.
     """
 
     error = None
 
-    def __init__(self, split, config, spread=devices.ALONE):
+    def __init__(self, split, config, placement=devices.ONE_DEVICE):
         super().__init__()
-        self.split, self.config, self.spread, self.skip = split, config, spread, 0
+        self.split, self.config, self.placement, self.skip = split, config, placement, 0
         self.steps = math.ceil(len(split.images) / config.batch_size)
         self.start_epoch(0)
 
@@ -39,33 +39,34 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def left(self):
-        """The numbers of the images in what is left of the epoch, batch after batch."""
+        """The indices of the images in the rest of the epoch, batch after batch."""
         return self.order[self.skip * self.config.batch_size :]
 
     def done(self, batch):
-        """Steps of the epoch that are done when Keras says that this batch of a `fit` has ended.
+        """The steps of the epoch that are done when Keras calls `on_train_batch_end(batch)`.
 
-        With several steps in an execution it names the last one of the next full execution, even behind the end.
+        With several steps in an execution, Keras passes the last batch of a full execution, even beyond the epoch.
         """
         return min(self.skip + batch + 1, self.steps)
 
     def __getitem__(self, index):
         chosen = self.left[index * self.config.batch_size :][: self.config.batch_size]
         with keeping_errors(self):
-            return (self.spread.placed(self.split.grey(chosen[slice(*self.spread.bounds(len(chosen)))]), len(chosen)),)
+            images = self.split.grey(chosen[slice(*self.placement.bounds(len(chosen)))])
+            return (self.placement.padded(images, len(chosen)),)
 
 
 class InOrder(keras.utils.PyDataset):
-    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which is read as it is needed.
+    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which reads them when needed.
 
-    Of each batch this process reads what the Spread says, and hands it on in its way.
+    The Placement says which part of each batch this process reads.
     """
 
     error = None
 
-    def __init__(self, images, batch_size, spread=devices.ALONE):
+    def __init__(self, images, batch_size, placement=devices.ONE_DEVICE):
         super().__init__()
-        self.images, self.batch_size, self.spread = images, batch_size, spread
+        self.images, self.batch_size, self.placement = images, batch_size, placement
 
     def __len__(self):
         return math.ceil(len(self.images) / self.batch_size)
@@ -73,16 +74,16 @@ class InOrder(keras.utils.PyDataset):
     def __getitem__(self, index):
         start = self.batch_size * index
         n = min(self.batch_size, len(self.images) - start)
-        first, end = self.spread.bounds(n)
+        first, end = self.placement.bounds(n)
         with keeping_errors(self):
-            return (self.spread.placed(self.images[start + first : start + end], n),)
+            return (self.placement.padded(self.images[start + first : start + end], n),)
 
 
 def as_tf_dataset(batches):
-    """What `fit` is given for a PyDataset of batches (images,): itself; on TensorFlow a tf.data.Dataset, not tuned.
+    """What `fit` is given for a PyDataset of batches (images,): itself on JAX, a tf.data.Dataset on TensorFlow.
 
-    The thread that tunes Keras' own dataset sleeps through its end now and then, and the next epoch waits until it
-    wakes: after 11 seconds of steps for 9 to 16 more.
+    The dataset that Keras would make tunes itself in a thread. This thread sometimes sleeps at the end of an epoch, and
+    the next epoch waits for it: 9 to 16 seconds after an epoch of 11 seconds.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
@@ -91,13 +92,12 @@ def as_tf_dataset(batches):
     options = tf.data.Options()
     options.autotune.enabled = False
     is_in_memory = isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray)
-    by_tensorflow = is_in_memory and batches.spread is devices.ALONE
-    dataset = _made_by_tensorflow(batches) if by_tensorflow else _made_by_python(batches)
+    dataset = _from_memory(batches) if is_in_memory else _from_python(batches)
     dataset = dataset.prefetch(AHEAD).with_options(options)
     return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
 
 
-def _made_by_python(batches):
+def _from_python(batches):
     import tensorflow as tf
 
     def each():
@@ -108,8 +108,8 @@ def _made_by_python(batches):
     return tf.data.Dataset.from_generator(each, output_signature=signature)
 
 
-def _made_by_tensorflow(batches):
-    """The same Batches, of images in memory. Python is called once an epoch; between short steps it is in their way."""
+def _from_memory(batches):
+    """A dataset of Batches of images in memory. It calls Python once an epoch: calls between short steps slow them."""
     import tensorflow as tf
 
     max_value, size = batches.split.max_value, batches.config.batch_size
@@ -128,7 +128,7 @@ def _made_by_tensorflow(batches):
 
 @contextlib.contextmanager
 def keeping_errors(batches):
-    """Keeps a DataError of the block as `batches.error`: TensorFlow, which asks for batches, makes another of it."""
+    """Stores a DataError of the block as `batches.error`, because TensorFlow raises another error in its place."""
     try:
         yield
     except data.DataError as error:
@@ -137,8 +137,8 @@ def keeping_errors(batches):
 
 
 @contextlib.contextmanager
-def saying_errors(*every):
-    """Raises RunError where one of these batches could not be read in the block, whatever that raised."""
+def reporting_unreadable(*every):
+    """Raises RunError if the block raises any error and one of these batches could not be read."""
     try:
         yield
     except Exception as error:
@@ -148,5 +148,5 @@ def saying_errors(*every):
 
 
 def validation_batch(config):
-    """Images in a validation step, fewer where each of them has several samples."""
+    """The images in a validation step: fewer if each image has several samples."""
     return max(1, VALIDATION_BATCH // config.samples)

@@ -1,4 +1,4 @@
-"""Keras callbacks: noise and warm-up, watching the terms, stopping on request."""
+"""Keras callbacks: noise and warm-up, checks for NaN, stopping on request, averaged weights."""
 
 import contextlib
 import math
@@ -13,26 +13,22 @@ from experiment import weights
 from runtime.errors import RunError
 from training import optimizers
 
-FORMULAS = {  # the order in which they are looked at
+FORMULAS = {  # in the order in which they are checked
     "distortion": "distortion, -log p(x|z),",
     "rate": "rate, log q(z|x) - log p(z),",
     "elbo": "elbo, -distortion - rate,",
     "bound": "bound on log p(x)",
     "loss": "loss",
 }
-
-
-LEAST_SCALE = 2.0**-20  # of a loss; it is halved by each step whose gradients overflow, which from here on they do not
-
-
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's or kill's request, a closed terminal
+LEAST_SCALE = 2.0**-20  # of a loss, which is halved whenever gradients overflow; with a smaller one they do not
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; a request of a scheduler or of kill; a closed terminal
 
 
 class EpochState(keras.callbacks.Callback):
-    """Makes all that changes with the epoch a pure function of (seed, epoch): order, noise, and beta's warm-up.
+    """Makes everything that changes with the epoch a pure function of (seed, epoch): order, noise, and beta.
 
-    beta = min(1, (epoch + 1) / warm-up). Validation draws the same noise in every epoch, so that its values differ by
-    the weights alone. Where training goes on inside an epoch (`batches.skip`), all of it is as `state` has it.
+    beta = min(1, (epoch + 1) / warm-up). Validation draws the same noise in every epoch, so only the weights change its
+    values. If training resumes inside an epoch (`batches.skip`), noise and beta are those of `state`.
     """
 
     def __init__(self, config, batches, state=None):
@@ -40,7 +36,7 @@ class EpochState(keras.callbacks.Callback):
         self.config, self.batches, self.state = config, batches, state
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Sets order, training noise and beta, or all that `state` has."""
+        """Sets the order, the training noise and beta, or every variable to its value in `state`."""
         self.batches.start_epoch(epoch)
         if self.batches.skip:
             self.state.into(self.model)
@@ -60,7 +56,8 @@ class EpochState(keras.callbacks.Callback):
 class StopOnNonFinite(keras.callbacks.Callback):
     """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored.
 
-    Where the loss is scaled, a step whose gradients are not finite is left out, and no failure unless all are.
+    If the loss is scaled (mixed_float16), steps with gradients that are not finite are skipped. That is a failure only
+    if the scale becomes smaller than LEAST_SCALE.
     """
 
     def __init__(self, batches):
@@ -68,41 +65,42 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self.batches = batches
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Remembers the epoch for the message."""
+        """Stores the epoch for the message."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks at the running means: the first that is not finite names the term."""
-        self._look(logs, "", f"step {self.batches.done(batch)}")
+        """Checks the running means; the first one that is not finite names the term."""
+        self._check(logs, "", f"step {self.batches.done(batch)}")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks at the validation terms, and at the weights."""
-        self._look(logs, "val_", "validation")
+        """Checks the validation terms and the weights."""
+        self._check(logs, "val_", "validation")
         if path := weights.not_finite(self.model):
             raise RunError(f"epoch {epoch + 1}: weight {path} is not finite")
         scale = float(getattr(self.model.optimizer, "dynamic_scale", 1.0))
         if scale < LEAST_SCALE:
-            raise RunError(f"epoch {epoch + 1}: gradients are not finite even where the loss is scaled by {scale:.1g}")
+            raise RunError(f"epoch {epoch + 1}: gradients are not finite even with the loss scaled by {scale:.1g}")
 
-    def _look(self, logs, prefix, where):
+    def _check(self, logs, prefix, where):
         for name, term in FORMULAS.items():
             if not math.isfinite(value := logs.get(prefix + name, 0.0)):
                 raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {value}")
 
 
 class StopOnRequest(keras.callbacks.Callback):
-    """A context in which Ctrl-C and its like end the run between two steps, its state written; Ctrl-C twice: at once.
+    """A context in which Ctrl-C, SIGTERM and SIGHUP stop the run between two steps, after its state is written.
 
-    In the middle of a step an exception may get lost: JAX swallows one that a signal raises below its own calls. What
-    is ignored when training begins, as SIGHUP under nohup, stays ignored.
+    A second Ctrl-C stops it at once. The first one cannot raise an exception in the middle of a step, because JAX
+    swallows exceptions that a signal raises inside its calls. Signals that are ignored when training begins, such as
+    SIGHUP under nohup, stay ignored.
     """
 
-    def __init__(self, writer, spread):
+    def __init__(self, writer, placement):
         super().__init__()
-        self.writer, self.spread, self.asked, self.usual = writer, spread, False, {}
+        self.writer, self.placement, self.asked, self.usual = writer, placement, False, {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # elsewhere it is forbidden
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
             for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
                 if (usual := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
                     self.usual[number] = usual
@@ -117,47 +115,47 @@ class StopOnRequest(keras.callbacks.Callback):
         if self.asked and number == signal.SIGINT:  # a closed terminal sends its SIGHUP twice
             raise KeyboardInterrupt
         if not self.asked and number == signal.SIGINT and sys.stderr.isatty():
-            os.write(2, b"\nstopping after this step, so that nothing is lost; once more: at once\n")
+            os.write(2, b"\nstopping after this step, so that nothing is lost; press Ctrl-C again to stop at once\n")
         self.asked = True
 
     def on_train_batch_end(self, batch, logs=None):
-        """Stops where that was asked, but for the last step: the end of the epoch will."""
-        if self.spread.agreed(self.asked) and self.writer.save_inside(batch):
+        """Stops if that was asked; after the last step, `on_epoch_end` does."""
+        if self.placement.any_asked(self.asked) and self.writer.save_inside(batch):
             self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Stops where that was asked."""
-        if self.spread.agreed(self.asked):
+        """Stops if that was asked."""
+        if self.placement.any_asked(self.asked):
             self._stop()
 
     def _stop(self):
-        self.spread.done()
+        self.placement.done()
         raise KeyboardInterrupt
 
 
 class EMAWeights(keras.callbacks.Callback):
-    """Puts the moving average of the weights in their place while they are judged, and in the block of `instead`.
+    """Replaces the weights by their moving average during validation, and inside the block of `instead`.
 
-    Keras' SwapEMAWeights exchanges both by sums and differences, which rounds, and leaves an average of projected
-    weights where no projected weight would be.
+    Keras' SwapEMAWeights exchanges both by sums and differences, which rounds, and does not project the averages by the
+    weights' constraints.
     """
 
     def on_test_begin(self, logs=None):
-        """The averages, projected where the weights are."""
+        """Assigns the averages, projected by the constraint of their weight, if it has one."""
         pairs = zip(self.model.trainable_variables, optimizers.averages(self.model.optimizer), strict=True)
         self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
         for weight, average in pairs:
-            # a copy: on JAX, validation gives away the memory of the weights, and it would be the average's, too
+            # a copy, because on JAX validation donates the memory of the weights, which would also be the average's
             weight.assign(weight.constraint(average) if weight.constraint else keras.ops.copy(average))
 
     def on_test_end(self, logs=None):
-        """The weights again, bit for bit."""
+        """Assigns the weights again, bit for bit."""
         for weight, value in self.raw:
             weight.assign(value)
 
     @contextlib.contextmanager
     def instead(self):
-        """For the block, too."""
+        """A context in which the model has the averaged weights."""
         self.on_test_begin()
         try:
             yield

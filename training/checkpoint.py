@@ -1,25 +1,24 @@
 """The state of a training: one file that goes in and out whole, of which a run's `last` folder holds the newest two.
 
-It is a zip of stored members: `state.json`, what is done; `variables.bin`, the bytes of every variable of model,
-optimizer and metrics in Keras' order; `best.weights.h5`, the best weights so far. Reading runs nothing and believes
-nothing: every size, shape and type is compared with the model at hand first, and zip's checksums find damage.
+It is a safetensors file of every variable of model, optimizer and metrics, the best weights so far and the history; its
+metadata are the progress, as JSON, and a checksum. Nothing in it is believed: every name, shape and type is compared
+with the model at hand first, and the checksum finds damage.
 """
 
 import errno
 import json
 import math
-import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
+from keras import KerasTensor
 
+from experiment import weights
+from models.weight_names import named_weights
 from runtime import atomic
 
-FORMAT = 1
 KEPT = 2  # states in a folder
-MOST_JSON = 1 << 28  # bytes; some 500,000 epochs
-H5_OVERHEAD = 1 << 14  # bytes beside each array of a weights file, at most
 
 
 class Damaged(ValueError):
@@ -29,50 +28,48 @@ class Damaged(ValueError):
 class State(NamedTuple):
     """How far a training is: `epoch` epochs, then `step` steps in `seconds` of the next one.
 
-    `rows` are those of history.csv, one for each epoch; `best` is the content of best.weights.h5, empty before the
-    first epoch is over; `values` are those of `variables(model)`.
+    `rows` are those of history.csv, one for each epoch; `best` are the best weights by name, none before the first
+    epoch is over; `values` are those of `variables(model)`.
     """
 
     epoch: int
     step: int
     seconds: float
     rows: list
-    best: bytes
-    values: list
+    best: dict
+    values: dict
 
     def into(self, model):
         """Gives every variable of the model its value."""
-        for variable, value in zip(variables(model), self.values, strict=True):
-            variable.assign(value)
+        weights.assign(variables(model), self.values)
 
 
 def variables(model):
-    """All that changes in training: weights, seeds, the optimizer's and the metrics' variables, in a fixed order."""
-    return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-
-
-def numbers(model):
-    """The values of `variables(model)`: arrays."""
-    return [ops.convert_to_numpy(variable) for variable in variables(model)]
+    """All that changes in training, by name: weights, seeds, the optimizer's and the metrics' variables."""
+    named = named_weights(model)
+    are_weights = {id(weight) for weight in named.values()}
+    seeds = [variable for variable in model.variables if id(variable) not in are_weights]
+    found = {f"model/{name}": weight for name, weight in named.items()}
+    for kind, several in ("seed", seeds), ("optimizer", model.optimizer.variables), ("metric", model.metrics_variables):
+        found |= {f"{kind}/{index}": variable for index, variable in enumerate(several)}
+    return found
 
 
 def of(model, epoch, step, seconds, rows, best):
     """The State of a model."""
-    return State(epoch, step, seconds, rows, best, numbers(model))
+    return State(epoch, step, seconds, rows, best, weights.values(variables(model)))
 
 
 def save(folder, state):
     """Writes a state into the folder and removes all but the newest two. Raises OSError, with the others intact."""
-    about = {name: getattr(state, name) for name in ("epoch", "step", "seconds", "rows")}
-    about |= {"format": FORMAT, "values": _described(state.values)}
+    columns = list(state.rows[0]) if state.rows else []
+    history = np.array([list(row.values()) for row in state.rows], "float64").reshape(len(state.rows), len(columns))
+    arrays = state.values | {f"best/{name}": array for name, array in state.best.items()} | {"history": history}
+    done = {"epoch": state.epoch, "step": state.step, "seconds": state.seconds, "columns": columns}
+    done = json.dumps(done, allow_nan=False)
     folder.mkdir(exist_ok=True)
-    path = folder / f"epoch{state.epoch:09d}_step{state.step:09d}.zip"
-    with atomic.replacing(path) as opened, zipfile.ZipFile(opened, "w") as file:
-        file.writestr("state.json", json.dumps(about, allow_nan=False))
-        with file.open("variables.bin", "w", force_zip64=True) as member:  # which may have over 2 GiB
-            for value in state.values:
-                member.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-        file.writestr("best.weights.h5", state.best)
+    path = folder / f"epoch{state.epoch:09d}_step{state.step:09d}.safetensors"
+    atomic.write(path, weights.packed(arrays, {"done": done, "crc32": checksum(done, arrays)}))
     for old in newest(folder)[KEPT:]:
         old.unlink()
 
@@ -84,70 +81,55 @@ def discard(path):
 
 def newest(folder):
     """The files of states in a folder, the newest first."""
-    return sorted(folder.glob("epoch*_step*.zip"), reverse=True)
+    return sorted(folder.glob("epoch*_step*.safetensors"), reverse=True)
 
 
 def read(path, model):
     """The State in a file that was written for such a model. Raises Damaged for any other content, and OSError."""
-    likes = numbers(model)
-    bytes_ = sum(like.nbytes for like in likes)
-    most = {"state.json": MOST_JSON, "variables.bin": bytes_, "best.weights.h5": bytes_ + H5_OVERHEAD * len(likes)}
     try:
-        with atomic.opened(path) as opened, zipfile.ZipFile(opened) as file:
-            contents = {name: _member(file, name, size) for name, size in most.items()}
-            if len(file.infolist()) != len(most):
-                raise Damaged("it holds something else too")
-        about = json.loads(contents["state.json"])
-        _check(about, likes, len(contents["variables.bin"]) == bytes_)
-    except Damaged:
-        raise
-    except (OSError, ValueError, KeyError, ArithmeticError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that of a place before the start
+        with weights.opened(path) as file:
+            metadata = file.metadata() or {}
+            done = json.loads(metadata["done"])
+            _check(done)
+            expected = variables(model) | {"history": KerasTensor((done["epoch"], len(done["columns"])), "float64")}
+            if done["epoch"]:
+                expected |= {f"best/{name}": weight for name, weight in named_weights(model).items()}
+            arrays = weights.arrays(file, expected)
+        if metadata["crc32"] != checksum(metadata["done"], arrays):
+            raise Damaged("its checksum is another one")
+    except (OSError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # it is a file, and cannot be read just now
             raise
         raise Damaged((str(error) or type(error).__name__).splitlines()[0][:200]) from error
-    values, start = [], 0
-    for like in likes:
-        values.append(np.frombuffer(contents["variables.bin"], like.dtype, like.size, start).reshape(like.shape))
-        start += like.nbytes
-    done = {name: about[name] for name in ("epoch", "step", "seconds", "rows")}
-    return State(**done, best=contents["best.weights.h5"], values=values)
+    best = {name.removeprefix("best/"): arrays.pop(name) for name in expected if name.startswith("best/")}
+    rows = _rows(done.pop("columns"), arrays.pop("history"))
+    return State(**done, rows=rows, best=best, values=arrays)
 
 
-def _member(file, name, most):
-    info = file.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise Damaged(f"{name} is not stored as it is")
-    if info.file_size > most:
-        raise Damaged(f"{name} has {info.file_size:,} bytes, at most {most:,} are expected")
-    with file.open(info) as member:
-        return member.read(most + 1)
+def checksum(done, arrays):
+    """CRC-32 of the progress, a text, and of all arrays in the order of their names, in hex."""
+    total = zlib.crc32(done.encode())
+    for name in sorted(arrays):
+        total = zlib.crc32(arrays[name], total)
+    return f"{total:08x}"
 
 
-def _check(about, likes, right_size):
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise Damaged(f"it is not of format {FORMAT}")
-    if about.get("values") != _described(likes) or not right_size:
-        raise Damaged("it belongs to another model")
-    epoch, step, seconds, rows = (about.get(name) for name in ("epoch", "step", "seconds", "rows"))
-    if not _is_count(epoch) or not _is_count(step) or not _is_number(seconds) or not isinstance(rows, list):
+def _check(done):
+    kinds = {"epoch": int, "step": int, "seconds": float, "columns": list}
+    if not isinstance(done, dict) or {name: type(value) for name, value in done.items()} != kinds:
         raise Damaged("it does not say how far it is")
-    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    epoch, step, seconds, columns = (done[name] for name in kinds)
+    if not 0 <= epoch < 2**31 or not 0 <= step < 2**31 or not math.isfinite(seconds):
+        raise Damaged("it does not say how far it is")
+    has_texts = all(type(name) is str for name in columns)
+    if not has_texts or (epoch and not {"epoch", "val_elbo", "seconds"} < set(columns)):
+        raise Damaged("its history has other columns")
+
+
+def _rows(columns, history):
+    rows = [dict(zip(columns, row, strict=True)) for row in history.tolist()]
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or list(row) != columns or not all(map(_is_number, row.values())):
-            raise Damaged(f"row {number} of its history is no row")
-        if row.get("epoch") != number or "val_elbo" not in row or "seconds" not in row:
-            raise Damaged(f"row {number} of its history is of another epoch")
-    if len(rows) != epoch:
-        raise Damaged(f"it has a history of {len(rows)} epochs and says {epoch}")
-
-
-def _described(values):
-    return [[list(value.shape), str(value.dtype)] for value in values]
-
-
-def _is_count(value):
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+        if row["epoch"] != number or not all(map(math.isfinite, row.values())):
+            raise Damaged(f"row {number} of its history is none")
+        row["epoch"] = number  # a whole number again
+    return rows

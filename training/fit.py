@@ -1,4 +1,4 @@
-"""How one run is trained, or goes on."""
+"""How one run is trained: `train` a new one, `resume` it, or `follow` the process that does."""
 
 import contextlib
 import dataclasses
@@ -20,20 +20,144 @@ from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, optimizers
-from training.batches import Batches, InOrder, as_tf_dataset, saying_errors, validation_batch
+from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
 from training.callbacks import EMAWeights, EpochState, StopOnNonFinite, StopOnRequest
 from training.memory import check_step, check_weights, smaller
-from training.patience import ReplayedHistory, judges, patience_is_over
+from training.patience import ReplayedHistory, monitors, patience_is_over
 from training.progress import Progress
 from training.tracked import Tracked
 from training.writer import RunWriter
 
-CONTEXT_IMAGES, CONTEXT_BATCH = 50_000, 1000  # whose frequencies a context is scaled by, and of these at once
-JIT = {"auto": "auto", "on": True, "off": False}  # Keras' own "auto" is off on TensorFlow's CPU and on elsewhere
+CONTEXT_IMAGES, CONTEXT_BATCH = 50_000, 1000  # training images that scale a context, and images computed at once
+JIT = {"auto": "auto", "on": True, "off": False}  # Keras' "auto" is off on TensorFlow's CPU and on elsewhere
+
+
+def train(config, overwrite=False, source=None):
+    """Trains a new run to its end, starting from the state of the Run `source` if given, and returns its folder.
+
+    Raises UserError or DataError before anything is written. Raises RunError if a term is not finite, memory is too
+    small or the folder can no longer be written, and KeyboardInterrupt after Ctrl-C; `resume` then continues the run.
+    """
+    if source and config.is_made_for_its_epochs and config.epochs != source.config.epochs:
+        raise UserError(
+            f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
+            "it cannot be trained longer"
+        )
+    prepared = prepare(config)
+    state = None
+    if source:
+        _check_same(source, prepared.dataset)
+        state = _newest_state(source, config, prepared)
+        if state is None:
+            raise UserError(f"{source.path} has no state in {source.path / 'last'} to start from")
+    keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
+    experiment.create(config, config.path, prepared.dataset, overwrite, keep)
+    with experiment.held(config.path):
+        _fit(config, config.path, prepared, state)
+    return config.path
+
+
+def resume(run, config):
+    """Continues an unfinished Run from its newest undamaged state, and returns its folder.
+
+    `config` is the run's own, except for paths and devices. The history is that of a run that was never interrupted.
+    Raises as `train` does, and UserError if the run cannot be continued or another process trains it.
+    """
+    finish_replacing(run.path)
+    with experiment.held(run.path):
+        prepared = prepare(config)
+        _check_same(run, prepared.dataset)
+        state = _newest_state(run, config, prepared, mend=True)
+        if state is None and run.weights.is_file():
+            raise UserError(
+                f"{run.path} has epochs, but no state to resume from; its command with --overwrite starts it again"
+            )
+        atomic.sweep(run.path)
+        atomic.sweep(run.path / "last", alone=True)
+        _fit(config, run.path, prepared, state)
+    return run.path
+
+
+def follow(config):
+    """Trains the run that the first process trains; only that one writes its folder. Raises as `train` does."""
+    config = dataclasses.replace(config, track="none")
+    _fit(config, None, prepare(config), None)
+
+
+def _fit(config, path, prepared, state):
+    """Trains from this State, or from the beginning if it is None, to the end; writes the run's folder at `path`.
+
+    A process that follows another one has no `path`, and writes nothing.
+    """
+    batches, validation, model = prepared.batches, prepared.validation, prepared.model
+    placement = batches.placement
+    with placement.reporting_lost_processes():
+        state = placement.shared(state, model, prepared.dataset)
+        if state:
+            state.into(model)
+    epoch, batches.skip = (state.epoch, state.step) if state else (0, 0)
+    ema = EMAWeights() if config.ema else None
+    note = config.note_on(prepared.dataset.note)
+    writer = RunWriter(path, config, batches, state, note, ema.instead if ema else contextlib.nullcontext)
+    tracked = Tracked(writer, validation.images, placement) if placement.leads else None
+    progress = Progress(config, batches, len(validation), epoch) if placement.leads else None
+    stop = StopOnRequest(writer, placement)
+    callbacks = _callbacks(config, batches, state, ema, writer, tracked, progress, stop)
+    with (
+        stop,  # outermost, so that no signal interrupts what the others write in the end
+        tracked or contextlib.nullcontext(),
+        writer.status_of_ending(),
+        progress or contextlib.nullcontext(),
+        reporting_unreadable(batches, validation),
+        placement.reporting_lost_processes(),
+        placement.scope(),
+    ):
+        writer.write_results()
+        while epoch < config.epochs and not patience_is_over(config, writer.rows):
+            model.fit(
+                as_tf_dataset(batches),
+                initial_epoch=epoch,
+                epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
+                shuffle=False,  # Batches has its own order
+                validation_data=as_tf_dataset(validation),
+                callbacks=callbacks,
+                verbose=0,
+            )
+            batches.skip, epoch = 0, len(writer.rows)
+    if path:
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+    _finish_together(placement, stop.asked)
+
+
+def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
+    """Those of `fit`, in the order in which Keras calls them; None is left out."""
+    monitoring = monitors(config)
+    lr = config.lr if config.lr_schedule == "plateau" else None
+    ordered = [
+        EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
+        ema,  # before the others see validation
+        StopOnNonFinite(batches),  # before the writer, so that no NaN is stored
+        writer,  # before those that read its rows
+        tracked,
+        progress,
+        *monitoring,
+        ReplayedHistory(monitoring, writer.rows, lr),  # after the monitors, which it reminds
+        stop,  # last, so that the epoch is written before it raises
+    ]
+    return [callback for callback in ordered if callback]
+
+
+def _finish_together(placement, asked):
+    """Ends a run in all processes. Raises KeyboardInterrupt if one was asked to stop after its last step."""
+    with placement.reporting_lost_processes():
+        any_asked = placement.any_asked(asked)
+    placement.done()
+    if any_asked:  # the run is finished, but a grid must not continue
+        raise KeyboardInterrupt
 
 
 class Prepared(NamedTuple):
-    """What a run is trained with; `model` is compiled and untrained, and lies on the devices of `batches.spread`."""
+    """What a run is trained with; `model` is compiled and untrained, on the devices of `batches.placement`."""
 
     dataset: data.Dataset
     batches: Batches
@@ -42,15 +166,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(config):
-    """What the run is trained with, all checked before anything is written.
+    """What the run is trained with. Nothing is written.
 
-    Raises UserError or DataError for what cannot be trained.
+    Raises UserError or DataError if the run cannot be trained.
     """
     tracking.check(config.track)
-    keras.utils.clear_session()  # the last run of a grid is not needed any longer
-    spread = devices.spread(config)
-    spread.begin(config)
-    dataset = data.load(config.data_set, config.data_dir)
+    keras.utils.clear_session()  # frees the graphs of a run that this process trained before
+    placement = devices.placement(config)
+    placement.begin(config)
+    dataset = data.load(config.data_set, config.data_dir, config.other_data == "on")
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
     split = split.first(config.max_train_images)
@@ -59,12 +183,12 @@ def prepare(config):
     _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
-    batches = Batches(split, config, spread)
+    batches = Batches(split, config, placement)
     if config.accumulate > (steps := config.epochs * batches.steps):
         raise UserError(f"--accumulate {config.accumulate} is more than the {steps} steps there are; make it smaller")
     try:
         check_weights(config, dataset.image_shape)
-        with spread.saying_losses(), spread.scope():
+        with placement.reporting_lost_processes(), placement.scope():
             model = _compiled(config, batches, dataset)
     except Exception as error:
         if is_out_of_memory(error):
@@ -73,7 +197,7 @@ def prepare(config):
             raise UserError(str(error)) from error
         raise
     check_step(config, model)
-    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), spread)
+    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), placement)
     return Prepared(dataset, batches, validation, model)
 
 
@@ -83,20 +207,19 @@ def _compiled(config, batches, dataset):
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
     if config.has("context_size"):
         from_data = _context_scale(config, batches.split)
-    backend.seed(config.seed)
+    backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     model.compile(
-        batches.spread.optimizer(optimizers.optimizer(config, batches.steps, model)),
-        jit_compile=batches.spread.jit(JIT[config.jit]),
-        steps_per_execution=config.steps_per_execution or batches.spread.steps_at_once(config),
+        optimizers.optimizer(config, batches.steps, model),
+        jit_compile=JIT[config.jit],
+        steps_per_execution=config.steps_per_execution or batches.placement.steps_at_once(config),
     )
-    batches.spread.ready(model)
-    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice, to create these variables
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice to create these variables
     return model
 
 
 def _first_pseudo_inputs(config, source, split):
-    """(K, H, W, C) in [0, 1]: training images, or pixels from a Normal that is the data set's own."""
+    """(K, H, W, C) in [0, 1]: training images, or pixels from the data set's Normal."""
     rng = np.random.default_rng(config.stream("pseudo-inputs"))
     if config.pseudo_init == "data":
         return split.grey(rng.choice(len(split.images), config.num_pseudo_inputs, replace=False))
@@ -105,7 +228,7 @@ def _first_pseudo_inputs(config, source, split):
 
 
 def _context_scale(config, split):
-    """The `context_scale` of training images, binarized once where each step binarizes them."""
+    """The `context_scale` of training images; with dynamic binarization, of one binarization of them."""
     from models.dvp import context_scale
 
     binarize, rng = config.binarization, np.random.default_rng(config.stream("context"))
@@ -121,58 +244,10 @@ def _check_enough(split, name, wanted):
         raise UserError(f"--{name} {wanted} is more than the {len(split.images)} training images; make it smaller")
 
 
-def train(config, overwrite=False, source=None):
-    """Trains a new run to its end, from the state of the Run `source` if there is one, and returns its folder.
-
-    Raises UserError or DataError before anything is written; RunError where a term stopped being a number, memory was
-    too small or the folder could no longer be written; KeyboardInterrupt on Ctrl-C. `resume` then goes on.
-    """
-    if source and config.is_made_for_its_epochs and config.epochs != source.config.epochs:
-        raise UserError(f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
-                        "it cannot be trained longer")  # fmt: skip
-    prepared = prepare(config)
-    state = None
-    if source:
-        _check_same(source, prepared.dataset)
-        state = _newest_state(source, config, prepared)
-        if state is None:
-            raise UserError(f"{source.path} has no state in {source.path / 'last'} to go on from")
-    keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
-    experiment.create(config, config.path, prepared.dataset, overwrite, keep)
-    with experiment.held(config.path):
-        _fit(config, config.path, prepared, state)
-    return config.path
-
-
-def resume(run, config):
-    """Goes on with an unfinished Run from its newest state that is whole, and returns its folder.
-
-    `config` is the run's own, but for where things lie. The history is that of a run that was never interrupted.
-    Raises as `train` does, and UserError where the run cannot go on or another process trains it.
-    """
-    finish_replacing(run.path)
-    with experiment.held(run.path):
-        prepared = prepare(config)
-        _check_same(run, prepared.dataset)
-        state = _newest_state(run, config, prepared, mend=True)
-        if state is None and run.weights.is_file():
-            raise UserError(
-                f"{run.path} has epochs, but no state to go on from; its command with --overwrite starts it again"
-            )
-        _fit(config, run.path, prepared, state)
-    return run.path
-
-
-def follow(config):
-    """Trains what another process leads in, which alone writes the run's folder. Raises as `train` does."""
-    config = dataclasses.replace(config, track="none")
-    _fit(config, None, prepare(config), None)
-
-
 def _check_same(run, dataset):
-    """Raises UserError unless backend and data are those that the run began with; warns of other versions."""
+    """Raises UserError if backend or data differ from those that the run began with; warns if versions differ."""
     if run.backend != keras.backend.backend():
-        raise UserError(f"{run.path} was trained on {run.backend}; go on with --backend {run.backend}")
+        raise UserError(f"{run.path} was trained on {run.backend}; resume it with --backend {run.backend}")
     run.check_data(dataset)
     now, then = versions(), run.record["versions"]
     if changed := [f"{name} {then.get(name)} is now {now[name]}" for name in now if now[name] != then.get(name)]:
@@ -180,9 +255,10 @@ def _check_same(run, dataset):
 
 
 def _newest_state(run, config, prepared, mend=False):
-    """The newest State of a run that is whole, with a warning for each that is not; None if there never was one.
+    """The newest undamaged State of a run, with a warning for each damaged one; None if there never was a state.
 
-    With `mend` the damaged ones are taken out of the way, else each would count as one of the newest two.
+    With `mend`, damaged ones are renamed, so that they do not count as one of the two newest. Raises UserError if all
+    are damaged, one cannot be read, or the run has been trained for longer than `config` says.
     """
     error, damaged = None, []
     for path in checkpoint.newest(run.path / "last"):
@@ -193,10 +269,10 @@ def _newest_state(run, config, prepared, mend=False):
         except checkpoint.Damaged as damage:
             error = damage
             damaged.append(path)
-            print(f"warning: {path} is damaged ({damage}); looking at the one before", file=sys.stderr)
+            print(f"warning: {path} is damaged ({damage}); trying the one before", file=sys.stderr)
             continue
         except OSError as trouble:
-            if not os.path.lexists(path):  # the run is being trained, and has newer ones by now
+            if not os.path.lexists(path):  # another process trains the run, and has written newer ones
                 return _newest_state(run, config, prepared, mend)
             raise UserError(f"{path} cannot be read: {trouble.strerror}; mend that, and try again") from trouble
         if state.epoch + bool(state.step) > config.epochs:
@@ -207,62 +283,6 @@ def _newest_state(run, config, prepared, mend=False):
         return state
     if error:
         raise UserError(
-            f"{run.path / 'last'} holds no state that is whole ({error}); its command with --overwrite starts it again"
+            f"{run.path / 'last'} holds no undamaged state ({error}); its command with --overwrite starts it again"
         )
     return None
-
-
-def _fit(config, path, prepared, state):
-    """Trains from this State, or the beginning if it is None, to the end; writes the run's folder, if it has one."""
-    batches, model, spread = prepared.batches, prepared.model, prepared.batches.spread
-    with spread.saying_losses():
-        state = spread.shared(state, model, prepared.dataset)
-    averaged = [EMAWeights()] if config.ema else []
-    instead = averaged[0].instead if averaged else contextlib.nullcontext
-    writer = RunWriter(path, config, batches, state, config.note_on(prepared.dataset.sha256), instead)
-    epoch = 0
-    if state:
-        with spread.saying_losses():
-            state.into(model)
-        batches.skip, epoch = state.step, state.epoch
-    shown = []
-    if spread.leads:
-        shown = [Tracked(writer, prepared.validation.images, spread)]
-        shown.append(Progress(config, batches, len(prepared.validation), epoch))
-    judging = judges(config)
-    memory = ReplayedHistory(judging, writer.rows, config.lr if config.lr_schedule == "plateau" else None)
-    state_of_epoch, finite = EpochState(config, batches, state), StopOnNonFinite(batches)
-    readable = saying_errors(batches, prepared.validation)
-    surroundings = (StopOnRequest(writer, spread), backend.forgetting_graphs(), *shown[:1], writer.status_of_ending(),
-                    *shown[1:], readable, spread.saying_losses(), spread.scope())  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        request, *_ = map(stack.enter_context, surroundings)
-        if path:
-            atomic.sweep(path)
-            atomic.sweep(path / "last", alone=True)
-        writer.write_results()
-        callbacks = [state_of_epoch, *averaged, finite, writer, *shown, *judging, memory, request]
-        _fit_epochs(config, prepared, epoch, writer.rows, callbacks)
-    if path:
-        shutil.rmtree(path / "replaced", ignore_errors=True)
-    with spread.saying_losses():
-        has_to_stop = spread.agreed(request.asked)
-    spread.done()
-    if has_to_stop:  # when all was done but the ending: a grid must not go on
-        raise KeyboardInterrupt
-
-
-def _fit_epochs(config, prepared, epoch, rows, callbacks):
-    """Keras' `fit` from this epoch on, or from within it, to the last; `rows` grow by one with each."""
-    batches = prepared.batches
-    while epoch < config.epochs and not patience_is_over(config, rows):
-        prepared.model.fit(
-            as_tf_dataset(batches),
-            initial_epoch=epoch,
-            epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
-            shuffle=False,  # the order is Batches' own
-            validation_data=as_tf_dataset(prepared.validation),
-            callbacks=callbacks,
-            verbose=0,
-        )
-        batches.skip, epoch = 0, len(rows)

@@ -1,4 +1,4 @@
-"""Whether a training fits into memory, and which settings to lower where it does not."""
+"""Whether a training fits into memory, and which settings to lower if it does not."""
 
 import math
 
@@ -9,15 +9,15 @@ from training.batches import VALIDATION_BATCH
 
 
 def smaller(config, with_batch=True):
-    """The settings to lower where memory is too small, the one that costs most first, as the end of a sentence.
+    """Which settings to lower if memory is too small, the most expensive one first, as the end of a sentence.
 
-    Without `with_batch` it is too small for something that does not depend on the batch.
+    Without `with_batch`, settings that change only the batch are left out.
     """
-    costs = {"batch_size": (1 + config.decodings) * config.batch_size} if with_batch else {}  # encoded, and decoded
-    if with_batch and config.samples > 1:  # in validation, more of them make a smaller batch
+    costs = {"batch_size": (1 + config.decodings) * config.batch_size} if with_batch else {}  # encoded once, decoded
+    if with_batch and config.samples > 1:  # in validation, more samples make the batch smaller
         costs["num_samples"] = config.decodings * config.batch_size
     if config.has_pseudo_inputs:
-        costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # which go through the encoder only
+        costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # encoded only
     names = sorted(costs, key=costs.get, reverse=True)
     if config.is_sized or config.is_deep or not names:
         names.append("channels" if config.is_deep else "network_size" if config.is_sized else "latent_dim")
@@ -26,13 +26,13 @@ def smaller(config, with_batch=True):
     return f"lower {' or '.join(filter(None, (', '.join(flags[:-1]), flags[-1])))}"
 
 
-COPIES = 4  # of the weights that training holds: they, their gradient and Adam's two moments
+COPIES = 4  # arrays for each weight in training: itself, its gradient and Adam's two moments
 
 
 def check_weights(config, image_shape):
-    """Raises UserError where the weights and what training adds to them cannot fit, before they are made."""
+    """Raises UserError if weights, gradients and the optimizer's moments do not fit, before the weights are made."""
     copies = COPIES + (config.accumulate > 1)
-    needed = copies * 4 * sum(math.prod(shape) for shape in models.weight_shapes(config, image_shape))
+    needed = copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape).values())
     if needed > (there := memory()):
         raise UserError(
             f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "
@@ -41,13 +41,13 @@ def check_weights(config, image_shape):
 
 
 def check_step(config, model):
-    """Raises UserError where a step cannot fit: on most machines its process would be killed without a word.
+    """Raises UserError if a step does not fit: most machines would kill the process without a message.
 
-    The estimate leans to the low side: what a decoder computes and, in training, its gradient, for each pass through a
+    The estimate is a lower one: a decoder's activations and, in training, their gradient, for each pass through a
     network.
     """
     pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
-    kept = model.decoder.floats_per_sample  # for the gradient; without one, a deep decoder holds on to one layer only
+    kept = model.decoder.floats_per_sample  # for the gradient; without one, a deep decoder keeps only one layer
     at_once = getattr(model.decoder, "floats_at_once", kept)
     steps = {
         "training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs) * kept,

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates by the settings of a run: Keras' own, and the one that the VampPrior paper made."""
+"""Optimizers and learning rates by the settings of a run: Keras' own, and that of the VampPrior paper's code."""
 
 import math
 
@@ -7,29 +7,30 @@ from keras import ops
 from keras.optimizers import schedules
 
 import models
+from runtime import internals
 
-STEPS = (0.5, 0.75)  # parts of the training after which the learning rate of `step` falls
-FINAL = 0.01  # of the learning rate, where no --lr_final is given
+STEPS = (0.5, 0.75)  # fractions of the training after which the learning rate of `step` falls
+FINAL = 0.01  # the usual --lr_final, as a fraction of --lr
 
 
 class Fused:
-    """Makes an Adam of Keras update each weight and its moments by one operation of TensorFlow, instead of fifteen.
+    """Makes an Adam of Keras update each weight and its moments by one operation of TensorFlow instead of fifteen.
 
-    It is the same rule (Kingma & Ba 2015, section 2, with its more efficient order), in one pass over memory.
+    The rule is the same (Kingma & Ba 2015, section 2, in its more efficient order), in one pass over memory.
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        """One update of a variable, which is TensorFlow's where that is the backend."""
+        """One update of a variable, by TensorFlow's operation if TensorFlow is the backend."""
         if keras.backend.backend() != "tensorflow" or self.amsgrad:
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
 
-        index, dtype = self._get_variable_index(variable), variable.dtype
+        dtype, (first, second) = variable.dtype, internals.moments(self, variable)
         step = tf.cast(self.iterations + 1, dtype)
         return tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
+            m=first.value.handle,
+            v=second.value.handle,
             beta1_power=tf.cast(self.beta_1, dtype) ** step,
             beta2_power=tf.cast(self.beta_2, dtype) ** step,
             lr=tf.cast(learning_rate, dtype),
@@ -48,13 +49,13 @@ class AdamW(Fused, keras.optimizers.AdamW):
     """Keras' AdamW, fused."""
 
 
-class AdamNormGrad(Adam):
+class AdamNormGrad(internals.ChangesGradients, Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
-    def _clip_gradients(self, grads):
-        """Each gradient g as g / ||g||, and then clipped: whole ones, of weights that have one."""
+    def changed(self, grads):
+        """Each gradient g as g / ||g||."""
         # not ops.norm, which on TensorFlow takes vectors and matrices only
-        return super()._clip_gradients([g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads])
+        return [g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads]
 
 
 OPTIMIZERS = {
@@ -66,7 +67,7 @@ OPTIMIZERS = {
 
 
 class WarmUp(schedules.LearningRateSchedule):
-    """A learning rate that rises in a line from 0 over so many steps, and then is `after`, a number or a schedule."""
+    """A learning rate that rises linearly from 0 over `steps` steps, and then is `after`, a number or a schedule."""
 
     def __init__(self, steps, after):
         self.steps, self.after = steps, after
@@ -83,11 +84,11 @@ class WarmUp(schedules.LearningRateSchedule):
 
 
 def learning_rate(config, steps):
-    """The learning rate of a run of `steps` steps an epoch: a number, or a schedule over steps.
+    """The learning rate of a run with `steps` steps per epoch: a number, or a schedule over steps.
 
-    cosine: from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5); cosine_restarts: the
-    same over a seventh of it, then again over two and four of them; step: down to the final value in two equal
-    factors, after half and three quarters. The epochs of the warm-up come first and count.
+    cosine falls from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5). cosine_restarts
+    does so over one seventh of it, then over two sevenths, then over four. step falls to the final value in two equal
+    factors, after half and three quarters of the training. The warm-up comes first, and its epochs count.
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
     total = max(1, config.epochs * steps - warmup)
@@ -106,19 +107,19 @@ def learning_rate(config, steps):
 
 
 def averages(optimizer):
-    """The moving averages that it keeps, in the order of the weights."""
-    return getattr(optimizer, "inner_optimizer", optimizer)._model_variables_moving_average
+    """The moving averages of the weights that an `optimizer` with `ema` keeps, in the order of the weights."""
+    return internals.averages(getattr(optimizer, "inner_optimizer", optimizer))
 
 
 def optimizer(config, steps, model):
-    """The optimizer of a run of `steps` steps an epoch; with `ema` it keeps a moving average of the weights.
+    """The optimizer of a run with `steps` steps per epoch; with `ema` it keeps a moving average of the weights.
 
-    With `accumulate` N, gradients add up, and every N-th step is an update by their mean; what has added up is taken
-    along into the next epoch. The learning rate is one of steps, and falls over the same epochs. Keras averages weights
-    in each step, too: the N-th root of the momentum makes it what was asked for from one update to the next. In
-    float16, this is another one's wrapper, which scales the loss, and leaves out steps that this makes overflow.
-    What decays, with `adamw`, are the kernels of the networks: not their biases, and no weight of the prior or the
-    objective, which it would pull to black pixels, or together.
+    With `accumulate` N, gradients add up, and every N-th step is an update by their mean; gradients that are left at
+    the end of an epoch count in the next one. The learning rate is a function of steps, so N does not change when it
+    falls. Keras averages weights after every step, so the N-th root of `ema` gives the same average per update. In
+    float16 a LossScaleOptimizer wraps it, which scales the loss and skips steps whose gradients overflow. adamw decays
+    the kernels of networks only: biases, and weights of the prior and the objective, would be pulled to 0, which means
+    black pixels for pseudo-inputs.
     """
     options = {"global_clipnorm": config.clip_norm}
     if config.ema:
@@ -126,10 +127,10 @@ def optimizer(config, steps, model):
     if config.accumulate > 1:
         options["gradient_accumulation_steps"] = config.accumulate
     chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), **options)
-    chosen.finalize_variable_values = lambda variables: None  # `fit` would end with the average in the weights' place
+    chosen.finalize_variable_values = lambda variables: None  # else `fit` ends with the averages as weights
     own = {id(weight) for weight in model.top_prior.trainable_weights}
     spared = [one for one in model.trainable_variables if one.name != "kernel" or id(one) in own]
     chosen.exclude_from_weight_decay(var_list=spared)
-    if models.PRECISIONS[config.precision].scales_loss:  # Keras looks at the model's precision alone, which is float32
+    if models.PRECISIONS[config.precision].scales_loss:  # Keras scales by the model's own precision, which is float32
         return keras.optimizers.LossScaleOptimizer(chosen)
     return chosen

@@ -1,4 +1,4 @@
-"""What judges the validation bound: early stopping and plateaus, which remember earlier epochs."""
+"""Callbacks that monitor the validation bound: early stopping and plateaus, also across interruptions."""
 
 from types import SimpleNamespace
 
@@ -9,36 +9,36 @@ from training import optimizers
 
 
 class ReplayedHistory(keras.callbacks.Callback):
-    """Lets callbacks that judge the validation ELBO, which come before it in the list, remember an earlier `fit`.
+    """Shows the epochs so far to the callbacks that monitor the validation bound, whenever a `fit` begins.
 
-    These are Keras' EarlyStopping and ReduceLROnPlateau, which begin anew with each `fit`. `lr` is what the learning
-    rate was before any of them acted; None if none of them acts on it.
+    These are Keras' EarlyStopping and ReduceLROnPlateau, which forget everything when a `fit` begins; they must come
+    before this one in the list. `lr` is the learning rate before the first epoch, or None if none of them changes it.
     """
 
-    def __init__(self, judges, rows, lr=None):
+    def __init__(self, monitors, rows, lr=None):
         super().__init__()
-        self.judges, self.rows, self.lr = judges, rows, lr
+        self.monitors, self.rows, self.lr = monitors, rows, lr
 
     def on_train_begin(self, logs=None):
-        """Shows them each epoch so far; the model's `stop_training` and learning rate then are what they make of it."""
+        """Replays each epoch, so that the model's `stop_training` and learning rate are as they were after it."""
         if self.lr is not None:
             self.model.optimizer.learning_rate = self.lr
         for row in self.rows:
-            for judge in self.judges:
-                judge.on_epoch_end(row["epoch"] - 1, dict(row))
+            for monitor in self.monitors:
+                monitor.on_epoch_end(row["epoch"] - 1, dict(row))
 
 
 class _NotInWarmUp:
-    """Lets a callback of Keras that counts epochs without a better value begin to count after so many epochs."""
+    """Makes a callback of Keras that counts epochs without a better value ignore the epochs of the warm-up."""
 
     def __init__(self, warmup, monitor, **options):
         super().__init__(monitor, **options)
         self.warmup = warmup
 
     def on_epoch_end(self, epoch, logs=None):
-        """Notes the value; it counts after the warm-up only."""
+        """Compares the value with the best one; counts the epoch only after the warm-up."""
         if epoch < self.warmup:
-            self.wait = -1  # which it adds 1 to
+            self.wait = -1  # Keras adds 1
         super().on_epoch_end(epoch, logs)
 
 
@@ -50,11 +50,11 @@ class Plateau(_NotInWarmUp, keras.callbacks.ReduceLROnPlateau):
     """Keras' ReduceLROnPlateau, whose patience begins after the warm-up."""
 
 
-def judges(config):
-    """Keras' callbacks that judge the validation value of the trained bound: those that the settings ask for.
+def monitors(config):
+    """The callbacks of Keras that the settings ask for and that monitor the validation value of the trained bound.
 
-    Epochs of the warm-up of beta may be the best ones, but are not counted as ones without a better value: what is
-    trained there is another bound.
+    Epochs of beta's warm-up may be the best ones, but do not count as epochs without a better value, because their
+    training loss is another bound.
     """
     chosen = []
     if config.patience:
@@ -69,7 +69,7 @@ def judges(config):
 def patience_is_over(config, rows):
     """Whether a training with this history would have stopped."""
     model = SimpleNamespace(stop_training=False, optimizer=SimpleNamespace(learning_rate=np.array(config.lr)))
-    called = judges(config)
+    called = monitors(config)
     for callback in [*called, ReplayedHistory(called, rows)]:
         callback.set_model(model)
         callback.on_train_begin()

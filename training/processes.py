@@ -1,7 +1,7 @@
-"""One of several processes that train a run together: how it joins the others, what they tell one another, how it ends.
+"""One of several processes that train a run together: how it joins the others, communicates, and ends.
 
-JAX connects them, and ends a process by force where it has lost the first one, or no longer hears of another. So what
-a user starts is a guard, which says so, and a process below it, the member, trains.
+JAX connects the processes. It ends a process by force if that has lost the first one, or no longer hears of another
+one. So the process that a user starts is only a guard: its child process trains, and the guard reports how that ended.
 """
 
 import functools
@@ -10,40 +10,41 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from runtime.command import end_with_parent
 from runtime.errors import UserError
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-STARTED = 300  # seconds for all processes to be there
+STARTED = 300  # seconds within which all processes must have started
 SILENT = 30  # seconds without a sign of life, after which a process counts as dead
-GATHERED = 30  # seconds for all to come to the end
+GATHERED = 30  # seconds within which all must have ended
 LOST = (
-    "another process of this run has gone, as its own output may say; start all of them again, and the run goes on "
-    "from its newest state"
+    "another process of this run has ended, perhaps with a message of its own; start all of them again, and the run "
+    "resumes from its newest state"
 )
-LOSSES = ("Gloo", "NCCL", "coordination service", "CoordinationService")  # what such an error speaks of
+LOSSES = ("Gloo", "NCCL", "coordination service", "CoordinationService")  # words in the errors of a lost process
 VARIABLES = {
     "process_address": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_index": "JAX_PROCESS_ID",
 }
 
-_self = SimpleNamespace(joined=False, index=0, busy=False)  # of this process; busy: in a run, and not at its end
+_self = SimpleNamespace(joined=False, index=0, busy=False)  # this process; busy: in the middle of a run
 
 
 # ---------------------------------------------------------------------------------------------- the guard
 
 
 def guarded(flags):
-    """Runs train.py with these parsed flags, a dict, in a member, passes signals on to it, and returns its exit code.
+    """Runs train.py with these parsed flags, a dict, in a child process, and returns its exit code.
 
-    Where it ends by force, says why that may be, and returns 1. It ends with this process, however that dies.
+    Passes signals on to it. If it is ended by force, prints a likely reason and returns 1. It ends when this process
+    ends, in whatever way.
     """
     process = subprocess.Popen(
         [sys.executable, str(TRAIN), "--member", json.dumps(flags)], stdin=subprocess.PIPE, start_new_session=True
@@ -58,22 +59,17 @@ def guarded(flags):
             signal.signal(number, handler)
     if code >= 0:
         return code
-    reason = "for want of memory, or by hand" if code == -signal.SIGKILL else LOST
-    print(f"error: this process was ended by {signal.Signals(-code).name}: {reason}", file=sys.stderr)
+    reason = "out of memory, or killed by hand" if code == -signal.SIGKILL else LOST
+    print(f"error: the training process was ended by {signal.Signals(-code).name}: {reason}", file=sys.stderr)
     return 1
 
 
 def serve(train):
-    """What a member does: `train()`, then it leaves the others; returns the exit code.
+    """Calls `train()` in the guard's child process, then leaves the others; returns the exit code.
 
-    Where the guard has gone, the training ends as with SIGTERM.
+    If the guard dies, the training stops as after SIGTERM.
     """
-
-    def watch():
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
     try:
         code = train()
     except BaseException:
@@ -86,9 +82,9 @@ def serve(train):
 
 
 def place(args):
-    """The address of the first process, how many there are, and the index of this one, by flags or JAX's variables.
+    """The address of the first process, the number of processes and this one's index, by flags or JAX's variables.
 
-    None for what JAX is to find, as under Slurm. Raises UserError for what cannot be.
+    Each is None if neither gives it: JAX finds them under Slurm. Raises UserError for impossible values.
     """
     address, count, index = (
         given if (given := getattr(args, flag)) is not None else os.environ.get(variable)
@@ -96,7 +92,7 @@ def place(args):
     )
     port = (address or "").rpartition(":")[2]
     if address is not None and not (":" in address and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"--process_address {address!r} must be HOST:PORT, a free port of the first process")
+        raise UserError(f"--process_address {address!r} must be HOST:PORT, with a free port of the first process")
     for flag, value in (("num_processes", count), ("process_index", index)):
         if value is not None and not str(value).isdecimal():
             raise UserError(f"${VARIABLES[flag]} {value!r} must be a whole number")
@@ -107,10 +103,10 @@ def place(args):
 
 
 def join(address, count, index):
-    """Connects this process with the others, before JAX computes anything. Raises UserError where that fails."""
+    """Connects this process with the others, before JAX computes anything. Raises UserError if that fails."""
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which ends a run between steps
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM
     waits = {"initialization_timeout": STARTED, "heartbeat_timeout_seconds": SILENT}
     try:
         jax.distributed.initialize(address, count, index, shutdown_timeout_seconds=GATHERED, **waits)
@@ -129,21 +125,21 @@ def leads():
 
 
 def order(what=None):
-    """What the first process orders all to do, which gives it, a dict: as it comes to the others."""
+    """A JSON value that the first process sends to all; the others get it by calling this without one."""
     content = np.frombuffer(json.dumps(what).encode(), np.uint8) if leads() else np.zeros(0, np.uint8)
     size = int(broadcast(np.array(len(content))))
     return json.loads(broadcast(content if leads() else np.zeros(size, np.uint8)).tobytes())
 
 
 def broadcast(values):
-    """The arrays, in any structure, of the first process; all others give some of the same shapes."""
+    """The first process's arrays, in any structure; the other processes pass arrays of the same shapes."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(values)
 
 
 def any_of(flag):
-    """Whether it is true in any process."""
+    """Whether `flag` is true in any process."""
     import jax
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
@@ -160,26 +156,26 @@ def _greatest():
 
 
 def is_loss(error):
-    """Whether an exception says that another process cannot be reached."""
+    """Whether an exception means that another process cannot be reached."""
     return any(word in str(error) for word in LOSSES)
 
 
 def is_busy():
-    """Whether the others wait for this process, or it for them, in the middle of a run."""
+    """Whether this process is in the middle of a run, where the processes wait for one another."""
     return _self.busy
 
 
 def busy(is_busy):
-    """Notes that this process is in the middle of a run, where the others wait for it, or that all came to its end."""
+    """Notes whether this process is in the middle of a run, where the processes wait for one another."""
     _self.busy = is_busy
 
 
 def leave(code):
-    """Leaves the others, together with them where they can be; returns the exit code."""
+    """Disconnects from the others, together with them unless this process failed; returns the exit code."""
     sys.stdout.flush()
     if not _self.joined:
         return code
-    if _self.busy:  # they wait for what will not come, or have gone: they are not to wait for this process, too
+    if _self.busy:  # this process failed, or another one did: waiting for a common end would take until a timeout
         sys.stderr.flush()
         os._exit(code)
     import jax

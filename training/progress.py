@@ -10,14 +10,12 @@ from tqdm import tqdm
 from runtime.text import duration
 
 STEPS_TIMED = 10
-
-
-MANY = 0.01  # of all Langevin steps, from which on it is worth a word that they diverged
-VALIDATION_COST = 1 / 3  # of a training step, for the forward pass alone
+MANY = 0.01  # the fraction of Langevin steps that diverge, above which there is a warning
+VALIDATION_COST = 1 / 3  # of a training step: the forward pass alone
 
 
 class Progress(keras.callbacks.Callback):
-    """One tqdm bar over the epochs with the current ELBO, and after ten steps the expected time of the whole run."""
+    """A tqdm bar over the epochs with the current ELBO; after ten steps it prints the expected time of the run."""
 
     def __init__(self, config, batches, validation_steps, epoch=0):
         super().__init__()
@@ -25,7 +23,7 @@ class Progress(keras.callbacks.Callback):
         self.seconds, self.validated, self.has_warned = [], {}, False
 
     def __enter__(self):
-        """Opens the bar; it stays silent where the output is no terminal."""
+        """Opens the bar, which shows nothing if the output is not a terminal."""
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
             total=self.config.epochs,
@@ -37,7 +35,7 @@ class Progress(keras.callbacks.Callback):
         return self
 
     def on_train_batch_end(self, batch, logs=None):
-        """Moves the bar by one step and, once, says how long the run will take."""
+        """Moves the bar and, once, prints the expected time."""
         bound = self.config.monitor.removeprefix("val_")
         self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
         done = self.batches.done(batch)
@@ -49,17 +47,17 @@ class Progress(keras.callbacks.Callback):
                 step = sum(self.seconds) / STEPS_TIMED
                 left = self.config.epochs - self.first
                 text = expected_time(step, left, self.batches.steps, self.validation_steps, self.config)
-                with contextlib.suppress(OSError):  # its reader has gone, or a disk is full; training goes on
+                with contextlib.suppress(OSError):  # its reader has ended, or a disk is full; training continues
                     tqdm.write(text)
-                    sys.stdout.flush()  # a log file should not say it when it is over
+                    sys.stdout.flush()  # else it reaches a log file when the run is over
         self.started, self.done = time.perf_counter(), done
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Leaves the first step of an epoch untimed: it compiles, or has validation before it."""
+        """Does not time the first step of an epoch, which compiles or follows a validation."""
         self.epoch, self.started = epoch, None
 
     def on_epoch_end(self, epoch, logs=None):
-        """Shows the validation bound from here on, and says once if many steps of chains diverge."""
+        """Shows the validation bound from now on, and warns once if many Langevin steps diverge."""
         self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
@@ -68,14 +66,14 @@ class Progress(keras.callbacks.Callback):
             self.has_warned = True
 
     def __exit__(self, *_):
-        """Closes the bar however training ended, so that what is said next has a line of its own."""
+        """Closes the bar, so that the next message has a line of its own."""
         self.bar.close()
 
 
 def expected_time(step, epochs, steps, validation_steps, config):
-    """A sentence with the expected time of so many epochs and, where that is hours, the flags that shorten it.
+    """A sentence with the expected time of `epochs` epochs and, if that is an hour or more, flags that shorten it.
 
-    `step`: seconds of a training step; `steps`, `validation_steps`: their numbers in an epoch.
+    `step` is the time of a training step in seconds; `steps` and `validation_steps` are those of an epoch.
     """
     hours = epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
     text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"

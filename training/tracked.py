@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from experiment import tracking
-from models import replicas
+from models.base import without_padding
 from plotting import sheets
 from training import devices
 
@@ -27,22 +27,20 @@ class Painter(keras.Model):
         self.compile(run_eagerly=keras.backend.backend() == "tensorflow")
 
     def call(self, x):
-        """Sampled images (SAMPLES, H, W, C) and the reconstructions of images x (B, H, W, C)."""
-        x = replicas.joined(x)
+        """SAMPLES images, and x (B, H, W, C) reconstructed."""
+        x = without_padding(x)
         return self.model.sample(SAMPLES, self.noise), self.model.reconstruct(x, self.noise)
 
-    def paint(self, x, spread):
-        """A sheet of samples, and one of images x above their reconstructions: a dict of uint8 (h, w) or (h, w, 3)."""
+    def paint(self, x, placement):
+        """Sheets of samples, and of images above their reconstructions: a dict of uint8 (h, w) or (h, w, 3)."""
         self.noise.state.assign(self.start)
-        # on several devices, TensorFlow's `predict` would split the images among them
-        paint = self if keras.backend.backend() == "tensorflow" else self.predict_on_batch
-        samples, copies = map(np.asarray, paint(spread.placed(x, len(x))))
+        samples, copies = map(np.asarray, self.predict_on_batch(placement.padded(x, len(x))))
         rows = sheets.alternating(sheets.in_rows(x, COLUMNS), sheets.in_rows(copies.astype(x.dtype), COLUMNS))
         return {"samples": sheet(sheets.in_rows(samples, COLUMNS)), "reconstructions": sheet(rows)}
 
 
 def sheet(grid):
-    """A grid of images (R, columns, H, W, C) as a uint8 picture: (h, w, 3) if C is 3, else (h, w), its first one."""
+    """A grid of images (R, columns, H, W, C) as a uint8 picture: (h, w, 3), or (h, w) of the first channel."""
     picture = sheets.tiled(grid)[0]
     levels = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     return levels if levels.shape[-1] == 3 else levels[..., 0]
@@ -56,10 +54,10 @@ class Tracked(keras.callbacks.Callback):
     where the decoder draws pixel by pixel, which would take minutes. In the end they get the best epoch and the files.
     """
 
-    def __init__(self, writer, validation, spread=devices.ALONE):
+    def __init__(self, writer, validation, placement=devices.ONE_DEVICE):
         super().__init__()
-        self.writer, self.config, self.validation, self.spread = writer, writer.config, validation, spread
-        self.painter, self.draws = None, spread.draws and not self.config.is_autoregressive
+        self.writer, self.config, self.validation, self.placement = writer, writer.config, validation, placement
+        self.painter, self.draws = None, placement.draws and not self.config.is_autoregressive
 
     def __enter__(self):
         """Starts the trackers with the history so far."""
@@ -87,7 +85,7 @@ class Tracked(keras.callbacks.Callback):
     def _pictures(self):
         self.painter = self.painter or Painter(self.model, self.config.seed)
         with self.writer.instead():
-            return self.painter.paint(self.validation[:COPIES], self.spread)
+            return self.painter.paint(self.validation[:COPIES], self.placement)
 
     def __exit__(self, kind, error, _):
         """Tells the trackers how the training ended."""

@@ -1,12 +1,13 @@
 """RunWriter: keeps the folder of a run while it is trained."""
 
 import contextlib
-import io
 import time
 
 import keras
 
+from experiment import weights
 from experiment.folder import process
+from models.weight_names import named_weights
 from runtime import atomic
 from runtime.errors import RunError
 from runtime.memory import is_out_of_memory
@@ -14,31 +15,12 @@ from training import checkpoint
 from training.memory import smaller
 
 
-class WeightsInMemory(io.BytesIO):
-    """A file in memory that Keras takes for a weights file by its name: on a full disk h5py crashes the process."""
-
-    def __str__(self):
-        """A name as Keras wants it."""
-        return "memory.weights.h5"
-
-
-def weights_file(model):
-    """The content of a weights file, without the optimizer's state: bytes."""
-    file, optimizer = WeightsInMemory(), model.optimizer
-    try:
-        model.optimizer = None  # else Keras stores it too, at twice the size of the weights
-        model.save_weights(file)
-    finally:
-        model.optimizer = optimizer
-    return file.getvalue()
-
-
 class RunWriter(keras.callbacks.Callback):
     """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
 
-    That is best.weights.h5, the best by the validation value of the trained bound, history.csv and status.json; all are
-    written after the state, so that whatever is lost when the process dies can be written again from that. Without a
-    `path`, in a process that follows another one, nothing is written.
+    That is best.safetensors, the weights with the best validation value of the trained bound, history.csv and
+    status.json. All are written after the state, so that whatever is lost when the process dies can be written again
+    from that. Without a `path`, in a process that follows another one, nothing is written.
     """
 
     def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
@@ -46,7 +28,7 @@ class RunWriter(keras.callbacks.Callback):
         self.instead = instead  # a context in which the model has the weights that are kept
         self.path, self.config, self.batches, self.note = path, config, batches, note
         self.rows = state.rows if state else []
-        self.best = state.best if state else b""
+        self.best = state.best if state else {}
         self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
         self.validates = False
         self.saved = time.monotonic()
@@ -86,15 +68,14 @@ class RunWriter(keras.callbacks.Callback):
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
         is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]
-        best = self._weights() if is_best else self.best
+        best = self.best
+        if is_best:
+            with self.instead():
+                best = weights.values(named_weights(self.model))
         self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
         self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
         self.best = best
         self.write_results(is_best)
-
-    def _weights(self):
-        with self.instead():
-            return weights_file(self.model)
 
     def _save(self, epoch, step, seconds, rows, best):
         if not self.path:
@@ -116,7 +97,8 @@ class RunWriter(keras.callbacks.Callback):
             return
         with self._writing():
             if self.rows and new_best:
-                atomic.write(self.path / "best.weights.h5", self.best)
+                content = weights.packed(self.best, {"run": self.config.training_id})
+                atomic.write(self.path / "best.safetensors", content)
             if self.rows:
                 atomic.write_csv(self.path / "history.csv", self.rows)
             self.write_status("running", process=process())

@@ -121,7 +121,7 @@ TRANSLATIONS = {  # the first kind that a layer is an instance of applies
     layers.Reshape: lambda self, layer, shape: ([], tuple(layer.target_shape)),
     networks.Gated: Translator.gated,
     networks.LatentStacks: Translator.parts,
-    networks.DenseStack: lambda self, layer, shape: self.chain(layer.stack, shape),
+    networks.DenseStack: lambda self, layer, shape: self.chain(layer.dense, shape),
     Sequential: lambda self, layer, shape: self.chain(layer.layers, shape),
     networks.ConvDecoder: lambda self, layer, shape: self.chain([layer.net], shape),
     networks.DenseDecoder: lambda self, layer, shape: self.chain([layer.stacks, layer.joint, layer.out], shape),

@@ -321,7 +321,7 @@ def write_explorer(runs, output):
     first, alone = runs[0], len(runs) == 1
     folder = first.path if alone else Path(os.path.normpath(first.path / os.pardir))
     name = first.config.training_id if alone else "_".join(sorted({one.config.source.name for one in runs}))
-    labels = [name] if alone else comparisons.differences(runs)
+    labels = [name] if alone else comparisons.names_of(runs)
     title = f"Latents of {name if alone else f'{len(runs)} runs'}"
     panels = [panel(View(runs.pop(0), "pca"), label) for label in labels]  # one model at a time is in memory
     output.write(folder / "figures", f"{name}_explore.html", lambda: page(panels, title))

@@ -248,7 +248,7 @@ def test_densities_as_commonly_written_are_the_same():
 def test_an_epoch_lasts_from_state_to_state(tmp_path):
     (tmp_path / "last").mkdir()
     for number, modified in ((2, 100.0), (3, 107.5)):
-        path = tmp_path / "last" / f"epoch{number:09d}_step000000000.zip"
+        path = tmp_path / "last" / f"epoch{number:09d}_step000000000.safetensors"
         path.touch()
         os.utime(path, (modified, modified))
     assert gpu.between_states(tmp_path) == 7.5

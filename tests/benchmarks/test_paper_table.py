@@ -103,15 +103,15 @@ def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
         assert not paper_table.is_scored(run, tag)
 
 
-def test_a_result_on_stand_in_data_is_refused(monkeypatch, tmp_path):
+def test_a_result_on_other_data_is_refused(monkeypatch, tmp_path):
     config = Config(**(preset("staticmnist_vae_vamp").settings | {"runs_dir": str(tmp_path)}))
     config.path.mkdir(parents=True)
-    run = SimpleNamespace(path=config.path, note="stand-in data", backend="jax")
+    run = SimpleNamespace(path=config.path, note="other data", backend="jax")
     monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
     monkeypatch.setattr(paper_table, "call", lambda *words: None)
     monkeypatch.setattr(paper_table.experiment, "load", lambda path: run)
     args = SimpleNamespace(runs_dir=tmp_path, backend=None, score_backend=None, hardware="a machine")
-    with pytest.raises(SystemExit, match="stand-in data; such a result has no place in the table"):
+    with pytest.raises(SystemExit, match="other data; such a result has no place in the table"):
         paper_table.produce("staticmnist_vae_vamp", 0, args)
     assert not paper_table.result_file("staticmnist_vae_vamp", 0).exists()
 

@@ -1,7 +1,9 @@
 """The README's pictures are those of its runs: what is trained and scored, and that all of it is shown."""
 
 import json
+import os
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ import plot
 import train
 from benchmarks import readme, readme_pictures
 from experiment.config import UserError
-from plotting import planes
+from plotting import sheets
 from runtime.command import STOPPED, Parser
 
 START, END = (f"<!-- benchmarks/readme_pictures.py {words} here -->" for words in ("writes from", "wrote to"))
@@ -38,26 +40,42 @@ def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_
     assert full[-1].path.name == "fashionmnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
 
 
-@pytest.mark.parametrize("words", ["run", "--gs_key=x", "--out=x", "--report", "--export=npz", "--format=svg"])
+@pytest.mark.parametrize("words", ["run", "--gs_key=x", "--out=x", "--report", "--export=npz", "--explore"])
 def test_it_takes_no_runs_and_no_other_place(words, monkeypatch, capsys):
-    monkeypatch.setattr(train, "main", None)
+    monkeypatch.setattr(os, "execv", None)
     assert plot.main([words, "--readme"]) == 2
     expected = "RUN" if words == "run" else words.split("=")[0]
-    assert f"it does not go with {expected}" in capsys.readouterr().err
+    assert f"--readme does not go with {expected}, because" in capsys.readouterr().err
 
 
 def test_its_sizes_go_with_it_alone(capsys):
-    assert plot.main(["run", "--epochs", "3"]) == 2 and "--epochs goes with --readme" in capsys.readouterr().err
+    assert plot.main(["run", "--epochs", "3"]) == 2 and "--epochs 3 goes with --readme" in capsys.readouterr().err
 
 
 def test_sizes_that_no_run_can_have_are_refused(capsys):
-    assert plot.main(["--readme", "--epochs", "0"]) == 2
+    assert readme_pictures.main(["--readme", "--epochs", "0"]) == 2
     assert "--epochs 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_a_training_that_ends_early_ends_all_of_it(monkeypatch):
     monkeypatch.setattr(train, "main", lambda words: STOPPED)
-    assert plot.main(["--readme"]) == STOPPED
+    assert readme_pictures.main(["--readme"]) == STOPPED
+
+
+def test_plot_hands_over_to_the_program_with_the_same_flags(monkeypatch):
+    handed = []
+    monkeypatch.setattr(os, "execv", lambda program, words: handed.append((program, words)) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        plot.main(["--readme", "--epochs", "3", "--hardware", "two cores", "--runs_dir", "here", "--device", "cpu"])
+    ((program, words),) = handed
+    assert (program, *words[:2]) == (sys.executable, sys.executable, str(readme_pictures.__file__))
+    args = arguments(*words[3:])
+    assert (args.epochs, args.hardware, args.runs_dir, args.device, args.lr) == (3, "two cores", "here", "cpu", None)
+
+
+def test_the_program_ends_with_its_own_exit_code(script):
+    done = script("plot.py", "--readme", "--epochs", "0")
+    assert done.returncode == 2 and done.stderr == "error: --epochs 0 must be at least 1 and at most 2147483647\n"
 
 
 @pytest.fixture
@@ -70,7 +88,7 @@ def tiny(tmp_path, monkeypatch):
         (readme_pictures, "IMG", tmp_path / "img"),
         (readme_pictures, "RESULTS", tmp_path / "results"),
         (readme, "README", tmp_path / "README.md"),
-        (planes, "SHEET_PIXELS", (300, 300)),
+        (sheets, "SHEET_PIXELS", (300, 300)),
     ):
         monkeypatch.setattr(module, name, value)
     (tmp_path / "results").mkdir()
@@ -80,7 +98,7 @@ def tiny(tmp_path, monkeypatch):
 
 def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch, capsys):
     flags = ["--readme", "--network_size", "0.25", "--epochs", "1", "--runs_dir", str(tiny / "runs")]
-    assert plot.main([*flags, "--hardware", "a machine"]) == 0
+    assert readme_pictures.main([*flags, "--hardware", "a machine"]) == 0
     text = (tiny / "README.md").read_text()
     shown = [path for _, path in IMAGE.findall(text)]
     assert sorted(shown) == sorted(f"img/{path.name}" for path in (tiny / "img").iterdir())
@@ -92,9 +110,9 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
     assert "a machine" in text and "network size 0.25, 1 epochs" in text
     capsys.readouterr()
 
-    monkeypatch.setattr("training.train", None)  # nothing is left to train
+    monkeypatch.setattr("training.fit.train", None)  # nothing is left to train
     monkeypatch.setattr("evaluate.evaluate", None)  # or to score
-    assert plot.main(flags) == 0
+    assert readme_pictures.main(flags) == 0
     assert (tiny / "README.md").read_text() == text and capsys.readouterr().out.count("is finished already") == 2
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.amat import parse_amat
-from data.files import DataError
+from runtime.errors import DataError
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**32 - 1))

@@ -1,4 +1,4 @@
-"""CIFAR-10: its batches, in a folder or in the archive, the stand-in for them, and what is refused."""
+"""CIFAR-10: its batches, in a folder or in the archive, other data in their place, and what is refused."""
 
 import dataclasses
 import gzip
@@ -20,7 +20,7 @@ import evaluate
 import experiment
 import train
 from data.cifar import cifar10, parse_batch
-from data.files import StandIn
+from data.files import Identity
 from experiment.config import DENSITY_NOTE
 
 NAMES = [file.name for file in cifar10.files]
@@ -28,7 +28,6 @@ ARCHIVE = cifar10.files[0].archive
 EACH = 20  # images in a batch
 IMAGES = np.random.default_rng(0).integers(0, 256, (6 * EACH, 32, 32, 3), np.uint8)
 LABELS = np.arange(6 * EACH) % 10
-NOTE = "stand-in data, not comparable with published results"
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -57,19 +56,13 @@ def tar(contents):
     return gzip.compress(buffer.getvalue(), mtime=0)
 
 
-def published(monkeypatch, batches=BATCHES, mirror="https://localhost:1/", stand_ins=None):
+def published(monkeypatch, batches=BATCHES, mirror="https://localhost:1/"):
     """Makes these, a dict of name to content, what CIFAR-10 is known by, and returns their archive."""
     packed = tar(batches)
-    archive = dataclasses.replace(ARCHIVE, bytes=len(packed), sha256=sha256(packed), urls=(f"{mirror}{ARCHIVE.name}",))
-    files = [
-        dataclasses.replace(
-            file,
-            md5=hashlib.md5(batches[file.name]).hexdigest(),
-            archive=archive,
-            stand_in=(stand_ins or {}).get(file.name),
-        )
-        for file in cifar10.files
-    ]
+    identity = Identity(len(packed), f"sha256:{sha256(packed)}")
+    archive = dataclasses.replace(ARCHIVE, packed=identity, urls=(f"{mirror}{ARCHIVE.name}",))
+    md5 = {name: Identity(None, f"md5:{hashlib.md5(content).hexdigest()}") for name, content in batches.items()}
+    files = [dataclasses.replace(file, unpacked=md5[file.name], archive=archive) for file in cifar10.files]
     counts = {"train": 4 * EACH + 10, "val": 10, "test": EACH}
     source = dataclasses.replace(cifar10, num_images=counts, files=tuple(files))
     monkeypatch.setitem(data.DATA_SETS, "cifar10", source)
@@ -105,7 +98,7 @@ def test_batches_in_their_folder(tmp_path, monkeypatch, place):
     dataset.split("train")
     assert dataset.sha256 == {name: sha256(BATCHES[name]) for name in NAMES[:5]}  # the test batch is not opened
     check(dataset)
-    assert {file.verdict for file in data.fetch("cifar10", tmp_path)} == {"verified"}
+    assert set(data.fetch("cifar10", tmp_path).values()) == {"verified"}
 
 
 @pytest.mark.parametrize("name", [ARCHIVE.name, "cifar-10-python.tar"])
@@ -114,7 +107,7 @@ def test_batches_in_the_archive(tmp_path, monkeypatch, name):
     put(tmp_path, {name: packed if name.endswith(".gz") else gzip.decompress(packed)})
     check(data.load("cifar10", tmp_path))
     assert data.found("cifar10", tmp_path) == [(one, tmp_path / name) for one in NAMES]
-    assert [(one.path, one.verdict) for one in data.fetch("cifar10", tmp_path)] == [(tmp_path / name, "verified")]
+    assert data.fetch("cifar10", tmp_path) == {tmp_path / name: "verified"}
 
 
 def test_the_archive_is_downloaded_once_into_the_cache(monkeypatch, site, cache):
@@ -140,26 +133,42 @@ def test_what_is_missing_in_the_folder_is_taken_from_the_archive(tmp_path, monke
     check(data.load("cifar10", tmp_path))
 
 
-def test_a_stand_in_for_the_first_batch_stands_for_all_five(tmp_path, monkeypatch, capsys):
-    few = {NAMES[0]: batch(IMAGES[:12], LABELS[:12]), NAMES[5]: batch(IMAGES[-3:], LABELS[-3:])}
-    counts = {NAMES[0]: {"train": 9, "val": 3}, NAMES[5]: {"test": 3}}
-    published(monkeypatch, stand_ins={name: StandIn(sha256(few[name]), counts[name]) for name in few})
-    dataset = data.load("cifar10", unpacked(tmp_path, few))
-    for name, rows in {"train": slice(9), "val": slice(9, 12), "test": slice(-3, None)}.items():
+def test_other_batches_are_taken_if_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    """Fewer batches, with fewer images, of which val has the published share, a tenth."""
+    published(monkeypatch)
+    few = {NAMES[1]: batch(IMAGES[:12], LABELS[:12]), NAMES[5]: batch(IMAGES[-3:], LABELS[-3:])}
+    with pytest.raises(data.DataError, match="data_batch_1 was not found"):
+        data.load("cifar10", unpacked(tmp_path, few)).split("train")
+    dataset = data.load("cifar10", tmp_path, other_data=True)
+    for name, rows in {"train": slice(11), "val": slice(11, 12), "test": slice(-3, None)}.items():
         np.testing.assert_array_equal(dataset.split(name).images, IMAGES[rows])
         np.testing.assert_array_equal(dataset.split(name).labels, LABELS[rows])
-    assert dataset.note == NOTE and set(dataset.sha256) == set(few)
-    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-    assert said == [f"{tmp_path / name} is not cifar10's {name}: {NOTE}" for name in few]
+    assert dataset.note == data.OTHER_DATA and dataset.sha256 == {name: sha256(few[name]) for name in few}
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path / NAMES[1]} is not the published file: ") and said.count("\n") == 1
+    assert said.endswith(f": {data.OTHER_DATA}\n")
+
+
+def test_a_part_of_the_published_batches_is_other_data(tmp_path, monkeypatch, capsys):
+    published(monkeypatch)
+    dataset = data.load("cifar10", unpacked(tmp_path, {name: BATCHES[name] for name in NAMES[:2]}), other_data=True)
+    np.testing.assert_array_equal(dataset.split("train").images, IMAGES[:36])
+    assert dataset.note == data.OTHER_DATA
+    assert capsys.readouterr().err == f"warning: cifar10 has 2 of 5 training batches: {data.OTHER_DATA}\n"
+
+
+def test_the_published_batches_are_no_other_data_whatever_is_asked_for(tmp_path, monkeypatch, capsys):
+    published(monkeypatch)
+    check(data.load("cifar10", unpacked(tmp_path), other_data=True))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="needs CIFAR-10 in $VAMPVAE_DATA")
 def test_the_real_images_are_read_as_they_are():
-    dataset = data.load("cifar10", SHARED)
+    dataset = data.load("cifar10", SHARED, other_data=True)
     splits = [dataset.split(name) for name in data.SPLITS]
-    counts = cifar10.counts(dataset.sha256)
-    assert [len(split.images) for split in splits] == list(counts.values())
-    assert bool(dataset.note) == (counts["train"] == 9_000)
+    counts = (9_000, 1_000, 1_000) if dataset.note else tuple(cifar10.num_images.values())
+    assert tuple(len(split.images) for split in splits) == counts
     assert splits[0].labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert splits[2].labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     np.testing.assert_allclose(splits[0].grey().mean((0, 1, 2)), (0.4914, 0.4822, 0.4465), atol=0.005)
@@ -183,26 +192,27 @@ def test_a_missing_batch_is_named_with_what_to_put_where(tmp_path, monkeypatch, 
 def test_a_damaged_batch_is_named(tmp_path, monkeypatch, damage):
     published(monkeypatch)
     path = unpacked(tmp_path, BATCHES | {NAMES[1]: damage(BATCHES[NAMES[1]])}) / NAMES[1]
-    with pytest.raises(data.DataError, match=rf"^{path} is truncated or corrupted: .*, expected those of md5 \w{{32}}"):
+    with pytest.raises(data.DataError, match=rf"^{path} is not the published file: .*, expected md5:\w{{32}}: delete"):
         data.load("cifar10", tmp_path).split("train")
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda packed: packed[: len(packed) // 2], "is damaged, or no archive: "),
-        (damaged, "is damaged, or no archive: |is truncated or corrupted: |holds no file"),
+        (lambda packed: packed[: len(packed) // 2], "is truncated or corrupted: it does not unpack"),
+        (damaged, "is damaged, or no archive: |is truncated or corrupted: |is not the published file: |holds no file"),
         (lambda packed: b"<html>404</html>", "is damaged, or no archive: "),
         (lambda packed: tar({"readme": b"x"}), "holds no file cifar-10-batches-py/data_batch_1"),
-        (lambda packed: tar(BATCHES | {NAMES[0]: b"x"}), "is truncated or corrupted: unpacked 1 bytes, expected"),
-        (lambda packed: tar({NAMES[0]: bytes(200_000_000)}), "has more than [0-9,]* bytes unpacked"),
+        (lambda packed: tar(BATCHES | {NAMES[0]: b"x"}), "is not the published file: 1 bytes unpacked, expected"),
+        (lambda packed: tar({NAMES[0]: bytes(9_000_000)}), "has more than 8,000,000 bytes unpacked"),
     ],
 )
 def test_another_archive_is_named(tmp_path, monkeypatch, change, complaint):
+    monkeypatch.setattr("data.archives.MOST_BYTES", 8_000_000)
     put(tmp_path, {ARCHIVE.name: change(published(monkeypatch))})
     with pytest.raises(data.DataError, match=f"{ARCHIVE.name} .*({complaint})") as caught:
         data.load("cifar10", tmp_path).split("train")
-    assert str(caught.value).endswith("delete it to download it again, or put the right file there.")
+    assert "delete it to download it again, or put the published file there" in str(caught.value)
 
 
 class Call:
@@ -215,17 +225,16 @@ class Call:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (pickle.dumps(Call(), 2), r"names (posix|nt)\.system, which is never read"),
-        (batch(IMAGES[:EACH], LABELS[:EACH], more=Call()), r"names (posix|nt)\.system, which is never read"),
-        (batch(IMAGES[:EACH], LABELS[:EACH])[:-9], "is damaged"),
+        (pickle.dumps(Call(), 2), r"it names (posix|nt)\.system, which is never loaded"),
+        (batch(IMAGES[:EACH], LABELS[:EACH], more=Call()), r"it names (posix|nt)\.system, which is never loaded"),
+        (batch(IMAGES[:EACH], LABELS[:EACH])[:-9], "is no pickle that is read: "),
         (pickle.dumps([1, 2], 2), "has no array data"),
         (batch(IMAGES[:EACH], LABELS[:EACH], data="abc"), "has no array data"),
         (batch(IMAGES[:EACH], LABELS[:EACH], data=np.zeros((EACH, 3071), np.uint8)), "has no array data"),
         (batch(IMAGES[:EACH], LABELS[:EACH], data=np.zeros((EACH, 3072))), "has no array data"),
         (batch(IMAGES[:EACH], LABELS[:EACH], labels=["cat"] * EACH), "has no list labels"),
         (batch(IMAGES[:EACH], LABELS[:EACH] + 1), "has no list labels"),
-        (batch(IMAGES[:19], LABELS[:19]), "has 19 images and 19 labels, not 20 of each"),
-        (batch(IMAGES[:EACH], LABELS[:19]), "has 20 images and 19 labels, not 20 of each"),
+        (batch(IMAGES[:EACH], LABELS[:19]), "has 20 images and 19 labels"),
     ],
 )
 def test_a_batch_of_another_content_is_named_and_nothing_runs(tmp_path, monkeypatch, content, complaint):
@@ -238,6 +247,13 @@ def test_a_batch_of_another_content_is_named_and_nothing_runs(tmp_path, monkeypa
     assert not (tmp_path / "hit").exists()
 
 
+def test_a_published_batch_with_too_few_images_is_refused(tmp_path, monkeypatch):
+    few = BATCHES | {NAMES[3]: batch(IMAGES[:10], LABELS[:10])}
+    published(monkeypatch, few)
+    with pytest.raises(data.DataError, match=r"cifar10's val images have shape \(9, 32, 32, 3\), expected \(10, 32, "):
+        data.load("cifar10", unpacked(tmp_path, few)).split("val")
+
+
 def test_colours_are_modelled_by_a_mixture_unless_told_otherwise():
     config = experiment.Config(data_set="cifar10")
     assert (config.observation, config.binarization, config.note) == ("mixlogistic", "none", "")
@@ -245,7 +261,7 @@ def test_colours_are_modelled_by_a_mixture_unless_told_otherwise():
 
 def test_channels_come_first_in_a_batch():
     rows = np.arange(3072).reshape(1, -1).astype(np.uint8)
-    (image,), labels = parse_batch({"data": rows, "labels": [7]}, "x", 1)
+    (image,), labels = parse_batch({"data": rows, "labels": [7]}, "x")
     assert image[0, 0].tolist() == [0, 1024 % 256, 2048 % 256] and image[1, 2, 0] == 34 and labels.tolist() == [7]
 
 

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 import data
 from data import dataset, download, files, sources
+from data.files import UNKNOWN, Identity
 from data.idx import parse_idx
+from runtime import atomic
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("VAMPVAE_DATA") or ROOT.parent / "shared" / "data")
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (name for name, _ in sources.IDX_FILES)
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = sources.IDX_FILES
 NOBODY = "https://localhost:1/"  # a mirror that refuses every connection
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -35,13 +37,18 @@ def idx_bytes(array):
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
+def identity(content):
+    """What is known of a file by its sha256."""
+    return Identity(len(content), f"sha256:{sha256(content)}")
+
+
 class TinySet:
     """A data set of four small idx files: 5 training, 2 validation and 4 test images of 3x2 pixels."""
 
     def __init__(self, name, seed):
         rng = np.random.default_rng(seed)
         shapes = ((7, 3, 2), (7,), (4, 3, 2), (4,))
-        self.arrays = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+        self.arrays = [rng.integers(0, 10 if len(shape) == 1 else 256, shape, np.uint8) for shape in shapes]
         names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
         self.unpacked = {file: idx_bytes(array) for file, array in zip(names, self.arrays, strict=True)}
         self.packed = {file: gzip.compress(content, mtime=0) for file, content in self.unpacked.items()}
@@ -55,15 +62,11 @@ class TinySet:
 
     def public_file(self, name, file):
         packed, unpacked = self.packed[file], self.unpacked[file]
-        return files.PublicFile(
-            name, file, len(packed), sha256(packed), len(unpacked), sha256(unpacked), (NOBODY + file,)
-        )
+        return files.PublicFile(name, file, identity(packed), identity(unpacked), (NOBODY + file,))
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(sources.IDX_SPLITS, "train", (slice(0, 2), slice(None, -2)))
-    monkeypatch.setitem(sources.IDX_SPLITS, "val", (slice(0, 2), slice(-2, None)))
     return register(monkeypatch, TinySet("tiny", seed=1))
 
 
@@ -94,23 +97,30 @@ def test_registry_states_every_data_set():
         assert source.name == name and f"## {name}" in readme
         assert list(source.num_images) == list(data.SPLITS) and len(source.image_shape) == 3
         assert len(source.class_names) in (0, 10) and source.binarize in data.BINARIZE[1:]
-        assert source.title and source.licence and source.origin
+        assert source.title and source.origin
         for file in source.files:
-            assert bool(file.download.urls) == file.is_known
+            assert bool(file.download.urls) == bool(file.download.packed.checksum) == bool(file.unpacked.checksum)
             assert all(url.startswith("https://") for url in file.download.urls)
-            if file.sha256:
-                assert f"| `{file.name}` | {file.bytes:,} | `{file.sha256}` | `{file.unpacked_sha256}` |" in readme
-            else:
-                known = f"git blob `{file.git_blob}`" if file.git_blob else "not known"
-                known = f"md5 `{file.md5}`" if file.md5 else known
-                assert f"| `{file.name}` | not known | {known} | {known} |" in readme
-            if file.archive:
-                assert f"| `{file.archive.name}` | {file.archive.bytes:,} | `{file.archive.sha256}` |" in readme
-            assert not file.stand_in or f"`{file.stand_in.sha256}`" in readme
+            assert f"`{file.name}`" in readme or file.archive
+
+
+def test_the_registry_names_every_published_file_once():
+    every = [file for source in data.DATA_SETS.values() for file in source.files]
+    every += [file.archive for file in every if file.archive]
+    names = {f"{file.data_set}/{name}" for file in every for name in (file.name, file.unpacked_name)}
+    assert set(files.REGISTRY) - names == {"celeba/list_eval_partition.txt"}
+    lines = [line for line in (ROOT / "data" / "registry.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == len(files.REGISTRY)
+    lengths = {"sha256": 64, "git": 40, "md5": 32}
+    for size, checksum in files.REGISTRY.values():
+        kind, value = checksum.split(":")
+        assert len(bytes.fromhex(value)) * 2 == lengths[kind] and (size is None or size > 0)
+    mnist = files.REGISTRY[f"mnist/{TRAIN_IMAGES}"]
+    assert mnist == (9_912_422, "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609")
 
 
 def test_import_is_light():
-    heavy = ("keras", "tensorflow", "sklearn", "tqdm", "platformdirs", "urllib.request")
+    heavy = ("keras", "tensorflow", "sklearn", "tqdm", "platformdirs", "pooch", "requests")
     code = f"import sys, data; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "[]", run.stderr
@@ -220,7 +230,7 @@ def test_search_order(tiny, tmp_path, cache, monkeypatch):
     monkeypatch.setenv("VAMPVAE_DATA", str(shared))
     for folder in folders:
         assert {path.parent for _, path in data.found("tiny", given)} == {folder}
-        assert {file.path.parent for file in data.fetch("tiny", given)} == {folder}
+        assert {path.parent for path in data.fetch("tiny", given)} == {folder}
         for name in tiny.packed:
             (folder / name).unlink()
     assert data.found("tiny", given) == [(name, None) for name in tiny.packed]
@@ -269,15 +279,18 @@ def test_each_file_is_read_once(tiny, tmp_path):
     ("damage", "complaint"),
     [
         (lambda packed: packed[:-9], "truncated or corrupted: it does not unpack"),
-        (lambda packed: packed[:1], "truncated or corrupted: unpacked 1 bytes, expected 58 with sha256"),
-        (lambda packed: b"", "truncated or corrupted: unpacked 0 bytes, expected 58 with sha256"),
+        (
+            lambda packed: packed[:1],
+            r"published file: 1 bytes unpacked, expected 58 bytes with sha256:\w{64}: delete",
+        ),
+        (lambda packed: b"", "is not the published file: 0 bytes unpacked, expected 58 bytes"),
         (damaged, "truncated or corrupted: it does not unpack"),
         (lambda packed: packed[:-8] + bytes(8), "truncated or corrupted: it does not unpack"),  # the checksum
-        (lambda packed: b"<html>404</html>", "unpacked 16 bytes, expected 58"),
-        (lambda packed: gzip.compress(gzip.decompress(packed)[:-1]), "unpacked 57 bytes, expected 58"),
+        (lambda packed: b"<html>404</html>", "16 bytes unpacked, expected 58"),
+        (lambda packed: gzip.compress(gzip.decompress(packed)[:-1]), "57 bytes unpacked, expected 58"),
         (
             lambda packed: gzip.compress(bytes(9_000_000)),
-            "unpacked 9,000,000 bytes, expected 58",
+            "9,000,000 bytes unpacked, expected 58",
         ),
     ],
 )
@@ -288,14 +301,17 @@ def test_damaged_file_is_named_and_stays(tiny, tmp_path, cache, damage, complain
     with pytest.raises(data.DataError, match=complaint) as caught:
         data.load("tiny", tmp_path).split("train")
     assert str(caught.value).startswith(str(tmp_path / TRAIN_IMAGES))
-    assert str(caught.value).endswith("delete it to download it again, or put the right file there.")
+    mend = "delete it to download it again, or put the published file there"
+    if "not the published file" in str(caught.value):
+        mend += ", or train with --other_data on to take it as it is"
+    assert str(caught.value).endswith(mend)
     assert (tmp_path / TRAIN_IMAGES).read_bytes() == before
 
 
 def test_gzip_bomb_stays_small(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DATA_SETS", {"tiny": tiny.source})  # so the largest known file has 58 bytes
+    monkeypatch.setattr("data.archives.MOST_BYTES", 1_000_000)
     put(tmp_path, {TRAIN_IMAGES: gzip.compress(bytes(9_000_000))})
-    with pytest.raises(data.DataError, match="unpacked 59 bytes, expected 58"):
+    with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES} has more than 1,000,000 bytes unpacked"):
         data.fetch("tiny", tmp_path)
 
 
@@ -337,7 +353,7 @@ def test_unreadable_file_is_named(tiny, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     put(tmp_path, tiny.packed)
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr("data.archives.open", refuse, raising=False)
     with pytest.raises(data.DataError, match=rf"{TRAIN_IMAGES} cannot be read \(Permission denied\)"):
         data.load("tiny", tmp_path).split("train")
 
@@ -380,9 +396,9 @@ def test_download_into_the_cache(tiny, site, cache, monkeypatch, capsys):
 def test_fetch_into_data_dir(tiny, site, cache, tmp_path, monkeypatch):
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
     fetched = data.fetch("tiny", tmp_path / "new")
-    expected = {name: (tmp_path / "new" / "tiny" / name, len(packed)) for name, packed in tiny.packed.items()}
-    assert fetched == [(name, *where, "verified") for name, where in expected.items()]
+    assert fetched == {tmp_path / "new" / "tiny" / name: "verified" for name in tiny.packed}
     assert data.fetch("tiny", tmp_path / "new") == fetched and len(site.asked) == 4
+    assert {path.stat().st_mode & 0o777 for path in fetched} == {0o666 & ~atomic.umask()}
     assert not cache.exists()
 
 
@@ -397,14 +413,20 @@ def broken_mirrors(site, tiny):
             site.offer("damaged", {name: damaged(body) for name, body in packed.items()}),
             "other content",
         ),
-        "another": (site.offer("another", dict.fromkeys(packed, b"<html>")), "other content, 6 bytes of"),
+        "another": (
+            site.offer("another", dict.fromkeys(packed, b"<html>")),
+            r"other content, expected \d+ bytes",
+        ),
         "short": (
             site.offer("short", {n: b[:-5] for n, b in packed.items()}, Content_Length="4000"),
             "content|Incomplete",
         ),
         "long": (site.offer("long", {n: b + bytes(9) for n, b in packed.items()}), "other content"),
-        "plain": (plain, "http is refused, only https is used"),
-        "leaves": (site.offer("leaves", dict.fromkeys(packed, b""), 302, Location=plain), "http is refused"),
+        "plain": (plain, "leads to an address that is not https"),
+        "leaves": (
+            site.offer("leaves", dict.fromkeys(packed, b""), 302, Location=plain),
+            "leads to an address that is not https",
+        ),
         "loops": (
             site.offer("loops", dict.fromkeys(packed, b""), 302, Location=f"/loops/{TRAIN_IMAGES}"),
             "redirect",
@@ -450,8 +472,11 @@ def test_untrusted_server_is_refused(tiny, site, monkeypatch, tmp_path):
 
 def test_endless_transfer_is_cut(tiny, site, monkeypatch):
     set_mirrors(monkeypatch, tiny, site.offer("endless", dict.fromkeys(tiny.packed, bytes(40_000_000))))
-    with pytest.raises(data.DataError, match=r"other content, [\d,]{3,6} bytes of an expected"):
+    received = []
+    monkeypatch.setattr(download.tqdm, "update", lambda bar, count: received.append(count))
+    with pytest.raises(data.DataError, match="other content"):
         data.fetch("tiny")
+    assert sum(received) <= download.CHUNK
 
 
 def test_offline_says_what_to_put_where(tiny, cache):
@@ -461,7 +486,7 @@ def test_offline_says_what_to_put_where(tiny, cache):
     assert message.startswith(f"tiny's {TRAIN_IMAGES} was not found and could not be downloaded (localhost:1: ")
     assert message.endswith(
         f"put {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_IMAGES}, {TEST_LABELS} into {cache / 'tiny'}, "
-        "or into a folder that --data_dir or $VAMPVAE_DATA names."
+        "or into a folder that --data_dir or $VAMPVAE_DATA names"
     )
     assert "\n" not in message
 
@@ -473,7 +498,7 @@ def replace_file(monkeypatch, tiny, **changes):
     monkeypatch.setitem(data.DATA_SETS, "tiny", dataclasses.replace(tiny.source, files=new))
 
 
-NOTHING_KNOWN = dict.fromkeys(("bytes", "sha256", "unpacked_bytes", "unpacked_sha256"))
+NOTHING_KNOWN = {"packed": UNKNOWN, "unpacked": UNKNOWN}
 
 
 def git_blob(content):
@@ -484,48 +509,85 @@ def test_a_git_blob_does_where_no_sha256_is_known(tiny, site, tmp_path, monkeypa
     content = tiny.unpacked[TRAIN_IMAGES]
     good = site.offer("good", {TRAIN_IMAGES: content})
     bad = site.offer("bad", {TRAIN_IMAGES: content[:-1] + b"?"})
-    blob = {"git_blob": git_blob(content)} | NOTHING_KNOWN
+    known = Identity(None, f"git:{git_blob(content)}")
+    blob = {"packed": known, "unpacked": known}
     replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES,), **blob)
-    with pytest.raises(data.DataError, match="sent other content, 58 bytes of an expected unknown number of bytes"):
+    with pytest.raises(data.DataError, match=f"sent other content, expected {known.checksum}"):
         data.fetch("tiny", tmp_path)
     replace_file(monkeypatch, tiny, urls=(bad + TRAIN_IMAGES, good + TRAIN_IMAGES), **blob)
     put(tmp_path, {name: content for name, content in tiny.packed.items() if name != TRAIN_IMAGES})
-    assert data.fetch("tiny", tmp_path)[0].verdict == "verified"
+    assert data.fetch("tiny", tmp_path)[tmp_path / "tiny" / TRAIN_IMAGES] == "verified"
     dataset = data.load("tiny", tmp_path)
     assert same(dataset.split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
     assert dataset.sha256[TRAIN_IMAGES.removesuffix(".gz")] == sha256(content)
     put(tmp_path, {TRAIN_IMAGES: content[:-1]})
-    with pytest.raises(data.DataError, match=f"unpacked 57 bytes, expected those of git blob {blob['git_blob']}"):
+    with pytest.raises(data.DataError, match=f"57 bytes unpacked, expected {known.checksum}"):
         data.load("tiny", tmp_path).split("train")
 
 
 def test_a_file_without_a_checksum_is_taken_by_its_counts_and_never_downloaded(tiny, tmp_path, monkeypatch):
     replace_file(monkeypatch, tiny, urls=(), **NOTHING_KNOWN)
-    with pytest.raises(data.DataError, match=r"could not be downloaded \(never, as its checksum is .*--list"):
+    with pytest.raises(data.DataError, match=r"could not be downloaded \(only by hand, from where vampvae.py"):
         data.load("tiny", tmp_path).split("train")
     put(tmp_path, tiny.packed)
-    assert data.fetch("tiny", tmp_path)[0].verdict == "found; its checksum is not known"
+    assert data.fetch("tiny", tmp_path)[tmp_path / TRAIN_IMAGES] == "found; its checksum is not known"
     assert same(data.load("tiny", tmp_path).split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
     put(tmp_path, {TRAIN_IMAGES: idx_bytes(tiny.arrays[0][1:])})
-    with pytest.raises(data.DataError, match=r"train images have shape \(4, 3, 2, 1\), expected \(5, 3, 2, 1\)"):
+    with pytest.raises(data.DataError, match=rf"{TRAIN_IMAGES} has 6 images, but .* has labels of shape \(7,\)"):
         data.load("tiny", tmp_path).split("train")
 
 
-def test_a_stand_in_is_taken_with_a_warning_and_a_note(tiny, tmp_path, monkeypatch, capsys):
-    content = idx_bytes(tiny.arrays[0][2:])
-    replace_file(monkeypatch, tiny, stand_in=files.StandIn(sha256(content), {"train": 3}))
-    put(tmp_path, tiny.packed)
-    dataset = data.load("tiny", tmp_path)
-    assert len(dataset.split("train").images) == 5
-    assert dataset.note == "" and capsys.readouterr().err == ""
-    put(tmp_path, {TRAIN_IMAGES: content, TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
-    assert data.fetch("tiny", tmp_path)[0].verdict == "stand-in data, not comparable with published results"
-    said = f"warning: {tmp_path / TRAIN_IMAGES} is not tiny's {TRAIN_IMAGES}: stand-in data"
-    assert capsys.readouterr().err.startswith(said)
-    dataset = data.load("tiny", tmp_path)
-    with pytest.raises(data.DataError, match=r"labels have shape \(5,\), expected \(3,\)"):  # counted as the stand-in's
-        dataset.split("train")
-    assert dataset.note == "stand-in data, not comparable with published results"
+def test_other_data_are_refused_unless_they_are_asked_for(tiny, tmp_path, capsys):
+    """Of any number; val has the published share of the training images."""
+    images, labels = np.repeat(tiny.arrays[0], 2, axis=0), np.repeat(tiny.arrays[1], 2)
+    put(tmp_path, tiny.packed | {TRAIN_IMAGES: idx_bytes(images), TRAIN_LABELS: idx_bytes(labels)})
+    said = f"{tmp_path / TRAIN_IMAGES} is not the published file: 100 bytes unpacked, expected 58 bytes with sha256:"
+    with pytest.raises(data.DataError, match=rf"{said}\w+: delete .*, or train with --other_data on to take it as it"):
+        data.load("tiny", tmp_path).split("train")
+    with pytest.raises(data.DataError, match=rf"{said}\w+: delete it to download it again, or put the published file"):
+        data.fetch("tiny", tmp_path)
+    dataset = data.load("tiny", tmp_path, other_data=True)
+    assert len(dataset.split("test").images) == 4 and dataset.note == "" and capsys.readouterr().err == ""
+    assert same(dataset.split("train"), images[:10], labels[:10])
+    assert same(dataset.split("val"), images[10:], labels[10:])
+    assert dataset.note == data.OTHER_DATA
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {said}") and warning.endswith(f": {data.OTHER_DATA}\n")
+    assert dataset.sha256[TRAIN_IMAGES.removesuffix(".gz")] == sha256(idx_bytes(images))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "complaint"),
+    [
+        ((7, 3, 3), [0] * 7, r"images have shape \(5, 3, 3, 1\), expected \(5, 3, 2, 1"),
+        ((9, 3, 2), [0] * 7, r"has 9 images, but .* has labels of shape \(7,\)"),
+        ((7, 3, 2), [10] * 7, "tiny's train labels go beyond its 10 classes"),
+        ((1, 3, 2), [0], "tiny has too few images for its split val"),
+        (b"no idx file", [0] * 7, "not an idx file"),
+        (None, [0] * 7, "should be tiny's .*, but this is tiny's"),
+    ],
+)
+def test_other_data_have_to_make_sense(tiny, tmp_path, shape, labels, complaint):
+    content = shape or tiny.unpacked[TRAIN_LABELS]
+    content = idx_bytes(np.zeros(content, np.uint8)) if isinstance(content, tuple) else content
+    put(tmp_path, tiny.packed | {TRAIN_IMAGES: content, TRAIN_LABELS: idx_bytes(np.array(labels, np.uint8))})
+    with pytest.raises(data.DataError, match=complaint):
+        data.load("tiny", tmp_path, other_data=True).split("val" if len(labels) == 1 else "train")
+
+
+@pytest.mark.parametrize("name", ["caltech101", "omniglot", "freyfaces"])
+@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([np.zeros((4, 5), np.uint8)], 2), (5, 4), (784, 784)])
+def test_other_files_of_the_other_formats_have_to_make_sense(tmp_path, name, content):
+    """Arrays of a false shape, or of false values."""
+    from scipy.io import savemat
+
+    if isinstance(content, tuple):
+        buffer, wrong = io.BytesIO(), np.full(content, 7, np.int16)
+        savemat(buffer, dict.fromkeys(("data", "testdata", "train_data", "val_data", "test_data"), wrong))
+        content = buffer.getvalue()
+    put(tmp_path, {data.DATA_SETS[name].files[0].name: content})
+    with pytest.raises(data.DataError, match=r"chardata|silhouettes|freyfaces|caltech101|data holds int16"):
+        data.load(name, tmp_path, other_data=True).split("train")
 
 
 def test_closed_cache_is_named(tiny, site, cache, monkeypatch):
@@ -536,11 +598,11 @@ def test_closed_cache_is_named(tiny, site, cache, monkeypatch):
 
 
 def test_interrupted_download_leaves_nothing_behind(tiny, site, cache, monkeypatch):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
-    monkeypatch.setattr(download.atomic.os, "fsync", interrupt)
+    monkeypatch.setattr(download.tqdm, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.fetch("tiny")
     assert list((cache / "tiny").iterdir()) == []
@@ -573,7 +635,7 @@ def test_digits_are_the_same_everywhere():
     dataset = data.load("digits")
     assert sha256(dataset.split("test").images.tobytes()).startswith("8dfd151f9ffe1131")
     assert dataset.sha256 == {"sklearn.digits": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"}
-    assert data.fetch("digits") == data.found("digits") == []
+    assert data.fetch("digits") == {} and data.found("digits") == []
 
 
 def test_dynamic_held_out_images_never_change():
@@ -646,10 +708,11 @@ def test_real_files(name, train, test):
     splits = [dataset.split(split) for split in data.SPLITS]
     assert [split.images.shape for split in splits] == [(n, 28, 28, 1) for n in (50_000, 10_000, 10_000)]
     assert splits[0].labels[:10].tolist() == train and splits[2].labels[:10].tolist() == test
-    assert dataset.sha256 == {file.unpacked_name: file.unpacked_sha256 for file in dataset.source.files}
+    unpacked = {file.unpacked_name: file.unpacked.checksum for file in dataset.source.files}
+    assert {file: f"sha256:{one}" for file, one in dataset.sha256.items()} == unpacked
     for file in dataset.source.files:
         copy = dict(data.found(name, REAL))[file.name].read_bytes()
-        assert len(copy) != file.bytes or sha256(copy) == file.sha256  # unpacked, or packed again, is valid too
+        assert len(copy) != file.packed.bytes or file.packed.fits(copy)  # unpacked, or packed again, is valid too
 
 
 SHARED = Path(os.environ.get("VAMPVAE_DATA", "/nowhere"))
@@ -672,9 +735,7 @@ def test_grey_values_are_kept_as_the_nearest_of_256_levels():
 def grey_public_set(monkeypatch, folder, name, counts, content):
     """The data set `name` as it is, but with other counts and `content` for its only file, known by its sha256."""
     source = data.DATA_SETS[name]
-    known = {"sha256": sha256(content), "unpacked_sha256": sha256(content), "stand_in": None}
-    sizes = {"bytes": len(content), "unpacked_bytes": len(content)}
-    file = dataclasses.replace(source.files[0], **known, **sizes)
+    file = dataclasses.replace(source.files[0], packed=identity(content), unpacked=identity(content))
     counts = dict(zip(data.SPLITS, counts, strict=True))
     monkeypatch.setitem(data.DATA_SETS, name, dataclasses.replace(source, num_images=counts, files=(file,)))
     put(folder, {file.name: content})
@@ -689,7 +750,6 @@ def rows_of(splits):
 def test_omniglot_in_the_public_format(tmp_path, monkeypatch):
     from scipy.io import savemat
 
-    monkeypatch.setattr(sources, "OMNIGLOT_VAL", 3)
     levels = np.random.default_rng(0).integers(0, 256, (15, 28, 28), np.uint8)
     columns = levels.transpose(0, 2, 1).reshape(15, 784).T / 255  # each column one image, column by column
     content = io.BytesIO()
@@ -761,11 +821,11 @@ class Malicious:
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        (Malicious(os.system, "touch hit"), r"names (posix|nt)\.system, which is never read"),
-        (patches((4, 3, 2)) | {"more": Malicious(eval, "open('hit', 'w')")}, r"names .*eval, which is never read"),
-        (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is damaged"),
-        (b"", "is damaged"),
-        (b"<html>404</html>", "is damaged"),
+        (Malicious(os.system, "touch hit"), r"names (posix|nt)\.system, which is never loaded"),
+        (patches((4, 3, 2)) | {"more": Malicious(eval, "open('hit', 'w')")}, r"names .*eval, which is never loaded"),
+        (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is no pickle that is read: "),
+        (b"", "is no pickle that is read: "),
+        (b"<html>404</html>", "is no pickle that is read: "),
         (patches((5, 3, 2)), "no part 'training' of 4 images"),
         ({"train": np.zeros((4, 28, 28))}, "no part 'training'"),
         ([1, 2], "no part 'training'"),
@@ -790,14 +850,14 @@ def test_another_histopathology_file_is_refused(tmp_path, monkeypatch, value, co
     ("name", "sizes", "start", "note"),
     [
         ("freyfaces", (1565, 200, 200), "1f94a655a3f40298", ""),
-        ("omniglot", (23_000, 1345, 8115), "4d40ae08b0095f3c", "stand-in data, not comparable with published results"),
+        ("omniglot", (23_000, 1345, 8115), "4d40ae08b0095f3c", data.OTHER_DATA),
     ],
 )
 def test_grey_sets_are_read_as_they_are(name, sizes, start, note):
     """By split sizes, no image twice where none is, and by the first ten training images, whose order is ours."""
     if not (SHARED / name).is_dir():
         pytest.skip(f"needs the files of {name} in $VAMPVAE_DATA")
-    dataset = data.load(name, SHARED)
+    dataset = data.load(name, SHARED, other_data=bool(note))
     splits = [dataset.split(split) for split in data.SPLITS]
     if name == "omniglot" and len(splits[2].images) == 8_070:
         pytest.skip("the published file, for once")
@@ -835,10 +895,7 @@ def test_silhouettes_are_inverted_and_turned(tmp_path, monkeypatch):
     savemat(content, arrays)
     packed = content.getvalue()
     (file,) = data.DATA_SETS["caltech101"].files
-    sha256 = hashlib.sha256(packed).hexdigest()
-    file = dataclasses.replace(
-        file, bytes=len(packed), sha256=sha256, unpacked_bytes=len(packed), unpacked_sha256=sha256
-    )
+    file = dataclasses.replace(file, packed=identity(packed), unpacked=identity(packed))
     source = dataclasses.replace(data.DATA_SETS["caltech101"], num_images=dict.fromkeys(data.SPLITS, 2), files=(file,))
     monkeypatch.setitem(data.DATA_SETS, "caltech101", source)
     (tmp_path / file.name).write_bytes(packed)

@@ -28,7 +28,6 @@ N, (H, W, _) = sum(COUNTS.values()), faces.STORED
 NAMES = [f"{number:06d}.jpg" for number in range(1, N + 1)]
 PARTS = np.repeat(range(3), list(COUNTS.values()))
 LIST = "".join(f"{name} {part}\n" for name, part in zip(NAMES, PARTS, strict=True)).encode()
-NOTE = "stand-in data, not comparable with published results"
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -65,8 +64,8 @@ def write(place, kind="folder", files=FILES, partition=LIST):
     return place
 
 
-def load(place):
-    return data.load("celeba", place)
+def load(place, other_data=True):
+    return data.load("celeba", place, other_data)
 
 
 def expected(name):
@@ -93,7 +92,7 @@ def test_images_are_split_by_the_partition_and_cropped(tmp_path, kind, place):
         assert middle.dtype == np.uint8 == split.images.dtype
         assert np.abs(middle - expected(NAMES[start + count // 2])).max() < 6
         start += count
-    assert dataset.image_shape == (64, 64, 3) and dataset.note == NOTE
+    assert dataset.image_shape == (64, 64, 3) and dataset.note == data.OTHER_DATA
 
 
 def test_a_folder_and_a_zip_of_the_same_images_are_the_same_data(tmp_path):
@@ -119,7 +118,6 @@ def test_the_published_partition_is_known_by_its_checksum():
     assert faces.parse_partition(published, "x") == partition == faces.parse_partition(published.strip(), "x")
     assert sha256(published) == faces.PARTITION_SHA256
     assert faces.celeba.num_images == {"train": 162_770, "val": 19_867, "test": 19_962}
-    assert faces.celeba.note({"list_eval_partition.txt": faces.PARTITION_SHA256}) == ""
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -127,11 +125,22 @@ def test_all_images_need_no_partition(tmp_path, monkeypatch, capsys, kind):
     """All of a CelebA of 60 images, that is."""
     monkeypatch.setattr(faces, "LAST", np.cumsum(list(COUNTS.values())))
     monkeypatch.setattr(faces, "PARTITION_SHA256", sha256(LIST.replace(b"\n", b"\r\n")))
-    source = dataclasses.replace(faces.celeba, num_images=COUNTS, published={faces.PARTITION: faces.PARTITION_SHA256})
+    source = dataclasses.replace(faces.celeba, num_images=COUNTS)
     monkeypatch.setitem(data.DATA_SETS, "celeba", source)
-    dataset = load(write(tmp_path, kind, partition=None))
+    dataset = load(write(tmp_path, kind, partition=None), other_data=False)
     assert {name: len(dataset.split(name).images) for name in data.SPLITS} == COUNTS
     assert dataset.note == "" and capsys.readouterr().err == ""
+
+
+def test_a_partition_of_ones_own_is_refused_unless_it_is_asked_for(tmp_path, capsys):
+    write(tmp_path)
+    with pytest.raises(data.DataError) as caught:
+        load(tmp_path, other_data=False).split("train")
+    said = "celeba's images or splits are not those of the published partition: "
+    mend = "put all images there, and no list_eval_partition.txt of your own, or train with --other_data on to take it"
+    assert str(caught.value) == f"{said}{mend} as it is"
+    load(tmp_path).split("train")
+    assert capsys.readouterr().err == f"warning: {said}{data.OTHER_DATA}\n"
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path, monkeypatch):
@@ -169,11 +178,11 @@ def test_a_missing_celeba_is_said_with_where_to_get_it(tmp_path, cache):
     assert str(caught.value) == (
         "celeba's img_align_celeba.zip was not found and could not be downloaded (only by hand, from "
         f"http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html): put img_align_celeba.zip into {cache / 'celeba'}, "
-        "or into a folder that --data_dir or $VAMPVAE_DATA names."
+        "or into a folder that --data_dir or $VAMPVAE_DATA names"
     )
     assert data.found("celeba", tmp_path) == [("img_align_celeba.zip", None)]
-    (found,) = data.fetch("celeba", write(tmp_path, "zip"))
-    assert found.path == tmp_path / "img_align_celeba.zip" and found.verdict == "found; its checksum is not known"
+    path = write(tmp_path, "zip") / "img_align_celeba.zip"
+    assert data.fetch("celeba", tmp_path) == {path: "found; its checksum is not known"}
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -247,7 +256,7 @@ def test_what_is_no_file_is_not_read(tmp_path):
     write(tmp_path)
     (tmp_path / "img_align_celeba" / NAMES[0]).unlink()
     os.mkfifo(tmp_path / "img_align_celeba" / NAMES[0])
-    with pytest.raises(data.DataError, match=r"000001.jpg is no regular file"):
+    with pytest.raises(data.DataError, match=r"000001.jpg cannot be read: it is no regular file"):
         load(tmp_path).split("train").images[0]
 
 
@@ -270,6 +279,7 @@ SETTINGS = "--data_set celeba --likelihood gaussian --sigma 1 --epochs 1 --max_t
 
 def trained(tmp_path, *words):
     """Trains on images in tmp_path; returns the exit code."""
+    words = ["--other_data", "on", *words]
     return train.main([*SETTINGS.split(), "--data_dir", str(tmp_path), "--runs_dir", str(tmp_path / "runs"), *words])
 
 
@@ -280,7 +290,7 @@ def test_trained_scored_and_drawn(tmp_path, capfd, objective):
     assert trained(tmp_path, "--objective", objective, "--prior", prior) == 0
     (path,) = (tmp_path / "runs").iterdir()
     run = experiment.load(path)
-    assert run.note == f"{DENSITY_NOTE}; {NOTE}" and run.images("train").shape == (12, 64, 64, 3)
+    assert run.note == f"{DENSITY_NOTE}; {data.OTHER_DATA}" and run.images("train").shape == (12, 64, 64, 3)
     if objective == "elbo":
         assert evaluate.main([str(path), "--num_samples", "3", "--max_images", "7"]) == 0
         metrics = json.loads((path / "metrics.json").read_text())
@@ -319,5 +329,5 @@ def test_images_are_hashed_in_pieces(monkeypatch):
 def test_quadrature_takes_no_more_from_disk_than_memory_should_hold(monkeypatch):
     stored = Stored(None, np.arange(9), (3, 2, 1))
     monkeypatch.setattr(estimators, "MOST_READ", 8 * 3 * 2 * 4)
-    with pytest.raises(evaluate.UserError, match="quadrature has all images in memory at once; add --max_images 8"):
+    with pytest.raises(evaluate.UserError, match="quadrature keeps all images in memory; add --max_images 8"):
         estimators.by_quadrature(None, data.Split(stored, None, 255).grey(), None, "test", None)

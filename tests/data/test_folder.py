@@ -14,7 +14,7 @@ from PIL import Image
 
 import data
 from data import folder
-from data.files import DataError
+from runtime.errors import DataError
 
 N, H, W = 23, 12, 8
 GREY = np.random.default_rng(0).integers(0, 256, (N, H, W), np.uint8)
@@ -220,7 +220,7 @@ def test_an_image_that_cannot_be_taken_is_named(tmp_path, content, complaint):
 def test_what_is_no_file_is_never_waited_for(tmp_path):
     write_pictures(tmp_path, GREY)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match=r"pipe\.png is no regular file"):
+    with pytest.raises(DataError, match=r"pipe\.png cannot be read: it is no regular file"):
         load(tmp_path).split("train")
     os.remove(tmp_path / "pipe.png")
     os.symlink("nowhere", tmp_path / "link.png")

@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 import data
+import vampvae
 from evaluation import features
 from experiment.record import versions
 from runtime.errors import UserError
@@ -23,7 +24,7 @@ IMAGES = np.random.default_rng(0).random((7, 8, 6, 2), "float32")  # H, W and C 
 def digits(tmp_path_factory):
     """The file of a classifier of digits, trained for two epochs, which no test changes."""
     path = tmp_path_factory.mktemp("features") / "new" / "digits.keras"
-    assert features.main(["--data_set", "digits", "--epochs", "2", "--seed", "3", "--out", str(path)]) == 0
+    assert vampvae.main(["features", "--data_set", "digits", "--epochs", "2", "--seed", "3", "--out", str(path)]) == 0
     return path
 
 
@@ -90,22 +91,22 @@ def test_features_are_those_of_the_layer_before_the_logits(digits):
 
 
 def test_a_seed_gives_the_same_network_again(digits, tmp_path):
-    words = ["--data_set", "digits", "--epochs", "2", "--out", str(tmp_path / "again.keras")]
-    assert features.main([*words, "--seed", "3"]) == 0
+    words = ["features", "--data_set", "digits", "--epochs", "2", "--out", str(tmp_path / "again.keras")]
+    assert vampvae.main([*words, "--seed", "3"]) == 0
     ours, theirs = (keras.saving.load_model(path).get_weights() for path in (digits, tmp_path / "again.keras"))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_what_is_there_is_replaced_only_on_request(digits, tmp_path, capfd, monkeypatch):
-    words = ["--data_set", "digits", "--epochs", "2", "--out", str(digits)]
-    assert features.main(words) == 2
+    words = ["features", "--data_set", "digits", "--epochs", "2", "--out", str(digits)]
+    assert vampvae.main(words) == 2
     assert capfd.readouterr().err.startswith(f"error: {digits} exists, and scores may refer to it")
     path = tmp_path / "a.keras"
     path.write_text("an older one")
     record = {"val_accuracy": 0.5, "test_accuracy": 0.25}
     monkeypatch.setattr(features, "train", lambda *_: (features.classifier((8, 8, 1), 10), record))
-    assert features.main([*words[:-1], str(path), "--overwrite"]) == 0
+    assert vampvae.main([*words[:-1], str(path), "--overwrite"]) == 0
     said = f"accuracy 0.5000 on validation images, 0.2500 on test images\n{path}\n"
     assert capfd.readouterr().out == said and zipfile.is_zipfile(path)
     assert json.loads((tmp_path / "a.json").read_text())["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -122,7 +123,7 @@ def test_what_is_there_is_replaced_only_on_request(digits, tmp_path, capfd, monk
 )
 def test_what_cannot_be_trained_is_refused_first(words, expected, capfd, monkeypatch):
     monkeypatch.setattr(features, "train", lambda *_: pytest.fail("trained"))
-    assert features.main(words) == 2 and f"error: {expected}" in capfd.readouterr().err
+    assert vampvae.main(["features", *words]) == 2 and f"error: {expected}" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- networks of others
@@ -147,7 +148,7 @@ def test_images_of_another_shape_are_refused(saved):
     network = features.load(saved(layers.Flatten()))
     network.check((8, 6, 2))
     for shape in ((6, 8, 2), (8, 6, 1), (8, 6)):
-        with pytest.raises(UserError, match=r"is a network of images \(8, 6, 2\), but these are"):
+        with pytest.raises(UserError, match=r"takes images \(8, 6, 2\), but these are"):
             network.check(shape)
 
 
@@ -158,18 +159,18 @@ def test_features_that_are_not_numbers_are_refused(saved):
 
 
 def test_other_outputs_and_inputs_are_refused(saved, tmp_path):
-    refused(saved(layers.Reshape((8, 12))), "puts out (None, 8, 12); features must be (None, F) or (None, h, w, F)")
-    refused(saved(layers.Flatten(), layers.Flatten()), "puts out (None, 96) and (None, 96)")
+    refused(saved(layers.Reshape((8, 12))), "has outputs (None, 8, 12); features must be (None, F) or (None, h, w, F)")
+    refused(saved(layers.Flatten(), layers.Flatten()), "has outputs (None, 96) and (None, 96)")
     two = [keras.Input((8, 6, 2)), keras.Input((8, 6, 2))]
     keras.Model(two, layers.Flatten()(layers.Add()(two))).save(tmp_path / "two.keras")
-    refused(tmp_path / "two.keras", "is no model of one input")
+    refused(tmp_path / "two.keras", "must have one input")
 
 
 # ---------------------------------------------------------------------------------------------- no trust
 
 
 def test_code_in_a_network_is_refused(saved):
-    safely = "is no network that can be loaded safely: "
+    safely = "cannot be loaded safely: "
     refused(saved(lambda x: layers.Flatten()(layers.Lambda(lambda y: 2 * y)(x))), safely, "Python lambda")
 
     def other(module, name):
@@ -192,7 +193,7 @@ def test_damaged_networks_are_refused(saved, tmp_path):
     whole = path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        refused(path, "is no network that can be loaded safely: ")
+        refused(path, "cannot be loaded safely: ")
     path.unlink()
     os.mkfifo(path)
     refused(path, "cannot read")
@@ -203,9 +204,9 @@ def test_sizes_are_compared_before_anything_is_allocated(saved):
         config["config"]["layers"][-1]["config"]["units"] = 10**9  # 384 GB
 
     path = saved(lambda x: layers.Dense(3)(layers.Flatten()(x)))
-    refused(edited(path, enlarge), "it holds an array of shape (3,) where the model has (96, 1000000000)")
+    refused(edited(path, enlarge), "its config.json describes 97,000,000,000 weights, more than it holds")
     keras.Sequential([keras.Input((2,)), layers.Dense(2)])  # Keras allocates none of it later on, either
-    refused(edited(path, dict.clear), "is no network that can be loaded safely")
+    refused(edited(path, dict.clear), "cannot be loaded safely")
 
 
 def test_a_record_that_is_not_the_networks_own_is_refused(digits, tmp_path):

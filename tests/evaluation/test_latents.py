@@ -22,7 +22,7 @@ class Linear:
     rates, layer_rates = LatentModel.rates, ()
 
     def __init__(self, prior, lower=False):
-        self.law, self.lower = prior, lower
+        self.top, self.lower = prior, lower
         self.sizes = (D, D) if lower else (D,)
 
     def posterior(self, x):
@@ -31,7 +31,7 @@ class Linear:
         return Chain(top, lambda z: Normal(2 * z, ops.zeros_like(z)), D) if self.lower else top
 
     def prior(self):
-        return Chain(self.law, lambda z: Normal(2 * z + 1, ops.zeros_like(z)), D) if self.lower else self.law
+        return Chain(self.top, lambda z: Normal(2 * z + 1, ops.zeros_like(z)), D) if self.lower else self.top
 
 
 STANDARD = Normal(np.zeros(D, "float32"), np.zeros(D, "float32"))

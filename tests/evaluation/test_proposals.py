@@ -6,14 +6,14 @@ import scipy.stats
 from linear_models import IMAGES, Linear, assert_within_errors, exact, posterior_of, standard, two_layers
 
 from evaluation.importance import importance_sampling
-from evaluation.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Calls, Fitted
+from evaluation.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Calls, FittedProposal
 
 pytestmark = pytest.mark.keras
 
 
 def fitted(model, n=4000):
-    """A Fitted and the arrays that it prepared for IMAGES."""
-    source = Fitted(model, Calls(n, n, 1, n, len(IMAGES)))
+    """A FittedProposal and the arrays that it prepared for IMAGES."""
+    source = FittedProposal(model, Calls(n, n, 1, n, len(IMAGES)))
     return source, prepared(source)[0]
 
 
@@ -49,7 +49,7 @@ def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, samples, 
 
     Rounds after the first, of 32 gradients an image, are no more work than the samples.
     """
-    source = Fitted(Linear(standard(), wider=wider), Calls(samples, 100, len(IMAGES), 100, len(IMAGES)))
+    source = FittedProposal(Linear(standard(), wider=wider), Calls(samples, 100, len(IMAGES), 100, len(IMAGES)))
     sizes, gradients = [], source.gradients.on
     start = source.start.on
 
@@ -113,7 +113,7 @@ def test_the_elbo_is_that_of_q_whatever_is_drawn_from():
 
 
 def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
-    source = Fitted(Linear(standard()), Calls(100, 100, 1, 100, len(IMAGES)))
+    source = FittedProposal(Linear(standard()), Calls(100, 100, 1, 100, len(IMAGES)))
     monkeypatch.setattr(source.gradients, "on", lambda arrays, rows: [np.full(arrays[1].shape, np.nan)])
     (_, mean, scale, *_), log_terms = prepared(source)
     assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEEP, DEEP_ONLY, FIELDS, NUMBERS, PLACES, ROOT, SHALLOW_ONLY, SMALL, other
+from conftest import DEEP, DEEP_ONLY, FIELDS, NUMBERS, PLACES, ROOT, SHALLOW_ONLY, SMALL, other, save_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,14 +22,15 @@ import experiment
 import models
 from experiment import Config, record, run
 from experiment.config import GREY_NOTE
-from experiment.record import ADDED, FORMAT, git_commit
+from experiment.record import FORMAT, git_commit
 from experiment.run import PER_IMAGE
 from runtime import atomic, backend
 from runtime.errors import UserError
 
 SHAPE = (8, 8, 1)
 HEAD = ",".join(Config().columns)
-RECORD = '{"format": 1, "backend": "jax", "versions": {}, "data_sha256": {}, "config": %s}'
+START = f'{{"format": {FORMAT}'
+RECORD = START + ', "backend": "jax", "versions": {}, "data_sha256": {}, "config": %s}'
 
 
 def names_in(folder):
@@ -183,7 +184,7 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 
 def test_the_places_are_those_of_the_documentation():
-    expected = ["gs_key", "data_dir", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
+    expected = ["gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
     assert [*expected, "distribute", "deterministic"] == PLACES
 
 
@@ -369,7 +370,8 @@ def test_a_folder_is_read_back(folder):
         ("config.json", "{", "is no run: it has no readable config.json"),
         ("config.json", "[3]", "is no run: it has no readable config.json"),
         ("config.json", "\xff\xfe", "is no run: it has no readable config.json"),
-        ("config.json", "{}", "config.json that does not fit this version: 'backend'"),
+        ("config.json", "{}", "this version: version 'unknown' wrote it, in format None; this version reads format"),
+        ("config.json", START + "}", "config.json that does not fit this version: 'config'"),
         ("config.json", RECORD % "3", "its settings are int, not an object"),
         ("config.json", RECORD % '{"lr": 1}', "setting 'model' is missing"),
         ("config.json", "[" * 100_000, "is no run: it has no readable config.json"),
@@ -434,26 +436,10 @@ def test_a_path_in_a_config_json_is_read_only_when_images_are_asked_for(folder, 
     (folder / "config.json").write_text(json.dumps(record | {"image_shape": SHAPE}))
     run = experiment.load(folder)
     assert run.note == "" and run.image_shape == SHAPE
-    with pytest.raises(UserError, match=r"best.weights.h5 does not fit .*No such file"):  # and not the pipe
+    with pytest.raises(UserError, match=r"best.safetensors does not fit .*No such file"):  # and not the pipe
         run.model  # noqa: B018
     with pytest.raises(data.DataError, match=r"pipe.npy is neither a folder nor"):
         run.images("test")
-
-
-def test_a_run_of_an_older_format_is_migrated(folder):
-    """What a format brought has in older runs the value that they had without it; in newer ones it must be there."""
-    record = json.loads((folder / "config.json").read_text())
-    for number in range(FORMAT - 1, 0, -1):
-        brought = ADDED[number + 1]
-        for name in brought:
-            del record["config"][name]
-        (folder / "config.json").write_text(json.dumps(record | {"format": number}))
-        config = experiment.load(folder).config
-        assert {name: getattr(config, name) for name in brought} == brought and config.prior == "vamp"
-        (folder / "config.json").write_text(json.dumps(record | {"format": number + 1}))
-        with pytest.raises(UserError, match=r"setting '\w+' is missing"):
-            experiment.load(folder)
-    assert config.deterministic == "off"
 
 
 @pytest.mark.parametrize(
@@ -563,11 +549,12 @@ def test_the_data_folder_of_the_call_goes_before_that_of_training_which_may_be_g
         experiment.load(folder, tmp_path / "elsewhere").dataset  # noqa: B018
 
 
-def test_a_run_of_another_format_is_refused(folder):
+def test_a_run_of_another_format_is_refused_and_its_version_named(folder):
     record = json.loads((folder / "config.json").read_text())
-    for number in (FORMAT + 1, "2", None, 2.0, True):
-        atomic.write_json(folder / "config.json", record | {"format": number})
-        with pytest.raises(UserError, match=f"of format {number!r}; this version reads 1 to {FORMAT}"):
+    for number in (FORMAT - 1, FORMAT + 1, "2", None, float(FORMAT), True):
+        atomic.write_json(folder / "config.json", record | {"format": number, "git_commit": "1a2b3c"})
+        expected = f"version '1a2b3c' wrote it, in format {number!r}; this version reads format {FORMAT}"
+        with pytest.raises(UserError, match=expected):
             experiment.load(folder)
 
 
@@ -586,7 +573,7 @@ def weighty(folder):
     backend.start()
     run = experiment.load(folder)
     model = models.build(run.config, SHAPE, from_data=np.random.default_rng(3).random((5, *SHAPE), np.float32))
-    model.save_weights(run.weights)
+    save_weights(model, run.weights)
     return run, model
 
 
@@ -613,7 +600,7 @@ def test_the_model_is_rebuilt_from_the_folder_alone(weighty):
 def test_weights_of_another_model_are_refused(weighty, settings):
     run = weighty[0]
     edit(run.path, **settings)
-    with pytest.raises(UserError, match=r"a run/best\.weights\.h5 does not fit .*a run/config\.json"):
+    with pytest.raises(UserError, match=r"a run/best\.safetensors does not fit .*a run/config\.json"):
         experiment.load(run.path).model  # noqa: B018
 
 
@@ -625,7 +612,7 @@ def test_a_truncated_or_missing_weights_file_is_named(weighty, kept):
     run.weights.unlink()
     if kept is not None:
         run.weights.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
-    with pytest.raises(UserError, match=r"a run/best\.weights\.h5 does not fit") as raised:
+    with pytest.raises(UserError, match=r"a run/best\.safetensors does not fit") as raised:
         experiment.load(run.path).model  # noqa: B018
     assert "\n" not in str(raised.value)
 
@@ -667,7 +654,7 @@ def test_an_evaluation_that_cannot_be_written_leaves_the_last_one(folder, monkey
 
 def stored(folder, name="test_is_S3_N4", modified=0, weights=b"some weights", **changes):
     """Writes an evaluation of four images, some of its columns changed; returns the .npz."""
-    (folder / "best.weights.h5").write_bytes(b"some weights")
+    (folder / "best.safetensors").write_bytes(b"some weights")
     (folder / "evaluations").mkdir(exist_ok=True)
     columns = {name: np.arange(4) / 2 - 7 for name in PER_IMAGE}
     columns |= {"index": np.array([3, 0, 8, 5])} | changes

@@ -57,4 +57,4 @@ def test_a_lost_node_costs_no_run(tmp_path, nodes, script):
     runs = [experiment.load(path.parent) for path in tmp_path.glob("key/*/config.json")]
     assert [(run.state, len(run.history["epoch"])) for run in runs] == [("finished", 40)] * 2
     logs = [path.read_text() for path in tmp_path.glob("key/logs/*.log")]
-    assert sorted("going on with" in log for log in logs) == [False, True]
+    assert sorted("resuming" in log for log in logs) == [False, True]

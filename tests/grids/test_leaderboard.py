@@ -9,6 +9,7 @@ import pytest
 
 import experiment
 from experiment import Config
+from experiment.config import GREY_NOTE
 from experiment.record import FORMAT
 from grids import leaderboard
 from runtime import atomic
@@ -109,6 +110,27 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path):
     blocks = [("digits", "auto"), ("mnist", "auto"), ("mnist", "none")]
     assert [(row["data_set"], row["binarize"]) for row in rows] == [block for block in blocks for _ in range(2)]
     assert column(rows, "rank") == [1, 2] * 3 and column(rows, "lr") == ["1.0", "2.0"] * 3
+
+
+def test_the_table_of_a_grid_ranks_apart_what_cannot_be_compared_and_has_the_notes(tmp_path):
+    """Also of runs that have not been started, and of folders that hold another run."""
+    made_of = [{"lr": lr, "binarize": binarize} for lr in (1.0, 2.0) for binarize in ("threshold", "none")]
+    configs = [Config(runs_dir=str(tmp_path), **one) for one in made_of]
+    for config in configs:
+        made(tmp_path, -30 / config.lr, note=config.note, lr=config.lr, binarize=config.binarize)
+    table, all_finished = leaderboard.standings(configs, dict.fromkeys(configs, "") | {configs[0]: "already trained"})
+    rows = [line.split(maxsplit=4) for line in table.splitlines()[1:]]
+    assert [row[0].split("_lr")[1] for row in rows] == [
+        *("2.0_binarizenone", "1.0_binarizenone", "2.0_binarizethreshold", "1.0_binarizethreshold")
+    ]
+    assert [row[4:] for row in rows] == [[GREY_NOTE]] * 2 + [[], ["already trained"]] and all_finished
+
+    absent = Config(runs_dir=str(tmp_path), lr=3.0)
+    made(tmp_path, -1.0, name=Config(lr=4.0).training_id, lr=5.0)
+    odd = Config(runs_dir=str(tmp_path), lr=4.0)
+    table, all_finished = leaderboard.standings([configs[1], absent, odd], {})
+    assert not all_finished and [line.split()[1] for line in table.splitlines()[1:]] == ["none", "none", "finished"]
+    assert table.count("not started") == 3
 
 
 def test_runs_on_other_files_of_the_same_data_set_are_no_seeds_of_one_another(tmp_path):

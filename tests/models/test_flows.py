@@ -7,9 +7,9 @@ from keras import ops
 from keras.random import SeedGenerator
 
 import models
-from evaluation.compiled import Noise, key_of
+from evaluation.compiled import KeyedSeeds, key_of
 from evaluation.latents import latents
-from evaluation.proposals import Calls, Posterior
+from evaluation.proposals import Calls, PosteriorProposal
 from experiment import Config
 from models.distributions import Flow, Mixture, Normal
 from models.flows import COUPLINGS, RealNVP
@@ -116,8 +116,8 @@ def test_samples_of_q_have_its_density_and_scores_and_diagnostics_take_it(model)
     z, log_q = model.posterior(x).sample_and_log_prob(6, SeedGenerator(0))
     np.testing.assert_allclose(log_q, model.posterior(x).log_prob(z), rtol=1e-3, atol=2e-3)
     assert model.embed(x).shape == (20, 4)
-    log_px_z, log_ratio = Posterior(model, Calls(6, 6, 20, 120, 20)).drawn([x], np.random.SeedSequence(1))
-    terms = model.terms(x, 6, Noise(key_of(np.random.SeedSequence(1))))
+    log_px_z, log_ratio = PosteriorProposal(model, Calls(6, 6, 20, 120, 20)).drawn([x], np.random.SeedSequence(1))
+    terms = model.terms(x, 6, KeyedSeeds(key_of(np.random.SeedSequence(1))))
     np.testing.assert_allclose(log_px_z, np.transpose(terms.log_px_z), rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(log_ratio, np.transpose(terms.log_pz - terms.log_qz_x), rtol=1e-3, atol=1e-2)
     found = latents(model, x)

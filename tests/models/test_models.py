@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import first_on_both, on_tensorflow, shapes_of
+from conftest import first_on_both, on_tensorflow, save_weights, shapes_of
 from keras import ops
 
 import models
 from evaluation.importance import importance_sampling
-from experiment import Config
+from experiment import Config, weights
 from models.networks import DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
 from models.priors import UnitInterval
+from models.weight_names import named_weights
+from runtime.internals import sublayers
 
 pytestmark = pytest.mark.keras
 N, B, K, SHAPE = 4, 6, 5, (8, 8, 1)
@@ -380,7 +382,7 @@ def test_hidden_layers_alone_are_rounded(family):
     """Weights, last layers and all that is said of images and latents are float32, and nothing is left behind."""
     model, network = family
     built, x = tiny(model, network, precision="mixed_bfloat16"), images()
-    leaves = [one for one in built._flatten_layers(include_self=False) if one._trainable_variables]
+    leaves = [one for one in sublayers(built) if one.trainable_variables and len(sublayers(one)) == 1]
     assert sum(one.compute_dtype == "float32" for one in leaves) == LAST[family]
     assert sum(one.compute_dtype == "bfloat16" for one in leaves) >= 4
     assert {weight.dtype for weight in built.trainable_weights} == {"float32"}
@@ -433,13 +435,57 @@ def test_gradients_are_those_of_float32_but_for_rounding(objective):
 @pytest.mark.parametrize(("model", "prior"), ALL)
 def test_saved_weights_give_the_same_numbers(model, prior, tmp_path):
     built, x = build(model, prior), images()
-    built.save_weights(tmp_path / "a.weights.h5")
+    save_weights(built, tmp_path / "a.safetensors")
     again = build(model, prior)
     z = rng.normal(size=(N, B, 3)).astype("float32")
     assert np.abs(np.asarray(again.log_joint(x, z)) - np.asarray(built.log_joint(x, z))).max() > 1e-3
-    again.load_weights(tmp_path / "a.weights.h5")
+    weights.assign(named_weights(again), weights.read(tmp_path / "a.safetensors", named_weights(again)))
     np.testing.assert_array_equal(again.log_joint(x, z), built.log_joint(x, z))
     np.testing.assert_array_equal(again.embed(x), built.embed(x))
+
+
+VAMP = {"beta", "prior/pseudo_inputs"} | {
+    f"{layer}/{weight}"
+    for layer in (
+        *("encoder/conv_1", "encoder/conv_2", "encoder/conv_3", "encoder/conv_4", "encoder/dense_1"),
+        *("q_z/mean", "q_z/raw_logvar", "decoder/net/dense_1"),
+        *(f"decoder/net/conv_transpose_{number}" for number in range(1, 6)),
+    )
+    for weight in ("kernel", "bias")
+}
+NAMED = [
+    {"model": model, "prior": prior} | settings_of(network)
+    for network, entry in models.NETWORKS.items()
+    for model in entry.models
+    for prior in models.PRIORS
+]
+NAMED += [{"objective": "amcvae"}, {"model": "hvae", "posterior": "realnvp", "latent_dim": 4}]
+NAMED += [{"model": model, "scales": "2x4,1x2"} for model, entry in models.MODELS.items() if entry.is_deep]
+
+
+@pytest.mark.parametrize("settings", NAMED, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_every_weight_has_a_name_of_its_own_whatever_was_built_before(settings):
+    config = Config(**({} if "scales" in settings else {"latent_dim": 3}) | settings)
+    built = models.unallocated(lambda: models.build(config, SHAPE))
+    named = named_weights(built)
+    assert {id(weight) for weight in named.values()} == {id(weight) for weight in built.weights}
+    again = models.blank_weights(config, SHAPE)
+    assert list(again) == list(named) and all(again[name].shape == named[name].shape for name in named)
+
+
+def test_names_are_the_parts_of_the_paper():
+    assert set(named_weights(build())) == VAMP
+    two = named_weights(build("hvae", **settings_of("mlp"), posterior="realnvp", latent_dim=4))
+    names = ("encoder_z2/gated_1/linear/kernel", "q_z1/head/mean/bias", "q_z2/flow/coupling_5/shift/kernel")
+    assert {*names, "p_z1/stack/dense_2/gate/kernel", "decoder/stacks/stack_2/dense_1/linear/bias"} < set(two)
+
+
+def test_two_weights_of_one_name_are_refused():
+    layer = keras.layers.Layer()
+    for _ in range(2):
+        layer.add_weight(shape=(), name="twin")
+    with pytest.raises(ValueError, match=r"two weights of .* have the same name"):
+        named_weights(layer)
 
 
 def test_keras_global_seed_decides_the_weights():

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import numpy
 from PIL import Image
 from test_explore import DECODERS, NASTY, explored, floats, tiny_runs, view_of
-from test_figures import numpy
 
 import experiment
 from plotting.explorer import page
@@ -384,7 +384,7 @@ def test_several_runs_take_the_same_test_image(driver, runs):
 @pytest.mark.browser
 def test_the_page_of_the_demo_is_pictured(driver, runs, tmp_path, screenshots):
     """The picture in the README where `make demo` has left its run, else one of a tiny run."""
-    chosen = DEMO if (DEMO / "best.weights.h5").is_file() else runs[0]
+    chosen = DEMO if (DEMO / "best.safetensors").is_file() else runs[0]
     explored(chosen, "--out", tmp_path)
     page = Page(driver, tmp_path / f"{chosen.name}_explore.html", height=1300)
     page.push(page.all(".pseudo .tiles button")[7])

@@ -1,13 +1,14 @@
-"""groups.py: which runs are compared, and what the figures that compare them show."""
+"""comparisons.py: which runs are compared, and what the figures that compare them show."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made import texts
 
 import experiment
 from experiment.config import UserError
-from plotting import comparisons, style
+from plotting import comparisons, run_figures, style
 from plotting.output import Output, os
 
 
@@ -31,16 +32,23 @@ def member(*elbos, shade=0.5, **settings):
     )
 
 
-def texts(labels):
-    """The words of matplotlib's text objects."""
-    return [label.get_text() for label in labels]
-
-
 def test_only_runs_that_can_be_compared_stand_together():
     members = [member(), member(prior="vamp"), member(latent_dim=3), member(data_set="mnist"), member(binarize="none")]
     found = comparisons.grouped(members)
-    assert [group.name for group in found] == ["digits_ldim2_factor1"]
-    assert found[next(iter(found))] == members[:2]
+    assert found == {"digits_ldim2_factor1": members[:2]}
+
+
+def test_runs_without_a_difference_are_named_by_their_folders():
+    names = [
+        comparisons.names_of([first, second])
+        for first, second in (
+            (member(seed=1), member(seed=2)),
+            (member(num_pseudo_inputs=1)._replace(path=Path("run")), member()._replace(path=Path("other"))),
+            (member()._replace(path=Path("_a/run")), member()._replace(path=Path("b/run"))),
+        )
+    ]
+    assert names[:2] == [["seed 1", "seed 2"], ["run", "other"]]
+    assert names[2] == ["./_a/run", "b/run"]  # matplotlib leaves labels that begin with an underscore out of legends
 
 
 def test_the_kept_epoch_is_the_best_of_what_was_trained():
@@ -87,15 +95,22 @@ def test_samples_of_one_model_have_no_names_beside_them():
     assert texts(axes.get_xticklabels()) == ["standard", "vamp"] and not "".join(texts(axes.get_yticklabels()))
 
 
-def test_every_figure_says_in_a_sentence_what_it_shows(tmp_path):
+def test_what_was_drawn_is_kept_with_its_caption(tmp_path):
     members = [member(-9.0, -5.0), member(-8.0, -7.0, prior="vamp")]
     out = Output(tmp_path, "svg")
-    for name, draw in comparisons.FIGURES.items():
-        out.draw(Path("runs"), name, draw, members)
-    assert [shown.name for shown in out.shown[Path("runs")]] == [f"{name}.svg" for name in comparisons.FIGURES]
-    for shown in out.shown[Path("runs")]:
-        assert shown.words.endswith(".") and len(shown.words) > 30
+    for figure in comparisons.FIGURES:
+        out.draw(Path("runs"), figure, members, subject="two")
+    names = [f"two_{name}.svg" for name in ("losshistory", "comparison", "curves", "priors")]
+    assert [shown.name for shown in out.shown[Path("runs")]] == names
+    for shown, figure in zip(out.shown[Path("runs")], comparisons.FIGURES, strict=True):
+        assert shown.caption == figure.caption
         assert (tmp_path / shown.name).read_bytes() == shown.content
+
+
+def test_every_figure_has_a_name_and_a_caption_of_its_own():
+    figures = (*run_figures.FIGURES, *comparisons.FIGURES)
+    assert len({one.name for one in figures}) == len({one.caption for one in figures}) == len(figures)
+    assert all(one.caption[0].isupper() | one.caption.startswith("p(") and one.caption.endswith(".") for one in figures)
 
 
 @pytest.mark.parametrize("kind", style.FORMATS)

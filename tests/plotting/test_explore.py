@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import save_weights
+from made import noise, numpy, stub
 from PIL import Image
-from test_figures import noise, numpy, stub
 
 import experiment
 import plot
@@ -191,7 +192,7 @@ def tiny_runs(folder):
     paths = [fit.train(experiment.Config(model=m, latent_dim=d, **tiny)) for m, d in (("vae", 2), ("hvae", 3))]
     for path in paths:
         run = experiment.load(path)
-        loud(run.model).save_weights(path / "best.weights.h5")
+        save_weights(loud(run.model), path / "best.safetensors")
     return paths
 
 
@@ -221,8 +222,8 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
     (tmp_path / "file").write_text("mine")
     refusals = {
         ("--projection", "tsne"): "those of --projection tsne cannot be",
-        ("--estimates",): "--estimates does not go with --explore",
-        ("--report",): "--report does not go with --explore",
+        ("--estimates",): "--explore does not go with --estimates",
+        ("--report",): "--explore does not go with --report",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
     for words, reason in refusals.items():

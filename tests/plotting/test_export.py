@@ -1,18 +1,16 @@
 """export.py: what is written for use elsewhere is what the model says."""
 
 import importlib.util
-import io
 import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from made import copies, numpy
 
 import experiment
 import plot
 from experiment.config import UserError
 from plotting import export
-from plotting.view import View
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
 
@@ -20,19 +18,7 @@ HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "o
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished tiny run."""
-    from training import fit
-
-    tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "num_pseudo_inputs": 12, "track": "none"}
-    place = {"runs_dir": str(tmp_path_factory.mktemp("export"))}
-    config = experiment.Config(model="hvae", prior="vamp", latent_dim=3, **tiny, **place)
-    return experiment.load(fit.train(config))
-
-
-def numpy(tensor):
-    """A tensor of any backend as an array."""
-    from keras import ops
-
-    return ops.convert_to_numpy(tensor)
+    return experiment.load(copies(tmp_path_factory)["hvae3"])
 
 
 @pytest.mark.keras
@@ -50,26 +36,6 @@ def test_an_npz_has_samples_reconstructions_and_embeddings(run, capsys):
     assert arrays["z"].shape == arrays["logvar"].shape == (300, 3)
     np.testing.assert_array_equal(arrays["label"], run.dataset.split("test").labels)
     assert arrays["class_names"].tolist() == list(run.dataset.class_names)
-
-
-@pytest.mark.keras
-def test_pngs_have_the_pixels_of_the_images(run, tmp_path, capsys):
-    assert plot.main([str(run.path), "--export", "png", "--out", str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.iterdir())) == 300
-    first = View(run, "pca").spread(1)[0]
-    for kind, image in (
-        ("sample00000", numpy(run.model.sample(100, run.config.seed))[0]),
-        (f"original{first:05d}", run.images("test")[first]),
-    ):
-        pixels = np.asarray(Image.open(tmp_path / f"{run.name}_{kind}.png"))
-        np.testing.assert_allclose(pixels, 255 * image[..., 0], atol=0.51)
-    assert (tmp_path / f"{run.name}_reconstruction{first:05d}.png").is_file()
-
-
-def test_pngs_are_of_one_channel_or_three():
-    assert np.asarray(Image.open(io.BytesIO(export.png(np.ones((4, 5, 3)))))).shape == (4, 5, 3)
-    with pytest.raises(UserError, match="one or three channels, and these have 2; try npz"):
-        export.png(np.zeros((4, 5, 2)))
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs pip install -r requirements/export.txt")

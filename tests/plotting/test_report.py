@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made import copies
 
 import evaluate
 import experiment
@@ -66,8 +67,8 @@ def run(tmp_path, metrics=METRICS, note="", **settings):
     )
 
 
-def shown(name="run_samples.png", words="Samples of it."):
-    return Shown(name, words, PNG)
+def shown(name="run_samples.png", caption="Samples of it."):
+    return Shown(name, caption, PNG)
 
 
 def test_a_page_has_settings_scores_with_errors_figures_and_commands(tmp_path):
@@ -117,10 +118,12 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     parser = Parser()
     evaluate.add_arguments(parser)
 
+    shallow = SimpleNamespace(config=experiment.Config(), latent_dim=3)
+
     def scoring(flags):
         args = parser.parse_args(["run", *flags])
-        own = {name: getattr(args, name) for usual in estimators.ESTIMATORS.values() for name in usual}
-        return estimators.Scoring.of(args.estimator, args.seed, None, **own)
+        own = {name: getattr(args, name) for name in estimators.ESTIMATORS[args.estimator].flags}
+        return estimators.Scoring.of(shallow, args.estimator, args.seed, None, **own)
 
     one = scoring(words)
     metrics = one.settings | {"estimator": one.estimator, "seed": one.seed, "split": "test", "num_images": 30}
@@ -142,20 +145,20 @@ def test_a_score_by_what_is_no_estimator_is_shown(tmp_path):
 
 def test_a_run_without_scores_says_so(tmp_path):
     page = Page(report.page([run(tmp_path, {})], [[]], []))
-    assert "evaluate.py does it" in page.text and "python evaluate.py" not in page.text
+    assert "run evaluate.py" in page.text and "python evaluate.py" not in page.text
 
 
-def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, capsys):
-    from training import fit
-
+def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, tmp_path_factory, monkeypatch, capsys):
     monkeypatch.setattr(sheets, "SHEET_PIXELS", (300, 300))
-    tiny = {"data_set": "digits", "network_size": 0.25, "epochs": 1, "runs_dir": str(tmp_path), "track": "none"}
-    paths = [str(fit.train(experiment.Config(seed=seed, **tiny))) for seed in (0, 1)]
+    runs = copies(tmp_path_factory)
+    paths = [str(runs[name]) for name in ("standard2", "vamp2")]
     assert plot.main([paths[0], "--report", "--figures", "samples", "--format", "svg"]) == 0
     written = capsys.readouterr().out.splitlines()
     assert written[-1].endswith("_report.html") and written[-1].startswith(paths[0])
     page = Page(Path(written[-1]).read_text())
-    assert [one["alt"] for one in page.all("img")] == [" ".join(run_figures.draw_samples.__doc__.split())]
+    assert [one["alt"] for one in page.all("img")] == [
+        figure.caption for figure in run_figures.FIGURES if figure.name == "samples"
+    ]
 
     words = [*paths, "--report", "--figures", "samples", "curves", "--out", str(tmp_path / "out")]
     assert plot.main(words) == 0
@@ -163,7 +166,7 @@ def test_plot_writes_a_page_of_one_run_and_of_several(tmp_path, monkeypatch, cap
     assert len(page.all("img")) == 3 and len(page.all("section")) == 2
     for words in (["--report"], ["--format", "svg"]):
         assert plot.main([*paths, *words, "--export", "npz"]) == 2
-        assert f"{words[0]} does not go with it; give one of them" in capsys.readouterr().err
+        assert f"--export npz does not go with {words[0]}, because it draws no figures" in capsys.readouterr().err
 
 
 def test_metrics_of_other_weights_or_damaged_ones_are_none(tmp_path):

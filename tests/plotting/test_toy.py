@@ -27,7 +27,12 @@ def test_data_is_that_of_the_model():
     assert abs(x.mean() - expected) < 4.5 * x.std() / np.sqrt(toy.IMAGES)
 
 
-@pytest.mark.parametrize("name", toy.CASES)
+VARIED = ("VAE, RealNVP", "IWAE, 50 samples", "L-MCVAE, 5 steps")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIED)) for name in toy.CASES]
+)
 def test_a_short_training_raises_the_bound_and_its_draws_have_the_radius(name):
     untrained = toy.fit(name, epochs=0)
     fitted = toy.fit(name, epochs=6)
@@ -49,7 +54,7 @@ def test_draws_of_chains_are_where_they_end():
 def test_the_figure_has_the_posterior_and_a_panel_of_draws_each():
     axis = np.linspace(-3, 3, 31)
     density = planes.Density(axis, axis, toy.log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    fitted = [toy.Fitted(f"case {i}", np.random.default_rng(i).normal(size=(20, 2)), -4.0 - i) for i in range(4)]
+    fitted = [toy.Approximation(f"case {i}", np.random.default_rng(i).normal(size=(20, 2)), -4.0 - i) for i in range(4)]
     figure = planes.posteriors(density, fitted, -3.13)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "p(z|x)\nlog p(x) = -3.13", *(f"case {i}\nbound {-4.0 - i:.2f}" for i in range(4)),
@@ -59,12 +64,14 @@ def test_the_figure_has_the_posterior_and_a_panel_of_draws_each():
 
 
 def test_plot_draws_it_into_the_folder_that_is_named(tmp_path, monkeypatch, capsys):
-    fitted = toy.Fitted("VAE", np.zeros((5, 2)), -5.0)
+    fitted = toy.Approximation("VAE", np.zeros((5, 2)), -5.0)
     monkeypatch.setattr(toy, "fit", lambda name: fitted._replace(name=name))
     assert plot.main(["--toy_posteriors", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "toy_posteriors.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.strip() == str(tmp_path / "toy_posteriors.png")
     assert plot.main(["--toy_posteriors", str(tmp_path)]) == 2
-    assert "--toy_posteriors is an example of its own, and takes no runs" in capsys.readouterr().err
+    assert "--toy_posteriors does not go with RUN, because it draws an example of its own" in capsys.readouterr().err
     assert plot.main(["--toy_posteriors", "--report"]) == 2
-    assert "is an example of its own, and does not go with --report" in capsys.readouterr().err
+    assert (
+        "--toy_posteriors does not go with --report, because it draws an example of its own" in capsys.readouterr().err
+    )

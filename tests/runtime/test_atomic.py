@@ -1,4 +1,4 @@
-"""Files are whole, old or new, whatever happens while they are written."""
+"""Files hold the complete old or new content, whatever happens while they are written."""
 
 import csv
 import errno
@@ -22,7 +22,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     value = {"name": "grün", "numbers": [1, 2.5, None], "nested": {"a": True}}
     atomic.write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_text()) == value
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
-def test_a_failure_in_the_middle_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch, call, error):
+def test_a_failure_while_writing_leaves_only_the_old_content(tmp_path, monkeypatch, call, error):
     def fail(*_):
         raise error
 
@@ -46,7 +46,7 @@ def test_a_failure_in_the_middle_leaves_the_old_content_and_nothing_else(tmp_pat
     assert (tmp_path / "file").read_bytes() == b"old" and names_in(tmp_path) == ["file"]
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path):
+def test_files_of_a_killed_process_are_swept(tmp_path):
     code = "import os; from runtime import atomic; "
     code += "os.fsync = lambda _: os.kill(os.getpid(), 9); atomic.write('{}/file', b'half')"
     atomic.write(tmp_path / "file", b"whole")
@@ -71,7 +71,7 @@ def test_a_folder_that_a_killed_process_left_is_swept_and_those_of_others_stay(t
     assert names_in(tmp_path) == sorted([elsewhere, alive])
 
 
-def test_a_folder_stays_where_it_was_renamed_and_goes_where_it_was_not(tmp_path):
+def test_a_folder_is_kept_if_it_was_renamed_and_removed_otherwise(tmp_path):
     with atomic.folder(tmp_path) as made:
         (made / "x").touch()
         made.rename(tmp_path / "kept")
@@ -80,7 +80,7 @@ def test_a_folder_stays_where_it_was_renamed_and_goes_where_it_was_not(tmp_path)
     assert names_in(tmp_path) == ["kept"] and names_in(tmp_path / "kept") == ["x"]
 
 
-def test_what_is_not_ours_stays_however_it_is_called(tmp_path):
+def test_files_with_similar_names_are_not_swept(tmp_path):
     for name in (".thesis.part", ".7@.part", ".x@y.z.part"):
         (tmp_path / name).mkdir()
         (tmp_path / f"{name}.1.part").write_text("a film")
@@ -90,7 +90,7 @@ def test_what_is_not_ours_stays_however_it_is_called(tmp_path):
     assert names_in(tmp_path) == before
 
 
-def test_where_nobody_else_writes_leftovers_of_other_machines_go(tmp_path):
+def test_leftovers_of_other_machines_are_swept_if_only_this_process_writes(tmp_path):
     for name in (f".{os.getppid()}@elsewhere.file.part", f".{os.getpid()}@elsewhere.x.part"):
         (tmp_path / name).touch()
     atomic.sweep(tmp_path)

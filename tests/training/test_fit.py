@@ -134,7 +134,7 @@ def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
 
 @on_both_backends
 @pytest.mark.parametrize("name", [name for name in models.OBJECTIVES if name != "elbo"])
-def test_every_objective_trains_and_its_own_bound_is_judged(tmp_path, name):
+def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
     settings = {"num_steps": 1} if models.OBJECTIVES[name].is_annealed else {}
     settings |= {"network": "mlp", "network_size": Config.network_size, "num_samples": 3, "epochs": 3, "beta_warmup": 2}
     run = train(tmp_path, objective=name, **settings)
@@ -151,7 +151,7 @@ def test_every_objective_trains_and_its_own_bound_is_judged(tmp_path, name):
     assert not any(changed)
 
 
-def test_chains_that_diverge_are_said_once(tmp_path, capfd, monkeypatch):
+def test_diverging_chains_are_warned_of_once(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("models.mcmc.DIVERGED", 0.1)
     settings = {"network": "mlp", "network_size": Config.network_size, "epochs": 3, "num_steps": 1}
     run = train(tmp_path, objective="lmcvae", step_size=1.0, **settings)
@@ -174,7 +174,10 @@ def test_training_never_asks_for_the_test_split(tmp_path, monkeypatch):
 
 
 @on_both_backends
-@pytest.mark.parametrize(("part", "term"), [("decoder", "distortion"), ("q_z", "(rate|distortion)")])
+@pytest.mark.parametrize(
+    ("part", "term"),
+    [("decoder", "distortion"), pytest.param("q_z", "(rate|distortion)", marks=pytest.mark.slow)],
+)
 def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, part, term):
     """After two good epochs the weights of one part become NaN: the run stops at the first step of the third."""
 
@@ -196,7 +199,7 @@ def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path
     settings = {"precision": "mixed_float16", "epochs": 3}
     assert train(tmp_path, **settings).state == "finished"
     with_callback(monkeypatch, Interfere(1, lambda model: model.optimizer.dynamic_scale.assign(1e-9)))
-    with pytest.raises(RunError, match="epoch 2: gradients are not finite even where the loss is scaled by 1e-09"):
+    with pytest.raises(RunError, match="epoch 2: gradients are not finite even with the loss scaled by 1e-09"):
         train(tmp_path, seed=1, **settings)
 
 
@@ -223,7 +226,7 @@ def test_ctrl_c_keeps_the_finished_epochs(tmp_path, monkeypatch):
     assert run.model.reconstruct(run.images("val")[:2]).shape == (2, 8, 8, 1)
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -250,7 +253,6 @@ def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
     assert list(tmp_path.iterdir()) == []
 
 
-@on_both_backends
 @pytest.mark.parametrize(
     ("settings", "flags"),
     [
@@ -260,7 +262,7 @@ def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
     ],
     ids=str,
 )
-def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, flags):
+def test_out_of_memory_names_the_settings_to_lower(tmp_path, monkeypatch, settings, flags):
     def exhausted(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
 
@@ -273,7 +275,7 @@ def test_want_of_memory_names_what_to_lower(tmp_path, monkeypatch, settings, fla
 
 
 @on_both_backends
-def test_want_of_memory_in_validation_does_not_blame_the_batch(tmp_path, monkeypatch):
+def test_out_of_memory_in_validation_does_not_name_the_batch(tmp_path, monkeypatch):
     def exhausted(self, *_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
 
@@ -285,12 +287,12 @@ def test_want_of_memory_in_validation_does_not_blame_the_batch(tmp_path, monkeyp
 
 
 @on_both_backends
-def test_want_of_memory_while_the_model_is_made_is_a_sentence(tmp_path, monkeypatch):
+def test_out_of_memory_while_the_model_is_made_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     def exhausted(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
 
     monkeypatch.setattr(fit.models, "build", exhausted)
-    monkeypatch.setattr(fit.models, "weight_shapes", lambda *_: [])
+    monkeypatch.setattr(fit.models, "blank_weights", lambda *_: {})
     with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
         train(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -304,14 +306,14 @@ def test_want_of_memory_while_the_model_is_made_is_a_sentence(tmp_path, monkeypa
         (2**20, "a training step needs some .* GiB.*lower --batch_size 300, --num_pseudo_inputs 7 or --network_size"),
     ],
 )
-def test_what_cannot_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
-    monkeypatch.setattr("runtime.memory.memory", lambda: memory)
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
+    monkeypatch.setattr("training.memory.memory", lambda: memory)
     with pytest.raises(UserError, match=message):
         train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_standard_prior_minds_no_number_of_pseudo_inputs(tmp_path):
+def test_a_standard_prior_ignores_the_number_of_pseudo_inputs(tmp_path):
     assert train(tmp_path, prior="standard", num_pseudo_inputs=5000, epochs=1).state == "finished"
 
 
@@ -325,7 +327,7 @@ def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
     assert 2 <= len(np.unique(split.grey())) <= values and not model.dynamic
 
 
-def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
+def test_held_out_images_come_in_order_and_the_last_batch_is_smaller():
     images = np.random.default_rng(0).random((7, 3, 2, 1))
     batches = InOrder(images, 3)
     assert [len(x) for (x,) in (batches[index] for index in range(len(batches)))] == [3, 3, 1]
@@ -334,7 +336,7 @@ def test_held_out_images_come_in_order_and_the_last_ones_in_a_smaller_batch():
 
 @on_both_backends
 @pytest.mark.parametrize("stored", [False, True])
-def test_fit_is_given_each_epoch_in_its_order_and_nothing_that_tunes_itself(stored):
+def test_fit_gets_each_epoch_in_its_order_and_a_dataset_that_does_not_tune_itself(stored):
     images = np.arange(250, dtype="uint8").reshape(10, 5, 5, 1)
     if stored:
         images = Stored(images.__getitem__, np.arange(10), images.shape[1:])
@@ -386,7 +388,7 @@ def test_status_is_json_without_nan(tmp_path):
         ),
     ],
 )
-def test_what_to_lower_is_named_by_its_cost(settings, with_batch, expected):
+def test_settings_to_lower_are_named_by_their_cost(settings, with_batch, expected):
     assert smaller(Config(**settings), with_batch) == expected
 
 

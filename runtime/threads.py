@@ -1,4 +1,4 @@
-"""Calls of compiled functions by several threads: what either backend needs for it, and the threads."""
+"""Compiled Keras models called by several threads at once: what each backend needs for it, and the threads."""
 
 import concurrent.futures
 import threading
@@ -6,9 +6,11 @@ import threading
 import keras
 import numpy as np
 
+from runtime.backend import has_gpu
+
 
 def predictor(model):
-    """The `predict_on_batch` of a compiled model that changes none of its variables, for threads to call at once.
+    """A `predict_on_batch` of a compiled Keras model that changes no variable, so that threads may call it at once.
 
     On JAX, Keras' own hands all variables over to each call and takes them back.
     """
@@ -19,7 +21,7 @@ def predictor(model):
 
 
 def _pure(model):
-    """A function of inputs to the model's outputs as arrays, by JAX."""
+    """A function from inputs to the model's outputs as arrays, on JAX."""
     import jax
 
     variables = model.trainable_variables, model.non_trainable_variables
@@ -36,23 +38,14 @@ def _pure(model):
 
 
 def number_of_threads():
-    """How many threads may call compiled functions at once and gain by it.
-
-    Two calls fill a processor better than one after the other does. On a GPU, they would wait for one another.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return 2 if jax.default_backend() == "cpu" else 1
-    import tensorflow as tf
-
-    return 1 if tf.config.get_visible_devices("GPU") else 2
+    """How many threads gain by calling compiled functions at once: two keep a CPU busier than one, a GPU serves one."""
+    return 1 if has_gpu() else 2
 
 
 def side_by_side(function, parts):
-    """Calls function(part, stopped) for each of the parts in threads of their own; raises what the first one raised.
+    """Calls function(part, stopped) for each part in a thread of its own; raises what the first failing one raised.
 
-    `stopped()` is true from when one of them failed, or this thread was interrupted: they should return then.
+    `stopped()` is true once one of them failed, or this thread was interrupted: they should return then.
     """
     event = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:

@@ -1,0 +1,92 @@
+"""Scores as they are printed: tables, notes and warnings."""
+
+import sys
+
+import numpy as np
+
+import models
+from evaluation.score import COLUMNS, LATENTS, compared, highest_khat
+from runtime.text import table
+
+DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
+
+
+def print_scores(found, split, network):
+    """Prints the tables of a list of Scored; `network` is the features.Network of the distances, or None."""
+    said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
+    print(f"{split} split, {said}; in nats per image, except bits_per_dim")
+    print(table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
+    print("\nlatents, the top layer first")
+    print(table([row(one, LATENTS) for one in found]))
+    if network:
+        print(f"\nall {split} images compared with samples and with real images, by the features of {network.said}")
+        print(table([line for one in found for line in distance_rows(one)]))
+
+
+def print_comparison(found):
+    """Prints the table of all scores but the first, compared with the first."""
+    print(f"\ncompared with {found[0].name}, image by image, in nats")
+    print(table([compared(one, found[0]) for one in found[1:]]))
+
+
+def print_notes(one):
+    """Prints what a reader of a Scored must know besides its numbers; warnings go to stderr."""
+    for note in notes(one):
+        print(f"{one.name}: {note}")
+    for warning in filter(None, (unreliable(one), missed_target(one))):
+        print(f"warning: {one.name}: {warning}", file=sys.stderr)
+
+
+def row(one, columns):
+    """A row of a table: the name of the run, and these of its metrics."""
+    return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
+
+
+def distance_rows(one):
+    """Two rows of a table: the distances of a run's samples, and those of real images."""
+    found = one.metrics["distances"]
+    rows = {"samples": found, "real images": found["real"]}
+    return [{"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES} for kind, of in rows.items()]
+
+
+def shown(value):
+    """A value, or a list with a value per layer, as a cell of a table: 12.3 + 4.56."""
+    if not isinstance(value, list):
+        return value
+    return " + ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
+
+
+def notes(one):
+    """Sentences on the model and the estimator: a list."""
+    found = []
+    if one.config.is_autoregressive:
+        height, width, _ = one.metrics["image_shape"]
+        found.append(f"sampling an image takes {height} x {width} passes through the decoder, one per pixel")
+    if not models.MODELS[one.config.model].is_exact:
+        found.append(f"log p(x) is that of {one.config.diffusion_steps} diffusion steps, as in sampling, with one path "
+                     "per sample; the ELBO is that of infinitely many steps")  # fmt: skip
+    return found + one.scoring.entry.notes(one.metrics)
+
+
+def unreliable(one):
+    """A sentence on the images whose estimates are unreliable; "" if there are none."""
+    if not (count := one.metrics["doubtful"]):
+        return ""
+    reason, khat = "too few effective samples", one.estimate.khat
+    if not np.isnan(khat).all():
+        worst = np.nanargmax(khat)
+        limit = highest_khat(one.estimate.samples[worst])
+        reason = f"Pareto k-hat above {limit:.2g}, up to {khat[worst]:.2f} for image {worst}, or {reason}"
+    return f"{count} of {len(khat)} estimates are unreliable ({reason}); {one.remedy}"
+
+
+def missed_target(one):
+    """A sentence on the images whose error is above --target_se; "" if there are none."""
+    target, errors = one.scoring.settings.get("target_se"), one.estimate.log_px_se
+    if target is None or (errors <= target).all():
+        return ""
+    return (
+        f"{np.count_nonzero(errors > target)} of {len(errors)} images did not reach --target_se {target} with "
+        f"{one.scoring.settings['max_samples']} samples; their standard errors go up to {errors.max():.2g}; "
+        "raise --max_samples"
+    )

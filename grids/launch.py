@@ -1,0 +1,79 @@
+"""Trains the runs of a grid or a search, each in a process of its own, and prints their table."""
+
+import contextlib
+import os
+import sys
+
+from experiment.differences import labels
+from grids import cluster, leaderboard, search, workers
+from grids.view import GridView
+from runtime.command import STOPPED
+from runtime.errors import DataError, UserError
+
+TRIALS = 20  # of a search
+ALREADY = "already trained"
+
+
+def launcher(args):
+    """A context with what starts the runs: Ray tasks on a cluster, or Workers here."""
+    name = args.backend if args.cluster else os.environ["KERAS_BACKEND"]  # nodes choose their own for "auto"
+    words = [f"--device={args.device}"] + ([f"--backend={name}"] if name else []) + ["--overwrite"] * args.overwrite
+    if args.cluster:
+        cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
+        return cluster.Tasks(args.cluster, cpus, args.gpus_per_run or 0, words)
+    return contextlib.nullcontext(workers.Workers(args.jobs or 1, words))
+
+
+def train_grid(configs, args):
+    """Trains the unfinished runs of a grid, each in a process of its own; returns the exit code."""
+    notes = {config: ALREADY for config in configs if leaderboard.is_finished(config)}
+    wanted = [config for config in configs if config not in notes]
+    names = {config: label or "run" for config, label in zip(configs, labels(configs), strict=True)}
+    with launcher(args) as starter, GridView(names.get, len(wanted), starter.slots > 1) as view:
+        stopped = workers.work_off(iter(wanted), starter, view, notes.__setitem__)
+    return concluded(configs, notes, stopped)
+
+
+def train_here(configs, train):
+    """Trains the unfinished runs of a grid one by one in this process, by `train(config)`; returns the exit code.
+
+    For `--distribute processes`, where several processes have to train the same run at the same time.
+    """
+    notes = {config: ALREADY for config in configs if leaderboard.is_finished(config)}
+    for count, config in enumerate(configs, 1):
+        if config in notes:
+            continue
+        print(f"[{count}/{len(configs)}] {config.path}", flush=True)
+        try:
+            notes[config] = workers.note_of(config, train(config))
+        except KeyboardInterrupt:
+            notes[config] = workers.STOPPED_NOTE
+        except Exception as error:  # whatever it is, it must not cost the other runs
+            said = str(error) if isinstance(error, UserError | DataError) else f"{type(error).__name__}: {error}"
+            print(f"error: {config.path}: {said}", file=sys.stderr)
+            notes[config] = said.splitlines()[0]
+        if notes[config] == workers.STOPPED_NOTE:
+            return concluded(configs, notes, stopped=True)
+    return concluded(configs, notes, stopped=False)
+
+
+def train_search(lists, args):
+    """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
+    trials = args.trials or TRIALS
+    study = search.Search(lists, trials)
+    with launcher(args) as starter, GridView(study.label, trials - study.done, starter.slots > 1) as view:
+        stopped = workers.work_off(study, starter, view, study.ended)
+    if study.configs:
+        print(leaderboard.standings(list(study.configs), study.notes)[0])
+    elif not stopped:
+        print(f"none of the {trials} trials of this search could be a run; raise --trials", file=sys.stderr)
+    if study.best:
+        print(f"best: {study.best}")
+    return STOPPED if stopped else 0 if study.best else 1
+
+
+def concluded(configs, notes, stopped):
+    """Prints the table of a grid; returns the exit code."""
+    standings, all_finished = leaderboard.standings(configs, notes)
+    print(standings)
+    return STOPPED if stopped else 0 if all_finished else 1

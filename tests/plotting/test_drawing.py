@@ -1,0 +1,239 @@
+"""Figures that are made of arrays: sheets of images, planes, curves, scores, and their style."""
+
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from made import HISTORY, noise, texts
+
+from plotting import curves, planes, scores, sheets, style
+from plotting.curves import overlay
+
+
+def modules_after(code):
+    """The modules that are imported when `code` has run in a fresh interpreter."""
+    lines = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def pixels(png):
+    """The RGB values in [0, 1] of a PNG file's bytes: (h, w, 3)."""
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(png))[..., :3]
+
+
+def test_neither_keras_nor_matplotlib_is_imported_before_it_is_needed():
+    assert not modules_after("import plot") & {"keras", "matplotlib", "sklearn", "tensorflow", "jax"}
+    drawn = modules_after(
+        "import numpy; from plotting import sheets, style; style.rendered(sheets.sheet(numpy.zeros((1, 2, 4, 4, 1))))"
+    )
+    assert "matplotlib" in drawn and not drawn & {"keras", "matplotlib.pyplot", "experiment"}
+
+
+def test_tiles_lie_in_order_with_white_between_and_white_for_what_is_missing():
+    grid = noise(4, 3, 5, 6, 3) / 2
+    grid[3, 2] = np.nan
+    picture, top, left = sheets.tiled(grid, row_breaks=(2,))
+    assert picture.shape == (4 * 5 + 2 * sheets.GAP + sheets.BREAK, 3 * 6 + 2 * sheets.GAP, 3)
+    for row in range(4):
+        for column in range(3):
+            tile = picture[top[row] : top[row] + 5, left[column] : left[column] + 6]
+            np.testing.assert_array_equal(tile, np.nan_to_num(grid[row, column], nan=1))
+    assert (picture < 0.6).all(axis=-1).sum() == 11 * 5 * 6
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 20, 1), (32, 32, 3)])
+def test_a_sheet_is_one_array_whose_pixels_are_whole_pixels_of_the_png(monkeypatch, shape):
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", (300, 400))
+    grid = noise(2, 3, *shape)
+    figure = sheets.sheet(grid)
+    assert len(figure.axes) == 1 and len(figure.axes[0].images) == 1
+    picture = sheets.tiled(sheets.enlarged(grid))[0]
+    assert 200 < picture.shape[1] <= 300 + 2 * sheets.GAP and picture.shape[0] <= 400 + sheets.GAP
+    shown = pixels(style.rendered(figure))
+    border = (np.array(shown.shape[:2]) - picture.shape[:2]) // 2
+    assert (border >= 0).all() and (border < 20).all()
+    y, x = border
+    inside = shown[y : y + len(picture), x : x + picture.shape[1]]
+    np.testing.assert_allclose(inside, picture + np.zeros(3), atol=2 / 255)
+
+
+def test_a_crowded_sheet_is_not_shrunk():
+    assert sheets.enlarged(noise(2, 50, 32, 32, 1)).shape == (2, 50, 32, 32, 1)
+
+
+def test_rows_are_filled_up_and_alternate():
+    images = noise(5, 4, 4, 1)
+    rows = sheets.in_rows(images, 3)
+    assert rows.shape == (2, 3, 4, 4, 1) and np.isnan(rows[1, 2]).all()
+    np.testing.assert_array_equal(rows.reshape(6, 4, 4, 1)[:5], images)
+    both = sheets.alternating(rows, -rows)
+    np.testing.assert_array_equal(both[0::2], rows)
+    np.testing.assert_array_equal(both[1::2], -rows)
+
+
+def test_names_stand_beside_their_rows_and_columns():
+    figure = sheets.sheet(noise(4, 3, 8, 8, 1))
+    axes = figure.axes[0]
+    rows, columns = axes.get_yticks(), axes.get_xticks()
+    sheets.name_rows(figure, ("a", "b"), "class")
+    sheets.name_columns(figure, "xyz", "z[0]")
+    assert texts(axes.get_yticklabels()) == ["a", "b"] and texts(axes.get_xticklabels()) == ["x", "y", "z"]
+    np.testing.assert_allclose(axes.get_yticks(), [rows[:2].mean(), rows[2:].mean()])
+    np.testing.assert_allclose(axes.get_xticks(), columns)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "class")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([-3.0, -1, 0, 1.961], ["", "-1.00", "", "1.96"]),
+        ([-50.0, 1, 7, 9], ["", "1.0", "", "9.0"]),
+        ([0.031, 0.0316, 0.04, 0.0507], ["", "0.0316", "", "0.0507"]),
+        ([0.0, 0, 0, 0], ["", "0.000000", "", "0.000000"]),
+    ],
+)
+def test_ticks_have_the_decimals_that_tell_them_apart(values, words):
+    assert sheets.every_other(values) == [word.replace("-", "\N{MINUS SIGN}") for word in words]
+
+
+def test_contours_hold_the_stated_mass():
+    line = np.linspace(-6, 6, 301)
+    log_p = -0.5 * (line**2 + line[:, None] ** 2) - np.log(2 * np.pi)
+    expected = [np.log(1 - share) - np.log(2 * np.pi) for share in (0.5, 0.8, 0.95)]  # r^2 = -2 log(1 - share)
+    np.testing.assert_allclose(planes.mass_levels(log_p), expected, atol=0.02)
+
+
+def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
+    points, labels = noise(60, 2), np.repeat([0, 1, 2], 20)
+    line = np.linspace(-1, 2, 30)
+    density = planes.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
+    names = ("cat", "dog", "eel")
+    axes = planes.embedding(points, labels, names, ("z[0]", "z[1]"), "caption", density, noise(7, 2)).axes[0]
+    scatter, contours, components = axes.collections
+    shown, palette = np.asarray(scatter.get_offsets()), scatter.get_facecolors()
+    colour_of = {tuple(point): tuple(colour) for point, colour in zip(shown, palette, strict=True)}
+    assert len(colour_of) == 60 and len(set(colour_of.values())) == 3
+    for name in range(3):
+        assert len({colour_of[tuple(point)] for point in points[labels == name]}) == 1
+    assert not (shown == points).all()
+    assert len(contours.get_paths()) == len(planes.SHARES) and len(components.get_offsets()) == 7
+    assert texts(axes.get_legend().get_texts()) == [*names, "prior (50, 80, 95 %)", "7 pseudo-inputs"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z[0]", "z[1]", "caption")
+    assert axes.get_xlim() == (-1, 2) and axes.get_ylim() == (-2, 4)
+
+
+def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
+    line = np.linspace(-2, 2, 30)
+    density = planes.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
+    places = np.array([[0.0, 0], [0.01, 0.01], [1, 1], [1.99, 0]])  # the second on the first, the last on the rim
+    means, deviations = noise(7, 2), noise(7, 2) + 0.5
+    thumbnails = places, noise(4, 6, 8, 1)
+    figure = planes.landscape(noise(60, 2), None, (), density, (means, deviations), thumbnails, "caption")
+    axes = figure.axes[0]
+    shading, *pictures = axes.images
+    assert shading.get_array().shape == (30, 30) and axes.get_title("left") == "caption"
+    corners = np.array([picture.get_extent() for picture in pictures]).reshape(-1, 2, 2).mean(axis=2)
+    np.testing.assert_allclose(corners, places[[0, 2]], atol=1e-9)
+    x0, x1, y0, y1 = pictures[0].get_extent()
+    (left, bottom), (right, top) = axes.transData.transform([(x0, y0), (x1, y1)])
+    assert (right - left) / (top - bottom) == pytest.approx(8 / 6)
+    *_, scatter, ellipses = axes.collections
+    np.testing.assert_allclose(ellipses.get_offsets(), means)
+    np.testing.assert_allclose(ellipses.get_widths(), 2 * deviations[:, 0], rtol=1e-6)
+    assert len(scatter.get_offsets()) == 60
+    words = texts(axes.get_legend().get_texts())
+    assert words == ["test images", "prior (50, 80, 95 %)", "7 pseudo-inputs:\nposteriors, 1 sd"]
+    assert axes.get_xlim() == (-2, 2) and axes.get_ylim() == (-4, 4)
+
+
+def test_names_stand_under_their_tiles_and_below_groups_of_columns():
+    figure = sheets.sheet(noise(4, 3, 8, 8, 1), row_breaks=(2,), room=sheets.WRITTEN)
+    axes = figure.axes[0]
+    rows, columns = axes.get_yticks(), axes.get_xticks()
+    sheets.name_tiles(figure, [("a", "b", "c"), ("d", "", "f")])
+    assert texts(axes.texts) == ["a", "b", "c", "d", "", "f"]
+    np.testing.assert_allclose([text.xy[0] for text in axes.texts], np.tile(columns, 2))
+    np.testing.assert_allclose([text.xy[1] for text in axes.texts], np.repeat(rows[[1, 3]] + rows[0], 3))
+    sheets.name_columns(figure, ["all"])
+    assert texts(axes.get_xticklabels()) == ["all"] and axes.get_xticks() == pytest.approx(columns.mean())
+
+
+def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
+    shares = np.array([0.5, 0.3, 0.15, 0.04996, 0.00004])
+    ends = {"most used": (noise(2, 8, 8, 1), shares[:2]), "least used": (noise(2, 8, 8, 1), shares[:-3:-1])}
+    decoded = {name: images / 2 for name, (images, _) in ends.items()}
+    steps, *panels = scores.use(shares, ends, decoded, "caption").axes
+    (stairs,) = steps.patches
+    np.testing.assert_allclose(stairs.get_data().values, 100 * shares)
+    assert steps.get_ylabel() == "share of the test images (%)" and steps.get_title("left") == "caption"
+    words = ["50 %", "30 %", "", "", "< 0.01 %", "5 %", "", ""]
+    assert [axes.get_xlabel() for axes in panels] == words
+    np.testing.assert_array_equal(panels[2].images[0].get_array(), decoded["most used"][0][..., 0])
+
+
+@pytest.mark.parametrize("classes", [None, 1, 10, 40])
+def test_embedding_takes_any_number_of_classes(classes):
+    labels = None if classes is None else np.arange(80) % classes
+    names = tuple(f"class {i}" for i in range(classes or 0))
+    figure = planes.embedding(noise(80, 2), labels, names, ("a", "b"))
+    assert len(figure.axes[0].get_legend().get_texts()) == (classes or 1)
+    assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == (classes or 1)
+    assert len(style.rendered(figure)) > 5000
+
+
+def test_loss_history_names_units_and_marks_the_best_epoch():
+    history = HISTORY | {"val_elbo": np.array([-9.0, -4.0, -6.0, -5.0])}
+    figure = curves.losshistory(history, "a note")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO (nats)", "rate (nats)", "distortion (nats)"]
+    for axes in figure.axes:
+        trained, validation, best, dot = axes.lines
+        assert len(trained.get_xdata()) == len(validation.get_xdata()) == 4
+        assert best.get_xdata()[0] == dot.get_xdata()[0] == 2 and axes.get_xlabel() == "epoch"
+    assert "epoch 2" in figure.axes[0].get_title("left") and figure.axes[1].get_title("left") == "a note"
+    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), history["val_elbo"])
+
+
+def test_overlay_has_a_curve_for_each_run_the_best_first():
+    curves = {name: (np.arange(5) + 1, np.linspace(-9, best, 5)) for name, best in (("a", -3.0), ("b", -2.5))}
+    axes = overlay(curves).axes[0]
+    minus = "\N{MINUS SIGN}"
+    assert texts(axes.get_legend().get_texts()) == [f"b: {minus}2.50", f"a: {minus}3.00"]
+    assert axes.get_ylabel() == "validation ELBO (nats)"
+
+
+def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
+    curve = np.concatenate([[-500.0], np.linspace(-110, -100, 39)])
+    axes = curves.overlay({"run": (np.arange(40) + 1, curve)}).axes[0]
+    assert -115 < axes.get_ylim()[0] < -105
+
+
+def test_the_style_is_the_same_for_everyone_and_does_not_leak():
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31}):
+        assert curves.overlay({"run": (np.arange(3), np.arange(3.0))}).axes[0].xaxis.label.get_size() == 9
+        assert matplotlib.rcParams["font.size"] == 31
+
+
+def test_any_character_may_stand_in_a_label():
+    curves = {"m$x_{$/run": (np.arange(3), np.arange(3.0)), "$": (np.arange(3), np.arange(3.0))}
+    assert style.rendered(overlay(curves)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("TkAgg", "True"), ("nonsense", "cannot be imported with MPLBACKEND=nonsense; unset it")]
+)
+def test_no_display_is_needed_whatever_matplotlib_is_told_to_use(backend, said):
+    code = "import numpy; from plotting import sheets, style; "
+    code += "print(len(style.rendered(sheets.sheet(numpy.zeros((1, 2, 4, 4, 1))))) > 200)"
+    env = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    env["MPLBACKEND"] = backend
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr

@@ -1,0 +1,353 @@
+"""plot.py on tiny runs: what is drawn, where it lies, and that it is what the model says."""
+
+import contextlib
+import io
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.special
+from made import KINDS, copies, evaluation, keep, noise, numpy, small, stub, texts
+from threadpoolctl import threadpool_limits
+
+import experiment
+import models
+import plot
+from experiment.config import UserError
+from plotting import comparisons, latents, run_figures, sheets, style
+from plotting.view import View, examples, picked
+
+VAMP = {"latent_dim": 3, "prior": "vamp"}
+HVAE = {"latent_dim": 5, "model": "hvae", "prior": "vamp"}
+
+
+def test_examples_are_in_rows_by_class():
+    labels = np.array([2, 0, 2, 0, 0] + [4] * 15)
+    rows, names = examples(labels, 20, ("a", "b", "c", "d", "e"))
+    assert names == ("a", "c", "e") and rows.shape == (3, 10)
+    assert rows[0].tolist() == [1, 3, 4] + [-1] * 7 and rows[1].tolist() == [0, 2] + [-1] * 8
+    assert rows[2].tolist() == list(range(5, 15))
+
+
+def test_examples_without_labels_are_the_first_images():
+    rows, names = examples(None, 37, ())
+    assert names == () and rows[rows >= 0].tolist() == list(range(37)) and rows.shape == (4, 10)
+    assert examples(None, 1000, ())[0].tolist() == np.arange(100).reshape(10, 10).tolist()
+
+
+def test_picked_images_are_missing_where_the_index_is_negative():
+    images = noise(5, 4, 4, 1)
+    grid = picked(images, np.array([[3, -1]]))
+    np.testing.assert_array_equal(grid[0, 0], images[3])
+    assert np.isnan(grid[0, 1]).all() and grid.dtype == np.float32
+
+
+def test_the_latent_grid_runs_to_the_right_and_upward():
+    z = latents.latent_grid(np.array([[1.0, 2, 3], [10, 20, 30]]))
+    corners = z[[0, 0, 2, 2], [0, 2, 0, 2]]
+    assert z.shape == (3, 3, 2) and corners.tolist() == [[1, 30], [3, 30], [1, 10], [3, 10]]
+    assert latents.latent_grid(np.array([[1.0, 2, 3]])).tolist() == [[[1], [2], [3]]]
+
+
+def test_columns_are_classes_at_most_ten_of_them():
+    examples = np.arange(370).reshape(37, 10)
+    found = run_figures.columns_of(examples)
+    assert found.shape == (4, 10) and found[:, 0].tolist() == [0, 1, 2, 3] and found[0, -1] == 360
+    assert run_figures.columns_of(examples[:3])[0].tolist() == [0, 10, 20]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
+def test_pairs_join_different_classes(classes, expected):
+    found = latents.pairs(np.arange(classes * 10).reshape(classes, 10))
+    assert found.shape == (expected, 2) and (found[:, 0] // 10 != found[:, 1] // 10).all()
+
+
+# ---------------------------------------------------------------------------------------------- tiny runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished tiny runs on digits, a dict of name to folder."""
+    return copies(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def plotted(runs):
+    """The runs and the lines that one call for all of them prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err, small():
+        assert plot.main([*map(str, runs.values())]) == 0
+    unscored = "likelihood is not drawn: these weights have no score on test images yet; run evaluate.py first"
+    assert err.getvalue().splitlines() == [f"{path}: {unscored}" for path in runs.values()]
+    return runs, out.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def views(runs):
+    """A View of each run."""
+    return {name: View(experiment.load(path), "pca") for name, path in runs.items()}
+
+
+def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
+    path = str(runs["standard2"])
+    assert plot.main([path, "--figures", "pseudouse", "curves", "layers", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{path}: such a run has no {name}" for name in ("pseudouse", "layers")] + [
+        "curves is not drawn: none of these runs can be compared in it"
+    ]
+    assert plot.main([path, "--figures", "samples", "layers", "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.keras
+def test_every_file_is_there_and_printed(plotted):
+    runs, printed = plotted
+    own = ("reconmanifold", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
+    pseudo = ("pseudoinputs", "pseudouse")
+    more = {"standard2": ("posterior",), "vamp2": (*pseudo, "posterior"), "hvae3": pseudo}
+    expected = set()
+    for name, path in runs.items():
+        expected |= {path / "figures" / f"{path.name}_{one}.png" for one in own + more[name]}
+        expected.add(path / "figures" / "digits_input.png")
+    beside = runs["vamp2"].parent / "figures"
+    together = ("losshistory", "comparison", "curves", "priors")
+    expected |= {beside / f"digits_ldim2_factor0.25_{name}.png" for name in together}
+    assert sorted(printed) == sorted(map(str, expected))
+    on_disk = set(runs["vamp2"].parent.rglob("figures/*"))
+    assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", KINDS)
+def test_the_embedding_is_the_posterior(views, name):
+    view = views[name]
+    centre, embedding = view.model.posterior(view.images).at_mean(), view.embedding
+    np.testing.assert_allclose(embedding.mean, numpy(centre.mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedding.logvar, numpy(centre.logvar), rtol=1e-4, atol=1e-5)
+    assert {values.dtype.name for values in embedding} == {"float32"}
+    dim = view.config.latent_dim
+    top = dim - dim // 2 if view.config.model == "hvae" else dim
+    standard = ((embedding.z - embedding.mean) * np.exp(-embedding.logvar / 2))[:, :top]
+    assert abs(standard.mean()) < 5 / np.sqrt(standard.size)
+    assert abs(np.square(standard).mean() - 1) < 5 * np.sqrt(2 / standard.size)
+
+
+def test_a_view_made_again_has_the_same_numbers(views):
+    fresh = View(experiment.load(views["hvae3"].run.path), "pca")
+    np.testing.assert_array_equal(fresh.embedding, views["hvae3"].embedding)
+    np.testing.assert_array_equal(fresh.samples, views["hvae3"].samples)
+
+
+@pytest.mark.parametrize("name", ["standard2", "vamp2"])
+def test_the_grid_is_decoded_at_its_latents(views, name):
+    view = views[name]
+    z = latents.latent_grid(latents.grid_axes(view)[0])
+    shown = shown_tiles(latents.draw_grid(view), 20, 20)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1), (3, 11)):
+        expected = numpy(view.model.likelihood(z[row, column][None].astype("float32")).mean)[0]
+        np.testing.assert_allclose(shown[row][column], expected, atol=1e-5)
+
+
+def shown_tiles(figure, rows, columns):
+    """The images in the one array of a sheet of 8x8 images, in their own resolution, as nested lists."""
+    picture = np.asarray(figure.axes[0].images[0].get_array())[..., None]
+    factor = (picture.shape[1] - (columns - 1) * sheets.GAP) // (8 * columns)
+    step, end = 8 * factor + sheets.GAP, 8 * factor
+    cells = [[picture[step * r :, step * c :][:end:factor, :end:factor] for c in range(columns)] for r in range(rows)]
+    return cells
+
+
+def test_manifold_and_embedding_have_the_same_axes(views):
+    view = views["vamp2"]
+    grid, plane = latents.draw_grid(view).axes[0], latents.draw_embedding_z(view).axes[0]
+    assert [grid.get_xlabel(), grid.get_ylabel()] == [plane.get_xlabel(), plane.get_ylabel()] == ["z[0]", "z[1]"]
+    across, up = latents.grid_axes(view)[0]
+    assert texts(grid.get_xticklabels()) == sheets.every_other(across)
+    assert texts(grid.get_yticklabels())[::-1] == sheets.every_other(up)
+    points = np.asarray(plane.collections[0].get_offsets())
+    np.testing.assert_allclose(np.sort(points, axis=0), np.sort(view.embedding.z, axis=0), rtol=1e-6)
+    assert plane.get_xlim()[0] < plane.get_xlim()[1] and plane.get_ylim()[0] < plane.get_ylim()[1]
+
+
+def test_the_grid_is_spaced_by_quantiles(views):
+    axes, spacing = latents.grid_axes(views["standard2"])
+    np.testing.assert_allclose(axes[:, [0, 9, -1]], [[-1.959964, -0.062707, 1.959964]] * 2, atol=1e-5)
+    assert spacing == "the prior"
+    axes, spacing = latents.grid_axes(views["vamp2"])
+    below = (views["vamp2"].embedding.mean[:, :, None] < axes).mean(axis=0)
+    np.testing.assert_allclose(below, np.tile((np.arange(20) + 0.5) / 20, (2, 1)), atol=0.01)
+    assert spacing == "the posterior means"
+
+
+@pytest.mark.parametrize("name", ["vamp2", "hvae3"])
+def test_pseudo_inputs_are_marked_at_the_means_of_their_posteriors(views, name):
+    view = views[name]
+    top = numpy(view.model.top_prior.distribution().mean)
+    assert view.components.shape == (12, view.config.latent_dim)
+    np.testing.assert_allclose(view.components[:, : top.shape[1]], top, rtol=1e-4, atol=1e-5)
+    whole = numpy(view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean().mean)
+    np.testing.assert_allclose(view.components, whole, rtol=1e-4, atol=1e-5)
+    assert len(latents.draw_embedding_mean(view).axes[0].collections[-1].get_offsets()) == 12
+
+
+@pytest.mark.parametrize("name", ["vamp2", "hvae3"])
+def test_the_use_of_pseudo_inputs_is_that_of_the_posterior_samples(views, name):
+    view = views[name]
+    top = view.model.prior().top
+    log_parts = numpy(top.log_parts(view.embedding.z[:, : view.model.sizes[0]]))
+    expected = np.exp(log_parts - scipy.special.logsumexp(log_parts, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(view.shares, expected, rtol=1e-4)
+    assert view.shares.sum() == pytest.approx(1, abs=1e-5)
+    steps, *panels = run_figures.draw_pseudouse(view).axes
+    assert steps.get_title("left").endswith("of 12 (perplexity)") and len(panels) == 4 * run_figures.USED
+    most = numpy(view.model.top_prior.pseudo_inputs)[np.argmax(expected)]
+    np.testing.assert_allclose(panels[0].images[0].get_array(), most[..., 0], atol=1e-6)
+
+
+def test_posteriors_of_pseudo_inputs_are_ellipses_of_one_standard_deviation(views):
+    view = views["vamp2"]
+    collection = latents.draw_embedding_mean(view).axes[0].collections[-1]
+    centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
+    np.testing.assert_allclose(collection.get_widths(), 2 * np.exp(numpy(centre.logvar)[:, 0] / 2), rtol=1e-4)
+    assert latents.ellipses(views["standard2"]) is None
+    assert len(latents.draw_embedding_mean(views["standard2"]).axes[0].images) >= 2
+
+
+def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
+    view = View(views["standard2"].run, "pca")
+    index = run_figures.columns_of(view.examples)
+    bare = run_figures.draw_reconmanifold(view).axes[0]
+    assert not bare.texts and [label.strip() for label in texts(bare.get_xticklabels())] == list("0123456789")
+    view = View(view.run, "pca")
+    view.evaluation = evaluation(index[:2].ravel(), -np.arange(20.0))
+    axes = run_figures.draw_reconmanifold(view).axes[0]
+    expected = [f"\N{MINUS SIGN}{n}.0" for n in range(20)]
+    assert texts(axes.texts) == ["\N{MINUS SIGN}0.0", *expected[1:], *[""] * 20]
+    shown = np.asarray(axes.images[0].get_array())
+    factor = sheets.enlarged(np.zeros((8, 10, 8, 8, 1), np.float32)).shape[2] // 8
+    np.testing.assert_array_equal(shown[: 8 * factor : factor, : 8 * factor : factor], view.images[index[0, 0], ..., 0])
+
+
+def test_contours_come_from_the_models_prior(views):
+    density = views["vamp2"].density
+    corner = np.array([[density.x[-1], density.y[0]]], "float32")
+    np.testing.assert_allclose(density.log_p[0, -1], numpy(views["vamp2"].model.prior().log_prob(corner))[0], rtol=1e-4)
+    assert views["hvae3"].density is None
+
+
+def test_lines_begin_and_end_at_reconstructions(views):
+    view = views["hvae3"]
+    axes = latents.draw_interpolations(view).axes[0]
+    assert texts(axes.get_xticklabels()) == ["image", "0", "", "0.25", "", "0.5", "", "0.75", "", "1", "image"]
+    factor = sheets.enlarged(np.zeros((10, 11, 8, 8, 1), np.float32)).shape[2] // 8
+    picture, start = np.asarray(axes.images[0].get_array()), 8 * factor + sheets.BREAK
+    first = view.images[latents.pairs(view.examples)[0]]
+    np.testing.assert_allclose(picture[: 8 * factor : factor, : 8 * factor : factor], first[0, ..., 0])
+    expected = numpy(view.model.reconstruct(first))[0, ..., 0]
+    np.testing.assert_allclose(picture[: 8 * factor : factor, start:][:, : 8 * factor : factor], expected, atol=1e-4)
+
+
+def test_samples_are_the_models_own_by_the_runs_seed(views):
+    view = views["hvae3"]
+    assert view.samples.shape == (100, 8, 8, 1)
+    expected = numpy(view.model.sample(100, view.config.seed))
+    np.testing.assert_allclose(view.samples, expected, atol=1e-5)
+
+
+def test_a_comparison_has_a_row_for_each_run(views):
+    members = [comparisons.drawn_of(views[name]) for name in ("standard2", "vamp2")]
+    axes = comparisons.draw_comparison(members).axes[0]
+    assert texts(axes.get_yticklabels()) == ["test images", "standard", "vamp"] and len(axes.get_xticks()) == 20
+    labels = views["vamp2"].split.labels
+    chosen = [row[0] for row in views["vamp2"].examples]
+    assert sorted(labels[chosen]) == list(range(10))
+    np.testing.assert_array_equal(members[0].originals, views["vamp2"].split.grey(chosen))
+
+
+# ---------------------------------------------------------------------------------------------- other data, bad input
+
+
+@pytest.mark.filterwarnings("error:You are using a softmax")
+def test_one_pseudo_input_has_a_use():
+    run = stub((8, 8, 1), None, (), latent_dim=2, prior="vamp", num_pseudo_inputs=1)
+    run.model = models.build(run.config, (8, 8, 1), from_data=noise(1, 8, 8, 1))
+    assert style.rendered(run_figures.draw_pseudouse(View(run, "pca"))).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("projection", latents.PROJECTIONS)
+@pytest.mark.parametrize("means", [np.ones((1, 5)), np.ones((40, 5))], ids=["one", "equal"])
+def test_latents_that_show_no_plane_lie_on_the_first_two_axes(projection, means):
+    view = SimpleNamespace(components=np.zeros((3, 5)), projection=projection, embedding=SimpleNamespace(mean=means))
+    both, names, caption = latents.flattened(view, means)
+    np.testing.assert_array_equal(both, np.concatenate([means, view.components])[:, :2])
+    assert names == ("z[0]", "z[1]") and caption == "the first two of 5 dimensions"
+
+
+def test_t_sne_embeds_images_and_pseudo_inputs_jointly():
+    points = np.concatenate([noise(12, 3), noise(12, 3) + 50])
+    with threadpool_limits(1):  # threads of t-SNE wait for one another where cores are shared
+        plane, names, caption = latents.tsne(points, points[:20])
+    assert plane.shape == (24, 2) and names == ("t-SNE 1", "t-SNE 2") and caption.endswith("embedded jointly")
+    assert np.linalg.norm(plane[:12].mean(axis=0) - plane[12:].mean(axis=0)) > plane[:12].std()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(((28, 20, 1), np.arange(24) % 3, ("a", "b", "c"), HVAE, "pca"), marks=pytest.mark.slow),
+        pytest.param(((12, 4, 1), np.arange(24) % 2, ("a", "b"), VAMP, "tsne"), marks=pytest.mark.slow),
+        ((32, 32, 3), None, (), {"latent_dim": 2, "prior": "vamp", "binarize": "none"}, "pca"),
+        ((8, 8, 1), np.arange(24) // 2, tuple("abcdefghijkl"), {"latent_dim": 1}, "tsne"),
+    ],
+    ids=["wide", "narrow", "colour", "many classes"],
+)
+def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, kind):
+    shape, labels, names, settings, projection = kind
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", (300, 300))
+    run = stub(shape, labels, names, **settings)
+    with small(), threadpool_limits(1):  # as above
+        one = run_figures.draw_run(run, plot.Output(tmp_path), projection)
+    expected = 7 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
+    assert len(list(tmp_path.iterdir())) == expected
+    assert one.samples.shape == (32, *shape) and one.reconstructions.shape == one.originals.shape
+
+
+def test_all_goes_to_out_where_that_is_given(runs, tmp_path, capsys, monkeypatch):
+    keep(monkeypatch, "input", "samples")
+    out = tmp_path / "new" / "folder"
+    assert plot.main([str(runs["standard2"]), str(runs["vamp2"]), str(runs["vamp2"]), "--out", str(out)]) == 0
+    names = [path.name for path in out.iterdir()]
+    assert names.count("digits_input.png") == 1 and "digits_ldim2_factor0.25_comparison.png" in names
+    assert capsys.readouterr().out.splitlines().count(str(out / "digits_input.png")) == 1
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_an_out_that_is_a_file_is_refused_in_a_sentence(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert plot.main([str(runs["standard2"]), "--out", str(tmp_path / "file")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: cannot write") and "--out" in captured.err and captured.out == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_runs_of_the_same_id_do_not_overwrite_each_other(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs["standard2"], tmp_path / "copy")
+    assert plot.main([str(runs["standard2"]), str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "same id" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_refused():
+    run = stub((8, 8, 1), None, (), latent_dim=2)
+    run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
+    with pytest.raises(UserError, match="not finite"):
+        View(run, "pca").embedding  # noqa: B018
+
+
+def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
+    assert plot.main(["--gs_key", "none", "--runs_dir", str(tmp_path)]) == 2
+    assert "holds no run with weights; train it with --gs_key none" in capsys.readouterr().err
+
+
+def test_a_projection_that_there_is_not_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        plot.main(["run", "--projection", "umap"])
+    assert exit.value.code == 2 and "umap" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Whether a run is new, is resumed or is finished already; what is printed about it, and the exit code."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import sys
+
+import experiment
+from experiment.flags import given_settings
+from experiment.folder import finish_replacing
+from runtime import backend
+from runtime.command import STOPPED
+from runtime.errors import RunError, UserError
+
+
+def fit(config, args, run=None):
+    """Trains a new run, or the Run `run` further, or resumes it if `config` is its own; returns the folder.
+
+    Keras is imported here, after the backend has been chosen.
+    """
+    backend.start(args.device, config.deterministic == "on")
+    from training.fit import resume, train
+
+    if run and run.config.training_id == config.training_id:
+        return resume(run, config)
+    return train(config, args.overwrite, run)
+
+
+def run_again(args):
+    """Resumes the run that --resume names, or trains it further in a folder of its own; returns the exit code."""
+    settings = {name: value[0] if isinstance(value, list) else value for name, value in given_settings(args).items()}
+    before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
+    backend.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
+    here = {"data_dir": before.data_dir, "distribute": experiment.Config.distribute}  # devices differ by machine
+    config = dataclasses.replace(before.config, **(here | settings))
+    if config.training_id == before.config.training_id:
+        return resume_or_skip(before, config, args)
+    folder = before.path.resolve().parent  # the run may have been moved since it was trained
+    return run_one(dataclasses.replace(config, runs_dir=str(folder), gs_key=None), args, before)
+
+
+def run_one(config, args, source=None):
+    """Trains a run, from the state of the Run `source` if there is one; resumes or skips one that exists.
+
+    Returns the exit code. Raises UserError if the run's folder holds another run.
+    """
+    with contextlib.suppress(OSError):  # if nobody may look there, `experiment.create` says why
+        finish_replacing(config.path)
+    if args.overwrite or not os.path.exists(config.path):
+        return run_and_report(config.path, lambda: fit(config, args, source))
+    run = experiment.load(config.path)
+    if run.config.training_id != config.training_id:
+        raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
+    here = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
+    here["data_dir"] = config.data_dir or run.data_dir
+    return resume_or_skip(run, dataclasses.replace(run.config, **here), args)
+
+
+def resume_or_skip(run, config, args):
+    """Resumes a Run unless it is finished; returns the exit code."""
+    state = run.state
+    if state == "finished":
+        longer = "" if run.config.is_made_for_its_epochs else "--resume it with more --epochs, or "
+        print(f"{run.path} is finished already; {longer}--overwrite trains it again")
+        return 0
+    if state != "running":  # otherwise another process trains it, and `fit` says so
+        print(f"resuming {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
+    return run_and_report(run.path, lambda: fit(config, args, run))
+
+
+def run_and_report(path, train):
+    """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
+    try:
+        print(train())
+        return 0
+    except KeyboardInterrupt:
+        if not path.is_dir():
+            raise
+        print(f"stopped; python train.py --resume {shlex.quote(str(path))} resumes it, as does the same command")
+        if (path / "best.safetensors").is_file():
+            print("evaluate.py and plot.py accept it as it is")
+        return STOPPED
+    except RunError as error:
+        print(f"error: {error}; the finished epochs are kept in {path}", file=sys.stderr)
+        return 1
