@@ -148,11 +148,11 @@ class Wandb:
         from tensorboardX import FileWriter
 
         known, self.trains, self.wandb = wandb_id(path), rows is not None, wandb
+        wandb.setup(wandb.Settings(silent=True, console="off", project=os.environ.get("WANDB_PROJECT") or "vampvae"))
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         folder = os.environ.get("WANDB_DIR") or str(path.resolve().parents[1 if config.gs_key else 0])
-        where = {"project": os.environ.get("WANDB_PROJECT") or "vampvae", "mode": mode, "dir": folder}
         about = {"id": known, "group": config.gs_key, "name": config.training_id, "config": settings(config)}
-        self.run = wandb.init(resume="allow", settings=wandb.Settings(silent=True, console="off"), **about, **where)
+        self.run = wandb.init(mode=mode, dir=folder, resume="allow", **about)
         atomic.write_json(path / IDS, {"wandb": self.run.id})
         if self.trains:
             wandb.tensorboard.patch(tensorboard_x=True, root_logdir=str(path / "tensorboard"))
