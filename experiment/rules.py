@@ -38,7 +38,7 @@ def _network(config):
 
 def _is_misfit(config):
     """Whether a density of grey values is asked of binary pixels."""
-    return config.observation != "bernoulli" and (config.binarization != "none" or config.source.is_binary)
+    return (config.binarization != "none" or config.source.is_binary) and config.observation != "bernoulli"
 
 
 RULES = (
