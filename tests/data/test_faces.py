@@ -312,7 +312,7 @@ def test_an_image_that_cannot_be_read_ends_training_in_a_sentence(tmp_path, capf
     broken = order[-1] if split == "train" else 33
     write(tmp_path, files=FILES | {NAMES[broken]: b"no image"})
     assert trained(tmp_path, "--batch_size", "3") == 1
-    said = f"error: {tmp_path}/img_align_celeba/{NAMES[broken]} is damaged, or no image: .*; the finished epochs are kept"
+    said = rf"error: {tmp_path}/img_align_celeba/{NAMES[broken]} is damaged, or no image: .*; the finished epochs are"
     assert re.search(said, capfd.readouterr().err)
     (path,) = (tmp_path / "runs").iterdir()
     status = json.loads((path / "status.json").read_text())
