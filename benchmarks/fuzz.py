@@ -33,6 +33,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
+import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -196,7 +197,7 @@ def weights_(folder):
         with mock.patch.multiple(models, build=lambda *_: model, blank_weights=lambda *_: named):
             assert experiment.load(folder).model is model
 
-    content = weights.packed(weights.values(named), {"run": "a run"})
+    content = safetensors.numpy.save(weights.values(named), {"run": "a run"})
     return Target(folder / "best.safetensors", read, UserError, [content], hostile(content))
 
 
@@ -221,13 +222,14 @@ def state(folder):
 
     model = fit.prepare(experiment.Config(**SETTINGS)).model
     for past in (rows(0), rows(2)):
+        values = weights.values(checkpoint.variables(model))
         best = weights.values(named_weights(model)) if past else {}
-        checkpoint.save(folder / "last", checkpoint.of(model, len(past), 3, 0.5, past, best))
+        checkpoint.save(folder / "last", checkpoint.State(len(past), 3, 0.5, past, best, values))
     valid = [path.read_bytes() for path in checkpoint.newest(folder / "last")]
     likes = {name: (v.dtype, tuple(v.shape)) for name, v in checkpoint.variables(model).items()}
 
     def read():
-        found = checkpoint.read(folder / "state.safetensors", model)
+        found = checkpoint.read(folder / "state.safetensors", model, experiment.Config().columns)
         assert {name: (str(value.dtype), value.shape) for name, value in found.values.items()} == likes
         assert len(found.rows) == found.epoch and bool(found.best) == bool(found.rows)
 
@@ -235,8 +237,8 @@ def state(folder):
 
 
 def progress(folder):
-    """The JSON in a file of last/ that is whole otherwise: behind the checksum, which stops most mutations."""
-    import checkpoint
+    """The metadata of a file of last/ that is whole otherwise: behind the checksum, which stops most mutations."""
+    from training import checkpoint
 
     target = state(folder)
     target.file.write_bytes(target.valid[0])
@@ -244,10 +246,12 @@ def progress(folder):
         arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
     def packed(content):
-        done = content.decode(errors="replace")
-        return weights.packed(arrays, {"done": done, "crc32": checkpoint.checksum(done, arrays)})
+        parts = content.decode(errors="replace").split("\n", 2)
+        told = dict(zip(checkpoint.PROGRESS, parts, strict=False))
+        return safetensors.numpy.save(arrays, told | {"crc32": checkpoint.checksum(told, arrays)})
 
-    return target._replace(valid=[metadata["done"].encode()], hostile=[], packed=packed)
+    valid = "\n".join(metadata[name] for name in checkpoint.PROGRESS)
+    return target._replace(valid=[valid.encode()], hostile=[], packed=packed)
 
 
 def idx(folder):

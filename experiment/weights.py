@@ -4,7 +4,6 @@ import contextlib
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from runtime import atomic
 
@@ -12,7 +11,7 @@ MOST_HEADER = 1 << 24  # bytes; some 100,000 arrays
 
 
 def values(variables):
-    """Copies of the values of Keras variables, a dict by name: arrays in C order."""
+    """Copies of the values of Keras variables, a dict by name: arrays in C order, as safetensors takes them to be."""
     from keras import ops
 
     return {name: np.asarray(ops.convert_to_numpy(one), order="C") for name, one in variables.items()}
@@ -35,14 +34,6 @@ def not_finite(model):
 
     named = named_weights(model).items()
     return next((name for name, weight in named if not np.isfinite(ops.convert_to_numpy(weight)).all()), None)
-
-
-def packed(arrays, metadata):
-    """The bytes of a safetensors file: arrays in C order, a dict by name, and texts, a dict too.
-
-    The library shuffles the texts. With one of them, equal arrays give equal bytes.
-    """
-    return safetensors.numpy.save(arrays, metadata)
 
 
 @contextlib.contextmanager
@@ -72,7 +63,10 @@ def arrays(file, expected):
         ours = f"{dtype.kind.upper()}{8 * dtype.itemsize} {tuple(one.shape)}"  # F32 is the format's word for float32
         if theirs != ours:
             raise ValueError(f"{name} is {theirs:.60}, in the model {ours}")
-    return {name: file.get_tensor(name) for name in expected}
+    try:
+        return {name: file.get_tensor(name) for name in expected}
+    except MemoryError as error:
+        raise ValueError("its arrays are larger than the memory of this machine") from error
 
 
 def read(path, expected):

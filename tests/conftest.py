@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import safetensors.numpy
 import trustme
 
 import models
@@ -195,7 +196,7 @@ def save_weights(model, path):
     """Writes the weights of a model as a run keeps its best ones."""
     from models.weight_names import named_weights
 
-    path.write_bytes(weights.packed(weights.values(named_weights(model)), None))
+    path.write_bytes(safetensors.numpy.save(weights.values(named_weights(model))))
 
 
 def put(folder, contents):

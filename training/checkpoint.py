@@ -1,23 +1,24 @@
 """The state of a training: one file that goes in and out whole, of which a run's `last` folder holds the newest two.
 
-It is a safetensors file of every variable of model, optimizer and metrics, the best weights so far and the history; its
-metadata are the progress, as JSON, and a checksum. Nothing in it is believed: every name, shape and type is compared
-with the model at hand first, and the checksum finds damage.
+It is a safetensors file of every variable of model, optimizer and metrics, the best weights so far and the history. Its
+metadata are the progress and a checksum. Nothing in it is believed: every name, shape and type is compared with the
+model at hand first, and the checksum finds damage.
 """
 
 import errno
-import json
 import math
 import zlib
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.numpy
 from keras import KerasTensor
 
 from experiment import weights
 from models.weight_names import named_weights
 from runtime import atomic
 
+PROGRESS = ("epoch", "step", "seconds")
 KEPT = 2  # states in a folder
 
 
@@ -55,28 +56,17 @@ def variables(model):
     return found
 
 
-def of(model, epoch, step, seconds, rows, best):
-    """The State of a model."""
-    return State(epoch, step, seconds, rows, best, weights.values(variables(model)))
-
-
 def save(folder, state):
     """Writes a state into the folder and removes all but the newest two. Raises OSError, with the others intact."""
-    columns = list(state.rows[0]) if state.rows else []
-    history = np.array([list(row.values()) for row in state.rows], "float64").reshape(len(state.rows), len(columns))
-    arrays = state.values | {f"best/{name}": array for name, array in state.best.items()} | {"history": history}
-    done = {"epoch": state.epoch, "step": state.step, "seconds": state.seconds, "columns": columns}
-    done = json.dumps(done, allow_nan=False)
+    arrays = state.values | {f"best/{name}": value for name, value in state.best.items()}
+    if state.rows:
+        arrays |= {f"history/{name}": np.array([row[name] for row in state.rows], "float64") for name in state.rows[0]}
+    progress = {name: str(getattr(state, name)) for name in PROGRESS}
     folder.mkdir(exist_ok=True)
     path = folder / f"epoch{state.epoch:09d}_step{state.step:09d}.safetensors"
-    atomic.write(path, weights.packed(arrays, {"done": done, "crc32": checksum(done, arrays)}))
+    atomic.write(path, safetensors.numpy.save(arrays, progress | {"crc32": checksum(progress, arrays)}))
     for old in newest(folder)[KEPT:]:
         old.unlink()
-
-
-def discard(path):
-    """Takes a damaged state out of the newest ones, but leaves it there under another name."""
-    path.replace(path.with_suffix(".damaged"))
 
 
 def newest(folder):
@@ -84,52 +74,44 @@ def newest(folder):
     return sorted(folder.glob("epoch*_step*.safetensors"), reverse=True)
 
 
-def read(path, model):
-    """The State in a file that was written for such a model. Raises Damaged for any other content, and OSError."""
+def read(path, model, columns):
+    """The State in a file that was written for such a model and a history of these columns.
+
+    Raises Damaged for any other content, and OSError.
+    """
+    named, best, rows = named_weights(model), {}, []
     try:
         with weights.opened(path) as file:
             metadata = file.metadata() or {}
-            done = json.loads(metadata["done"])
-            _check(done)
-            expected = variables(model) | {"history": KerasTensor((done["epoch"], len(done["columns"])), "float64")}
-            if done["epoch"]:
-                expected |= {f"best/{name}": weight for name, weight in named_weights(model).items()}
+            progress = {name: metadata[name] for name in PROGRESS}
+            epoch, step, seconds = int(progress["epoch"]), int(progress["step"]), float(progress["seconds"])
+            if not 0 <= epoch < 2**31 or not 0 <= step < 2**31 or not math.isfinite(seconds):
+                raise Damaged("it does not say how far it is")
+            expected = variables(model)
+            if epoch:
+                expected |= {f"best/{name}": weight for name, weight in named.items()}
+                expected |= {f"history/{name}": KerasTensor((epoch,), "float64") for name in columns}
             arrays = weights.arrays(file, expected)
-        if metadata["crc32"] != checksum(metadata["done"], arrays):
+        if metadata["crc32"] != checksum(progress, arrays):
             raise Damaged("its checksum is another one")
-    except (OSError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # it is a file, and cannot be read just now
             raise
         raise Damaged((str(error) or type(error).__name__).splitlines()[0][:200]) from error
-    best = {name.removeprefix("best/"): arrays.pop(name) for name in expected if name.startswith("best/")}
-    rows = _rows(done.pop("columns"), arrays.pop("history"))
-    return State(**done, rows=rows, best=best, values=arrays)
+    if epoch:
+        best = {name: arrays.pop(f"best/{name}") for name in named}
+        history = zip(*(arrays.pop(f"history/{name}").tolist() for name in columns), strict=True)
+        rows = [dict(zip(columns, row, strict=True)) for row in history]
+    for number, row in enumerate(rows, 1):
+        if row["epoch"] != number or not all(map(math.isfinite, row.values())):
+            raise Damaged(f"row {number} of its history is no row")
+        row["epoch"] = number  # a whole number again
+    return State(epoch, step, seconds, rows, best, arrays)
 
 
-def checksum(done, arrays):
-    """CRC-32 of the progress, a text, and of all arrays in the order of their names, in hex."""
-    total = zlib.crc32(done.encode())
+def checksum(progress, arrays):
+    """CRC-32 of the progress, a dict of texts, and of all arrays in the order of their names, in hex."""
+    total = zlib.crc32(" ".join(progress.values()).encode())
     for name in sorted(arrays):
         total = zlib.crc32(arrays[name], total)
     return f"{total:08x}"
-
-
-def _check(done):
-    kinds = {"epoch": int, "step": int, "seconds": float, "columns": list}
-    if not isinstance(done, dict) or {name: type(value) for name, value in done.items()} != kinds:
-        raise Damaged("it does not say how far it is")
-    epoch, step, seconds, columns = (done[name] for name in kinds)
-    if not 0 <= epoch < 2**31 or not 0 <= step < 2**31 or not math.isfinite(seconds):
-        raise Damaged("it does not say how far it is")
-    has_texts = all(type(name) is str for name in columns)
-    if not has_texts or (epoch and not {"epoch", "val_elbo", "seconds"} < set(columns)):
-        raise Damaged("its history has other columns")
-
-
-def _rows(columns, history):
-    rows = [dict(zip(columns, row, strict=True)) for row in history.tolist()]
-    for number, row in enumerate(rows, 1):
-        if row["epoch"] != number or not all(map(math.isfinite, row.values())):
-            raise Damaged(f"row {number} of its history is none")
-        row["epoch"] = number  # a whole number again
-    return rows

@@ -263,9 +263,9 @@ def _newest_state(run, config, prepared, mend=False):
     error, damaged = None, []
     for path in checkpoint.newest(run.path / "last"):
         try:
-            state = checkpoint.read(path, prepared.model)
-            if state.step >= prepared.batches.steps or (state.rows and tuple(state.rows[0]) != config.columns):
-                raise checkpoint.Damaged("it belongs to another version or another run")
+            state = checkpoint.read(path, prepared.model, config.columns)
+            if state.step >= prepared.batches.steps:
+                raise checkpoint.Damaged("it belongs to another run")
         except checkpoint.Damaged as damage:
             error = damage
             damaged.append(path)
@@ -279,7 +279,7 @@ def _newest_state(run, config, prepared, mend=False):
             raise UserError(f"{run.path} has been trained for {state.epoch} epochs already; --epochs must be more")
         if mend:
             for one in damaged:
-                checkpoint.discard(one)
+                one.replace(one.with_suffix(".damaged"))  # where it counts as no state
         return state
     if error:
         raise UserError(

@@ -4,6 +4,7 @@ import contextlib
 import time
 
 import keras
+import safetensors.numpy
 
 from experiment import weights
 from experiment.folder import process
@@ -81,7 +82,8 @@ class RunWriter(keras.callbacks.Callback):
         if not self.path:
             return
         with self._writing():
-            checkpoint.save(self.path / "last", checkpoint.of(self.model, epoch, step, seconds, rows, best))
+            values = weights.values(checkpoint.variables(self.model))
+            checkpoint.save(self.path / "last", checkpoint.State(epoch, step, seconds, rows, best, values))
         self.saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -97,8 +99,8 @@ class RunWriter(keras.callbacks.Callback):
             return
         with self._writing():
             if self.rows and new_best:
-                content = weights.packed(self.best, {"run": self.config.training_id})
-                atomic.write(self.path / "best.safetensors", content)
+                about = {"run": self.config.training_id}  # of several texts, the order would be by chance
+                atomic.write(self.path / "best.safetensors", safetensors.numpy.save(self.best, about))
             if self.rows:
                 atomic.write_csv(self.path / "history.csv", self.rows)
             self.write_status("running", process=process())

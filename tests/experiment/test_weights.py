@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from experiment import weights
 
@@ -18,7 +19,7 @@ HUGE = 2**40
 @pytest.fixture
 def path(tmp_path):
     """A file of ARRAYS."""
-    (tmp_path / "a.safetensors").write_bytes(weights.packed(ARRAYS, {"run": "mnist"}))
+    (tmp_path / "a.safetensors").write_bytes(save(ARRAYS, {"run": "mnist"}))
     return tmp_path / "a.safetensors"
 
 
@@ -35,7 +36,7 @@ def test_what_is_written_is_read_back(path):
         np.testing.assert_array_equal(found[name], array)
     with weights.opened(path) as file:
         assert file.metadata() == {"run": "mnist"}
-    assert path.read_bytes() == weights.packed(dict(reversed(ARRAYS.items())), {"run": "mnist"})
+    assert path.read_bytes() == save(dict(reversed(ARRAYS.items())), {"run": "mnist"})
     with pytest.raises(FileNotFoundError):
         weights.read(path.with_name("nothing"), EXPECTED)
 
@@ -55,7 +56,7 @@ def test_what_is_written_is_read_back(path):
 )
 def test_other_arrays_than_the_models_are_named(path, name, array, expected):
     others = {key: value for key, value in ARRAYS.items() if key != name}
-    path.write_bytes(weights.packed(others if array is None else others | {name: array}, None))
+    path.write_bytes(save(others if array is None else others | {name: array}))
     refused(path, expected)
 
 
@@ -113,6 +114,18 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(path):
     with pytest.raises(ValueError, match="it is no whole safetensors file"), weights.opened(path) as file:
         os.truncate(path, path.stat().st_size - 20)
         weights.arrays(file, EXPECTED)
+
+
+def test_arrays_that_memory_cannot_hold_are_a_sentence():
+    """As those of a file with holes, which costs nobody a disk, beside a config.json that asks for as many weights."""
+
+    def get_tensor(name):
+        raise MemoryError
+
+    stored = SimpleNamespace(get_dtype=lambda: "F32", get_shape=lambda: [HUGE])
+    file = SimpleNamespace(keys=lambda: ["q_z"], get_slice=lambda name: stored, get_tensor=get_tensor)
+    with pytest.raises(ValueError, match="its arrays are larger than the memory of this machine"):
+        weights.arrays(file, {"q_z": SimpleNamespace(shape=(HUGE,), dtype="float32")})
 
 
 @pytest.mark.keras

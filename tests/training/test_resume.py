@@ -74,7 +74,7 @@ def numbers_of(path):
     """All numbers of a finished run: its history but for seconds, every variable, and the best weights."""
     arrays = load_file(checkpoint.newest(path / "last")[0])
     best = {name: array.tobytes() for name, array in load_file(path / "best.safetensors").items()}
-    del arrays["history"]  # which has the seconds
+    del arrays["history/seconds"]
     arrays = {name: array.tobytes() for name, array in arrays.items()}
     assert best == {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
     return without_seconds(path), arrays, (path / "best.safetensors").read_bytes()
@@ -254,13 +254,13 @@ def test_one_bit_that_flips_is_found_wherever_it_is(run):
     path, model = checkpoint.newest(run.path / "last")[0], fit.prepare(run.config).model
     whole, rng = path.read_bytes(), random.Random(1)
     header = 8 + int.from_bytes(whole[:8], "little")
-    assert checkpoint.read(path, model).epoch == 2 and header < len(whole) / 2
+    assert checkpoint.read(path, model, run.config.columns).epoch == 2 and header < len(whole) / 2
     for bit in [*rng.sample(range(8 * header), 60), *rng.sample(range(8 * header, 8 * len(whole)), 20)]:
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         with pytest.raises(checkpoint.Damaged):
-            checkpoint.read(path, model)
+            checkpoint.read(path, model, run.config.columns)
 
 
 def test_when_all_states_are_damaged_nothing_is_touched(run, tmp_path, capfd):
@@ -298,7 +298,7 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
     assert gone_on(run) == expected
     if settings["lr_schedule"] == "plateau":
         model = fit.prepare(run.config).model
-        checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
+        checkpoint.read(checkpoint.newest(run.path / "last")[0], model, run.config.columns).into(model)
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
 
 
@@ -322,7 +322,7 @@ def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     assert checkpoint.newest(run.path / "last")[0].name == "epoch000000001_step000000001.safetensors"
     assert gone_on(run) == numbers_of(path)
     optimizer = (model := fit.prepare(run.config).model).optimizer
-    checkpoint.read(checkpoint.newest(run.path / "last")[0], model).into(model)
+    checkpoint.read(checkpoint.newest(run.path / "last")[0], model, run.config.columns).into(model)
     assert int(optimizer.iterations) == 4  # updates by 12 steps
     assert float(optimizer.learning_rate) == pytest.approx(optimizers.FINAL * 3e-3)
 
@@ -356,7 +356,7 @@ def test_an_average_of_the_weights_is_remembered_validated_and_kept(tmp_path, mo
     expected = numbers_of(path)
     assert gone_on(interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)) == expected
     run, trained = experiment.load(path), fit.prepare(config(tmp_path, **settings)).model
-    checkpoint.read(checkpoint.newest(path / "last")[0], trained).into(trained)
+    checkpoint.read(checkpoint.newest(path / "last")[0], trained, run.config.columns).into(trained)
     assert run.status["best_epoch"] == last  # so that the average is still there
     if "precision" in settings:  # some of the first steps overflowed, and were left out
         skipped = np.log2(trained.optimizer.initial_scale / float(trained.optimizer.dynamic_scale))
