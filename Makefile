@@ -1,6 +1,6 @@
 # make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
 # make test          the test suite, on TensorFlow and on JAX
-# make test-slow     the tests that take long and vary what other tests show
+# make test-slow     the tests that take long
 # make test-all      both
 # make test-cluster  grids on a Ray cluster
 # make test-browser  pages in Chromium; SCREENSHOTS=DIR keeps pictures of them

@@ -23,7 +23,7 @@ from experiment import Config, tracking, weights
 from runtime import backend
 
 ROOT = Path(__file__).parent.parent
-ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long and vary what others test"}  # by -m
+ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long"}  # by -m
 TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
 TINY |= {"track": "none"}  # of scripts; see below
 

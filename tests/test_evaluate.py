@@ -40,6 +40,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_grid_with_a_run_that_fails_is_trained_evaluated_and_ranked(tmp_path, capfd):
     words = [*flags(runs_dir=tmp_path, **QUICK), "--lr", "1e30", "1e-3", "--gs_key", "key"]
     assert called(train.main, *words) == 1
@@ -107,6 +108,7 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     assert metrics["elbo"] < metrics["log_px"] < 0
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
     assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5) == 0
     first = read(run / "metrics.json")
@@ -457,6 +459,7 @@ def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd):
     assert 0.2 < images.mean() < 0.5 and len(np.unique(images)) == 17
 
 
+@pytest.mark.slow
 def test_both_backends_give_the_same_log_px_for_the_same_weights(trained, tmp_path, script):
     """This process evaluates on its own backend, and another one on the other."""
     words, metrics, per_image = ["--num_samples", 1000, "--max_images", 50, "--backend"], {}, {}

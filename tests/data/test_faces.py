@@ -283,6 +283,7 @@ def trained(tmp_path, *words):
     return train.main([*SETTINGS.split(), "--data_dir", str(tmp_path), "--runs_dir", str(tmp_path / "runs"), *words])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "lmcvae", pytest.param("amcvae", marks=pytest.mark.slow)])
 def test_trained_scored_and_drawn(tmp_path, capfd, objective):
     write(tmp_path, "zip" if objective == "iwae" else "folder")

@@ -410,6 +410,7 @@ def test_it_learns_with_xla_in_mixed_precision():
     assert history["elbo"][-5:].mean() > history["elbo"][:5].mean()
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_the_importance_weighted_bound_trains_it_too():
     history, _, _ = steps(Config(model="dvp", objective="iwae", num_samples=3, **SETTINGS["dvp"]), 30)
@@ -433,6 +434,7 @@ def runs(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @on_tensorflow
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_run_is_scored_and_drawn(runs, name, capsys):

@@ -66,6 +66,7 @@ def settings_of(network):
     return {"network": network} | ({} if models.NETWORKS[network].is_sized else {"network_size": Config.network_size})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "likelihood"),
     [
@@ -422,6 +423,7 @@ def gradient(precision, objective):
     return np.concatenate(moved), loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", first_on_both("lmcvae", "elbo", "dreg"))
 def test_gradients_are_those_of_float32_but_for_rounding(objective):
     """Those of Langevin steps, too, where gradients of rounded layers are differentiated again."""

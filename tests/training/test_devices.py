@@ -108,6 +108,7 @@ def test_several_devices_give_the_numbers_of_one_noise_included(alone, tmp_path)
     assert run.config.distribute == "devices" and run.name == alone.name
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_another_number_of_devices(alone, tmp_path):
     """History and weights, and so the optimizer's variables, are those of a run on one device."""
     half = trained(tmp_path, epochs=1)
@@ -117,6 +118,7 @@ def test_a_run_continues_on_another_number_of_devices(alone, tmp_path):
     assert_same(alone, experiment.load(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_and_the_first_one_writes(alone, tmp_path):
     port = free_port()
     folders = [tmp_path / "first", tmp_path / "second"]
@@ -134,6 +136,7 @@ def wait_for(condition, processes, seconds=500):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alone, tmp_path, killed):
     """The child process that trains is killed, not its guard. Two processes then continue the run."""
@@ -149,6 +152,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alon
     resumed(path)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_after_the_same_step_if_one_is_asked(alone, tmp_path):
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
@@ -156,7 +160,7 @@ def test_all_processes_stop_after_the_same_step_if_one_is_asked(alone, tmp_path)
     both[1].send_signal(signal.SIGTERM)
     said = [one.communicate(timeout=60) for one in both]
     assert [one.returncode for one in both] == [130, 130], said
-    assert experiment.load(path).state == "stopped" and "goes on" in said[0][0]
+    assert experiment.load(path).state == "stopped" and "resumes it" in said[0][0]
     resumed(path)
 
 

@@ -205,6 +205,7 @@ def test_training_longer_gives_the_numbers_of_one_longer_run(tmp_path, whole, ca
     assert "has been trained for 4 epochs already; --epochs must be more" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_longer_resumes_after_a_kill_in_its_first_epoch(tmp_path, monkeypatch, whole):
     """Before its first step, and even before the folder of the new id has a status of its own."""
     short = fit.train(config(tmp_path, epochs=2))
@@ -283,6 +284,7 @@ def test_patience_is_remembered(tmp_path, monkeypatch):
     assert experiment.load(config(tmp_path, **settings | {"epochs": 12}).path).status["epochs_done"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -302,6 +304,7 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
         assert float(model.optimizer.learning_rate) == pytest.approx(0.5e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 @pytest.mark.parametrize(("count", "step"), [(3, 3), pytest.param(50, 0, marks=pytest.mark.slow)])
 def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch, whole, count, step):
@@ -313,6 +316,7 @@ def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch,
     assert experiment.load(config(tmp_path).path).path == run.path  # the id is the same
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     """Updates are every third step, and an epoch has four: the learning rate falls over all steps nevertheless."""
@@ -327,6 +331,7 @@ def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     assert float(optimizer.learning_rate) == pytest.approx(optimizers.FINAL * 3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -347,6 +352,7 @@ def test_an_objective_resumes_with_its_step_sizes(tmp_path, monkeypatch, setting
 SCALED = {"precision": "mixed_float16", "optimizer": "adamw", "clip_norm": 100.0, "epochs": 6, "model": "vae"}
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 @pytest.mark.parametrize("settings", first_on_both(SCALED, {"epochs": 3}))
 def test_an_average_of_the_weights_is_remembered_validated_and_kept(tmp_path, monkeypatch, settings):
@@ -515,6 +521,7 @@ def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
     assert numbers_of(run.path) == whole
 
 
+@pytest.mark.slow
 def test_a_grid_resumes_its_unfinished_runs(died, tmp_path, whole, capfd):
     shutil.copytree(died, config(tmp_path, gs_key="key").path)
     words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
@@ -603,6 +610,7 @@ for name in ("fsync", "replace", "unlink", "mkdir", "rename"):
 sys.exit(train.main(sys.argv[1:]))"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(tmp_path, most):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
