@@ -21,7 +21,8 @@ from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, optimizers
 from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
-from training.callbacks import EMAWeights, EpochState, StopOnNonFinite, StopOnRequest
+from training.callbacks import EMAWeights, EpochState, StopOnNonFinite
+from training.ctrl_c import StopOnRequest
 from training.memory import check_step, check_weights, smaller
 from training.patience import ReplayedHistory, monitors, patience_is_over
 from training.progress import Progress

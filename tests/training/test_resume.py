@@ -26,7 +26,7 @@ from experiment.folder import _set_aside, finish_replacing
 from grids.configs import configs_of
 from runtime.command import STOPPED, Parser
 from runtime.errors import RunError, UserError
-from training import callbacks, checkpoint, fit, optimizers
+from training import callbacks, checkpoint, ctrl_c, fit, optimizers
 from training.patience import Patience, Plateau
 from training.writer import RunWriter
 
@@ -167,11 +167,11 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
 def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
     """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
-    usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in callbacks.STOPPING]
+    usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ctrl_c.STOPPING]
     try:
         run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: ask(signal_))
     finally:
-        for name, handler in zip(callbacks.STOPPING, usual, strict=True):
+        for name, handler in zip(ctrl_c.STOPPING, usual, strict=True):
             signal.signal(getattr(signal, name), handler)
     assert run.state == "stopped"
     epochs = epoch + (steps == 0)
