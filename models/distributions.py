@@ -12,6 +12,8 @@ from typing import NamedTuple
 from keras import backend, ops, random
 
 LOG_2PI = math.log(2 * math.pi)
+MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
+AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
 
 def _sample_and_log_prob(distribution, n, seed):
@@ -167,15 +169,35 @@ class Mixture(NamedTuple):
         """log of weight times density of each component: (..., D) -> (..., K).
 
         (z - m)^2 / v is z^2 / v - 2 z m / v + m^2 / v, so that a product of matrices takes the place of a
-        (..., K, D) temporary. Differences of large numbers are small here; centred means keep them from being larger.
+        (..., K, D) temporary. Near a component, the rounding of these terms is that of m^2 / v, where 0 is the mean of
+        all means; where this would be more than some 1e-3 nats, the differences are computed first.
         """
         centre = ops.mean(self.mean, axis=0)
         z, mean, precision = z - centre, self.mean - centre, ops.exp(-self.logvar)
-        constant = -0.5 * ops.sum(LOG_2PI + self.logvar + ops.square(mean) * precision, axis=-1)  # (K,)
-        constant = ops.expand_dims(self.log_weights + constant, -1)
-        of_component = ops.concatenate([-0.5 * precision, mean * precision, constant], axis=-1)  # (K, 2D + 1)
-        of_z = ops.concatenate([ops.square(z), z, ops.ones_like(z[..., :1])], axis=-1)  # (..., 2D + 1)
-        return ops.matmul(of_z, ops.transpose(of_component))
+        constant = self.log_weights - 0.5 * ops.sum(LOG_2PI + self.logvar, axis=-1)  # (K,)
+        squares = ops.sum(ops.square(mean) * precision, axis=-1)
+        return ops.cond(
+            ops.max(squares) > MOST_SQUARES,
+            lambda: constant - 0.5 * _squared_distances(z, mean, precision),
+            lambda: _by_product(z, mean, precision, constant - 0.5 * squares),
+        )
+
+
+def _by_product(z, mean, precision, constant):
+    """constant - z^2 precision / 2 + z mean precision, summed over the event: (..., D) -> (..., K)."""
+    of_component = ops.concatenate([-0.5 * precision, mean * precision, ops.expand_dims(constant, -1)], axis=-1)
+    of_z = ops.concatenate([ops.square(z), z, ops.ones_like(z[..., :1])], axis=-1)  # (..., 2D + 1)
+    return ops.matmul(of_z, ops.transpose(of_component))
+
+
+def _squared_distances(z, mean, precision):
+    """sum (z - mean)^2 precision, over a few dimensions of the event at a time: (..., D) -> (..., K)."""
+    total = 0.0
+    for first in range(0, z.shape[-1], AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        off = ops.expand_dims(z[..., some], -2) - mean[:, some]  # (..., K, AT_ONCE)
+        total = total + ops.sum(ops.square(off) * precision[:, some], axis=-1)
+    return total
 
 
 class Chain(NamedTuple):
