@@ -1,4 +1,4 @@
-"""Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --estimator is"""
+"""Score trained runs on held-out images: python evaluate.py runs/RUN [runs/RUN ...] --max_images 1000"""
 
 import sys
 
@@ -61,7 +61,7 @@ def run(args):
     backend.settle(args.backend, args.device)
     backend.start(args.device)
     network = features.load(args.features) if args.features else None
-    settings = {name: getattr(args, name) for name in estimators.ESTIMATORS[args.estimator].flags}
+    settings = estimators.given(args)
     found, failed = [], False
     while args.runs:  # popped, so that one model is in memory at a time
         one = args.runs.pop(0)

@@ -8,6 +8,7 @@ from keras import ops
 
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, key_of, padded
 from evaluation.importance import CHUNK_BYTES, Sums, unknown
+from evaluation.proposals import Calls, FittedMixture, FittedProposal
 from models.base import generator
 from models.mcmc import Path, Point, hamiltonian
 
@@ -16,10 +17,14 @@ STEP = 0.3  # the first step size, in standard deviations
 SIGMOID = 4.0  # half-width of the schedule from the prior (Wu et al. 2017, section 5.1)
 PILOTS, RATE = 3, 0.5  # passes over images that choose the step sizes, and how fast these change
 DRAWS = 4000  # of p(z), which give its standard deviations
+FIT_SAMPLES = 1000  # as many as the fits of the start are made for
 
 
 class Annealing(NamedTuple):
-    """How to anneal: `chains` over `temperatures`, with so many `leapfrogs` each, from the "posterior" or "prior"."""
+    """How to anneal: `chains` over `temperatures`, with so many `leapfrogs` each.
+
+    `start`: "posterior", q(z|x); "prior", p(z); or "fitted", the `FittedMixture` of several modes of p(z|x).
+    """
 
     chains: int = 16
     temperatures: int = 100
@@ -28,16 +33,16 @@ class Annealing(NamedTuple):
 
     @property
     def betas(self):
-        """0 = b_0 < ... < b_T = 1, (T + 1,): linear from q(z|x), a sigmoid from p(z), which is further away."""
+        """0 = b_0 < ... < b_T = 1, (T + 1,): linear, but a sigmoid from p(z), which is further away."""
         line = np.linspace(0, 1, self.temperatures + 1)
-        if self.start == "posterior":
+        if self.start != "prior":
             return line
         raw = 1 / (1 + np.exp(-SIGMOID * (2 * line - 1)))
         return (raw - raw[0]) / (raw[-1] - raw[0])
 
 
 class AnnealedSampling:
-    """Annealed importance sampling of a model: chains from q(z|x) or p(z) to p(z|x), with fixed step sizes.
+    """Annealed importance sampling of a model: chains from a start to p(z|x), with fixed step sizes.
 
     log gamma_b = (1 - b) log start(z) + b log p(x, z) (Neal 2001, eq. 3), with steps of Hamiltonian Monte Carlo, scaled
     from the standard deviations of the start to those of q(z|x). `tune` chooses their sizes on images that are not
@@ -52,6 +57,9 @@ class AnnealedSampling:
         self.seeds = np.random.SeedSequence(seed)
         self.seed = int(self.seeds.generate_state(1)[0])
         prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
+        most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample
+        calls = Calls(FIT_SAMPLES, 1, self.rows, most, self.rows)
+        self.fits = FittedProposal(model, calls, seed=self.seed) if annealing.start == "fitted" else None
         self.start = ChainStart(model, annealing)
         self.place = ChainPlace(model, annealing)
         self.move = ChainMove(model, annealing, prior_sd)
@@ -60,9 +68,9 @@ class AnnealedSampling:
 
     def tune(self, images):
         """Chooses step sizes with which 65 % of all steps are accepted, on the first of these images (N, H, W, C)."""
-        x = padded(images[: self.rows], self.rows)
+        arrays = self._prepared(images[: self.rows], 0)
         for _ in range(PILOTS):
-            self._walked(x, self._begun(x), tuning=True)
+            self._walked(arrays, self._begun(arrays), tuning=True)
 
     def log_px(self, images, progress=lambda done: None):
         """log p(x) = log mean exp of the log-weights of M chains: an `Estimate`. Its expectation is at most log p(x).
@@ -73,8 +81,8 @@ class AnnealedSampling:
         estimate, accepted = unknown(len(images)), []
         for first in range(0, len(images), self.rows):
             x = images[first : first + self.rows]
-            whole = padded(x, self.rows)
-            log_w = self._walked(whole, self._begun(whole))[: len(x)]
+            arrays = self._prepared(x, first)
+            log_w = self._walked(arrays, self._begun(arrays))[: len(x)]
             NotFiniteError.check(first, log_w)
             sums = Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool))
             for values, those in zip(estimate, sums.estimate(), strict=True):
@@ -95,24 +103,30 @@ class AnnealedSampling:
             z = self.model.prior().sample(self.rows, noise)
             x = np.asarray(ops.convert_to_numpy(self.model.likelihood(z).sample(1, noise))[0], "float32")
             known = np.repeat(ops.convert_to_numpy(z)[:, None], self.annealing.chains, axis=1)
-            forth = self._walked(x, self._begun(x))
-            back = self._walked(x, known, backwards=True)
+            arrays = self._prepared(x, 0)
+            forth = self._walked(arrays, self._begun(arrays))
+            back = self._walked(arrays, known, backwards=True)
             parts.append([_log_mean(forth), -_log_mean(back)])
         return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
-    def _begun(self, x):
-        """The first positions of the chains of images x: (B, M, D). Stochastic."""
-        return self.start.predict_on_batch([x, key_of(self.seeds.spawn(1)[0])])
+    def _prepared(self, x, first):
+        """What the chains of images x, of which the first has this index, need: x and its fits, padded. Stochastic."""
+        arrays = self.fits.prepared(x, first, self.seeds.spawn(1)[0])[0] if self.fits else [x]
+        return [padded(array, self.rows) for array in arrays]
 
-    def _walked(self, x, z, tuning=False, backwards=False):
+    def _begun(self, arrays):
+        """The first positions of the chains: (B, M, D). Stochastic."""
+        return self.start.predict_on_batch([*arrays, key_of(self.seeds.spawn(1)[0])])
+
+    def _walked(self, arrays, z, tuning=False, backwards=False):
         """Log-weights (B, M) of chains from z (B, M, D) along the betas, or backwards."""
         betas = self.annealing.betas[:: -1 if backwards else 1]
         steps = self.steps[:: -1 if backwards else 1]  # a view
-        state, accepted = self.place.predict_on_batch([x, z]), []
+        state, accepted = self.place.predict_on_batch([*arrays, z]), []
         log_w = (betas[1] - betas[0]) * _difference(state)
         for t in range(1, len(betas) - 1):
-            settings = np.tile(np.float32([betas[t], steps[t - 1]]), (len(x), 1))
-            *state, log_accept = self.move.predict_on_batch([x, settings, *state, key_of(self.seeds.spawn(1)[0])])
+            settings, key = np.tile(np.float32([betas[t], steps[t - 1]]), (len(z), 1)), key_of(self.seeds.spawn(1)[0])
+            *state, log_accept = self.move.predict_on_batch([*arrays, *state, settings, key])
             accepted.append(float(np.mean(np.exp(log_accept))))
             log_w = log_w + (betas[t + 1] - betas[t]) * _difference(state)
             if tuning:  # later temperatures begin with the size found here
@@ -133,56 +147,64 @@ def _log_mean(log_w):
 
 
 class Chains(Compiled):
-    """Compiled parts of the chains of images, which share a path; Points are lists of image-first arrays."""
+    """Compiled parts of the chains of images. `arrays` are the images and, for the start "fitted", their fits."""
 
     def __init__(self, model, annealing, prior_sd=None):
         super().__init__(model)
         self.annealing, self.prior_sd = annealing, prior_sd
 
-    def path(self, x, posterior, prior):
-        """The Path of images x."""
+    def begin(self, arrays):
+        """The distribution of the start with batch (B,), p(z) if that is it, and q(z|x)."""
+        x, *fits = arrays
+        posterior, prior = self.model.posterior(x), self.prior()
+        starts = {"posterior": lambda: posterior, "prior": lambda: prior}
+        starts["fitted"] = lambda: FittedMixture(*fits, posterior, prior)
+        return starts[self.annealing.start](), posterior
+
+    def path(self, x, start):
+        """The Path of images x from the distribution `start`."""
+        prior = self.prior()
 
         def log_joint(z):
             return self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ()
 
-        return Path((prior if self.annealing.start == "prior" else posterior).log_prob, log_joint)
+        return Path(start.log_prob, log_joint)
 
 
 class ChainStart(Chains):
-    """From images (B, H, W, C) and a key to the first positions, draws of q(z|x) or p(z): (B, M, D). Stochastic."""
+    """From `arrays` and a key to the first positions, draws of the start: (B, M, D). Stochastic."""
 
     def call(self, inputs):
-        x, key = inputs
-        chains, seed = self.annealing.chains, KeyedSeeds(key)
-        if self.annealing.start == "posterior":
-            return by_image(self.model.posterior(x).sample(chains, seed))
-        z = self.prior().sample(x.shape[0] * chains, seed)
-        return ops.reshape(z, (x.shape[0], chains, z.shape[-1]))
+        *arrays, key = inputs
+        chains, batch, seed = self.annealing.chains, arrays[0].shape[0], KeyedSeeds(key)
+        start, _ = self.begin(arrays)
+        if self.annealing.start != "prior":
+            return by_image(start.sample(chains, seed))
+        return ops.reshape(start.sample(batch * chains, seed), (batch, chains, -1))
 
 
 class ChainPlace(Chains):
-    """From images and positions z (B, M, D) to z, log_start, log_end, grad_start, grad_end, all image-first."""
+    """From `arrays` and positions z (B, M, D) to z, log_start, log_end, grad_start, grad_end, all image-first."""
 
     def call(self, inputs):
-        x, z = inputs
-        return _fields(self.path(x, self.model.posterior(x), self.prior()).at(by_image(z)))
+        *arrays, z = inputs
+        return _fields(self.path(arrays[0], self.begin(arrays)[0]).at(by_image(z)))
 
 
 class ChainMove(Chains):
-    """One Hamiltonian step of chains: from images, b and the step size (equal in all rows), the fields of Points, and a
-    key to the fields of the new Points and log_accept. Stochastic.
+    """One Hamiltonian step of chains: from `arrays`, the fields of Points, b and the step size (equal in all rows), and
+    a key to the fields of the new Points and log_accept. Stochastic.
     """
 
     def call(self, inputs):
-        x, settings, *fields, key = inputs
+        *arrays, z, log_start, log_end, grad_start, grad_end, settings, key = inputs
         b, step = settings[0, 0], settings[0, 1]
-        posterior = self.model.posterior(x)
+        start, posterior = self.begin(arrays)
         precision = ops.exp(-posterior.at_mean().logvar)
         if self.annealing.start == "prior":
             precision = (1 - b) / self.prior_sd**2 + b * precision
-        point = Point(*(by_image(field) for field in fields), ())
-        path = self.path(x, posterior, self.prior())
-        leapfrogs = self.annealing.leapfrogs
+        point = Point(*(by_image(field) for field in (z, log_start, log_end, grad_start, grad_end)), ())
+        path, leapfrogs = self.path(arrays[0], start), self.annealing.leapfrogs
         point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, KeyedSeeds(key))
         return *_fields(point), ops.transpose(log_accept)
 

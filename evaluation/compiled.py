@@ -75,6 +75,22 @@ class Compiled(keras.Model):
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
+class Points(Compiled):
+    """From latents (B, D) to the tensors that make up p(x|z), a list.
+
+    log p(z) is left to the caller, as XLA loses another digit of a mixture's density, in which squares cancel.
+    """
+
+    def call(self, z):
+        self.traced = self.model.likelihood(z)
+        return [part for part in keras.tree.flatten(self.traced) if ops.is_tensor(part)]
+
+    def likelihood(self, z):
+        """p(x|z) of latents (B, D), a distribution with batch (B,); B is the same in each call."""
+        left = iter(self.predict_on_batch(z))
+        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.traced)
+
+
 class KeyedSeeds(keras.random.SeedGenerator):
     """A generator of seeds that follow from a key, an array (2,): the noise of a compiled call depends on nothing else.
 

@@ -13,11 +13,20 @@ from runtime import backend, memory, rules
 from runtime.command import number, whole
 from runtime.errors import UserError
 
+STARTS = 3  # of fits of further modes
 SAMPLES, FROM_POSTERIOR = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
 MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
 MOST_SAMPLES = 100_000  # per image, with --target_se
 SIMULATED = 64  # images, with --bracket
+CHECKED, MORE_STARTS = 10, 16  # images for which so many more modes are looked for, to see whether any was missed
+MISSED = 0.05  # nats, beside three standard errors, by which a missed mode raises log p(x)
 MOST_READ = 2**28  # bytes of images on disk that quadrature reads into memory
+AUTO = "auto"  # the first of PREFERRED that can score a run and has the settings that were given
+PREFERRED = ("quadrature", "is")  # the last can score every run
+
+
+class NotApplicableError(UserError):
+    """An estimator turned out not to be able to score a run; `Scoring.fallback` may be."""
 
 
 class Flag(NamedTuple):
@@ -57,20 +66,32 @@ class Estimator(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """How log p(x) of a run is estimated: an estimator, its settings by name, the seed, and the most bytes in use."""
+    """How log p(x) of a run is estimated: an estimator, its settings by name, the seed, and the most bytes in use.
+
+    `fallback` is the Scoring to use if the estimator raises NotApplicableError, or None.
+    """
 
     estimator: str
     settings: dict
     seed: int
     max_bytes: int | None
+    fallback: object = None
 
     @classmethod
-    def of(cls, run, estimator="is", seed=0, max_memory=None, **given):
+    def of(cls, run, estimator=AUTO, seed=0, max_memory=None, **given):
         """The Scoring of a run with the `given` settings; None stands for the usual value. `max_memory` is in GiB."""
-        settings = {name: flag.usual for name, flag in ESTIMATORS[estimator].flags.items()}
-        settings |= {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        fallback = None
+        if estimator == AUTO:
+            *others, estimator = PREFERRED
+            for name in others:
+                entry = ESTIMATORS[name]
+                if given.keys() <= entry.flags.keys() and not entry.refusal(run, given):
+                    fallback, estimator = cls.of(run, estimator, seed, max_memory, **given), name
+                    break
+        settings = {name: flag.usual for name, flag in ESTIMATORS[estimator].flags.items()} | given
         max_bytes = max_memory and int(min(max_memory * 2**30, sys.maxsize))
-        return cls(estimator, ESTIMATORS[estimator].complete(run, settings), seed, max_bytes)
+        return cls(estimator, ESTIMATORS[estimator].complete(run, settings), seed, max_bytes, fallback)
 
     @property
     def entry(self):
@@ -109,8 +130,9 @@ class Scoring(NamedTuple):
 
 def add_arguments(parser):
     """Adds --estimator and the flags of all estimators."""
-    helps = "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
-    parser.add_argument("--estimator", choices=tuple(ESTIMATORS), default="is", help=f"{helps} (default: is)")
+    helps = f"{AUTO}: the first that applies of {', '.join(PREFERRED)}; "
+    helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
+    parser.add_argument("--estimator", choices=(AUTO, *ESTIMATORS), default=AUTO, help=f"{helps} (default: {AUTO})")
     for name, owners in _owners().items():
         flag, text = next(iter(owners.values())), "; ".join(f"{owner}: {flag.help}" for owner, flag in owners.items())
         nargs, metavar = "?" if flag.const else None, flag.short.upper() or None
@@ -120,8 +142,16 @@ def add_arguments(parser):
 
 def flag_rules():
     """The Rules on the flags of all estimators."""
-    owned = [rules.needs(flag, "estimator", *owners) for flag, owners in _owners().items()]
+    owned = [
+        rules.needs(flag, "estimator", *[AUTO] * any(name in owners for name in PREFERRED), *owners)
+        for flag, owners in _owners().items()
+    ]
     return owned + [rule for entry in ESTIMATORS.values() for rule in entry.rules]
+
+
+def given(args):
+    """The settings of estimators that stand on the command line: a dict of name to value."""
+    return {name: value for name in _owners() if (value := getattr(args, name)) is not None}
 
 
 def _owners():
@@ -136,13 +166,23 @@ def finite_or_none(value):
 
 
 def by_importance_sampling(run, images, scoring, split, bar):
-    """An Estimate, and no other metrics."""
+    """An Estimate, and for fits what more of them find on a few of the images: `checked`, a dict, None without fits."""
     from evaluation import importance
 
     settings = scoring.settings
-    arguments = run.model, images, settings["max_samples"] or settings["num_samples"], scoring.seed, bar.update
-    options = {name: settings[name] for name in ("proposal", "target_se")}
-    return importance.importance_sampling(*arguments, max_bytes=scoring.bytes_at_once, **options), {}
+    count, proposal = settings["max_samples"] or settings["num_samples"], settings["proposal"]
+    options = {"proposal": proposal, "target_se": settings["target_se"], "max_bytes": scoring.bytes_at_once}
+    if proposal != "fitted":
+        return importance.importance_sampling(run.model, images, count, scoring.seed, bar.update, **options), {}
+    options |= {"starts": settings["num_starts"]}
+    estimate = importance.importance_sampling(run.model, images, count, scoring.seed, bar.update, **options)
+    bar.set_postfix_str("looking for more modes")
+    index = np.unique(np.linspace(0, len(images) - 1, CHECKED).round().astype(int))
+    options |= {"starts": settings["num_starts"] + MORE_STARTS}
+    again = importance.importance_sampling(run.model, images[index], count, scoring.seed + 1, **options)
+    gain = again.log_px - estimate.log_px[index]
+    missed = gain > MISSED + 3 * np.hypot(again.log_px_se, estimate.log_px_se[index])
+    return estimate, {"checked": {"images": len(index), "gain": float(gain.max()), "missed": int(missed.sum())}}
 
 
 def _needs_posterior(run):
@@ -150,9 +190,16 @@ def _needs_posterior(run):
     return run.config.is_deep or run.latent_dim > MOST_FITTED
 
 
+def usual_proposal(run):
+    """The density that latents of a run are drawn from, unless --proposal or --start names another one."""
+    return "posterior" if _needs_posterior(run) else "fitted"
+
+
 def _complete_sampling(run, settings):
     """The settings with a proposal that suits the run, and a number of samples that suits the proposal."""
-    proposal = settings["proposal"] or ("posterior" if _needs_posterior(run) else "fitted")
+    proposal = settings["proposal"] or usual_proposal(run)
+    if proposal == "fitted":
+        settings = settings | {"num_starts": STARTS if settings["num_starts"] is None else settings["num_starts"]}
     if settings["target_se"]:
         return settings | {"proposal": proposal, "max_samples": settings["max_samples"] or MOST_SAMPLES}
     usual = FROM_POSTERIOR if proposal == "posterior" and not run.config.is_deep else SAMPLES
@@ -160,10 +207,23 @@ def _complete_sampling(run, settings):
 
 
 def _refusal_of_sampling(run, settings):
-    if settings["proposal"] == "fitted" and _needs_posterior(run):
-        text = f"--proposal fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
-        return text + f"is a {run.config.model} with {run.latent_dim}; try --proposal posterior"
-    return None
+    return _refusal_of_fits(run, "--proposal") if settings["proposal"] == "fitted" else None
+
+
+def _refusal_of_fits(run, flag):
+    if not _needs_posterior(run):
+        return None
+    text = f"{flag} fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
+    return text + f"is a {run.config.model} with {run.latent_dim}; try {flag} posterior"
+
+
+def _notes_on_modes(metrics):
+    if not (checked := metrics.get("checked")):
+        return []
+    said = (
+        f"with {MORE_STARTS} more starts, log p(x) of {checked['images']} images rises by {checked['gain']:.3f} at most"
+    )
+    return [said + f"; {checked['missed']} have a mode that was missed: raise --num_starts" * bool(checked["missed"])]
 
 
 def _remedy_of_sampling(run, settings):
@@ -184,6 +244,13 @@ IMPORTANCE_SAMPLING = Estimator(
             choices=("fitted", "posterior"),
             untagged="posterior",
         ),
+        "num_starts": Flag(
+            f"fits to look for further modes of each p(z|x), beside the one from q(z|x) (default: {STARTS})",
+            None,
+            "M",
+            whole(0, 1000),
+            untagged=STARTS,
+        ),
         "target_se": Flag(
             "draw as many samples as each image needs for this error, not --num_samples", None, "se", number(1e-4)
         ),
@@ -197,24 +264,29 @@ IMPORTANCE_SAMPLING = Estimator(
     rules=(
         *rules.excludes("num_samples", "target_se", reason="which chooses the number; limit it by --max_samples"),
         rules.needs("max_samples", "target_se"),
+        rules.Rule("num_starts", lambda args: args.proposal == "posterior", "goes with --proposal fitted"),
     ),
     complete=_complete_sampling,
+    notes=_notes_on_modes,
 )
 
 
 def by_quadrature(run, images, scoring, split, bar):
-    """An Estimate, and no other metrics. Raises UserError for too many images on disk, or an integral not resolved."""
+    """An Estimate, and no other metrics.
+
+    Raises NotApplicableError for too many images on disk, or an integral not resolved.
+    """
     from evaluation.quadrature import NotResolvedError, quadrature
 
     if isinstance(images, data.Grey):
         if (most := MOST_READ // (4 * math.prod(images.shape[1:]))) < len(images):
-            raise UserError(f"--estimator quadrature keeps all images in memory; add --max_images {most}")
+            raise NotApplicableError(f"{run.path}: quadrature keeps all images in memory; add --max_images {most}")
         images = images[:]
     options = {"progress": bar.update, "seed": scoring.seed, "max_bytes": scoring.bytes_at_once}
     try:
         return quadrature(run.model, images, **options), {}
     except NotResolvedError as error:
-        raise UserError(f"{run.path}: {error}; try --estimator is") from error
+        raise NotApplicableError(f"{run.path}: {error}") from error
 
 
 def _refusal_of_quadrature(run, settings):
@@ -261,6 +333,8 @@ def by_annealing(run, images, scoring, split, bar):
 
 
 def _refusal_of_annealing(run, settings):
+    if settings["start"] == "fitted" and (reason := _refusal_of_fits(run, "--start")):
+        return reason
     if models.MODELS[run.config.model].is_exact:
         return None
     return f"--estimator ais needs the density of the prior, of which {run.path} has estimates only; try --estimator is"
@@ -268,7 +342,10 @@ def _refusal_of_annealing(run, settings):
 
 def _notes_on_annealing(metrics):
     rate, bracket = metrics["acceptance"], metrics["bracket"]
-    text = "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}"
+    text = (
+        "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}; "
+    )
+    text += "scores of held-out images can be off by more"
     accepted = [] if rate is None else [f"{rate:.0%} of all steps were accepted"]
     return accepted + ([text.format(**bracket)] if bracket else [])
 
@@ -280,9 +357,9 @@ ANNEALING = Estimator(
         "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", 100, "T", whole(1)),
         "leapfrogs": Flag("leapfrog steps per temperature (default: 5)", 5, "L", whole(1, 100)),
         "start": Flag(
-            "start the chains at q(z|x) or at p(z), which needs many more temperatures (default: posterior)",
-            "posterior",
-            choices=("posterior", "prior"),
+            "start the chains at a density fitted to several modes of each p(z|x), at q(z|x), or at p(z), which needs "
+            "many more temperatures (default: as for --proposal)",
+            choices=("fitted", "posterior", "prior"),
             untagged="posterior",
         ),
         "bracket": Flag(
@@ -294,6 +371,7 @@ ANNEALING = Estimator(
         ),
     },
     estimate=by_annealing,
+    complete=lambda run, settings: settings | {"start": settings["start"] or usual_proposal(run)},
     refusal=_refusal_of_annealing,
     remedy=lambda run, settings: "raise --num_steps",
     notes=_notes_on_annealing,

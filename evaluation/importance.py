@@ -11,7 +11,7 @@ import numpy as np
 import threadpoolctl
 
 from evaluation.compiled import NotFiniteError, evenly, padded
-from evaluation.proposals import PROPOSALS, Calls
+from evaluation.proposals import PROPOSALS, STARTS, Calls
 from runtime.threads import number_of_threads, side_by_side
 
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger calls leave the caches and gain nothing
@@ -156,12 +156,22 @@ class ActiveImages(NamedTuple):
 
 
 def importance_sampling(
-    model, images, num_samples, seed=0, progress=lambda done: None, *, proposal="fitted", target_se=None, max_bytes=None
+    model,
+    images,
+    num_samples,
+    seed=0,
+    progress=lambda done: None,
+    *,
+    proposal="fitted",
+    starts=STARTS,
+    target_se=None,
+    max_bytes=None,
 ):
     """log p(x) ~= logsumexp_s [log p(x|z_s) + log p(z_s) - log r(z_s)] - log S over all latents: an `Estimate`.
 
     (Burda et al. 2016, eq. 8.) The expectation of `log_px` is at most log p(x). images (N, H, W, C); S = `num_samples`
-    samples z_s per image from r(z): q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x) (see proposals.py).
+    samples z_s per image from r(z): q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x), from q(z|x) and up
+    to so many other `starts` (see proposals.py).
     With `target_se`, each image gets as many samples as this standard error needs, at least 200 and at most
     `num_samples`; stopping there adds a bias, of either sign, that is small against the target. Memory is bounded: all
     threads together use some `max_bytes` of activations, by default CHUNK_BYTES each, on JAX a quarter of that.
@@ -170,7 +180,7 @@ def importance_sampling(
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
     calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
-    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
     estimate, reporting = unknown(len(images)), threading.Lock()
 
     def thread(part, stopped):
@@ -188,14 +198,14 @@ def importance_sampling(
     return estimate
 
 
-def log_weights(model, images, n, seed=0, proposal="fitted", *, max_bytes=None):
+def log_weights(model, images, n, seed=0, proposal="fitted", *, starts=STARTS, max_bytes=None):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
-    r is the same as in `importance_sampling` with this `proposal`. Stochastic, a function of `seed`. Raises
-    NotFiniteError for a log-weight that is NaN.
+    r is the same as in `importance_sampling` with this `proposal` and so many `starts`. Stochastic, a function
+    of `seed`. Raises NotFiniteError for a log-weight that is NaN.
     """
     calls = _calls(model, len(images), n, None, max_bytes)
-    sampler = Sampler(PROPOSALS[proposal](model, calls), calls, seed)
+    sampler = Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
     log_w = np.empty((len(images), n))
     with _one_thread_for_blas():
         for start in range(0, len(images), sampler.source.at_once):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, random
 
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly, key_of
+from evaluation.modes import ModeSearch, is_outside
 from models.gradients import value_and_gradient
 
 MOMENTS = 64  # draws of q(z|x), whose mean and variances start a fit
@@ -18,7 +19,11 @@ FEWEST_POINTS = 32  # in a round of a fit, at least
 NARROWEST, WIDEST = 0.25, 10.0  # limits of a curvature in one round, relative to that of the round before
 WIDER = 1.05  # times the fitted scale, as a proposal should rather be too wide than too narrow
 HEAVIEST = 3  # degrees of freedom of the tails, at least: posteriors of few dimensions differ most from a Gaussian
-DEFENSIVE = 0.1  # share of draws from q(z|x), so that no weight is more than ten times as large as with q alone
+OF_POSTERIOR, OF_PRIOR = 0.1, 0.05  # shares of draws from q(z|x) and p(z), so that no weight exceeds p(x|z) / 0.05
+STARTS = 3  # of fits of further modes; evaluation/estimators.py has the same number, which a test compares
+NEGLIGIBLE = 12.0  # nats, by which the share of a mode in p(x) may be smaller than the largest, else it is left out
+NEVER = -1e4  # log of the share of a fit that an image has not
+LEAST_SHARE = 0.05  # of the draws from fits, of each, relative to the largest share
 
 
 class Calls(NamedTuple):
@@ -42,7 +47,7 @@ class PosteriorProposal(Compiled):
     what it draws is a function of the SeedSequence that it gets.
     """
 
-    def __init__(self, model, calls):
+    def __init__(self, model, calls, starts=0, seed=0):  # the last two are those of fits
         super().__init__(model)
         self.n, self.at_once = calls.n, calls.rows
         self.expected = ExpectedTerms(model, self) if model.layer_rates else None
@@ -78,25 +83,26 @@ class ExpectedTerms(Compiled):
 
 
 class FittedProposal:
-    """Draws of (1 - a) t(z; mean, scale scale') + a q(z|x), a = 0.1, with a t-density fitted to p(z|x) of each image.
+    """Draws of a density fitted to p(z|x) of each image, a `FittedMixture`.
 
-    A round of the fit draws points e on the sphere of radius sqrt(D), in orthogonal pairs +e and -e, and computes the
+    A round of a fit draws points e on the sphere of radius sqrt(D), in orthogonal pairs +e and -e, and computes the
     gradients g of log p(x, z) at z = mean + scale e with respect to e. By Stein's lemma, E[g] and -E[e g'] are the mean
     gradient and curvature under a Gaussian; the next Gaussian is that of the quadratic with this gradient and curvature
     (the fixed point of variational inference with a full covariance: Opper & Archambeau 2009, eq. 14). The fit of an
     image ends with the first round that changes it little, after some 4 D gradients, or up to 12 D if q(z|x) is far
-    from p(z|x). Rounds after the first take no more work than S samples. The t-density has D degrees of freedom; the
-    share of q is defensive importance sampling (Hesterberg 1995).
+    from p(z|x). Rounds after the first take no more work than S samples. The first fit of an image starts from q(z|x);
+    further ones from up to `starts` points that a `ModeSearch` found. `seed` decides which draws of p(z) it looks at.
     """
 
     draws_terms = False
 
-    def __init__(self, model, calls):
+    def __init__(self, model, calls, starts=STARTS, seed=0):
         self.start = InitialDraws(model)
         self.gradients = Gradients(model, self.start)
         self.draws = FittedDraws(model, calls.n, self.start)
         self.num_samples, self.most = calls.num_samples, calls.most
         self.at_once = min(calls.images, max(calls.rows, calls.most // MOMENTS))
+        self.search = ModeSearch(model, starts, calls.num_samples, seed, self.gradients) if starts else None
 
     def prepared(self, x, first, seeds):
         """The arrays of B rows that `drawn` takes for images (B, H, W, C), and log p(x|z) and log p(z) - log q(z|x) of
@@ -106,28 +112,40 @@ class FittedProposal:
         rng = np.random.default_rng(of_rounds)
         log_px_z, log_ratio, z = self.start.on([x], evenly(self.at_once, self.most // MOMENTS), of_start)
         NotFiniteError.check(first, log_px_z, log_ratio, z)
-        mean, dim = z.mean(axis=1), z.shape[-1]
-        scale = z.std(axis=1)[:, :, None] * np.eye(dim)
+        scale = z.std(axis=1)[:, :, None] * np.eye(z.shape[-1])
+        fits = self._fitted(x, z.mean(axis=1), scale, rng)
+        owners = np.arange(len(x))
+        if self.search:
+            images, starts = self.search.found(x, fits, self.most, rng)
+            more = self._fitted(x[images], starts, fits.scale[images], rng)
+            kept = is_outside(fits.whitened(images, more.mean)) & (more.elbo > fits.elbo[images] - NEGLIGIBLE)
+            owners = np.concatenate([owners, images[kept]])
+            fits = Fits(*(np.concatenate([one, other[kept]]) for one, other in zip(fits, more, strict=True)))
+        return [x, *fits.arrays(owners, 1 + (self.search.modes if self.search else 0))], (log_px_z, log_ratio)
+
+    def _fitted(self, x, mean, scale, rng):
+        """The Fits of images that start at these means (B, D) and scales (B, D, D). Stochastic."""
+        mean, scale, elbo, dim = mean.copy(), scale.copy(), np.zeros(len(x)), mean.shape[-1]
         turns = math.ceil(FEWEST_POINTS / (2 * dim))
         rows = evenly(self.at_once, self.most // (6 * dim * turns))  # a gradient takes more memory than a value
         moving = np.arange(len(x))
         for _ in range(min(MOST_ROUNDS, 1 + self.num_samples // (GRADIENT * 2 * dim * turns))):
-            e = directions(rng, len(moving), dim, turns)
-            mean[moving], scale[moving], change = self._round(x[moving], mean[moving], scale[moving], e, rows)
-            moving = moving[change > SETTLED]
             if not len(moving):
                 break
-        scale = WIDER * scale
-        values = [mean, scale, np.linalg.inv(scale), np.linalg.slogdet(scale)[1]]
-        return [x, *(value.astype("float32") for value in values)], (log_px_z, log_ratio)
+            e = directions(rng, len(moving), dim, turns)
+            round = self._round(x[moving], mean[moving], scale[moving], e, rows)
+            mean[moving], scale[moving], elbo[moving], change = round
+            moving = moving[change > SETTLED]
+        return Fits(mean, scale, elbo)
 
     def _round(self, x, mean, scale, e, rows):
-        """The next mean (B, D) and scale (B, D, D), the old ones where these are not finite, and the change between the
-        two Gaussians, KL(new || old) in nats, (B,).
+        """The next mean (B, D) and scale (B, D, D), the old ones where these are not finite, the ELBO of the old
+        Gaussian, and the change between the two, KL(new || old), (B,) each, in nats.
         """
         dim = mean.shape[1]
         z = mean[:, None] + e @ scale.swapaxes(1, 2)
-        (g,) = self.gradients.on([x, z.astype("float32")], rows)
+        log_joint, g = self.gradients.on([x, z.astype("float32")], rows)
+        elbo = log_joint.mean(axis=1) + entropy(scale)
         g = g @ scale
         curvature = -e.swapaxes(1, 2) @ g / e.shape[1]
         usable = np.isfinite(curvature).all(axis=(1, 2))
@@ -139,11 +157,49 @@ class FittedProposal:
         step *= np.minimum(1, np.sqrt(dim) / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
         values = np.minimum(values, WIDEST)  # limits the width alone: steps along high curvatures stay short
         change = 0.5 * (np.sum(1 / values + np.log(values) - 1, axis=(1, 2)) + np.sum(step**2, axis=1))
-        return mean + np.einsum("bij,bj->bi", scale, step), scale @ (vectors / np.sqrt(values)), change
+        return mean + np.einsum("bij,bj->bi", scale, step), scale @ (vectors / np.sqrt(values)), elbo, change
 
     def drawn(self, arrays, seeds):
         """log p(x|z) and log p(z) - log r(z) of draws from r, each (B, n). Stochastic."""
         return [np.asarray(part, "float64") for part in self.draws.predict_on_batch([*arrays, key_of(seeds)])]
+
+
+class Fits(NamedTuple):
+    """Gaussians fitted to p(z|x): mean (M, D), scale (M, D, D), and the ELBO of each in nats, (M,), about the log of
+    what its mode has of p(x).
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    elbo: np.ndarray
+
+    def whitened(self, rows, z):
+        """Points z (M, D) in standard deviations of the Gaussians of these rows (M,)."""
+        return np.linalg.solve(self.scale[rows], (z - self.mean[rows])[..., None])[..., 0]
+
+    def arrays(self, owners, most):
+        """The float32 arrays of B images with up to J = `most` of these fits each, which belong to the image `owners`
+        (M,): mean (B, J, D), scale and its inverse (B, J, D, D), log |scale| and the log of the share of draws (B, J).
+
+        Each image has a fit, the first of its rows. Where it has fewer than J, that one fills up, without draws.
+        """
+        batch = owners.max() + 1
+        chosen, share = np.zeros((batch, most), int), np.zeros((batch, most))
+        for image in range(batch):
+            rows = np.flatnonzero(owners == image)
+            weight = np.maximum(np.exp(self.elbo[rows] - self.elbo[rows].max()), LEAST_SHARE)
+            chosen[image], chosen[image, : len(rows)] = rows[0], rows
+            share[image, : len(rows)] = weight / weight.sum()
+        scale = WIDER * self.scale[chosen]
+        with np.errstate(divide="ignore"):
+            log_share = np.maximum(np.log(share), NEVER)
+        values = self.mean[chosen], scale, np.linalg.inv(scale), np.linalg.slogdet(scale)[1], log_share
+        return [value.astype("float32") for value in values]
+
+
+def entropy(scale):
+    """The entropy of Gaussians in nats, D / 2 log(2 pi e) + log |scale|: (..., D, D) -> (...)."""
+    return scale.shape[-1] / 2 * math.log(2 * math.pi * math.e) + np.linalg.slogdet(scale)[1]
 
 
 def directions(rng, batch, dim, turns):
@@ -163,7 +219,9 @@ class InitialDraws(Compiled):
 
 
 class Gradients(Compiled):
-    """From images (B, H, W, C) and latents (B, n, D) to the gradients of log p(x, z) with respect to z, (B, n, D)."""
+    """From images (B, H, W, C) and latents (B, n, D) to log p(x, z), (B, n), and its gradients with respect to z,
+    (B, n, D).
+    """
 
     def call(self, inputs):
         x, z = inputs
@@ -172,7 +230,60 @@ class Gradients(Compiled):
         def log_joint(z):
             return self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ()
 
-        return [by_image(value_and_gradient(log_joint, by_image(z))[2])]
+        value, _, gradient = value_and_gradient(log_joint, by_image(z))
+        return [by_image(value), by_image(gradient)]
+
+
+class FittedMixture(NamedTuple):
+    """r(z) = 0.85 sum_j w_j t(z; mean_j, scale_j scale_j') + 0.1 q(z|x) + 0.05 p(z) of each of B images.
+
+    t are t-densities with D degrees of freedom, or 3 if D is smaller, fitted to modes of p(z|x). The shares of q and p
+    are defensive importance sampling (Hesterberg 1995). Shapes: mean (B, J, D), scale and its inverse `whitening`
+    (B, J, D, D), `log_det` of scale and log w (B, J).
+    """
+
+    mean: object
+    scale: object
+    whitening: object
+    log_det: object
+    log_share: object
+    posterior: object
+    prior: object
+
+    @property
+    def nu(self):
+        """The degrees of freedom."""
+        return max(HEAVIEST, self.mean.shape[-1])
+
+    def sample(self, n, seed):
+        """`n` draws: (n, B, D). Images share the draws of p(z). Stochastic."""
+        batch, fits, dim = self.mean.shape
+        dtype = self.mean.dtype
+        noise = random.normal((n, batch, dim), dtype=dtype, seed=seed)
+        chi2 = 2 * random.gamma((n, batch, 1), self.nu / 2, dtype=dtype, seed=seed)
+        noise = noise * ops.sqrt(self.nu / chi2)
+        log_shares = ops.broadcast_to(math.log1p(-OF_POSTERIOR - OF_PRIOR) + self.log_share, (batch, fits))
+        others = ops.broadcast_to(ops.convert_to_tensor(np.log([OF_POSTERIOR, OF_PRIOR]), dtype), (batch, 2))
+        kind = random.categorical(ops.concatenate([log_shares, others], axis=-1), n, seed=seed)  # (B, n)
+        kind = ops.expand_dims(ops.transpose(kind), -1)
+        z = ops.where(kind == fits, self.posterior.sample(n, seed), ops.expand_dims(self.prior.sample(n, seed), 1))
+        for j in range(fits):
+            moved = self.mean[:, j] + by_image(ops.matmul(by_image(noise), ops.transpose(self.scale[:, j], (0, 2, 1))))
+            z = ops.where(kind == j, moved, z)
+        return z
+
+    def log_prob(self, z, log_pz=None):
+        """log r(z) in nats: (n, B, D) -> (n, B). `log_pz`: log p(z), if it is at hand."""
+        dim, nu = self.mean.shape[-1], self.nu
+        constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
+        parts = [math.log(OF_POSTERIOR) + self.posterior.log_prob(z)]
+        parts += [math.log(OF_PRIOR) + (self.prior.log_prob(z) if log_pz is None else log_pz)]
+        for j in range(self.mean.shape[1]):
+            e = ops.matmul(by_image(z - self.mean[:, j]), ops.transpose(self.whitening[:, j], (0, 2, 1)))  # (B, n, D)
+            tails = 0.5 * (nu + dim) * ops.log1p(ops.sum(ops.square(e), axis=-1) / nu)
+            share = math.log1p(-OF_POSTERIOR - OF_PRIOR) + self.log_share[:, j] - self.log_det[:, j]
+            parts.append(constant + share - ops.transpose(tails))
+        return ops.logsumexp(ops.stack(parts), axis=0)
 
 
 class FittedDraws(Compiled):
@@ -183,25 +294,12 @@ class FittedDraws(Compiled):
         self.n = n
 
     def call(self, inputs):
-        x, mean, scale, whitening, log_det, key = inputs
-        seed = KeyedSeeds(key)
-        posterior = self.model.posterior(x)
-        dim = mean.shape[-1]
-        nu = max(HEAVIEST, dim)
-        noise = random.normal((ops.shape(x)[0], self.n, mean.shape[-1]), dtype=mean.dtype, seed=seed)
-        chi2 = 2 * random.gamma((*ops.shape(noise)[:-1], 1), nu / 2, dtype=mean.dtype, seed=seed)
-        noise = noise * ops.sqrt(nu / chi2)
-        z = by_image(ops.matmul(noise, ops.transpose(scale, (0, 2, 1)))) + mean  # (n, B, D)
-        of_q = random.uniform((*ops.shape(z)[:-1], 1), dtype=mean.dtype, seed=seed) < DEFENSIVE
-        z = ops.where(of_q, posterior.sample(self.n, seed), z)
-        e = ops.matmul(by_image(z - mean), ops.transpose(whitening, (0, 2, 1)))  # (B, n, D)
-        tails = 0.5 * (nu + dim) * ops.log1p(ops.sum(ops.square(e), axis=-1) / nu)
-        constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
-        log_fitted = constant - tails - log_det[:, None]
-        log_q = ops.transpose(posterior.log_prob(z))
-        log_r = ops.logaddexp(math.log1p(-DEFENSIVE) + log_fitted, math.log(DEFENSIVE) + log_q)
-        log_px_z, log_pz = self.model.likelihood(z).log_prob(x), self.prior().log_prob(z)
-        return ops.transpose(log_px_z), ops.transpose(log_pz) - log_r
+        x, *fits, key = inputs
+        prior = self.prior()
+        r = FittedMixture(*fits, self.model.posterior(x), prior)
+        z = r.sample(self.n, KeyedSeeds(key))
+        log_px_z, log_pz = self.model.likelihood(z).log_prob(x), prior.log_prob(z)
+        return ops.transpose(log_px_z), ops.transpose(log_pz - r.log_prob(z, log_pz))
 
 
 PROPOSALS = {"posterior": PosteriorProposal, "fitted": FittedProposal}

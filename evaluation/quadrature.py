@@ -3,12 +3,12 @@
 import itertools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
-from evaluation.compiled import Compiled, NotFiniteError, padded
+from evaluation.compiled import Compiled, NotFiniteError, Points, evenly, padded
 from evaluation.importance import CHUNK_BYTES, unknown
+from evaluation.proposals import MOMENTS, InitialDraws
 from models.base import generator
 
 MOST_DIMENSIONS = 2
@@ -93,15 +93,18 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
 
     The first grid covers draws of p(z) and all q(z|x), and is widened until no cell at its border counts. Then each
     cell that counts for an image that is not done is divided in all directions, until log p(x) of the image changes by
-    at most `tolerance` and the cells resolve q(z|x) and what they show of p(z|x). The last change is `log_px_se`, a
-    bound rather than an error: for a Gaussian integrand the rule errs by some 2 exp(-2 pi^2 (sd / width)^2), and half
-    the width leaves the fourth power of that. Points are decoded once for all images (N, H, W, C); `samples` is their
-    number. `seed` decides where the grid begins. Raises NotResolvedError, and NotFiniteError for a NaN.
+    at most `tolerance` and the cells resolve q(z|x) and what they show of p(z|x). `log_px_se` estimates the error: the
+    last change, or a third of the one before if that is larger. Where the integrand is smooth, halving the width
+    divides the error by four or far more (for a Gaussian it is some 2 exp(-2 pi^2 (sd / width)^2)), so both are more
+    than the error; a few images can be off by more. Points are decoded once for all images (N, H, W, C); `samples` is
+    their number. `elbo`, `rate` and `distortion` are of draws of q(z|x). `seed` decides where the grid begins. Raises
+    NotResolvedError, and NotFiniteError for a NaN.
     """
     grid = Integrand(model, images, max_bytes)
     means, sds, cells, log_px = _first_grid(model, grid, images, seed)
     n = len(images)
-    active, left, moved, points = np.arange(n), np.full(n, -np.inf), np.full(n, np.inf), len(cells.index)
+    active, left, points = np.arange(n), np.full(n, -np.inf), len(cells.index)
+    moved, before = np.full((2, n), np.inf)
     while True:
         shares = grid.shares(cells, active, log_px[active], means)
         left[active] = np.logaddexp(left[active], shares.rest)
@@ -114,13 +117,24 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
             )
         halved = grid.shares(cells, active, log_px[active], means)
         new = np.logaddexp(left[active], halved.total)
-        moved[active], log_px[active] = np.abs(new - log_px[active]), new
+        change = np.abs(new - log_px[active])
+        moved[active], before[active], log_px[active] = np.maximum(change, before[active] / 3), change, new
         done = (moved[active] <= tolerance) & (halved.spread >= RESOLVED ** means.shape[1])
         done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
         progress(int(done.sum()))
         active = active[~done]
         if not len(active):
-            return unknown(n)._replace(log_px=log_px, log_px_se=moved, samples=np.full(n, float(points)))
+            found = unknown(n)._replace(log_px=log_px, log_px_se=moved, samples=np.full(n, float(points)))
+            return found._replace(**elbo_terms(model, grid, images, seed))
+
+
+def elbo_terms(model, grid, images, seed):
+    """`elbo`, `rate` and `distortion` of each image by draws of q(z|x): a dict of arrays (N,). Stochastic."""
+    draws = InitialDraws(model, top_of=grid.points)
+    rows = evenly(len(images), grid.most // (MOMENTS * model.bytes_per_sample))
+    log_px_z, log_ratio, _ = draws.on([images], rows, np.random.SeedSequence(seed))
+    rate, distortion = -log_ratio.mean(axis=1), -log_px_z.mean(axis=1)
+    return {"elbo": -rate - distortion, "rate": rate, "distortion": distortion}
 
 
 def _first_grid(model, grid, images, seed):
@@ -151,29 +165,13 @@ class Posteriors(Compiled):
         return centre.mean, ops.exp(0.5 * centre.logvar)
 
 
-class Points(Compiled):
-    """From latents (B, D) to the tensors that make up p(x|z), a list.
-
-    log p(z) is left to the caller, as XLA loses another digit of a mixture's density, in which squares cancel.
-    """
-
-    def call(self, z):
-        self.traced = self.model.likelihood(z)
-        return [part for part in keras.tree.flatten(self.traced) if ops.is_tensor(part)]
-
-    def likelihood(self, z):
-        """p(x|z) of latents (B, D), a distribution with batch (B,); B is the same in each call."""
-        left = iter(self.predict_on_batch(z))
-        return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.traced)
-
-
 class Integrand:
     """p(x|z) p(z) of images at the points of a grid, in calls of bounded memory."""
 
     def __init__(self, model, images, max_bytes):
         self.x, self.points, self.prior = ops.convert_to_tensor(images), Points(model), model.prior()
-        most = max_bytes or CHUNK_BYTES
-        self.rows = max(1, min(most // model.bytes_per_sample, most // (12 * len(images))))
+        self.most = max_bytes or CHUNK_BYTES
+        self.rows = max(1, min(self.most // model.bytes_per_sample, self.most // (12 * len(images))))
 
     def shares(self, cells, active, reference, means):
         """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.

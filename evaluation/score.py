@@ -11,14 +11,24 @@ import numpy as np
 from tqdm import tqdm
 
 import experiment
-from evaluation.estimators import Scoring, finite_or_none
+from evaluation.estimators import NotApplicableError, Scoring, finite_or_none
 from experiment import tracking
 from experiment.record import git_commit, versions
 from experiment.run import PER_IMAGE
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 
-COLUMNS = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
+COLUMNS = [
+    "num_images",
+    "estimator",
+    "log_px",
+    "log_px_se",
+    "log_px_se_images",
+    "bits_per_dim",
+    "elbo",
+    "rate",
+    "distortion",
+]
 COLUMNS += ["ess_median", "samples_mean", "doubtful", "seconds"]
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
 GENERATED = 10_000  # images, with --features
@@ -58,11 +68,18 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     images = run.images(split, max_images)
     weights_sha256 = run.weights_sha256  # of the weights that are loaded now, should training go on
     started = time.perf_counter()
-    of_samples, tag = {}, scoring.tag
+    of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours
         of_samples = {"distances": distances(run, network, split, count, scoring.seed)}
-        tag += f"_F{network.sha256[:8]}_G{count}"
-    estimate, latents, more = estimated(run, images, scoring, split)
+        tag = f"_F{network.sha256[:8]}_G{count}"
+    try:
+        estimate, latents, more = estimated(run, images, scoring, split)
+    except NotApplicableError as error:
+        if scoring.fallback is None:
+            raise UserError(f"{error}; {scoring.entry.remedy(run, scoring.settings)}") from error
+        scoring = scoring.fallback
+        print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
+        estimate, latents, more = estimated(run, images, scoring, split)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = (
         summary(estimate, pixels, scoring.entry.is_sampled)
@@ -70,7 +87,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         | scoring.settings
         | more
         | of_samples
-        | {"estimator": scoring.estimator, "tag": tag, "seed": scoring.seed}
+        | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
         | {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
         | circumstances(run, images, split)
     )

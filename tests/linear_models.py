@@ -8,7 +8,7 @@ from keras import ops
 
 from experiment import Config
 from models.base import LatentModel
-from models.distributions import Chain, Normal
+from models.distributions import Chain, Mixture, Normal
 from models.objectives import Elbo
 from models.pixels import Pixels
 
@@ -54,6 +54,45 @@ class TwoLayers(Linear):
     def prior(self, top=None):
         top = self.top_prior.distribution() if top is None else top
         return Chain(top, lambda z2: Normal(self.a * z2, ops.zeros_like(z2) + 2 * np.log(self.b)), 1)
+
+
+class ManyModes(Linear):
+    """A prior of Normals, of which q(z|x) knows the first only: p(z|x) has a mode for each.
+
+    Their means differ in dimensions that the decoder ignores, so that many of these modes count.
+    """
+
+    def __init__(self, top, weights, wider=1.5):
+        mean, logvar = top.mean[0].astype("float64"), top.logvar[0].astype("float64")
+        super().__init__(top, np.diag(np.exp(logvar)), wider, weights)
+        inverse = np.linalg.inv(weights @ weights.T / NOISE**2 + np.diag(np.exp(-logvar)))
+        self.shift = np.float32(inverse @ (mean * np.exp(-logvar)))
+
+    def posterior(self, x):
+        mean, logvar = super().posterior(x)
+        return Normal(mean + self.shift, logvar)
+
+
+def many_modes(d, modes, apart, seed, rank=2):
+    """A ManyModes of d dimensions, log p(x) of IMAGES, and what each mode has of it: (N,) and (modes, N).
+
+    The modes are of unequal weight, and up to 4 times as wide as one another in each dimension.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((d, 6))
+    weights[:rank] = rng.normal(size=(rank, 6))
+    mean, off = rng.normal(size=(modes, d)), rng.normal(size=(modes, d - rank))
+    mean[:, rank:] = apart * off / np.linalg.norm(off, axis=1, keepdims=True)
+    logvar = rng.uniform(-3, 0, size=(modes, 1)) + rng.normal(0, 0.1, size=(modes, d))
+    log_weights = np.log(rng.dirichlet(np.full(modes, 3.0)))
+    parts = []
+    for k in range(modes):
+        total = weights.T @ np.diag(np.exp(logvar[k])) @ weights + NOISE**2 * np.eye(6)
+        of_x = scipy.stats.multivariate_normal(mean[k] @ weights, total)
+        parts.append(log_weights[k] + of_x.logpdf(IMAGES.reshape(-1, 6)))
+    top = Mixture(*(np.float32(part) for part in (log_weights, mean, logvar)))
+    truth = np.logaddexp.reduce(parts, axis=0)
+    return ManyModes(top, weights), truth, np.exp(parts - truth)
 
 
 def standard(d=D):

@@ -79,7 +79,17 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     assert called(evaluate.main, run, *words) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; in ") and lines[2].startswith(ID)
-    names = ["num_images", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate", "distortion"]
+    names = [
+        "num_images",
+        "estimator",
+        "log_px",
+        "log_px_se",
+        "log_px_se_images",
+        "bits_per_dim",
+        "elbo",
+        "rate",
+        "distortion",
+    ]
     names += ["ess_median", "samples_mean", "doubtful", "seconds"]
     assert lines[1].split() == ["run", *names, "note"]
 
@@ -142,7 +152,7 @@ def test_all_estimators_agree_on_a_trained_model_and_its_elbo_is_below(plane, ca
         "quadrature": "--estimator quadrature",
         "isfitted_S2000": "--num_samples 2000",
         "is_S2000": "--num_samples 2000 --proposal posterior",
-        "ais_S25_T40_L3_B20": "--estimator ais --num_samples 25 --num_steps 40 --leapfrogs 3 --bracket 20",
+        "aisfitted_S25_T40_L3_B20": "--estimator ais --num_samples 25 --num_steps 40 --leapfrogs 3 --bracket 20",
     }
     found = {}
     for tag, words in ask.items():
@@ -160,7 +170,7 @@ def test_all_estimators_agree_on_a_trained_model_and_its_elbo_is_below(plane, ca
         assert good.sum() > 15 and np.all(np.abs(error[good]) < 5), tag
         assert abs(error[good].mean()) < 5 / math.sqrt(good.sum()), tag
     assert read(plane / "evaluations" / "test_isfitted_S2000_N20.json")["elbo"] < exact["log_px"].mean()
-    annealed = read(plane / "evaluations" / "test_ais_S25_T40_L3_B20_N20.json")
+    annealed = read(plane / "evaluations" / "test_aisfitted_S25_T40_L3_B20_N20.json")
     assert 0.3 < annealed["acceptance"] < 0.95 and annealed["bracket"]["num_images"] == 20
     assert annealed["bracket"]["gap"] == pytest.approx(annealed["bracket"]["upper"] - annealed["bracket"]["lower"])
     assert "of all steps were accepted" in capfd.readouterr().out
@@ -248,7 +258,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         {"num_samples": 7},
         {"target_se": 0.1, "max_samples": 9},
     ]
-    run = SimpleNamespace(config=Config(), latent_dim=40)
+    run = SimpleNamespace(path="a run", config=Config(), latent_dim=40)
     found = [estimators.Scoring.of(run, **case) for case in cases]
     numbers = [(one.settings["num_samples"], one.settings["max_samples"]) for one in found]
     assert numbers == [(1000, None), (5000, None), (None, 100_000), (7, None), (None, 9)]
@@ -260,21 +270,74 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         "isfitted_se0.1_S9",
     ]
     assert estimators.Scoring.of(run, "ais", start="prior").tag == "aisprior_S16_T100_L5"
-    assert estimators.Scoring.of(run, "ais", bracket=3, seed=2).tag == "ais_S16_T100_L5_B3_seed2"
+    assert estimators.Scoring.of(run, "ais", bracket=3, seed=2).tag == "aisfitted_S16_T100_L5_B3_seed2"
+    assert estimators.Scoring.of(run, "ais", start="posterior").tag == "ais_S16_T100_L5"
+    assert estimators.Scoring.of(run, num_starts=0).tag == "isfitted_S1000_M0"
     assert estimators.Scoring.of(run, "quadrature").tag == "quadrature"
     for kind in ({"model": "dvp"}, {"latent_dim": 257}):
         config = Config(**kind)
-        wide = SimpleNamespace(config=config, latent_dim=config.latent_dim)
+        wide = SimpleNamespace(path="a run", config=config, latent_dim=config.latent_dim)
         usual = "is_S1000" if config.is_deep else "is_S5000"
         assert estimators.Scoring.of(wide).tag == usual
 
 
 @pytest.mark.parametrize(
+    ("settings", "latents", "given", "expected"),
+    [
+        ({}, 2, {}, "quadrature"),
+        ({"model": "hvae"}, 2, {}, "quadrature"),
+        ({}, 2, {"num_samples": 10}, "is"),
+        ({}, 2, {"proposal": None}, "quadrature"),
+        ({}, 3, {}, "is"),
+        ({"model": "ladder"}, 2, {}, "is"),
+        ({"network": "pixel", "model": "hvae"}, 2, {}, "is"),
+    ],
+)
+def test_the_usual_estimator_is_the_first_that_applies(settings, latents, given, expected):
+    run = SimpleNamespace(path="a run", config=Config(**settings), latent_dim=latents)
+    found = estimators.Scoring.of(run, **given)
+    assert found.estimator == expected
+    assert found.fallback == (estimators.Scoring.of(run, "is") if expected == "quadrature" else None)
+
+
+def test_a_run_that_a_grid_does_not_resolve_is_scored_by_importance_sampling(plane, capfd, monkeypatch):
+    backend.start()
+    from evaluation import quadrature
+
+    monkeypatch.setattr(quadrature, "MOST_POINTS", 4500)
+    assert called(evaluate.main, plane, "--max_images", 5) == 0
+    found = read(plane / "metrics.json")
+    assert found["estimator"] == "is" and found["tag"] == "isfitted_S1000" and found["num_samples"] == 1000
+    assert "not resolved by 4,500 points; scored with --estimator is instead" in capfd.readouterr().err
+    refused(capfd, evaluate.main, [plane, "--max_images", 5, "--estimator", "quadrature"], "try --estimator is")
+
+
+def test_more_modes_are_looked_for_on_a_few_images(plane, capfd, monkeypatch):
+    """What they find is stored and printed; a fit that lost most of p(x) is noticed."""
+    assert called(evaluate.main, plane, "--max_images", 30, "--num_samples", 500) == 0
+    found = read(plane / "metrics.json")["checked"]
+    assert found["images"] == 10 and found["missed"] == 0 and abs(found["gain"]) < 0.3
+    assert "with 16 more starts, log p(x) of 10 images rises by" in capfd.readouterr().out
+    from evaluation import importance
+
+    real = importance.importance_sampling
+
+    def losing(model, images, *args, **options):
+        estimate = real(model, images, *args, **options)
+        return estimate._replace(log_px=estimate.log_px - (len(images) == 30))
+
+    monkeypatch.setattr(importance, "importance_sampling", losing)
+    assert called(evaluate.main, plane, "--max_images", 30, "--num_samples", 500) == 0
+    assert "; 10 have a mode that was missed: raise --num_starts" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--estimator quadrature --target_se 1", "--target_se 1.0 goes with --estimator is"),
-        ("--estimator quadrature --num_samples 3", "--num_samples 3 goes with --estimator is or ais"),
-        ("--estimator ais --proposal fitted", "--proposal fitted goes with --estimator is"),
+        ("--estimator quadrature --target_se 1", "--target_se 1.0 goes with --estimator auto or is"),
+        ("--estimator quadrature --num_samples 3", "--num_samples 3 goes with --estimator auto or is or ais"),
+        ("--estimator ais --proposal fitted", "--proposal fitted goes with --estimator auto or is"),
+        ("--num_starts 4 --proposal posterior", "--num_starts 4 goes with --proposal fitted"),
         ("--bracket", "--bracket 64 goes with --estimator ais"),
         ("--num_samples 10 --target_se 1", "--num_samples 10 does not go with --target_se, which chooses the number"),
         ("--max_samples 10", "--max_samples 10 goes with --target_se"),
@@ -297,6 +360,7 @@ def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, 
             2,
             "--estimator quadrature would pass the pixel network of a run over",
         ),
+        ("ais", {"model": "ladder"}, 9, "--start fitted is for vae and hvae with 256 latent dimensions at most"),
         ("ais", {"model": "dvp"}, 9, "--estimator ais needs the density of the prior, of which a run has"),
         ("fitted", {"model": "ladder"}, 9, "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
         ("fitted", {}, 257, "--proposal fitted is for .*, and a run is a vae with 257; try --proposal posterior"),
@@ -305,12 +369,13 @@ def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, 
 def test_what_an_estimator_cannot_score_is_refused(words, settings, latents, expected):
     run = SimpleNamespace(path="a run", config=Config(**settings), latent_dim=latents)
     asked = {"proposal": words} if words == "fitted" else {"estimator": words}
+    asked |= {"start": "fitted"} if "--start" in expected else {}
     with pytest.raises(UserError, match=expected):
         estimators.Scoring.of(run, **asked).check(run)
 
 
 def test_a_remedy_is_one_that_the_run_can_take():
-    small, wide = (SimpleNamespace(config=Config(), latent_dim=size) for size in (40, 257))
+    small, wide = (SimpleNamespace(path="a run", config=Config(), latent_dim=size) for size in (40, 257))
     cases = {"raise --num_samples": {}, "try --proposal fitted": {"proposal": "posterior"}}
     cases |= {"raise --max_samples": {"target_se": 0.1}, "raise --num_steps": {"estimator": "ais"}}
     for remedy, asked in cases.items():
@@ -414,7 +479,7 @@ def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, c
 def test_little_free_memory_means_small_chunks(free, max_memory, has_gpu, expected, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
-    run = SimpleNamespace(config=Config(), latent_dim=40)
+    run = SimpleNamespace(path="a run", config=Config(), latent_dim=40)
     assert estimators.Scoring.of(run, max_memory=max_memory).bytes_at_once == expected
 
 
@@ -427,7 +492,7 @@ def test_an_estimator_gets_its_bytes(run, monkeypatch):
         importance, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
     )
     assert called(evaluate.main, run, "--num_samples", 5, "--max_images", 3, "--max_memory", 0.001) == 0
-    assert asked == [int(0.001 * 2**30)]
+    assert asked == 2 * [int(0.001 * 2**30)]  # of all images, and of those for which more modes are looked for
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from keras import ops, random
-from linear_models import IMAGES, NOISE, Linear, assert_lower_bound, exact, standard, two_layers
+from linear_models import IMAGES, NOISE, Linear, assert_lower_bound, exact, many_modes, standard, two_layers
 
 from evaluation.ais import AnnealedSampling, Annealing
 from evaluation.compiled import NotFiniteError
@@ -36,6 +36,13 @@ def test_it_gives_the_known_log_likelihood(layers, start):
     assert np.all(np.abs(found.log_px - exact(covariance)) < 4.5 * found.log_px_se)
 
 
+def test_chains_that_start_at_several_modes_find_what_q_does_not_know():
+    model, truth, _ = many_modes(3, 3, 8.0, 1)
+    found, alone = (sampling(model, 200, 10, 3, start).log_px(IMAGES) for start in ("fitted", "posterior"))
+    assert np.all(np.abs(found.log_px - truth) < 4.5 * found.log_px_se) and np.all(found.log_px_se < 0.1)
+    assert np.mean(alone.log_px - truth) < -0.3
+
+
 def test_a_decoder_that_ignores_z_gives_log_px_exactly():
     made = sampling(Linear(standard(), weights=np.zeros((2, 6))), 3, 5, 2, "prior")
     truth = scipy.stats.norm(0, NOISE).logpdf(IMAGES.reshape(-1, 6)).sum(1)
@@ -65,7 +72,7 @@ def test_the_bracket_holds_the_truth_and_closes():
     for steps in (2, 60):
         made, drawn = sampling(model, 4, steps, 3), []
         walked = made._walked
-        made._walked = lambda x, z, drawn=drawn, walked=walked, **how: drawn.append(x) or walked(x, z, **how)
+        made._walked = lambda a, z, drawn=drawn, walked=walked, **how: drawn.append(a[0]) or walked(a, z, **how)
         lower, upper = made.bracket(150)
         x = np.concatenate(drawn[::2])[:150].reshape(150, 6)
         weights = model.w.astype("float64")

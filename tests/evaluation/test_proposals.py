@@ -3,17 +3,27 @@
 import numpy as np
 import pytest
 import scipy.stats
-from linear_models import IMAGES, Linear, assert_within_errors, exact, posterior_of, standard, two_layers
+from linear_models import (
+    IMAGES,
+    Linear,
+    assert_within_errors,
+    exact,
+    many_modes,
+    posterior_of,
+    standard,
+    two_layers,
+)
 
+from evaluation import estimators, proposals
 from evaluation.importance import importance_sampling
-from evaluation.proposals import DEFENSIVE, HEAVIEST, MOMENTS, MOST_ROUNDS, Calls, FittedProposal
+from evaluation.proposals import HEAVIEST, MOMENTS, MOST_ROUNDS, NEVER, OF_POSTERIOR, OF_PRIOR, Calls, FittedProposal
 
 pytestmark = pytest.mark.keras
 
 
-def fitted(model, n=4000):
+def fitted(model, n=4000, starts=0):
     """A FittedProposal and the arrays that it prepared for IMAGES."""
-    source = FittedProposal(model, Calls(n, n, 1, n, len(IMAGES)))
+    source = FittedProposal(model, Calls(n, n, 1, n, len(IMAGES)), starts)
     return source, prepared(source)[0]
 
 
@@ -26,7 +36,7 @@ def prepared(source):
 def test_the_fit_finds_a_gaussian_posterior_whatever_it_began_with(make):
     """Correlated dimensions, which q(z|x) has not, and a q(z|x) three times too wide or too narrow."""
     model, covariance = make()
-    _, (_, mean, scale, whitening, log_det) = fitted(model)
+    mean, scale, whitening, log_det = (array[:, 0] for array in fitted(model)[1][1:5])
     expected_mean, expected = posterior_of(covariance)
     np.testing.assert_allclose(mean, expected_mean, atol=1e-3)
     np.testing.assert_allclose(scale @ scale.swapaxes(1, 2) / 1.05**2, np.tile(expected, (len(mean), 1, 1)), atol=1e-3)
@@ -49,7 +59,7 @@ def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, samples, 
 
     Rounds after the first, of 32 gradients an image, are no more work than the samples.
     """
-    source = FittedProposal(Linear(standard(), wider=wider), Calls(samples, 100, len(IMAGES), 100, len(IMAGES)))
+    source = FittedProposal(Linear(standard(), wider=wider), Calls(samples, 100, len(IMAGES), 100, len(IMAGES)), 0)
     sizes, gradients = [], source.gradients.on
     start = source.start.on
 
@@ -65,31 +75,69 @@ def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, samples, 
     assert len(sizes) in rounds and sizes[0] == len(IMAGES) and all(size < len(IMAGES) for size in sizes[1:])
 
 
-def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch):
-    """log r(z) against SciPy's t-density at the z that were drawn, and their moments against the mixture's."""
-    model = Linear(standard(), wider=3.0)
-    source, arrays = fitted(model)
-    drawn = []
-    likelihood = model.likelihood
+@pytest.mark.parametrize("starts", [0, 2])
+def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch, starts):
+    """log r(z) against SciPy's t-densities at the z that were drawn, and how many of these are from which part."""
+    model = many_modes(3, 3, 8.0, 3)[0]
+    source, arrays = fitted(model, starts=starts)
+    drawn, likelihood = [], model.likelihood
     monkeypatch.setattr(model, "likelihood", lambda z: drawn.append(z) or likelihood(z))
     log_px_z, log_ratio = (np.asarray(part) for part in source.draws([*arrays, np.uint32([1, 2])]))
     z = np.asarray(drawn[0]).swapaxes(0, 1)  # (B, n, D)
-    _, mean, scale, *_ = (array.astype("float64") for array in arrays)
+    _, mean, scale, *_, log_share = (array.astype("float64") for array in arrays)
     q_mean, q_sd = (np.asarray(part) for part in model.posterior(IMAGES))
-    q_sd = np.exp(q_sd / 2)
-    shape = scale @ scale.swapaxes(1, 2)
+    q_sd, prior = np.exp(q_sd / 2), model.prior()
+    assert mean.shape == (len(IMAGES), 1 + starts, 3)
     for row in range(len(IMAGES)):
-        of_t = scipy.stats.multivariate_t(mean[row], shape[row], df=HEAVIEST).logpdf(z[row])
-        of_q = scipy.stats.norm(q_mean[row], q_sd[row]).logpdf(z[row]).sum(axis=1)
-        log_r = np.logaddexp(np.log(1 - DEFENSIVE) + of_t, np.log(DEFENSIVE) + of_q)
-        log_p = scipy.stats.norm(0, 1).logpdf(z[row]).sum(axis=1)
-        np.testing.assert_allclose(log_ratio[row], log_p - log_r, atol=1e-3)
+        shares = (1 - OF_POSTERIOR - OF_PRIOR) * np.exp(log_share[row])
+        parts = [
+            share * scipy.stats.multivariate_t(centre, side @ side.T, df=HEAVIEST).pdf(z[row])
+            for share, centre, side in zip(shares, mean[row], scale[row], strict=True)
+        ]
+        parts.append(OF_POSTERIOR * scipy.stats.norm(q_mean[row], q_sd[row]).pdf(z[row]).prod(axis=1))
+        log_p = np.asarray(prior.log_prob(z[row])).astype("float64")
+        parts.append(OF_PRIOR * np.exp(log_p))
+        r = sum(parts)
+        np.testing.assert_allclose(log_ratio[row], log_p - np.log(r), atol=2e-3)
         np.testing.assert_allclose(log_px_z[row], np.asarray(likelihood(z[row]).log_prob(IMAGES[row])), atol=1e-3)
-        inside = (np.linalg.norm((z[row] - mean[row]) @ np.linalg.inv(scale[row]).T, axis=1) ** 2 / 2 < 2.0).mean()
-        of_t = scipy.stats.f(2, HEAVIEST).cdf(2.0)  # |e|^2 / D of a t-density follows F
-        wide = np.random.default_rng(0).normal(q_mean[row], q_sd[row], size=(20_000, 2))
-        of_q = (np.linalg.norm((wide - mean[row]) @ np.linalg.inv(scale[row]).T, axis=1) ** 2 / 2 < 2.0).mean()
-        assert abs(inside - (1 - DEFENSIVE) * of_t - DEFENSIVE * of_q) < 5 * 0.5 / np.sqrt(4000)
+        for part, share in zip(parts, [*shares, OF_POSTERIOR, OF_PRIOR], strict=True):
+            assert np.mean(part / r) == pytest.approx(share, abs=5 * 0.5 / np.sqrt(4000))  # E_r[part / r] = share
+
+
+@pytest.mark.parametrize(
+    ("d", "modes", "apart", "seed"),
+    [(3, 3, 6.0, 0), (40, 4, 10.0, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in
+     [(2, 2, 5.0, 2), (5, 4, 8.0, 3), (10, 3, 20.0, 4), (20, 4, 10.0, 5), (40, 3, 40.0, 6)])],
+)  # fmt: skip
+def test_modes_that_q_does_not_know_are_found(d, modes, apart, seed):
+    """The mean is right within its errors, and so is each image, unless its k-hat says that it is not."""
+    model, truth, shares = many_modes(d, modes, apart, seed, rank=min(2, d - 1))
+    assert shares[0].mean() < 0.9  # of the mode that q(z|x) knows
+    found = importance_sampling(model, IMAGES, 2000)
+    off = found.log_px - truth
+    assert abs(off.mean()) < 3 * np.sqrt(np.sum(found.log_px_se**2)) / len(off)
+    assert np.all((np.abs(off) < 5 * found.log_px_se) | (found.khat > 0.7))
+    alone = importance_sampling(model, IMAGES, 2000, starts=0)
+    assert np.median(alone.ess) < np.median(found.ess) / 2 or np.nanmax(alone.khat) > 0.7
+
+
+def test_fits_of_further_modes_share_the_draws():
+    """Each fit is at a mode, with a share of the draws like that of its mode; images with fewer have fits without."""
+    model, _, shares = many_modes(6, 3, 8.0, 3)
+    _, mean, *_, log_share = fitted(model, starts=3)[1]
+    top, missed = model.prior(), 0
+    for row in range(len(IMAGES)):
+        drawn = np.flatnonzero(log_share[row] > NEVER / 2)
+        assert np.exp(log_share[row]).sum() == pytest.approx(1, abs=1e-5)
+        squared = (mean[row][drawn, None, 2:] - top.mean[:, 2:]) ** 2 * np.exp(-top.logvar[:, 2:])
+        nearest = squared.sum(axis=-1).argmin(axis=1)
+        assert len(set(nearest)) == len(drawn)
+        missed += len({*np.flatnonzero(shares[:, row] > 0.02)} - {*nearest})
+    assert missed <= 1
+
+
+def test_the_flag_has_the_usual_number_of_starts():
+    assert estimators.STARTS == proposals.STARTS
 
 
 @pytest.mark.parametrize("wider", [0.2, 6.0])
@@ -114,8 +162,10 @@ def test_the_elbo_is_that_of_q_whatever_is_drawn_from():
 
 def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
     source = FittedProposal(Linear(standard()), Calls(100, 100, 1, 100, len(IMAGES)))
-    monkeypatch.setattr(source.gradients, "on", lambda arrays, rows: [np.full(arrays[1].shape, np.nan)])
+    nothing = [np.full((len(IMAGES), 32), np.nan), np.full((len(IMAGES), 32, 2), np.nan)]
+    monkeypatch.setattr(source.gradients, "on", lambda a, rows: [one[: len(a[0]), : a[1].shape[1]] for one in nothing])
     (_, mean, scale, *_), log_terms = prepared(source)
+    mean, scale = mean[:, 0], scale[:, 0]
     assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
     q_mean, q_logvar = (np.asarray(part) for part in Linear(standard()).posterior(IMAGES))
     assert np.all(np.abs(mean - q_mean) < 5 * np.exp(q_logvar / 2) / np.sqrt(MOMENTS))

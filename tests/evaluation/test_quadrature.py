@@ -21,7 +21,9 @@ def test_one_layer_gives_the_known_log_likelihood(wider):
     found = quadrature(Linear(standard(), wider=wider), IMAGES)
     np.testing.assert_allclose(found.log_px, exact(np.eye(2)), atol=CLOSE)
     assert np.all(found.log_px_se <= 0.01) and np.all(found.samples == found.samples[0])
-    assert np.isnan(found.elbo).all() and np.isnan(found.khat).all()
+    assert np.isnan(found.ess).all() and np.isnan(found.khat).all()
+    np.testing.assert_allclose(found.elbo, -found.rate - found.distortion)
+    assert np.all(found.elbo < found.log_px + 0.2)
 
 
 def test_two_layers_give_the_known_log_likelihood():
