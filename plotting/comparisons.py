@@ -80,10 +80,9 @@ def draw_comparison(members):
     blank = np.full_like(members[0].originals, np.nan)
     rows = [np.concatenate([members[0].originals, blank])]
     rows += [np.concatenate([one.reconstructions, one.samples[:EACH]]) for one in members]
-    caption, left = "left: reconstructions; right: samples", len(members[0].originals)
-    figure = sheets.sheet(np.stack(rows), caption, row_breaks=(1,), column_breaks=(left,))
-    sheets.name_rows(figure, ["test images", *names_of(members)])
-    return figure
+    breaks = {"row_breaks": (1,), "column_breaks": (len(members[0].originals),)}
+    caption, names = "left: reconstructions; right: samples", ["test images", *names_of(members)]
+    return sheets.sheet(np.stack(rows), caption, names, **breaks)
 
 
 def draw_curves(members):
@@ -103,11 +102,8 @@ def draw_priors(members):
     grid = [np.concatenate([sheets.in_rows(one[: height * width], width) for one in row], axis=1) for row in samples]
     grid = np.concatenate(grid)  # (rows, columns, H, W, C)
     breaks = {"row_breaks": range(height, len(grid), height), "column_breaks": range(width, grid.shape[1], width)}
-    figure = sheets.sheet(grid, "samples, with z from the trained prior", **breaks)
-    if len(rows) > 1:
-        sheets.name_rows(figure, labels([alike(next(iter(row.values())).config, *OF_PRIORS) for row in rows]))
-    sheets.name_columns(figure, priors)
-    return figure
+    names = labels([alike(next(iter(row.values())).config, *OF_PRIORS) for row in rows]) if len(rows) > 1 else ()
+    return sheets.sheet(grid, "samples, with z from the trained prior", names, priors, **breaks)
 
 
 def has_several_priors(members):

@@ -20,11 +20,9 @@ def draw_grid(view):
     """Images decoded on a grid of latents, with z[0] to the right and z[1] upward, as in the embedding."""
     values, spacing = grid_axes(view)
     images = view.decoded(latent_grid(values))
-    figure = sheets.sheet(images, f"{view.shown} p(x|z); z spaced by quantiles of {spacing}")
-    sheets.name_columns(figure, sheets.every_other(values[0]), "z[0]")
-    if len(values) == 2:
-        sheets.name_rows(figure, sheets.every_other(values[1])[::-1], "z[1]")
-    return figure
+    columns, *rows = map(sheets.every_other, values)
+    names = {"rows": rows[0][::-1] if rows else (), "columns": columns, "axis_names": ("z[0]", "z[1]" if rows else "")}
+    return sheets.sheet(images, f"{view.shown} p(x|z); z spaced by quantiles of {spacing}", **names)
 
 
 def grid_axes(view):
@@ -58,10 +56,9 @@ def draw_interpolations(view):
     originals = view.images[ends]
     grid = np.concatenate([originals[:, :1], lines, originals[:, 1:]], axis=1)
     caption = f"{view.shown} p(x|z) on a line between two posterior means"
-    figure = sheets.sheet(grid, caption, column_breaks=(1, STEPS + 1))
     ticks = [f"{share:g}" if index % 2 == 0 else "" for index, share in enumerate(t[:, 0])]
-    sheets.name_columns(figure, ["image", *ticks, "image"], "fraction of the distance")
-    return figure
+    names = {"columns": ["image", *ticks, "image"], "axis_names": ("fraction of the distance", "")}
+    return sheets.sheet(grid, caption, **names, column_breaks=(1, STEPS + 1))
 
 
 def pairs(rows, most=10):

@@ -18,26 +18,21 @@ INSTANTS = 10  # pictures of each denoising
 
 
 def draw_input(view):
-    figure = sheets.sheet(picked(view.split.grey(), view.examples))
-    if view.rows:
-        sheets.name_rows(figure, view.rows)
-    return figure
+    return sheets.sheet(picked(view.split.grey(), view.examples), rows=view.rows)
 
 
 def draw_reconmanifold(view):
     index = columns_of(view.examples) if view.rows else view.examples[:OF_CLASS]  # (rows, columns)
     copies = view.reconstructed(view.images[index.ravel()]).reshape(*index.shape, *view.images.shape[1:])
     copies[index < 0] = np.nan
-    grid, log_px = sheets.alternating(picked(view.images, index), copies), view.log_px
-    caption = "test images above their reconstructions" + (", and log p(x) in nats" if log_px is not None else "")
-    room = sheets.BREAK if log_px is None else sheets.WRITTEN
-    figure = sheets.sheet(grid, caption, row_breaks=range(2, len(grid), 2), room=room)
-    if log_px is not None:
+    grid, words, caption = sheets.alternating(picked(view.images, index), copies), (), ""
+    if stored := view.evaluation:
+        log_px = dict(zip(stored.index.tolist(), stored.log_px.tolist(), strict=True))
         words = [[style.decimals(log_px[n], 1) if n in log_px else "" for n in row] for row in index.tolist()]
-        sheets.name_tiles(figure, words)
-    if view.rows:
-        sheets.name_columns(figure, [f"\n{name}" for name in evenly(view.rows)])
-    return figure
+        caption = ", and log p(x) in nats"
+    caption = f"test images above their reconstructions{caption}"
+    columns = [f"\n{name}" for name in evenly(view.rows)] if view.rows else ()
+    return sheets.sheet(grid, caption, columns=columns, words=words, row_breaks=range(2, len(grid), 2))
 
 
 def columns_of(examples):
@@ -78,9 +73,7 @@ def draw_pseudouse(view):
 def draw_temperatures(view):
     rows = [view.decoded(as_numpy(view.model.warmer(PER_CLASS, one, view.noise()))) for one in TEMPERATURES]
     caption = f"{view.shown} p(x|z), z from the prior with its variances multiplied by the temperature"
-    figure = sheets.sheet(np.stack(rows), caption)
-    sheets.name_rows(figure, [f"{one:g}" for one in TEMPERATURES], "temperature")
-    return figure
+    return sheets.sheet(np.stack(rows), caption, [f"{one:g}" for one in TEMPERATURES], axis_names=("", "temperature"))
 
 
 def draw_layers(view):
@@ -90,9 +83,8 @@ def draw_layers(view):
     kept = evenly(np.arange(len(names) + 1), min(len(names), 10) + 1)[::-1]
     rows = [view.decoded(as_numpy(view.model.mixed(ops.convert_to_tensor(images), int(k), view.noise()))) for k in kept]
     caption = "test images; layers down to the named one are inferred from them, the others drawn from the prior"
-    figure = sheets.sheet(np.stack([images, *rows]), caption, row_breaks=(1,))
-    sheets.name_rows(figure, ["image", *(f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept)])
-    return figure
+    lowest = [f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept]
+    return sheets.sheet(np.stack([images, *rows]), caption, ["image", *lowest], row_breaks=(1,))
 
 
 def draw_contexts(view):
@@ -103,9 +95,8 @@ def draw_contexts(view):
     large = u.repeat(factor, axis=1).repeat(factor, axis=2)
     framed = np.full(images.shape, np.nan, np.float32)
     framed[:, : large.shape[1], : large.shape[2]] = large
-    figure = sheets.sheet(np.stack([images, framed, as_numpy(context.picture(mean))]))
-    sheets.name_rows(figure, ["image", "u", "picture of u"])
-    return figure
+    pictures = np.stack([images, framed, as_numpy(context.picture(mean))])
+    return sheets.sheet(pictures, rows=["image", "u", "picture of u"])
 
 
 def draw_denoising(view):
@@ -113,9 +104,9 @@ def draw_denoising(view):
     steps = prior.walk(CONTEXTS, view.noise())
     chosen = evenly(np.arange(len(steps)), INSTANTS)
     pictures = np.stack([as_numpy(view.model.context.picture(steps[k])) for k in chosen], axis=1)
-    figure = sheets.sheet(pictures, "pseudo-inputs drawn by diffusion, as pictures of u(t) / alpha(t)")
-    sheets.name_columns(figure, [f"{max(0, 1 - k / prior.steps):.2g}" for k in chosen[:-1]] + ["u"], "t")
-    return figure
+    times = [f"{max(0, 1 - k / prior.steps):.2g}" for k in chosen[:-1]]
+    caption = "pseudo-inputs drawn by diffusion, as pictures of u(t) / alpha(t)"
+    return sheets.sheet(pictures, caption, columns=[*times, "u"], axis_names=("t", ""))
 
 
 def draw_layerrates(view):

@@ -23,20 +23,16 @@ def alternating(upper, lower):
 
 
 def starts(count, size, breaks=(), room=BREAK):
-    """First pixel of each of `count` tiles of `size` pixels, (count,), and their length together.
-
-    Tiles lie GAP pixels apart, or `room` pixels before those whose index is in `breaks`.
-    """
+    """First pixel of each of `count` tiles of `size` pixels, (count,), and their length together; see `tiled`."""
     gaps = [0, *(room if index in breaks else GAP for index in range(1, count))]
     first = np.cumsum(gaps) + size * np.arange(count)
     return first, int(first[-1]) + size
 
 
 def tiled(grid, row_breaks=(), column_breaks=(), room=BREAK):
-    """A grid of images as one picture, white between images and where pixels are NaN.
+    """A grid (R, columns, H, W, C) in [0, 1] as one picture (h, w, C), and the first pixels of rows and columns.
 
-    Args: grid (R, columns, H, W, C) in [0, 1]; room, pixels at each of row_breaks. Returns the picture (h, w, C) and
-    the first pixels of rows and columns.
+    NaN is white, as are GAP pixels between images, or `room` and BREAK pixels before rows and columns in the breaks.
     """
     rows, columns, height, width, channels = grid.shape
     top, h = starts(rows, height, row_breaks, room)
@@ -56,53 +52,30 @@ def enlarged(grid):
 
 
 @style()
-def sheet(grid, caption="", row_breaks=(), column_breaks=(), room=BREAK):
+def sheet(grid, caption="", rows=(), columns=(), axis_names=("", ""), words=(), row_breaks=(), column_breaks=()):
     """A figure of a grid of images (R, columns, H, W, C) in [0, 1], where NaN is white.
 
-    It is drawn as one array whose pixels are whole pixels of the PNG, with `room` pixels at each of `row_breaks`. Its
-    axes are bare; see `name_rows`, `name_columns` and `name_tiles`.
+    It is drawn as one array whose pixels are whole pixels of the PNG. `rows` and `columns` are names beside the rows
+    and below the columns, one for each or for each group of equally many; `axis_names` are those of x and y. `words`
+    (groups, columns) stand under the last tile of each column in each group of equally many rows.
     """
     big = enlarged(grid)
-    picture, top, left = tiled(big, row_breaks, column_breaks, room)
-    h, w, _ = picture.shape
+    picture, top, left = tiled(big, row_breaks, column_breaks, WRITTEN if words else BREAK)
+    (h, w, _), (tall, wide) = picture.shape, big.shape[2:4]
     figure = new_figure(w / DPI, h / DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = figure.add_axes((0, 0, 1, 1), title=caption, xlabel=axis_names[0], ylabel=axis_names[1])
     axes.imshow(picture, vmin=0, vmax=1, extent=(0, w, h, 0), aspect="auto")
     axes.spines[:].set_visible(False)
-    axes.set_xticks(left + big.shape[3] / 2, [""] * len(left))
-    axes.set_yticks(top + big.shape[2] / 2, [""] * len(top))
+    for axis, middles, names in ((axes.xaxis, left + wide / 2, columns), (axes.yaxis, top + tall / 2, rows)):
+        places = middles.reshape(len(names) or len(middles), -1).mean(axis=1)
+        axis.set_ticks(places, names or [""] * len(places))
     axes.tick_params(length=0)
-    axes.set_title(caption)
+    place = {"xytext": (0, -1), "textcoords": "offset points", "ha": "center", "va": "top"}
+    for group, several in enumerate(words, 1):
+        bottom = top[group * len(top) // len(words) - 1] + tall
+        for x, word in zip(left + wide / 2, several, strict=True):
+            axes.annotate(word, (x, bottom), annotation_clip=False, fontsize=TILE_TEXT, **place)
     return figure
-
-
-@style()
-def name_rows(figure, names, label=""):
-    """Writes names beside the rows of a sheet: one for each row, or for each group of equally many rows."""
-    axes = figure.axes[0]
-    places = axes.get_yticks().reshape(len(names), -1).mean(axis=1)
-    axes.set_yticks(places, names)
-    axes.set_ylabel(label)
-
-
-@style()
-def name_columns(figure, names, label=""):
-    """Writes names below the columns of a sheet: one for each column, or for each group of equally many columns."""
-    axes = figure.axes[0]
-    axes.set_xticks(axes.get_xticks().reshape(len(names), -1).mean(axis=1), names)
-    axes.set_xlabel(label)
-
-
-@style()
-def name_tiles(figure, names):
-    """Writes names (groups, columns) under the last tile of each column in each group of equally many rows."""
-    axes = figure.axes[0]
-    rows, columns = axes.get_yticks(), axes.get_xticks()
-    per_group, half = len(rows) // len(names), rows[0]  # the middle of the first row is half a tile from the edge
-    for middle, words in zip(rows[per_group - 1 :: per_group], names, strict=True):
-        for x, word in zip(columns, words, strict=True):
-            place = {"textcoords": "offset points", "ha": "center", "va": "top"}
-            axes.annotate(word, (x, middle + half), (0, -1), annotation_clip=False, fontsize=TILE_TEXT, **place)
 
 
 def every_other(values):

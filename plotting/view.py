@@ -132,12 +132,6 @@ class View:
         return stored if stored and stored.index.max() < len(self.images) else None
 
     @cached_property
-    def log_px(self):
-        """log p(x) in nats of test images by their index, a dict; None where no evaluation is stored."""
-        stored = self.evaluation
-        return stored and dict(zip(stored.index.tolist(), stored.log_px.tolist(), strict=True))
-
-    @cached_property
     def shares(self):
         """The share of test images that each component of the top prior stands for, as of `responsibilities`: (K,)."""
         from evaluation.latents import responsibilities

@@ -79,11 +79,10 @@ def test_rows_are_filled_up_and_alternate():
 
 
 def test_names_stand_beside_their_rows_and_columns():
-    figure = sheets.sheet(noise(4, 3, 8, 8, 1))
-    axes = figure.axes[0]
-    rows, columns = axes.get_yticks(), axes.get_xticks()
-    sheets.name_rows(figure, ("a", "b"), "class")
-    sheets.name_columns(figure, "xyz", "z[0]")
+    grid = noise(4, 3, 8, 8, 1)
+    bare = sheets.sheet(grid).axes[0]
+    rows, columns = bare.get_yticks(), bare.get_xticks()
+    axes = sheets.sheet(grid, "", ("a", "b"), "xyz", ("z[0]", "class")).axes[0]
     assert texts(axes.get_yticklabels()) == ["a", "b"] and texts(axes.get_xticklabels()) == ["x", "y", "z"]
     np.testing.assert_allclose(axes.get_yticks(), [rows[:2].mean(), rows[2:].mean()])
     np.testing.assert_allclose(axes.get_xticks(), columns)
@@ -154,14 +153,14 @@ def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
 
 
 def test_names_stand_under_their_tiles_and_below_groups_of_columns():
-    figure = sheets.sheet(noise(4, 3, 8, 8, 1), row_breaks=(2,), room=sheets.WRITTEN)
-    axes = figure.axes[0]
+    grid, words = noise(4, 3, 8, 8, 1), [("a", "b", "c"), ("d", "", "f")]
+    axes = sheets.sheet(grid, words=words, row_breaks=(2,)).axes[0]
     rows, columns = axes.get_yticks(), axes.get_xticks()
-    sheets.name_tiles(figure, [("a", "b", "c"), ("d", "", "f")])
+    assert rows[2] - rows[1] == rows[1] - rows[0] - sheets.GAP + sheets.WRITTEN
     assert texts(axes.texts) == ["a", "b", "c", "d", "", "f"]
     np.testing.assert_allclose([text.xy[0] for text in axes.texts], np.tile(columns, 2))
     np.testing.assert_allclose([text.xy[1] for text in axes.texts], np.repeat(rows[[1, 3]] + rows[0], 3))
-    sheets.name_columns(figure, ["all"])
+    axes = sheets.sheet(grid, columns=["all"], row_breaks=(2,)).axes[0]
     assert texts(axes.get_xticklabels()) == ["all"] and axes.get_xticks() == pytest.approx(columns.mean())
 
 
