@@ -13,6 +13,7 @@ import models
 from experiment.differences import alike, groups, labels
 from plotting import curves, sheets
 from plotting.output import Figure
+from plotting.style import PALETTE, decimals, new_figure, style
 
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
@@ -70,10 +71,26 @@ def names_of(runs):
     return [f"./{folder}" if folder.startswith("_") else folder for folder in folders]  # matplotlib would hide these
 
 
+def line_of(number):
+    """The colour and the dashes of the curve of this number, which differ among the first forty."""
+    return PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+
+
+@style()
 def draw_overlay(members):
-    names = [f"{name} ({one.note})" if one.note else name for name, one in zip(names_of(members), members, strict=True)]
-    found = [(one.history["epoch"], one.history["val_elbo"]) for one in members]
-    return curves.overlay(dict(zip(names, found, strict=True)))
+    figure = new_figure(6, 3.8)
+    axes = figure.add_subplot()
+    curves.by_epoch(axes, "validation ELBO")
+    numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
+    for number, (name, one) in sorted(numbered, key=lambda item: -max(item[1][1].history["val_elbo"])):
+        colour, dash = line_of(number)
+        epochs, values = one.history["epoch"], one.history["val_elbo"]
+        label = f"{name}{f' ({one.note})' * bool(one.note)}: {decimals(max(values))}"
+        curves.draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=label)
+        axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
+    curves.zoom(axes, [one.history["val_elbo"] for one in members])
+    axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
+    return figure
 
 
 def draw_comparison(members):
@@ -85,13 +102,45 @@ def draw_comparison(members):
     return sheets.sheet(np.stack(rows), caption, names, **breaks)
 
 
+@style()
 def draw_curves(members):
     found, seeds = {}, groups(members, "seed")
     for label, several in zip(labels([alike(one.config, "seed") for one, *_ in seeds]), seeds, strict=True):
         kind = "seeds" if len({one.config.seed for one in several}) == len(several) else "runs"
         words = [label] * bool(label) + [f"{len(several)} {kind}"] * (len(several) > 1)
-        found[", ".join(words)] = [(one.history, one.best) for one in several]
-    return curves.curves(found, "; ".join(dict.fromkeys(one.note for one in members if one.note)))
+        found[", ".join(words)] = several
+    figure = new_figure(9, 3.5, layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
+        lines = enumerate(found.items())
+        curves.zoom(axes, [draw_seeds(axes, n, label, several, f"val_{name}") for n, (label, several) in lines])
+        curves.by_epoch(axes, name)
+    figure.axes[0].set_title("validation; dots: kept epochs")
+    figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in found.values()) else "")
+    figure.axes[2].set_title("; ".join(dict.fromkeys(one.note for one in members if one.note)))
+    handles = figure.axes[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return figure
+
+
+def draw_seeds(axes, number, label, members, column):
+    """Draws the mean of a column over seeds, for the epochs that all have, its band, and a dot for each seed.
+
+    A dot marks the kept epoch of its seed, at that seed's own value. Returns the values (n,) that should be visible:
+    all but the first tenth.
+    """
+    colour, dash = line_of(number)
+    length = min(len(one.history[column]) for one in members)
+    values = np.stack([one.history[column][:length] for one in members])
+    epochs, mean = members[0].history["epoch"][:length], values.mean(axis=0)
+    spread = values.std(axis=0, ddof=1) if len(members) > 1 else np.zeros(length)
+    if len(members) > 1:
+        axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
+    curves.draw_curve(axes, epochs, mean, color=colour, linestyle=dash, label=label)
+    dots = [one.history[column][one.best] for one in members]
+    for one, value in zip(members, dots, strict=True):
+        dot = {"color": colour, "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(one.history["epoch"][one.best], value, "o", **dot)
+    return np.concatenate([(mean - spread)[length // 10 :], (mean + spread)[length // 10 :], dots])
 
 
 def draw_priors(members):

@@ -40,10 +40,6 @@ def columns_of(examples):
     return evenly(examples)[:, :OF_CLASS].T
 
 
-def draw_losshistory(view):
-    return curves.losshistory(view.run.history, view.run.note)
-
-
 def draw_samples(view):
     return sheets.sheet(sheets.in_rows(view.samples, 10), f"{SAMPLES} samples: {view.shown} p(x|z), z from the prior")
 
@@ -109,11 +105,6 @@ def draw_denoising(view):
     return sheets.sheet(pictures, caption, columns=[*times, "u"], axis_names=("t", ""))
 
 
-def draw_layerrates(view):
-    history, names = view.run.history, view.config.layers
-    return curves.layerrates(history["epoch"], {name: history[f"val_rate_{name}"] for name in names}, view.run.note)
-
-
 FIGURES = (  # of a View
     Figure("input", "Test images of each class in grey, before they are binarized.", draw_input,
            stem="{data_set}_{name}"),
@@ -124,7 +115,7 @@ FIGURES = (  # of a View
     Figure("embedding_z", "One sample of q(z|x) for each test image.", latents.draw_embedding_z),
     Figure("embedding_mean", "The posterior mean of each test image; for two latent dimensions over the density of the "
            "prior, with images at their latents.", latents.draw_embedding_mean),
-    Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", draw_losshistory),
+    Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", curves.losshistory),
     Figure("samples", "Images decoded from latents that are drawn from the model's prior.", draw_samples),
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",
            draw_pseudoinputs, lambda view: view.config.has_pseudo_inputs),
@@ -138,7 +129,7 @@ FIGURES = (  # of a View
            "of u.", draw_contexts, lambda view: view.config.has("context_size")),
     Figure("denoising", "Pseudo-inputs while the diffusion prior draws them, from noise on the left to u on the right.",
            draw_denoising, lambda view: view.config.has("context_size")),
-    Figure("layerrates", "The validation rate of each layer by epoch, and in the last epoch.", draw_layerrates,
+    Figure("layerrates", "The validation rate of each layer by epoch, and in the last epoch.", curves.layerrates,
            lambda view: view.config.is_deep),
     Figure("posterior", "p(z|x) of some test images in the latent plane, beside q(z|x) and samples that approximate "
            "p(z|x).", posteriors.draw_posterior,  # which would take hours pixel by pixel

@@ -114,10 +114,8 @@ def estimates(counts, curves, exact, caption, note=""):
         axes.xaxis.set_major_formatter("{x:g}")
     start = len(counts) // 2
     known = [] if exact is None else [exact]
-    limit(
-        whole, np.concatenate([known, *bands([first, *(values[1:] for values in others)])])
-    )  # a single draw may be far off
-    limit(end, np.concatenate([known, *bands([values[start:] for values in curves.values()])]))
+    limit(whole, [known, *bands([first, *(values[1:] for values in others)])])  # a single draw may be far off
+    limit(end, [known, *bands([values[start:] for values in curves.values()])])
     end.set_xlim(counts[start] / 1.15, counts[-1] * 1.15)
     end.set_xticks(counts[start:])
     end.minorticks_off()

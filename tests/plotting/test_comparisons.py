@@ -77,6 +77,23 @@ def test_curves_are_means_over_seeds_in_bands_with_a_dot_for_each_seed():
     assert texts(figure.legends[0].get_texts()) == ["vae, 2 seeds", "hvae"]
 
 
+def test_overlay_has_a_curve_for_each_run_the_best_first():
+    axes = comparisons.draw_overlay([member(-9.0, -3.0, seed=1), member(-9.0, -2.5, seed=2)]).axes[0]
+    minus = "\N{MINUS SIGN}"
+    assert texts(axes.get_legend().get_texts()) == [f"seed 2: {minus}2.50", f"seed 1: {minus}3.00"]
+    assert axes.get_ylabel() == "validation ELBO (nats)"
+
+
+def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
+    axes = comparisons.draw_overlay([member(-500.0, *np.linspace(-110, -100, 39))]).axes[0]
+    assert -115 < axes.get_ylim()[0] < -105
+
+
+def test_any_character_may_stand_in_a_label():
+    members = [member(-9.0, -3.0)._replace(path=Path(name)) for name in ("m$x_{$/run", "$")]
+    assert style.rendered(comparisons.draw_overlay(members)).startswith(b"\x89PNG")
+
+
 def test_priors_stand_side_by_side_and_a_missing_one_stays_white():
     shades = {("vae", "standard"): 0.1, ("vae", "vamp"): 0.2, ("hvae", "vamp"): 0.4}
     members = [member(model=model, prior=prior, shade=shade) for (model, prior), shade in shades.items()]

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from conftest import ROOT
 from made import HISTORY, noise, texts
 
 from plotting import curves, planes, scores, sheets, style
-from plotting.curves import overlay
 
 
 def modules_after(code):
@@ -189,7 +189,7 @@ def test_embedding_takes_any_number_of_classes(classes):
 
 def test_loss_history_names_units_and_marks_the_best_epoch():
     history = HISTORY | {"val_elbo": np.array([-9.0, -4.0, -6.0, -5.0])}
-    figure = curves.losshistory(history, "a note")
+    figure = curves.losshistory(SimpleNamespace(run=SimpleNamespace(history=history, note="a note")))
     assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO (nats)", "rate (nats)", "distortion (nats)"]
     for axes in figure.axes:
         trained, validation, best, dot = axes.lines
@@ -199,31 +199,13 @@ def test_loss_history_names_units_and_marks_the_best_epoch():
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), history["val_elbo"])
 
 
-def test_overlay_has_a_curve_for_each_run_the_best_first():
-    curves = {name: (np.arange(5) + 1, np.linspace(-9, best, 5)) for name, best in (("a", -3.0), ("b", -2.5))}
-    axes = overlay(curves).axes[0]
-    minus = "\N{MINUS SIGN}"
-    assert texts(axes.get_legend().get_texts()) == [f"b: {minus}2.50", f"a: {minus}3.00"]
-    assert axes.get_ylabel() == "validation ELBO (nats)"
-
-
-def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
-    curve = np.concatenate([[-500.0], np.linspace(-110, -100, 39)])
-    axes = curves.overlay({"run": (np.arange(40) + 1, curve)}).axes[0]
-    assert -115 < axes.get_ylim()[0] < -105
-
-
 def test_the_style_is_the_same_for_everyone_and_does_not_leak():
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 31}):
-        assert curves.overlay({"run": (np.arange(3), np.arange(3.0))}).axes[0].xaxis.label.get_size() == 9
+        figure = sheets.sheet(noise(1, 2, 4, 4, 1), axis_names=("z[0]", ""))
+        assert figure.axes[0].xaxis.label.get_size() == 9
         assert matplotlib.rcParams["font.size"] == 31
-
-
-def test_any_character_may_stand_in_a_label():
-    curves = {"m$x_{$/run": (np.arange(3), np.arange(3.0)), "$": (np.arange(3), np.arange(3.0))}
-    assert style.rendered(overlay(curves)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
