@@ -74,6 +74,6 @@ def zoom(axes, curves):
 
 def limit(axes, curves):
     """Limits the y-axis to the values of these curves."""
-    values = np.concatenate(curves)
+    values = np.concatenate([np.ravel(curve) for curve in curves])
     pad = 0.06 * max(np.ptp(values), 1e-3)
     axes.set_ylim(values.min() - pad, values.max() + pad)

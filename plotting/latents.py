@@ -5,10 +5,14 @@ from statistics import NormalDist
 import numpy as np
 
 from plotting import planes, sheets
+from plotting.style import colours, new_figure, style
 from plotting.view import PER_CLASS, as_numpy, evenly
 
 SIDE = 20  # images along each axis of the latent plane
 STEPS = 9  # decoded images from one end of an interpolation to the other
+THUMBNAILS = 22  # of these side by side are as wide as the axes
+PRIOR = f"prior ({planes.PERCENT} %)"  # in legends
+ELLIPSE = "#a8123e"  # of posteriors of pseudo-inputs: darker than every colour of the palette
 FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to project onto
 
 
@@ -67,11 +71,52 @@ def pairs(rows, most=10):
     return np.stack([first, np.roll(first, -1)], axis=1)
 
 
+@style()
 def draw_embedding(view, points):
-    """Latents (N, D) of the images of `view.embedding` in the plane, over the prior where z has two dimensions."""
+    """Latents (N, D) of the images of `view.embedding` in the plane, coloured by class, and the pseudo-inputs'.
+
+    Two dimensions are shown over contours of the prior, on its whole grid.
+    """
     plane, names, caption = flattened(view, points)
     points, components = np.split(plane, [len(points)])
-    return planes.embedding(points, view.labels, view.class_names, names, caption, view.density, components)
+    figure = new_figure(5.6, 5.2)
+    axes = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=caption)
+    draw_points(axes, points, view.labels, view.class_names)
+    if view.density is not None:
+        planes.draw_levels(axes, view.density, planes.SHARES, linewidths=0.8)
+        axes.plot([], [], color="black", linewidth=0.8, label=PRIOR)
+        axes.set(xlim=view.density.limits[:, 0], ylim=view.density.limits[:, 1])
+    if len(components):
+        label = f"{len(components)} pseudo-inputs"
+        axes.scatter(*components.T, s=28, c="black", marker="+", linewidths=0.9, label=label)
+    if 1 / 3 < np.ptp(axes.get_xlim()) / np.ptp(axes.get_ylim()) < 3:  # otherwise equal scales would make it a strip
+        axes.set_aspect("equal")
+    draw_legend(axes)
+    return figure
+
+
+def draw_points(axes, points, labels, class_names):
+    """Points (N, 2) in the colours of their labels (N,) or None, with the names of the classes for the legend.
+
+    They are drawn in a random order, so that no class hides another. Many points become one picture inside an SVG.
+    """
+    from matplotlib.colors import to_rgba_array
+
+    names = ("test images",) if labels is None else class_names
+    palette = to_rgba_array(colours(len(names)))
+    classes = labels if labels is not None else np.zeros(len(points), int)
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(40_000 / len(points), 4, 16))
+    options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}
+    axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
+    for colour, name in zip(palette, names, strict=True):
+        axes.plot([], [], "o", markersize=5, color=colour, label=name)
+
+
+def draw_legend(axes):
+    """A legend right of the axes, in several columns if it is long."""
+    columns = 1 + len(axes.get_legend_handles_labels()[0]) // 26
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
 
 
 def draw_embedding_z(view):
@@ -82,27 +127,55 @@ def draw_embedding_mean(view):
     return draw_landscape(view) if view.density is not None else draw_embedding(view, view.embedding.mean)
 
 
+@style()
 def draw_landscape(view):
     """The posterior means over the prior's density, the posteriors of pseudo-inputs, and pictures at their latents."""
+    means = view.embedding.mean
     if view.config.has_pseudo_inputs:
         pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
-        thumbnails = view.components[order], pictures[order]
-        caption = "pictures: pseudo-inputs, at the means of their posteriors"
+        thumbnails, caption = (view.components[order], pictures[order]), "pseudo-inputs"
     else:
         chosen = view.spread(PER_CLASS**2)
-        chosen = chosen[chosen < len(view.embedding.mean)]
-        thumbnails = view.embedding.mean[chosen], view.images[chosen]
-        caption = "pictures: test images, at the means of their posteriors"
-    shown = view.embedding.mean, view.labels, view.class_names
-    return planes.landscape(*shown, view.density, ellipses(view), thumbnails, caption)
+        chosen = chosen[chosen < len(means)]
+        thumbnails, caption = (means[chosen], view.images[chosen]), "test images"
+    figure = new_figure(7.4, 6.6)
+    title = f"pictures: {caption}, at the means of their posteriors"
+    axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=title)
+    planes.shade(axes, view.density, 3.0)  # pale, because points may be grey
+    draw_points(axes, means, view.labels, view.class_names)
+    axes.set(xlim=view.density.limits[:, 0], ylim=view.density.limits[:, 1])
+    axes.plot([], [], color="black", linewidth=0.7, label=PRIOR)
+    if view.config.has_pseudo_inputs and view.config.posterior == "gaussian":
+        centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
+        draw_ellipses(axes, as_numpy(centre.mean), np.exp(as_numpy(centre.logvar) / 2))
+        axes.plot([], [], color=ELLIPSE, label=f"{len(view.components)} pseudo-inputs:\nposteriors, 1 sd")
+    draw_thumbnails(axes, *thumbnails)
+    draw_legend(axes)
+    return figure
 
 
-def ellipses(view):
-    """Means and standard deviations (K, 2) of the pseudo-inputs' posteriors; None where none of them is Gaussian."""
-    if not view.config.has_pseudo_inputs or view.config.posterior != "gaussian":
-        return None
-    centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
-    return as_numpy(centre.mean), np.exp(as_numpy(centre.logvar) / 2)
+def draw_ellipses(axes, means, deviations):
+    """An ellipse of one standard deviation around each mean (K, 2)."""
+    from matplotlib.collections import EllipseCollection
+
+    options = {"units": "xy", "offset_transform": axes.transData, "facecolors": "none", "edgecolors": ELLIPSE}
+    options |= {"linewidths": 0.7, "alpha": 1.0} if len(means) <= 100 else {"linewidths": 0.5, "alpha": 0.6}
+    axes.add_collection(EllipseCollection(*2 * deviations.T, np.zeros(len(means)), offsets=means, **options))
+
+
+def draw_thumbnails(axes, places, images):
+    """Images (M, H, W, C) at their places (M, 2), without those that would overlap an earlier one."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    extent = axes.get_window_extent()
+    tall = extent.width / extent.height * images.shape[1] / images.shape[2]  # so that a pixel is square
+    box, kept = np.array([right - left, (top - bottom) * tall]) / THUMBNAILS, []
+    for place, image in zip(places, images, strict=True):
+        inside = (place - box / 2 > (left, bottom)).all() and (place + box / 2 < (right, top)).all()
+        if inside and all((np.abs(place - other) > 1.15 * box).any() for other in kept):
+            kept.append(place)
+            (x, y), (width, height) = place - box / 2, box
+            axes.imshow(image, extent=(x, x + width, y, y + height), vmin=0, vmax=1, aspect="auto", zorder=3)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def flattened(view, points):

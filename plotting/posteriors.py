@@ -1,9 +1,13 @@
 """p(z|x) of test images on grids in the latent plane, q(z|x), and points that approximate p(z|x)."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 import models
-from plotting import planes
+from plotting.planes import PERCENT, SHARES, Density, draw_levels, on_grid, shade, window
+from plotting.scores import draw_picture
+from plotting.style import PALETTE, decimals, new_figure, style
 from plotting.view import BATCH, as_numpy, in_batches
 from runtime.errors import UserError
 
@@ -15,23 +19,89 @@ NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 stan
 ZOOMS = 30  # windows that are tried
 
 
-def draw_posterior(view):
-    return planes.image_posteriors([image_posterior(view, index) for index in view.spread(POSTERIORS)])
+class ImagePosterior(NamedTuple):
+    """p(z|x) of an image in two dimensions, and approximations of it.
 
-
-def image_posterior(view, index):
-    """The planes.ImagePosterior of a test image: p(z|x) on a grid, q(z|x), and DRAWS points from each sampler.
-
-    The points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains if the objective has any.
+    `exact`, the Density of p(x, z), and `fitted`, that of q(z|x); `limits` (2, 2) of the visible window, by axes;
+    `points`, a dict of names to (n, 2); KL(q(z|x) || p(z|x)) in nats; the effective sample size of the draws of q(z|x).
     """
-    x, noise, log_joint = view.images[index], view.noise(), joint(view, index)
+
+    exact: Density
+    fitted: Density
+    limits: np.ndarray
+    points: dict
+    kl: float
+    ess: float
+
+
+@style()
+def draw_posterior(view):
+    """A row for each of some images: the image, then p(z|x), q(z|x) and points in the same window."""
+    from matplotlib.lines import Line2D
+
+    from evaluation.latents import Joint
+
+    chosen, joint, labels = view.spread(POSTERIORS), Joint(view.model), view.split.labels
+    rows = [image_posterior(view, index, joint) for index in chosen]
+    names = ["", "p(z|x)", "q(z|x)", *rows[0].points]
+    figure = new_figure(1.75 * len(names) - 0.2, 1.75 * len(rows) + 0.6, layout="constrained")
+    ratios = {"width_ratios": [0.7] + [1] * (len(names) - 1)}
+    grid = figure.subplots(len(rows), len(names), squeeze=False, gridspec_kw=ratios)
+    for index, (picture, *panels), row in zip(chosen, grid, rows, strict=True):
+        draw_picture(picture, view.images[index], "" if labels is None else view.class_names[labels[index]])
+        draw_image_posterior(panels, row)
+    for name, top, bottom in zip(names[1:], grid[0, 1:], grid[-1, 1:], strict=True):
+        top.set_title(f"{name}\n{top.get_title('left')}")
+        bottom.set_xlabel("z[0]")
+    figure.align_ylabels(grid[:, 1])
+    labels = {"solid": f"{PERCENT} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
+    lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in labels.items()]
+    figure.legend(handles=lines, loc="outside lower right", ncols=2)
+    return figure
+
+
+def draw_image_posterior(panels, row):
+    """Draws one ImagePosterior into a row of axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    exact, fitted, *others = panels
+    for axes, density, note in ((exact, row.exact, f"log p(x) = {decimals(row.exact.log_sum())}"),
+                                (fitted, row.fitted, f"KL(q || p) = {decimals(row.kl)}")):  # fmt: skip
+        shade(axes, density)
+        axes.set_title(note)
+    draw_levels(fitted, row.exact, (SHARES[-1],), linestyles="dashed")
+    for axes, points in zip(others, row.points.values(), strict=True):
+        axes.plot(*points.T, ".", color=PALETTE[0], markersize=2, alpha=0.3, markeredgewidth=0)
+        draw_levels(axes, row.exact, SHARES)
+    others[0].set_title(f"ESS {row.ess:.0f} of {DRAWS}")
+    for axes in panels:
+        axes.set(xlim=row.limits[:, 0], ylim=row.limits[:, 1], box_aspect=1)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(labelleft=axes is exact)
+    exact.set_ylabel("z[1]")
+
+
+def image_posterior(view, index, joint):
+    """The ImagePosterior of a test image; `joint` is the evaluation.latents.Joint of the model.
+
+    Its points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains if the objective has any.
+    """
+    x, noise = view.images[index], view.noise()
     q = view.model.posterior(x[None])
+
+    def log_joint(points):
+        copies = np.broadcast_to(x, (len(points), *x.shape))
+        (values,) = joint.on([copies, points.astype("float32")], BATCH)
+        if np.isnan(values).any():
+            raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
+        return values
 
     def log_q(points):
         return in_batches(lambda z: q.log_prob(z[:, None])[:, 0], points)
 
     z = as_numpy(q.sample(DRAWS, noise))[:, 0]
-    exact = located(log_joint, [view.density.limits, planes.window(z)])
+    exact = located(log_joint, [view.density.limits, window(z)])
     log_w = log_joint(z) - log_q(z)
     w = np.exp(log_w - log_w.max(), dtype="float64")
     chosen = np.random.default_rng(view.config.seed).choice(DRAWS, DRAWS, p=w / w.sum())
@@ -39,47 +109,17 @@ def image_posterior(view, index):
     if models.OBJECTIVES[view.config.objective].is_annealed:
         copies = np.repeat(x[None], DRAWS, axis=0)
         points["ends of chains"] = in_batches(lambda part: view.model.objective.draw(view.model, part, noise), copies)
-    limits = planes.window(np.concatenate([exact.held(0.995), *np.quantile(z, [[0.005], [0.995]], axis=0)]), 0.08)
-    log_px = exact.log_sum()
-    return planes.ImagePosterior(
-        image=x,
-        name=view.class_name(index),
-        limits=limits,
-        exact=exact,
-        fitted=on_grid(log_q, limits, 2 * COARSE),
-        points=points,
-        log_px=log_px,
-        kl=max(0.0, log_px - float(log_w.mean(dtype="float64"))),  # an estimate, which noise may make negative
-        ess=float(w.sum() ** 2 / np.square(w).sum()),
-    )
-
-
-def joint(view, index):
-    """log p(x, z) of a test image as a function of z, (M, 2) -> (M,), which raises UserError where it is NaN."""
-    x = view.images[index]
-
-    def checked(points):
-        copies = np.broadcast_to(x, (len(points), *x.shape))
-        (values,) = view.compiled_joint.on([copies, points.astype("float32")], BATCH)
-        if np.isnan(values).any():
-            raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
-        return values
-
-    return checked
-
-
-def on_grid(log_p, limits, side):
-    """The Density of a function `log_p`, (M, 2) -> (M,), at side x side points within limits (2, 2), by axes."""
-    x, y = np.linspace(*limits, side).T
-    return planes.Density(x, y, log_p(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(side, side))
+    limits = window(np.concatenate([exact.held(0.995), *np.quantile(z, [[0.005], [0.995]], axis=0)]), 0.08)
+    fitted, ess = on_grid(log_q, limits, 2 * COARSE), float(w.sum() ** 2 / np.square(w).sum())
+    kl = max(0.0, exact.log_sum() - float(log_w.mean(dtype="float64")))  # an estimate, which noise may make negative
+    return ImagePosterior(exact, fitted, limits, points, kl, ess)
 
 
 def located(log_p, boxes):
     """The Density of a function `log_p`, (M, 2) -> (M,), unnormalised, around all mass that is not NEGLIGIBLE.
 
-    The search begins on grids over the `boxes`, limits (2, 2) each. The window is fitted again and again to the mass
-    inside it, and grows where that touches the rim. The final grid is refined until its sum converges and contours on
-    it are smooth.
+    The search begins on grids over the `boxes`, limits (2, 2) each. The window is fitted to the mass inside it until it
+    settles; then the grid is refined until its sum converges and contours on it are smooth.
     """
     grids, limits = [on_grid(log_p, box, COARSE) for box in boxes], np.full((2, 2), np.inf)
     for _ in range(ZOOMS):

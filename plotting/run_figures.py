@@ -5,13 +5,12 @@ import sys
 import numpy as np
 
 import experiment
-from plotting import comparisons, curves, estimates, latents, posteriors, scores, sheets, style
+from plotting import comparisons, curves, latents, posteriors, scores, sheets, style
 from plotting.output import Figure
 from plotting.view import PER_CLASS, SAMPLES, View, as_numpy, evenly, picked
 
 OF_CLASS = 4  # images of each class above their reconstructions
 PSEUDO_INPUTS = 50  # on a sheet, at most
-USED = 6  # pseudo-inputs that are used most, and as many that are used least
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4)
 CONTEXTS = 8  # images whose pseudo-input is drawn, and pseudo-inputs whose denoising is
 INSTANTS = 10  # pictures of each denoising
@@ -51,19 +50,6 @@ def draw_pseudoinputs(view):
     grid = sheets.alternating(sheets.in_rows(inputs[chosen], 10), sheets.in_rows(images, 10))
     caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its posterior's mean"
     return sheets.sheet(grid, caption, row_breaks=range(2, len(grid), 2))
-
-
-def draw_pseudouse(view):
-    from evaluation.latents import perplexity
-
-    order = np.argsort(-view.shares, kind="stable")
-    count = max(1, min(USED, len(order) // 2))
-    inputs, pictures, prior = {}, {}, as_numpy(view.model.top_prior.pseudo_inputs)
-    for name, chosen in (("most used", order[:count]), ("least used", order[::-1][:count])):
-        inputs[name] = prior[chosen], view.shares[chosen]
-        pictures[name] = view.decoded(view.components[chosen])
-    caption = f"in use: {perplexity(view.shares):.1f} of {len(order)} (perplexity)"
-    return scores.use(view.shares[order], inputs, pictures, caption)
 
 
 def draw_temperatures(view):
@@ -120,7 +106,7 @@ FIGURES = (  # of a View
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",
            draw_pseudoinputs, lambda view: view.config.has_pseudo_inputs),
     Figure("pseudouse", "The share of the test images that each pseudo-input stands for, with the most and the least "
-           "used ones.", draw_pseudouse, lambda view: view.config.has_pseudo_inputs and not view.config.is_deep),
+           "used ones.", scores.draw_pseudouse, lambda view: view.config.has_pseudo_inputs and not view.config.is_deep),
     Figure("temperatures", "Samples from the prior with its variances multiplied by a temperature, one temperature in "
            "each row.", draw_temperatures, lambda view: view.config.is_deep),
     Figure("layers", "Test images, and images of which only the upper layers of latents are inferred from them; the "
@@ -135,10 +121,10 @@ FIGURES = (  # of a View
            "p(z|x).", posteriors.draw_posterior,  # which would take hours pixel by pixel
            lambda view: view.density is not None and not view.config.is_autoregressive),
     Figure("likelihood", "The distribution of log p(x) over all test images and over each class, with the least and "
-           "the most likely images.", estimates.draw_likelihood, lambda view: view.evaluation is not None,
+           "the most likely images.", scores.draw_likelihood, lambda view: view.evaluation is not None,
            missing="likelihood is not drawn: these weights have no score on test images yet; run evaluate.py first"),
     Figure("estimates", "Estimates of the mean log p(x) of some test images by the number of samples, and its value by "
-           "quadrature where there is one.", estimates.draw_estimates,
+           "quadrature where there is one.", scores.draw_estimates,
            lambda view: not (view.config.is_autoregressive or view.config.is_deep), costly=True,
            missing="estimates are not drawn for deep models and for --network pixel: it would take hours"),
 )  # fmt: skip

@@ -1,11 +1,19 @@
-"""Figures of numbers by image: log p(x), its estimates, and the use of pseudo-inputs."""
+"""Figures of numbers by image: log p(x), its estimates by the number of samples, and the use of pseudo-inputs."""
 
+import contextlib
 import math
 
 import numpy as np
 
 from plotting.curves import limit
-from plotting.style import PALETTE, decimals, new_figure, percent, style
+from plotting.style import PALETTE, decimals, new_figure, style
+from plotting.view import as_numpy
+from runtime.errors import UserError
+
+ENDS = 5  # images of the lowest and of the highest log p(x)
+USED = 6  # pseudo-inputs that are used most, and as many that are used least
+ESTIMATED = 50  # images whose log p(x) is estimated
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # samples of an estimate
 
 
 def draw_picture(axes, image, name=""):
@@ -15,14 +23,27 @@ def draw_picture(axes, image, name=""):
     axes.spines[:].set_visible(False)
 
 
-@style()
-def likelihoods(log_px, labels, class_names, ends, source, note=""):
-    """A figure of the distribution of log p(x): a histogram, a box for each class, and the images at both ends.
+def draw_ends(figure, ends):
+    """Rows of images in an otherwise empty figure: a dict of the name above a row to its images and their names."""
+    most = max(len(images) for images, _ in ends.values())
+    grid = figure.subplots(len(ends), max(1, most), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for panels, (name, (images, names)) in zip(grid, ends.items(), strict=True):
+        panels[0].set_title(" ")  # room for the name, which spans several panels and must not widen the first
+        place = {"xy": (0, 1), "xytext": (0, 5), "xycoords": "axes fraction", "textcoords": "offset points"}
+        panels[0].annotate(name, **place).set_in_layout(False)
+        for axes, *image in zip(panels, images, names, strict=False):
+            axes.set_axis_on()
+            draw_picture(axes, *image)
 
-    Args: log_px (N,) in nats; labels (N,) integers or None; class_names, one for each label; ends, a dict of the names
-    of both ends to images (k, H, W, C) and their log p(x) (k,); source, the name of the estimates.
-    """
-    present = [] if labels is None else np.unique(labels)
+
+@style()
+def draw_likelihood(view):
+    """The distribution of log p(x): a histogram, a box for each class, and the images at both ends."""
+    stored, log_px = view.evaluation, view.evaluation.log_px
+    labels = [] if view.split.labels is None else view.split.labels[stored.index]
+    present = np.unique(labels)
     figure = new_figure(9, 3.4 + 0.2 * len(present), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     heights = (2.6, 0.3 + 0.2 * len(present)) if len(present) else (1,)
@@ -30,14 +51,17 @@ def likelihoods(log_px, labels, class_names, ends, source, note=""):
     bins = min(60, len(np.histogram_bin_edges(log_px, "auto")) - 1)  # outliers would make it thousands
     rows[0].hist(log_px, bins, color=PALETTE[0], edgecolor="white", linewidth=0.4)
     error = f" ± {np.std(log_px, ddof=1) / math.sqrt(len(log_px)):.2f}" if len(log_px) > 1 else ""
-    title = f"mean {decimals(log_px.mean())}{error} ({source})"
-    rows[0].set(ylabel="test images", title=f"{title}\n{note}" if note else title)
+    title = f"mean {decimals(log_px.mean())}{error} ({stored.name})"
+    rows[0].set(ylabel="test images", title=f"{title}\n{view.run.note}" if view.run.note else title)
     if len(present):
-        draw_boxes(rows[1], [log_px[labels == label] for label in present], [class_names[label] for label in present])
+        draw_boxes(rows[1], [log_px[labels == one] for one in present], [view.class_names[one] for one in present])
     for axes in rows:
         axes.axvline(log_px.mean(), color="black", linewidth=0.8, linestyle=":")
     rows[-1].set_xlabel("log p(x) (nats)")
-    draw_ends(right, {f"{name}, log p(x) in nats": end for name, end in ends.items()}, decimals)
+    order, count = np.argsort(log_px), min(ENDS, len(log_px) // 2)
+    ends = {"least likely, log p(x) in nats": order[:count], "most likely, log p(x) in nats": order[::-1][:count]}
+    draw_ends(right, {name: (view.images[stored.index[chosen]], map(decimals, log_px[chosen]))
+                      for name, chosen in ends.items()})  # fmt: skip
     return figure
 
 
@@ -52,88 +76,96 @@ def draw_boxes(axes, groups, names):
     axes.invert_yaxis()
 
 
-def draw_ends(figure, ends, words):
-    """Rows of images in an otherwise empty figure, with the name of each row above it and values under the images.
-
-    Args: ends, a dict of the names of rows to images (k, H, W, C) and values (k,); words, from a value to its text.
-    """
-    most = max(len(images) for images, _ in ends.values())
-    grid = figure.subplots(len(ends), max(1, most), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for panels, (name, (images, values)) in zip(grid, ends.items(), strict=True):
-        panels[0].set_title(" ")  # room for the name, which spans several panels and must not widen the first
-        place = {"xy": (0, 1), "xytext": (0, 5), "xycoords": "axes fraction", "textcoords": "offset points"}
-        panels[0].annotate(name, **place).set_in_layout(False)
-        for axes, image, value in zip(panels, images, values, strict=False):
-            axes.set_axis_on()
-            draw_picture(axes, image, words(value))
-
-
 @style()
-def use(shares, inputs, pictures, caption=""):
-    """A figure of the share of the images that each pseudo-input stands for, and of the most and least used ones.
+def draw_pseudouse(view):
+    """The share of the images that each pseudo-input stands for, with the most and the least used ones."""
+    from evaluation.latents import perplexity
 
-    Args: shares (K,), falling, with sum 1; inputs, a dict of the names of both ends to pseudo-inputs (k, H, W, C) and
-    their shares (k,); pictures, a dict of the same names to the images that are decoded there.
-    """
+    shares, order = view.shares, np.argsort(-view.shares, kind="stable")
     figure = new_figure(9, 3.8, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
-    axes = left.subplots()
-    edges = np.arange(len(shares) + 1) + 0.5
-    axes.stairs(100 * shares, edges, fill=True, color=PALETTE[0])
-    axes.axhline(
-        100 / len(shares), color="black", linewidth=0.8, linestyle=":", label=f"equal shares: 1 / {len(shares)}"
-    )
-    axes.set(xlabel="pseudo-inputs, most used first", ylabel="share of the test images (%)", title=caption)
+    axes, edges = left.subplots(), np.arange(len(shares) + 1) + 0.5
+    axes.stairs(100 * shares[order], edges, fill=True, color=PALETTE[0])
+    equal = {"linestyle": ":", "label": f"equal shares: 1 / {len(shares)}"}
+    axes.axhline(100 / len(shares), color="black", linewidth=0.8, **equal)
+    title = f"in use: {perplexity(shares):.1f} of {len(shares)} (perplexity)"
+    axes.set(xlabel="pseudo-inputs, most used first", ylabel="share of the test images (%)", title=title)
     axes.set(xlim=edges[[0, -1]], ylim=(0, 115 * shares.max()))
     axes.legend(loc="upper right")
-    rows = {}
-    for name, (images, values) in inputs.items():
-        rows[f"{name} pseudo-inputs"] = images, [percent(value) for value in values]
-        rows[f"{name}: decoded at the means of their posteriors"] = pictures[name], [""] * len(values)
-    draw_ends(right, rows, str)
+    rows, inputs, count = {}, as_numpy(view.model.top_prior.pseudo_inputs), max(1, min(USED, len(shares) // 2))
+    for name, chosen in (("most used", order[:count]), ("least used", order[::-1][:count])):
+        percent = [f"{100 * share:.2g} %" if share >= 1e-4 else "< 0.01 %" for share in shares[chosen]]
+        rows[f"{name} pseudo-inputs"] = inputs[chosen], percent
+        decoded = view.decoded(view.components[chosen])
+        rows[f"{name}: decoded at the means of their posteriors"] = decoded, [""] * count
+    draw_ends(right, rows)
     return figure
 
 
 @style()
-def estimates(counts, curves, exact, caption, note=""):
-    """A figure of estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
+def draw_estimates(view):
+    """Estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
 
-    Args: counts (n,); curves, a dict of the names of proposals to (n, 2), estimates and standard errors in nats; exact,
-    the value that they should approach, or None. The second panel enlarges the end of the first.
+    The second panel enlarges the end of the first.
     """
+    from evaluation.importance import NotFiniteError, log_weights
+
+    images, curves = view.images[:ESTIMATED], {}
+    try:
+        for label, proposal in (("q(z|x)", "posterior"), ("fitted to p(z|x)", "fitted")):
+            curves[label] = by_samples(log_weights(view.model, images, max(COUNTS), view.config.seed, proposal))
+        exact = integrated(view, images)
+    except NotFiniteError as error:
+        message = f"{view.run.path}: log p(x) of test image {error.image} is not finite; the weights are not usable"
+        raise UserError(message) from error
+    first, *others = bands = [mean + np.outer((-2, 2), error) for mean, error in (one.T for one in curves.values())]
     figure = new_figure(8.6, 3.6, layout="constrained")
-    first, *others = curves.values()
-    whole, end = figure.subplots(1, 2)
-    for axes in (whole, end):
-        draw_estimates(axes, counts, curves)
+    for axes in figure.subplots(1, 2):
+        for colour, band, (label, values) in zip(PALETTE, bands, curves.items(), strict=False):
+            axes.fill_between(COUNTS, *band, color=colour, alpha=0.2, linewidth=0)
+            last = f"{decimals(values[-1, 0])} at S = {COUNTS[-1]}"
+            axes.plot(COUNTS, values[:, 0], marker=".", color=colour, label=f"{label}: {last}")
         if exact is not None:
             axes.axhline(exact, color="black", linewidth=0.8, linestyle="--", label=f"quadrature: {decimals(exact)}")
         axes.set(xscale="log", xlabel="samples S per image", ylabel="log p(x) (nats)")
         axes.xaxis.set_major_formatter("{x:g}")
-    start = len(counts) // 2
-    known = [] if exact is None else [exact]
-    limit(whole, [known, *bands([first, *(values[1:] for values in others)])])  # a single draw may be far off
-    limit(end, [known, *bands([values[start:] for values in curves.values()])])
-    end.set_xlim(counts[start] / 1.15, counts[-1] * 1.15)
-    end.set_xticks(counts[start:])
+    (whole, end), start, known = figure.axes, len(COUNTS) // 2, [] if exact is None else [exact]
+    limit(whole, [known, first, *(band[:, 1:] for band in others)])  # a single draw may be far off
+    limit(end, [known, *(band[:, start:] for band in bands)])
+    end.set(xlim=(COUNTS[start] / 1.15, COUNTS[-1] * 1.15), xticks=COUNTS[start:], title=f"from S = {COUNTS[start]} on")
     end.minorticks_off()
-    whole.set_title(f"{caption}\n{note}" if note else caption)
-    end.set_title(f"from S = {counts[start]} on")
+    whole.set_title(f"mean of {len(images)} test images" + f"\n{view.run.note}" * bool(view.run.note))
     whole.legend(loc="lower right", title="bands: ± 2 s.e. of an estimate with S samples", title_fontsize=8)
     return figure
 
 
-def draw_estimates(axes, counts, curves):
-    """A line in a band of two standard errors on either side for each of the curves (n, 2)."""
-    for colour, (label, values) in zip(PALETTE, curves.items(), strict=False):
-        low, high = bands([values])[0].reshape(2, -1)
-        axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
-        last = f"{decimals(values[-1, 0])} at S = {counts[-1]}"
-        axes.plot(counts, values[:, 0], marker=".", color=colour, label=f"{label}: {last}")
+def by_samples(log_w):
+    """Mean over images of the estimate with each of COUNTS samples, and its standard error, from log-weights (N, S).
+
+    Returns (len(COUNTS), 2). The S samples are divided into groups of s, whose mean approaches the expectation of an
+    estimate with s samples. Its error comes from the variance of the groups or, of one group, from the delta method.
+    """
+    from evaluation.importance import Sums
+
+    rows, (n, most) = [], log_w.shape
+    for count in COUNTS:
+        groups = log_w[:, : most // count * count].reshape(n, -1, count)
+        peak = groups.max(axis=2)
+        each = peak + np.log(np.exp(groups - peak[..., None]).mean(axis=2))  # (N, groups)
+        if each.shape[1] > 1:
+            variance = each.var(axis=1, ddof=1)
+        else:
+            variance = Sums.none(n, count).weighed(groups[:, 0], np.ones((n, count), bool)).errors() ** 2
+        rows.append((each.mean(), np.sqrt(variance.sum()) / n))
+    return np.array(rows)
 
 
-def bands(curves):
-    """For each curve (n, 2), values and standard errors: the lower, then the upper ends of its band, (2 n,)."""
-    return [np.concatenate([values[:, 0] - 2 * values[:, 1], values[:, 0] + 2 * values[:, 1]]) for values in curves]
+def integrated(view, images):
+    """The mean log p(x) of images by quadrature; None for more dimensions than it is for, and where it fails."""
+    from evaluation.quadrature import MOST_DIMENSIONS, NotResolvedError, quadrature
+
+    if view.run.latent_dim > MOST_DIMENSIONS:
+        return None
+    with contextlib.suppress(NotResolvedError):
+        return float(quadrature(view.model, images, seed=view.config.seed).log_px.mean())
+    return None

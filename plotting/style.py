@@ -77,11 +77,6 @@ def colours(count):
     return tuple(matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, count)))
 
 
-def percent(share):
-    """A share as a percentage with two digits, or "< 0.01 %"."""
-    return f"{100 * share:.2g} %" if share >= 1e-4 else "< 0.01 %"
-
-
 def decimals(value, digits=2):
     """A number with this many decimals and the minus sign that axes have."""
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

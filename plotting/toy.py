@@ -5,7 +5,6 @@ x = 2 pi (|z| + 2) + noise with z ~ N(0, I) in two dimensions and noise ~ N(0, 1
 
 import math
 import sys
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -21,6 +20,7 @@ from models.networks import GaussianHead
 from models.pixels import Pixels
 from plotting import planes
 from plotting.output import Figure
+from plotting.style import PALETTE, new_figure, style
 
 D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is drawn, a ring of radius 2
 IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000
@@ -58,14 +58,6 @@ class Ring(LatentModel):
         return Pixels(ops.reshape(2 * math.pi * (radius + 2), (*ops.shape(z)[:-1], 1, 1, 1)), 1.0)
 
 
-class Approximation(NamedTuple):
-    """What was fitted to p(z|x0): its name, draws of it (DRAWS, 2), and its bound on log p(x0) in nats."""
-
-    name: str
-    z: np.ndarray
-    bound: float
-
-
 def data(seed=0):
     """x of the example: float32 (IMAGES, 1, 1, 1)."""
     rng = np.random.default_rng(seed)
@@ -74,14 +66,17 @@ def data(seed=0):
 
 
 def fit(name, epochs=EPOCHS, seed=0):
-    """Trains one of CASES and returns its Approximation. Stochastic, a function of `seed`."""
+    """Fits one of CASES to p(z|x0): draws of it (DRAWS, 2), and its bound on log p(x0) in nats.
+
+    Stochastic, a function of `seed`.
+    """
     keras.utils.set_random_seed(seed)
     model = Ring(CASES[name], seed)
     model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=50.0))
     model.fit(data(seed), epochs=epochs, batch_size=BATCH, verbose=0)
     x = np.full((DRAWS, 1, 1, 1), X0, "float32")
     bound = np.mean(model(x).bound, dtype="float64")
-    return Approximation(name, np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound))
+    return np.asarray(model.objective.draw(model, x, model.test_noise)), float(bound)
 
 
 def log_joint(z):
@@ -99,15 +94,34 @@ def log_px():
 
 def draw(output, folder):
     """Trains each of CASES and writes the figure of their draws to the output.Output, by default into `folder`."""
-    approximations = [fit(name) for name in tqdm(CASES, unit="model", disable=not sys.stderr.isatty())]
-    axis = np.linspace(-3.5, 3.5, 401)
-    density = planes.Density(axis, axis, log_joint(np.stack(np.meshgrid(axis, axis), axis=-1)))
-    output.draw(folder, FIGURE, density, approximations, log_px())
+    fitted = {name: fit(name) for name in tqdm(CASES, unit="model", disable=not sys.stderr.isatty())}
+    output.draw(folder, FIGURE, fitted)
+
+
+@style()
+def posteriors(fitted):
+    """p(z|x0), and draws of what was `fitted` to it, by name, with a contour around 95 % of its mass."""
+    density = planes.on_grid(log_joint, np.array([[-3.5, -3.5], [3.5, 3.5]]), 401)
+    columns = math.ceil((1 + len(fitted)) / 2)
+    figure = new_figure(2.4 * columns, 5.4, layout="constrained")
+    limits = {"xlim": density.limits[:, 0], "ylim": density.limits[:, 1], "aspect": "equal"}
+    axes, *others = figure.subplots(2, columns, sharex=True, sharey=True).ravel()
+    axes.imshow(np.exp(density.log_p), extent=density.limits.T.ravel(), origin="lower", cmap="Greys")
+    axes.set(title=f"p(z|x)\nlog p(x) = {log_px():.2f}", **limits)
+    for axes, (name, (z, bound)) in zip(others, fitted.items(), strict=False):
+        axes.plot(*z.T, ".", color=PALETTE[0], markersize=2, alpha=0.4, markeredgewidth=0)
+        planes.draw_levels(axes, density, (0.95,))
+        axes.set(title=f"{name}\nbound {bound:.2f}", **limits)
+    for axes in others[len(fitted) :]:
+        axes.remove()
+    figure.supxlabel("z[0]")
+    figure.supylabel("z[1]")
+    return figure
 
 
 FIGURE = Figure(
     "toy_posteriors",
     "A posterior that is a ring, and draws of its approximations by each bound. Contours hold 95 % of its mass.",
-    planes.posteriors,
+    posteriors,
     stem="{name}",
 )

@@ -53,10 +53,6 @@ class View:
         order = self.examples.T if self.rows else self.examples
         return order[order >= 0][:count]
 
-    def class_name(self, index):
-        """The name of a test image's class; empty where there are no labels."""
-        return self.class_names[self.split.labels[index]] if self.split.labels is not None else ""
-
     def decoded(self, z):
         """Images of latents (..., D), as of LatentModel.decode: (..., H, W, C)."""
         noise = self.noise()
@@ -114,16 +110,7 @@ class View:
         prior = self.model.prior()
         drawn = as_numpy(prior.sample(500, self.noise()))
         limits = planes.window(np.concatenate([self.embedding.z, self.embedding.mean, self.components, drawn]))
-        x, y = np.linspace(*limits, DENSITY).T
-        log_p = in_batches(prior.log_prob, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-        return planes.Density(x, y, log_p.reshape(DENSITY, DENSITY))
-
-    @cached_property
-    def compiled_joint(self):
-        """log p(x, z) as an evaluation.latents.Joint."""
-        from evaluation.latents import Joint
-
-        return Joint(self.model)
+        return planes.on_grid(lambda z: in_batches(prior.log_prob, z), limits, DENSITY)
 
     @cached_property
     def evaluation(self):

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 from made import HISTORY, noise, texts
 
-from plotting import curves, planes, scores, sheets, style
+from experiment import Config
+from plotting import curves, latents, planes, sheets, style
 
 
 def modules_after(code):
@@ -109,12 +110,17 @@ def test_contours_hold_the_stated_mass():
     np.testing.assert_allclose(planes.mass_levels(log_p), expected, atol=0.02)
 
 
+def drawn(**parts):
+    """A View with these parts, as far as a figure of the latent plane asks for them."""
+    return SimpleNamespace(**{"labels": None, "density": None, "components": np.zeros((0, 2))} | parts)
+
+
 def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
     points, labels = noise(60, 2), np.repeat([0, 1, 2], 20)
     line = np.linspace(-1, 2, 30)
     density = planes.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
-    names = ("cat", "dog", "eel")
-    axes = planes.embedding(points, labels, names, ("z[0]", "z[1]"), "caption", density, noise(7, 2)).axes[0]
+    view = drawn(labels=labels, class_names=("cat", "dog", "eel"), density=density, components=noise(7, 2))
+    axes = latents.draw_embedding(view, points).axes[0]
     scatter, contours, components = axes.collections
     shown, palette = np.asarray(scatter.get_offsets()), scatter.get_facecolors()
     colour_of = {tuple(point): tuple(colour) for point, colour in zip(shown, palette, strict=True)}
@@ -123,8 +129,8 @@ def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
         assert len({colour_of[tuple(point)] for point in points[labels == name]}) == 1
     assert not (shown == points).all()
     assert len(contours.get_paths()) == len(planes.SHARES) and len(components.get_offsets()) == 7
-    assert texts(axes.get_legend().get_texts()) == [*names, "prior (50, 80, 95 %)", "7 pseudo-inputs"]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z[0]", "z[1]", "caption")
+    assert texts(axes.get_legend().get_texts()) == ["cat", "dog", "eel", "prior (50, 80, 95 %)", "7 pseudo-inputs"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z[0]", "z[1]", "")
     assert axes.get_xlim() == (-1, 2) and axes.get_ylim() == (-2, 4)
 
 
@@ -132,12 +138,18 @@ def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
     line = np.linspace(-2, 2, 30)
     density = planes.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
     places = np.array([[0.0, 0], [0.01, 0.01], [1, 1], [1.99, 0]])  # the second on the first, the last on the rim
-    means, deviations = noise(7, 2), noise(7, 2) + 0.5
-    thumbnails = places, noise(4, 6, 8, 1)
-    figure = planes.landscape(noise(60, 2), None, (), density, (means, deviations), thumbnails, "caption")
-    axes = figure.axes[0]
+    means, deviations = noise(4, 2), noise(4, 2) + 0.5
+    posterior = SimpleNamespace(mean=means, logvar=2 * np.log(deviations))
+    model = SimpleNamespace(
+        top_prior=SimpleNamespace(pseudo_inputs=noise(4, 6, 8, 1)),
+        posterior=lambda x: SimpleNamespace(at_mean=lambda: posterior),
+    )
+    view = drawn(density=density, components=places, shares=np.array([0.4, 0.3, 0.2, 0.1]), model=model)
+    view.embedding, view.config = SimpleNamespace(mean=noise(60, 2)), Config(prior="vamp")
+    axes = latents.draw_landscape(view).axes[0]
     shading, *pictures = axes.images
-    assert shading.get_array().shape == (30, 30) and axes.get_title("left") == "caption"
+    assert shading.get_array().shape == (30, 30)
+    assert axes.get_title("left") == "pictures: pseudo-inputs, at the means of their posteriors"
     corners = np.array([picture.get_extent() for picture in pictures]).reshape(-1, 2, 2).mean(axis=2)
     np.testing.assert_allclose(corners, places[[0, 2]], atol=1e-9)
     x0, x1, y0, y1 = pictures[0].get_extent()
@@ -148,7 +160,7 @@ def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
     np.testing.assert_allclose(ellipses.get_widths(), 2 * deviations[:, 0], rtol=1e-6)
     assert len(scatter.get_offsets()) == 60
     words = texts(axes.get_legend().get_texts())
-    assert words == ["test images", "prior (50, 80, 95 %)", "7 pseudo-inputs:\nposteriors, 1 sd"]
+    assert words == ["test images", "prior (50, 80, 95 %)", "4 pseudo-inputs:\nposteriors, 1 sd"]
     assert axes.get_xlim() == (-2, 2) and axes.get_ylim() == (-4, 4)
 
 
@@ -164,24 +176,11 @@ def test_names_stand_under_their_tiles_and_below_groups_of_columns():
     assert texts(axes.get_xticklabels()) == ["all"] and axes.get_xticks() == pytest.approx(columns.mean())
 
 
-def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
-    shares = np.array([0.5, 0.3, 0.15, 0.04996, 0.00004])
-    ends = {"most used": (noise(2, 8, 8, 1), shares[:2]), "least used": (noise(2, 8, 8, 1), shares[:-3:-1])}
-    decoded = {name: images / 2 for name, (images, _) in ends.items()}
-    steps, *panels = scores.use(shares, ends, decoded, "caption").axes
-    (stairs,) = steps.patches
-    np.testing.assert_allclose(stairs.get_data().values, 100 * shares)
-    assert steps.get_ylabel() == "share of the test images (%)" and steps.get_title("left") == "caption"
-    words = ["50 %", "30 %", "", "", "< 0.01 %", "5 %", "", ""]
-    assert [axes.get_xlabel() for axes in panels] == words
-    np.testing.assert_array_equal(panels[2].images[0].get_array(), decoded["most used"][0][..., 0])
-
-
 @pytest.mark.parametrize("classes", [None, 1, 10, 40])
 def test_embedding_takes_any_number_of_classes(classes):
     labels = None if classes is None else np.arange(80) % classes
-    names = tuple(f"class {i}" for i in range(classes or 0))
-    figure = planes.embedding(noise(80, 2), labels, names, ("a", "b"))
+    view = drawn(labels=labels, class_names=tuple(f"class {i}" for i in range(classes or 0)))
+    figure = latents.draw_embedding(view, noise(80, 2))
     assert len(figure.axes[0].get_legend().get_texts()) == (classes or 1)
     assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == (classes or 1)
     assert len(style.rendered(figure)) > 5000

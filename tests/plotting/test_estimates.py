@@ -9,8 +9,9 @@ from made import evaluation, keep, small, stub, texts
 
 import experiment
 import plot
+from evaluation.latents import Joint
 from experiment.config import UserError
-from plotting import comparisons, estimates, posteriors, run_figures, style
+from plotting import comparisons, posteriors, run_figures, scores, style
 from plotting.view import View
 
 
@@ -56,7 +57,7 @@ def test_resampled_draws_have_the_moments_of_the_exact_posterior(monkeypatch):
     monkeypatch.setattr(posteriors, "DRAWS", 5000)
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model, run.images = Beside(standard()), lambda name: IMAGES
-    row = posteriors.image_posterior(View(run, "pca"), 4)
+    row = posteriors.image_posterior(View(run, "pca"), 4, Joint(run.model))
     mean = IMAGES[4].reshape(6) @ run.model.to_mean
     (points,) = row.points.values()
     sd = np.exp(run.model.logvar / 2) / 1.5
@@ -66,7 +67,7 @@ def test_resampled_draws_have_the_moments_of_the_exact_posterior(monkeypatch):
     grid = np.exp(row.exact.log_p - row.exact.log_sum()) * np.diff(row.exact.x[:2]) * np.diff(row.exact.y[:2])
     exact = [grid.sum(axis=0) @ row.exact.x, grid.sum(axis=1) @ row.exact.y]
     np.testing.assert_allclose(exact, mean, atol=0.01)
-    assert row.log_px == pytest.approx(exact_log_px(IMAGES[4]), abs=0.01) and row.kl > 0.5
+    assert row.exact.log_sum() == pytest.approx(exact_log_px(IMAGES[4]), abs=0.01) and row.kl > 0.5
     inside = (row.limits[0] < points) & (points < row.limits[1])
     assert inside.mean() > 0.98 and (row.limits[0] < mean).all() and (mean < row.limits[1]).all()
 
@@ -118,7 +119,7 @@ def scored(labels, names, index, log_px, **settings):
 def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
     index, log_px = np.array([2, 23, 0, 5, 7, 10, 4, 1, 13, 16, 20]), -np.array([5.0, 1, 9, 3, 8, 2, 7, 4, 11, 6, 10])
     view = scored(np.arange(24) % 3, ("cat", "dog", "eel"), index, log_px)
-    histogram, boxes, *ends = estimates.draw_likelihood(view).axes
+    histogram, boxes, *ends = scores.draw_likelihood(view).axes
     assert sum(bar.get_height() for bar in histogram.patches) == 11
     assert histogram.get_ylabel() == "test images" and boxes.get_xlabel() == "log p(x) (nats)"
     assert histogram.get_title("left") == "mean \N{MINUS SIGN}6.00 ± 1.00 (test_is_S5_N9)"
@@ -133,7 +134,7 @@ def test_log_px_is_shown_over_all_by_class_and_at_both_ends():
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_log_px_of_few_images_without_classes_is_shown_too(count):
-    figure = estimates.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
+    figure = scores.draw_likelihood(scored(None, (), np.arange(count), np.linspace(-5, -4, count)))
     assert len(figure.axes) == 1 + 2 * max(1, count // 2)
     assert sum(len(axes.images) for axes in figure.axes) == 2 * (count // 2)
     assert len(style.rendered(figure)) > 3000
@@ -152,14 +153,14 @@ def test_no_likelihood_is_drawn_without_a_score_of_these_images(tmp_path, monkey
 def test_estimates_by_groups_have_the_known_mean_and_spread():
     """Log-weights N(m, s^2): the mean of one is m, that of the log of a mean of many comes to m + s^2 / 2."""
     s, rng = 0.5, np.random.default_rng(0)
-    log_w = np.array([-3.0, -1.0])[:, None] + s * rng.normal(size=(2, max(estimates.COUNTS)))
-    values = estimates.by_samples(log_w)
-    assert values.shape == (len(estimates.COUNTS), 2)
+    log_w = np.array([-3.0, -1.0])[:, None] + s * rng.normal(size=(2, max(scores.COUNTS)))
+    values = scores.by_samples(log_w)
+    assert values.shape == (len(scores.COUNTS), 2)
     np.testing.assert_allclose(values[0], [log_w.mean(), s / np.sqrt(2)], rtol=0.05)
     mean, error = values[-1]
     assert abs(mean - (-2 + s**2 / 2)) < 4 * error
     relative = np.sqrt(np.expm1(s**2))  # of a weight's standard deviation to its mean
-    counts = np.array(estimates.COUNTS[3:8])  # of more, there are few groups
+    counts = np.array(scores.COUNTS[3:8])  # of more, there are few groups
     np.testing.assert_allclose(values[3:8, 1], relative / np.sqrt(2 * counts), rtol=0.5)
     assert error == pytest.approx(relative / np.sqrt(2 * 2000), rel=0.15)
     assert (np.diff(values[:6, 0]) > 0).all()
@@ -167,15 +168,13 @@ def test_estimates_by_groups_have_the_known_mean_and_spread():
 
 @pytest.mark.keras
 def test_estimates_rise_to_the_integral_and_those_from_q_later(monkeypatch):
-    monkeypatch.setattr(
-        estimates, "integrated", lambda view, images: np.mean([exact_log_px(image) for image in images])
-    )
+    monkeypatch.setattr(scores, "integrated", lambda view, images: np.mean([exact_log_px(image) for image in images]))
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model, run.images = Beside(standard()), lambda name: IMAGES
-    whole, end = estimates.draw_estimates(View(run, "pca")).axes
+    whole, end = scores.draw_estimates(View(run, "pca")).axes
     q, fitted, integral = whole.lines
     truth = integral.get_ydata()[0]
-    assert whole.get_xscale() == "log" and q.get_xdata().tolist() == list(estimates.COUNTS)
+    assert whole.get_xscale() == "log" and q.get_xdata().tolist() == list(scores.COUNTS)
     assert (whole.get_xlabel(), whole.get_ylabel()) == ("samples S per image", "log p(x) (nats)")
     assert q.get_label().startswith("q(z|x): ") and fitted.get_label().startswith("fitted to p(z|x): ")
     assert len(whole.collections) == len(end.collections) == 2 and "11 test images" in whole.get_title("left")
@@ -187,16 +186,16 @@ def test_estimates_rise_to_the_integral_and_those_from_q_later(monkeypatch):
 
 def test_estimates_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "estimates")
-    monkeypatch.setattr(estimates, "COUNTS", (1, 2, 5, 10))
+    monkeypatch.setattr(scores, "COUNTS", (1, 2, 5, 10))
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run_figures.draw_run(run, plot.Output(tmp_path), "pca")
     assert not list(tmp_path.glob("*.png"))
     run_figures.draw_run(run, plot.Output(tmp_path), "pca", with_costly=True)
     assert len(list(tmp_path.glob("*_estimates.png"))) == 1 and capsys.readouterr().err == ""
     view = View(run, "pca")
-    lines = estimates.draw_estimates(view).axes[0].lines
-    assert lines[-1].get_label() == f"quadrature: {style.decimals(estimates.integrated(view, view.images))}"
-    deep = estimates.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
+    lines = scores.draw_estimates(view).axes[0].lines
+    assert lines[-1].get_label() == f"quadrature: {style.decimals(scores.integrated(view, view.images))}"
+    deep = scores.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
     assert len(deep.axes[0].lines) == 2
 
 
@@ -209,4 +208,4 @@ def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_
     assert not list(tmp_path.glob("*.png")) and "for --network pixel" in capsys.readouterr().err
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
     with pytest.raises(UserError, match="test image 0 is not finite"):
-        estimates.draw_estimates(View(run, "pca"))
+        scores.draw_estimates(View(run, "pca"))
