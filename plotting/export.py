@@ -13,16 +13,13 @@ import experiment
 from plotting.view import View
 from runtime.errors import UserError
 
-REQUIREMENTS = "requirements/export.txt"
-
 
 def check(kind):
     """Raises UserError if files of this kind, or None, cannot be written; the backend must be settled."""
     if kind != "onnx":
         return
     if missing := [name for name in ("tf2onnx", "onnx") if importlib.util.find_spec(name) is None]:
-        needs = f"--export onnx needs {' and '.join(missing)}"
-        raise UserError(f"{needs}: pip install -r {REQUIREMENTS}")
+        raise UserError(f"--export onnx needs {' and '.join(missing)}: pip install -r requirements/export.txt")
     if os.environ["KERAS_BACKEND"] != "tensorflow":
         raise UserError("--export onnx needs TensorFlow: add --backend tensorflow, whatever the run was trained on")
 
@@ -50,10 +47,26 @@ def to_onnx(view, output):
 
     Raises UserError for networks that draw pixel by pixel, which have no such mean.
     """
+    import keras
+
+    class Decoder(keras.Model):  # which is what Keras exports
+        def __init__(self):
+            super().__init__(name="decoder")
+            self.latent_model, self.noise = view.model, keras.random.SeedGenerator(0)  # not used to decode to means
+
+        def call(self, z):
+            return self.latent_model.decode(z, self.noise)
+
     if view.config.is_autoregressive:
         raise UserError(f"{view.run.path} draws pixel by pixel; --export onnx needs a decoder that runs once per image")
-    name = f"{view.config.training_id}_decoder.onnx"
-    output.write(view.run.path / "export", name, lambda: onnx(view.model, view.run.latent_dim))
+    decoder = Decoder()
+    decoder(np.zeros((1, view.run.latent_dim), np.float32))
+    signature = [keras.InputSpec(shape=(None, view.run.latent_dim), dtype="float32", name="z")]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # raised inside Keras, about NumPy
+        path = Path(folder, "decoder.onnx")
+        decoder.export(path, format="onnx", input_signature=signature, verbose=False)
+        output.write(view.run.path / "export", f"{view.config.training_id}_decoder.onnx", path.read_bytes)
 
 
 KINDS = {"npz": to_npz, "onnx": to_onnx}
@@ -64,28 +77,3 @@ def write(runs, output, kind):
     for run in runs:
         fresh = experiment.load(run.path, run.data_dir)  # so that one model at a time is in memory
         KINDS[kind](View(fresh, "pca"), output)
-
-
-def onnx(model, latent_dim):
-    """The bytes of an ONNX file of a LatentModel's decoder, written by Keras."""
-    import keras
-
-    class Decoder(keras.Model):
-        """The decoder as a model, which is what Keras exports."""
-
-        def __init__(self):
-            super().__init__(name="decoder")
-            self.latent_model, self.noise = model, keras.random.SeedGenerator(0)  # which decoding to means does not use
-
-        def call(self, z):
-            """Means of p(x|z): (N, D) -> (N, H, W, C)."""
-            return self.latent_model.decode(z, self.noise)
-
-    decoder = Decoder()
-    decoder(np.zeros((1, latent_dim), np.float32))
-    signature = [keras.InputSpec(shape=(None, latent_dim), dtype="float32", name="z")]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # raised inside Keras, about NumPy
-        path = Path(folder, "decoder.onnx")
-        decoder.export(path, format="onnx", input_signature=signature, verbose=False)
-        return path.read_bytes()

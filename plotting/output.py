@@ -51,28 +51,27 @@ class Output:
             if not os.access(folder, os.W_OK):  # otherwise this would be found out after a minute of drawing
                 raise UserError(f"cannot write {folder}: Permission denied; name another folder with --out")
 
-    def draw(self, default, figure, *arguments, **names):
-        """Writes the Figure of these arguments, as `write` does; `names` are the words in its `stem`."""
+    def draw(self, default, figure, argument, **names):
+        """Writes the Figure of this argument, as `write` does; `names` are the words in its `stem`."""
         name = f"{figure.stem.format(name=figure.name, **names)}.{self.kind}"
-
-        def make():
-            content = style.rendered(figure.draw(*arguments), self.kind)
+        if content := self.write(default, name, lambda: style.rendered(figure.draw(argument), self.kind)):
             self.shown[default].append(Shown(name, figure.caption, content))
-            return content
-
-        self.write(default, name, make)
 
     def write(self, default, name, make):
-        """Writes the bytes that `make()` returns to `name` and prints its path. Raises UserError if it cannot."""
+        """Writes the bytes that `make()` returns to `name`, prints its path and returns them; None if it is there.
+
+        Raises UserError if it cannot.
+        """
         folder = self.folder or default
         if folder / name in self.written:
-            return
+            return None
         content = make()
         with blamed_on(folder / name):
             folder.mkdir(parents=True, exist_ok=True)
             atomic.write(folder / name, content)
         self.written.add(folder / name)
         print(folder / name, flush=True)
+        return content
 
 
 @contextlib.contextmanager

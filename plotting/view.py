@@ -25,23 +25,12 @@ class Embedding(NamedTuple):
     logvar: np.ndarray
 
 
-class Drawing:
-    """A progress bar for networks that draw pixel by pixel, one step a pass; there is none for other networks."""
-
-    bar = None
-
-    def __call__(self, done):
-        if self.bar is None:
-            self.bar = tqdm(desc="drawing pixel by pixel", unit="pass", leave=False, disable=not sys.stderr.isatty())
-        self.bar.update(done)
-
-
 class View:
     """What the figures of a run are drawn from. Each part is computed on first use and kept."""
 
     def __init__(self, run, projection):
         self.run, self.config, self.model = run, run.config, run.model
-        self.projection, self.drawing = projection, Drawing()
+        self.projection = projection
         self.shown = "draw from" if run.config.is_autoregressive else "mean of"
         self.class_names = run.dataset.class_names
         self.images = run.images("test")  # as the model sees them
@@ -55,14 +44,20 @@ class View:
 
     def decoded(self, z):
         """Images of latents (..., D), as of LatentModel.decode: (..., H, W, C)."""
-        noise = self.noise()
-        images = in_batches(lambda part: self.model.decode(part, noise, self.drawing), z.reshape(-1, z.shape[-1]))
+        noise, flat = self.noise(), z.reshape(-1, z.shape[-1])
+        images = in_batches(lambda part: self.model.decode(part, noise, self.progress.update), flat)
         return images.reshape(*z.shape[:-1], *images.shape[1:])
 
     def reconstructed(self, x):
         """Images as of LatentModel.reconstruct for images x (N, H, W, C): the same shape."""
         noise = self.noise()
-        return in_batches(lambda part: self.model.reconstruct(part, noise, self.drawing), x)
+        return in_batches(lambda part: self.model.reconstruct(part, noise, self.progress.update), x)
+
+    @cached_property
+    def progress(self):
+        """A progress bar for networks that draw pixel by pixel, one step a pass; it stays hidden for other networks."""
+        hidden = not (self.config.is_autoregressive and sys.stderr.isatty())
+        return tqdm(desc="drawing pixel by pixel", unit="pass", leave=False, disable=hidden)
 
     def noise(self):
         """A fresh generator of random numbers, from the run's seed."""
@@ -128,7 +123,7 @@ class View:
     @cached_property
     def samples(self):
         """Images decoded from draws of the model's own prior, with the run's seed: (SAMPLES, H, W, C)."""
-        return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.drawing))
+        return as_numpy(self.model.sample(SAMPLES, self.config.seed, self.progress.update))
 
 
 def as_numpy(tensor):
