@@ -9,6 +9,8 @@ from models import networks
 from models.pixels import Bernoulli, DiscretizedLogistic, Pixels
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "leaky_relu")
+MULTIPLICATIONS = 100_000_000  # most per picture that a page computes, which takes one or two tenths of a second
+WEIGHTS = 4_000_000  # most that a page carries: 16 MB, and a third more as text
 
 
 class UnsupportedError(ValueError):
@@ -40,7 +42,13 @@ def decoder_steps(model):
         raise UnsupportedError("the mean of p(x|z) is not the sigmoid of one output per channel")
     translator = Translator()
     steps, _ = translator.steps(model.decoder, (sum(model.sizes),))
-    return DecoderSteps(steps, np.concatenate(translator.weights), translator.multiplications)
+    weights, count = np.concatenate(translator.weights), translator.multiplications
+    if count > MULTIPLICATIONS:
+        said = f"the decoder needs {count:,} multiplications per picture, more than {MULTIPLICATIONS:,}"
+        raise UnsupportedError(said)
+    if len(weights) > WEIGHTS:
+        raise UnsupportedError(f"the decoder has {len(weights):,} weights, more than {WEIGHTS:,}")
+    return DecoderSteps(steps, weights, count)
 
 
 class Translator:
@@ -50,17 +58,15 @@ class Translator:
     """
 
     def __init__(self):
-        self.weights, self.size, self.multiplications = [], 0, 0
+        self.weights, self.multiplications = [], 0
 
     def steps(self, layer, shape):
-        """Translates a layer for inputs of this shape."""
         for kind, translate in TRANSLATIONS.items():
             if isinstance(layer, kind):
                 return translate(self, layer, shape)
         raise UnsupportedError(f"the page does not support the layer {type(layer).__name__}")
 
     def chain(self, chained, shape):
-        """Translates layers that follow one another."""
         steps = []
         for layer in chained:
             more, shape = self.steps(layer, shape)
@@ -72,22 +78,18 @@ class Translator:
         self.multiplications += kernel.size  # once: no Dense of our decoders is applied to more than a vector
         return [{"kind": "dense"} | self._stored(layer, kernel)], (layer.units,)
 
-    def transposed_convolution(self, layer, shape):
-        kernel = ops.convert_to_numpy(layer.kernel).swapaxes(-1, -2)  # Keras has (k, k, units, inputs)
-        return self._convolution(layer, kernel, shape)
-
     def convolution(self, layer, shape):
-        """Translates a convolution into the transposed convolution with the mirrored kernel."""
-        if set(layer.strides) != {1} or any(side % 2 == 0 for side in layer.kernel_size):
+        """Translates a transposed convolution, or another one into that with the mirrored kernel."""
+        kernel = ops.convert_to_numpy(layer.kernel)
+        if isinstance(layer, layers.Conv2DTranspose):
+            kernel = kernel.swapaxes(-1, -2)  # Keras has (k, k, units, inputs)
+        elif set(layer.strides) != {1} or any(side % 2 == 0 for side in layer.kernel_size):
             raise UnsupportedError("the page supports no convolution with a stride or an even kernel")
-        return self._convolution(layer, ops.convert_to_numpy(layer.kernel)[::-1, ::-1], shape)
-
-    def _convolution(self, layer, kernel, shape):
-        """The step of a transposed convolution with this kernel (k, k, inputs, units)."""
+        else:
+            kernel = kernel[::-1, ::-1]
         if layer.padding != "same" and layer.kernel_size != (1, 1):  # 1 x 1 needs no padding
             raise UnsupportedError(f"the page supports no convolution with padding {layer.padding}")
-        height, width, _ = shape
-        stride = layer.strides[0]
+        (height, width, _), stride = shape, layer.strides[0]
         self.multiplications += height * width * kernel.size
         step = {"kind": "conv", "height": height, "width": width, "kernel": kernel.shape[0], "stride": stride}
         return [step | self._stored(layer, kernel)], (height * stride, width * stride, kernel.shape[-1])
@@ -96,12 +98,10 @@ class Translator:
         """Stores a layer's kernel (..., inputs, units) and bias; returns what its step says of them."""
         if (name := layer.activation.__name__) not in ACTIVATIONS:
             raise UnsupportedError(f"the page does not support the activation {name}")
-        at = self.size
-        for values in (kernel, ops.convert_to_numpy(layer.bias)):
-            self.weights.append(values.astype(np.float32).ravel())
-            self.size += values.size
         inputs, units = kernel.shape[-2:]
-        return {"inputs": inputs, "units": units, "at": at, "activation": name}
+        step = {"inputs": inputs, "units": units, "at": sum(map(len, self.weights)), "activation": name}
+        self.weights += [values.astype(np.float32).ravel() for values in (kernel, ops.convert_to_numpy(layer.bias))]
+        return step
 
     def gated(self, layer, shape):
         (linear,), after = self.steps(layer.linear, shape)
@@ -115,8 +115,7 @@ class Translator:
 
 
 TRANSLATIONS = {  # the first kind that a layer is an instance of applies
-    layers.Conv2DTranspose: Translator.transposed_convolution,
-    layers.Conv2D: Translator.convolution,
+    (layers.Conv2DTranspose, layers.Conv2D): Translator.convolution,
     layers.Dense: Translator.dense,
     layers.Reshape: lambda self, layer, shape: ([], tuple(layer.target_shape)),
     networks.Gated: Translator.gated,

@@ -1,9 +1,8 @@
 """One HTML file for exploring the latents of runs: Python writes the data into it, its script decodes and draws.
 
-decoder.js computes the decoder from decoder_steps.py's list of steps. No library does, because ONNX Runtime Web would
-add 14 MB to each page and TensorFlow.js 1.5 MB; neither comes with pip; and TensorFlow.js has only half precision on
-the GPUs of phones. The script is small and complete, so the page's Content-Security-Policy forbids all requests and all
-other scripts. It draws plots on a canvas, where Bokeh and Plotly would add 1 to 4 MB.
+decoder.js computes the decoder from decoder_steps.py's list of steps. No library does: ONNX Runtime Web would add 14 MB
+to each page and TensorFlow.js 1.5 MB, Bokeh or Plotly 1 to 4 MB for the plots; none comes with pip, and TensorFlow.js
+has only half precision on phones. So the page's Content-Security-Policy can forbid all requests and other scripts.
 """
 
 import base64
@@ -37,8 +36,6 @@ EXAMPLES = 10  # test images above the panels, of different classes where there 
 PSEUDO_INPUTS = 500  # at most
 DRAWS = 6  # from the posterior of each pseudo-input
 SLIDERS = 50  # at most
-MULTIPLICATIONS = 100_000_000  # most per picture that a page computes, which takes one or two tenths of a second
-WEIGHTS = 4_000_000  # most that a page carries: 16 MB, and a third more as text
 GRID = 32  # pictures along each axis of the plane where Python decodes them
 
 
@@ -67,15 +64,15 @@ def refused(run):
     return ""
 
 
-# ---------------------------------------------------------------------------------------------- one run
-
-
 def panel(view, label):
     """What the page shows of the run of a View, as a dict for JSON. The page calls the run `label`."""
-    plane = Plane(view)
-    decoder, reason = exported(view)
-    grid = None if decoder else decoded_grid(view, plane)
-    chosen = points(view)
+    from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
+
+    plane, chosen = Plane(view), points(view)
+    try:
+        decoder, grid, reason = decoder_steps(view.model), None, ""
+    except UnsupportedError as error:
+        decoder, grid, reason = None, decoded_grid(view, plane), str(error)
     return {
         "label": label,
         "facts": facts(view, len(chosen), decoder, grid, reason),
@@ -109,7 +106,13 @@ class Plane:
         self.caption, self.names = "", [names_of(view)[0], "random height"] if dim == 1 else names_of(view)[:2]
         self.centre, self.basis = np.zeros(dim, np.float32), np.eye(2, dim, dtype=np.float32)
         if dim > 2 and len(means) > 1 and np.ptp(means, axis=0).any():
-            self._find_components(means)
+            from sklearn.decomposition import PCA
+
+            fitted = PCA(2).fit(means)
+            self.centre, self.basis = fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32)
+            shares = enumerate(100 * fitted.explained_variance_ratio_, 1)
+            self.names = [f"principal component {number} ({share:.0f} %)" for number, share in shares]
+            self.caption = "principal components of the posterior means, with their shares of the variance"
         self.of_images, self.of_components = self.of(means), self.of(view.components)
         if dim == 1:
             rng = np.random.default_rng(0)
@@ -117,15 +120,6 @@ class Plane:
                 coordinates[:, 1] = rng.uniform(size=len(coordinates))
         held = [] if view.density is None else [view.density.held(max(planes.SHARES))]
         self.limits = squared(planes.window(np.concatenate([self.of_images, self.of_components, *held])))
-
-    def _find_components(self, means):
-        from sklearn.decomposition import PCA
-
-        fitted = PCA(2).fit(means)
-        self.centre, self.basis = fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32)
-        shares = 100 * fitted.explained_variance_ratio_
-        self.names = [f"principal component {number} ({share:.0f} %)" for number, share in enumerate(shares, 1)]
-        self.caption = "principal components of the posterior means, with their shares of the variance"
 
     def of(self, z):
         """The coordinates of latents (..., D): (..., 2)."""
@@ -171,16 +165,17 @@ def images(view, chosen):
     """The chosen test images as the model sees them, and their classes. "examples" are positions in this choice."""
     from matplotlib.colors import to_hex
 
-    labels = None if view.split.labels is None else view.split.labels[chosen]
-    names = view.class_names if labels is not None else ("test images",)
+    labels, names = view.split.labels, view.class_names
+    if labels is None:
+        labels, names = np.zeros(len(view.images), int), ("test images",)
     return {
         "name": view.config.source.name,
         "data_set": f"{view.config.source.name}{view.config.likelihood_tag}",
         "sprite": sprite(view.images[chosen]),
         "shape": list(view.run.image_shape),
         "index": chosen.tolist(),
-        "labelled": labels is not None,
-        "labels": [0] * len(chosen) if labels is None else labels.tolist(),
+        "labelled": view.split.labels is not None,
+        "labels": labels[chosen].tolist(),
         "classes": list(names),
         "colours": [to_hex(colour) for colour in colours(len(names))],
         "examples": np.searchsorted(chosen, examples(view)).tolist(),
@@ -229,21 +224,6 @@ def pseudo_inputs(view, plane, decoder):
     }
 
 
-def exported(view):
-    """The DecoderSteps for the page and an empty text, or None and the reason why the page cannot compute it."""
-    from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
-
-    try:
-        decoder = decoder_steps(view.model)
-    except UnsupportedError as error:
-        return None, str(error)
-    if (number := decoder.multiplications) > MULTIPLICATIONS:
-        return None, f"the decoder needs {number:,} multiplications per picture, more than {MULTIPLICATIONS:,}"
-    if len(decoder.weights) > WEIGHTS:
-        return None, f"the decoder has {len(decoder.weights):,} weights, more than {WEIGHTS:,}"
-    return decoder, ""
-
-
 def decoded_grid(view, plane):
     """Pictures decoded at `side` x `side` points of the plane, row by row from the lowest."""
     side = max(2, min(GRID, math.isqrt(MOST_PIXELS // math.prod(view.run.image_shape))))
@@ -268,19 +248,13 @@ def facts(view, count, decoder, grid, reason):
     return sentences
 
 
-# ---------------------------------------------------------------------------------------------- the file
-
-
 def packed(values):
     """An array as base64 of little-endian float32."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def sprite(pictures):
-    """Pictures (N, H, W, C) in [0, 1] as one PNG, `columns` in a row, and what the page needs to cut them out again.
-
-    C is 1 or 3. The result is no dict, so that `page` can tell it from one.
-    """
+    """Pictures (N, H, W, 1 or 3) in [0, 1] as one PNG, and what the page needs to cut them out again."""
     count, height, width, channels = pictures.shape
     columns = math.isqrt(count - 1) + 1
     sheet = in_rows(pictures, columns).swapaxes(1, 2).reshape(-1, columns * width, channels)
@@ -288,15 +262,14 @@ def sprite(pictures):
     buffer = io.BytesIO()
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, "PNG", optimize=True)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return SimpleNamespace(url=url, count=count, columns=columns, height=height, width=width)
+    return SimpleNamespace(url=url, count=count, columns=columns, height=height, width=width)  # no dict, see `page`
 
 
 def page(panels, title):
     """The bytes of the HTML file. Its Content-Security-Policy allows this script and this style only."""
     sprites = {}
 
-    def key_of(sprite):
-        """A key in the place of a sprite, which runs on the same images share."""
+    def key_of(sprite):  # runs on the same images share it
         key = hashlib.sha256(sprite.url.encode()).hexdigest()[:16]
         sprites[key] = vars(sprite)
         return key
@@ -317,7 +290,7 @@ def checksum(text):
 
 
 def write_explorer(runs, output):
-    """Writes the page of these runs, into the figures/ of a single one or else beside the runs; returns 0."""
+    """Writes the page of these runs, into the figures/ of a single one or else beside the runs."""
     first, alone = runs[0], len(runs) == 1
     folder = first.path if alone else Path(os.path.normpath(first.path / os.pardir))
     name = first.config.training_id if alone else "_".join(sorted({one.config.source.name for one in runs}))
@@ -325,4 +298,3 @@ def write_explorer(runs, output):
     title = f"Latents of {name if alone else f'{len(runs)} runs'}"
     panels = [panel(View(runs.pop(0), "pca"), label) for label in labels]  # one model at a time is in memory
     output.write(folder / "figures", f"{name}_explore.html", lambda: page(panels, title))
-    return 0

@@ -204,7 +204,7 @@ def test_the_pointer_is_where_the_axes_say(driver, tmp_path):
 
 @pytest.mark.browser
 def test_a_grid_is_interpolated_between_pictures(driver, tmp_path, monkeypatch):
-    monkeypatch.setattr("plotting.explorer.page.MULTIPLICATIONS", 100)
+    monkeypatch.setattr("plotting.explorer.decoder_steps.MULTIPLICATIONS", 100)
     monkeypatch.setattr("plotting.explorer.page.GRID", 6)
     view = view_of((8, 8, 1), latent_dim=3)
     page = Page(driver, written(view, tmp_path))

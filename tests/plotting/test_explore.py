@@ -140,7 +140,7 @@ def test_shown_images_are_some_of_all_with_one_of_each_class(monkeypatch):
 
 @pytest.mark.parametrize("dim", [1, 2, 4])
 def test_a_decoder_that_is_not_for_a_page_is_a_grid_of_pictures(monkeypatch, dim):
-    monkeypatch.setattr(page, "MULTIPLICATIONS", 100)
+    monkeypatch.setattr("plotting.explorer.decoder_steps.MULTIPLICATIONS", 100)
     monkeypatch.setattr(page, "GRID", 5)
     view = view_of((8, 8, 1), latent_dim=dim)
     made = page.panel(view, "mine")
