@@ -123,24 +123,24 @@ def draw_curves(members):
 
 
 def draw_seeds(axes, number, label, members, column):
-    """Draws the mean of a column over seeds, for the epochs that all have, its band, and a dot for each seed.
+    """Draws the mean of a column over seeds, for the epochs that all have, its band, and the kept epoch of each seed.
 
-    A dot marks the kept epoch of its seed, at that seed's own value. Returns the values (n,) that should be visible:
-    all but the first tenth.
+    Returns the values (n,) that should be visible: all but the first tenth.
     """
     colour, dash = line_of(number)
     length = min(len(one.history[column]) for one in members)
     values = np.stack([one.history[column][:length] for one in members])
     epochs, mean = members[0].history["epoch"][:length], values.mean(axis=0)
-    spread = values.std(axis=0, ddof=1) if len(members) > 1 else np.zeros(length)
+    spread = values.std(axis=0, ddof=1) if len(members) > 1 else 0.0
+    low, high = mean - spread, mean + spread
     if len(members) > 1:
-        axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
     curves.draw_curve(axes, epochs, mean, color=colour, linestyle=dash, label=label)
     dots = [one.history[column][one.best] for one in members]
     for one, value in zip(members, dots, strict=True):
         dot = {"color": colour, "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot(one.history["epoch"][one.best], value, "o", **dot)
-    return np.concatenate([(mean - spread)[length // 10 :], (mean + spread)[length // 10 :], dots])
+    return np.concatenate([low[length // 10 :], high[length // 10 :], dots])
 
 
 def draw_priors(members):

@@ -21,7 +21,7 @@ def draw_input(view):
 
 
 def draw_reconmanifold(view):
-    index = columns_of(view.examples) if view.rows else view.examples[:OF_CLASS]  # (rows, columns)
+    index = evenly(view.examples)[:, :OF_CLASS].T if view.rows else view.examples[:OF_CLASS]  # (rows, columns)
     copies = view.reconstructed(view.images[index.ravel()]).reshape(*index.shape, *view.images.shape[1:])
     copies[index < 0] = np.nan
     grid, words, caption = sheets.alternating(picked(view.images, index), copies), (), ""
@@ -34,18 +34,13 @@ def draw_reconmanifold(view):
     return sheets.sheet(grid, caption, columns=columns, words=words, row_breaks=range(2, len(grid), 2))
 
 
-def columns_of(examples):
-    """The first OF_CLASS images of at most PER_CLASS classes, from `View.examples`: (OF_CLASS, classes)."""
-    return evenly(examples)[:, :OF_CLASS].T
-
-
 def draw_samples(view):
     return sheets.sheet(sheets.in_rows(view.samples, 10), f"{SAMPLES} samples: {view.shown} p(x|z), z from the prior")
 
 
 def draw_pseudoinputs(view):
     inputs = as_numpy(view.model.top_prior.pseudo_inputs)
-    chosen = evenly(np.arange(len(inputs)), min(len(inputs), PSEUDO_INPUTS))
+    chosen = evenly(range(len(inputs)), PSEUDO_INPUTS)
     images = view.decoded(view.components[chosen])
     grid = sheets.alternating(sheets.in_rows(inputs[chosen], 10), sheets.in_rows(images, 10))
     caption = f"{len(chosen)} of {len(inputs)} pseudo-inputs, each above the image decoded at its posterior's mean"
@@ -62,7 +57,7 @@ def draw_layers(view):
     from keras import ops
 
     images, names = view.images[view.spread(PER_CLASS)], view.config.layers
-    kept = evenly(np.arange(len(names) + 1), min(len(names), 10) + 1)[::-1]
+    kept = evenly(range(len(names) + 1), 11)[::-1]
     rows = [view.decoded(as_numpy(view.model.mixed(ops.convert_to_tensor(images), int(k), view.noise()))) for k in kept]
     caption = "test images; layers down to the named one are inferred from them, the others drawn from the prior"
     lowest = [f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept]
@@ -84,7 +79,7 @@ def draw_contexts(view):
 def draw_denoising(view):
     prior = view.model.top_prior.distribution()
     steps = prior.walk(CONTEXTS, view.noise())
-    chosen = evenly(np.arange(len(steps)), INSTANTS)
+    chosen = evenly(range(len(steps)), INSTANTS)
     pictures = np.stack([as_numpy(view.model.context.picture(steps[k])) for k in chosen], axis=1)
     times = [f"{max(0, 1 - k / prior.steps):.2g}" for k in chosen[:-1]]
     caption = "pseudo-inputs drawn by diffusion, as pictures of u(t) / alpha(t)"

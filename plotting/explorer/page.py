@@ -24,7 +24,7 @@ from PIL import Image
 from plotting import comparisons, planes
 from plotting.sheets import in_rows
 from plotting.style import colours
-from plotting.view import View
+from plotting.view import View, evenly
 from runtime.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -155,10 +155,7 @@ def points(view):
 
 def examples(view):
     """Indices of at most EXAMPLES test images, one of each class; where there are no classes, evenly spaced ones."""
-    if view.rows:
-        return np.sort(view.spread(EXAMPLES))
-    total = len(view.embedding.mean)
-    return np.linspace(0, total - 1, min(EXAMPLES, total)).round().astype(int)
+    return np.sort(view.spread(EXAMPLES)) if view.rows else evenly(range(len(view.embedding.mean)), EXAMPLES)
 
 
 def images(view, chosen):
@@ -208,8 +205,8 @@ def pseudo_inputs(view, plane, decoder):
 
     inputs = ops.convert_to_numpy(view.model.top_prior.pseudo_inputs)
     fitting = MOST_LATENTS // ((DRAWS + 1) * view.run.latent_dim)
-    count = max(1, min(PSEUDO_INPUTS, len(inputs), fitting, MOST_PIXELS // inputs[0].size))
-    chosen = np.linspace(0, len(inputs) - 1, count).round().astype(int)
+    count = max(1, min(PSEUDO_INPUTS, fitting, MOST_PIXELS // inputs[0].size))
+    chosen = evenly(range(len(inputs)), count)
     drawn = view.model.posterior(ops.convert_to_tensor(inputs[chosen])).sample(DRAWS, view.noise())
     draws = ops.convert_to_numpy(drawn).swapaxes(0, 1)  # (K, DRAWS, D)
     return {

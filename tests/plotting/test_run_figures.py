@@ -16,7 +16,7 @@ import models
 import plot
 from experiment.config import UserError
 from plotting import comparisons, latents, run_figures, scores, sheets, style
-from plotting.view import View, examples, picked
+from plotting.view import View, evenly, examples, picked
 
 VAMP = {"latent_dim": 3, "prior": "vamp"}
 HVAE = {"latent_dim": 5, "model": "hvae", "prior": "vamp"}
@@ -52,9 +52,12 @@ def test_the_latent_grid_runs_to_the_right_and_upward():
 
 def test_columns_are_classes_at_most_ten_of_them():
     examples = np.arange(370).reshape(37, 10)
-    found = run_figures.columns_of(examples)
-    assert found.shape == (4, 10) and found[:, 0].tolist() == [0, 1, 2, 3] and found[0, -1] == 360
-    assert run_figures.columns_of(examples[:3])[0].tolist() == [0, 10, 20]
+    found = evenly(examples)
+    assert found.shape == (10, 10) and found[0, :4].tolist() == [0, 1, 2, 3] and found[-1, 0] == 360
+    assert evenly(examples[:3])[:, 0].tolist() == [0, 10, 20]
+    view = View(stub((8, 8, 1), np.arange(24) % 12, tuple("abcdefghijkl"), latent_dim=2), "pca")
+    axes = run_figures.draw_reconmanifold(view).axes[0]
+    assert len(axes.get_xticks()) == 10 and len(axes.get_yticks()) == 8
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
@@ -214,7 +217,7 @@ def test_posteriors_of_pseudo_inputs_are_ellipses_of_one_standard_deviation(view
 
 def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
     view = View(views["standard2"].run, "pca")
-    index = run_figures.columns_of(view.examples)
+    index = view.examples[:, : run_figures.OF_CLASS].T
     bare = run_figures.draw_reconmanifold(view).axes[0]
     assert not bare.texts and [label.strip() for label in texts(bare.get_xticklabels())] == list("0123456789")
     view = View(view.run, "pca")
