@@ -7,12 +7,8 @@ from plotting.style import PALETTE, decimals, new_figure, style
 
 @style()
 def losshistory(view):
-    """A figure of ELBO, rate and distortion of training and validation by epoch, with the best epoch marked.
-
-    Where another bound was trained, it comes first.
-    """
     history = view.run.history
-    names = ("bound",) * ("val_bound" in history) + ("elbo", "rate", "distortion")
+    names = ("bound",) * ("val_bound" in history) + ("elbo", "rate", "distortion")  # what was trained comes first
     figure = new_figure(3 * len(names), 3, layout="constrained")
     best = int(np.argmax(history[f"val_{names[0]}"]))
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
@@ -32,7 +28,6 @@ def losshistory(view):
 
 @style()
 def layerrates(view):
-    """A figure of the rate of each layer by epoch, and in the last epoch as bars."""
     import matplotlib
 
     history, names = view.run.history, view.config.layers

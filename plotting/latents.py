@@ -46,8 +46,7 @@ def grid_axes(view):
 
 def latent_grid(values):
     """Latents on a grid from D <= 2 rising axes (D, n), the first to the right, the second upward: (n or 1, n, D)."""
-    second = values[1:] if len(values) == 2 else np.zeros((1, 1))
-    columns, rows = np.meshgrid(values[0], second[0, ::-1])
+    columns, rows = np.meshgrid(values[0], values[1, ::-1] if len(values) == 2 else 0.0)
     return np.stack([columns, rows], axis=-1)[..., : len(values)]
 
 
@@ -129,7 +128,6 @@ def draw_embedding_mean(view):
 
 @style()
 def draw_landscape(view):
-    """The posterior means over the prior's density, the posteriors of pseudo-inputs, and pictures at their latents."""
     means = view.embedding.mean
     if view.config.has_pseudo_inputs:
         pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
@@ -203,10 +201,7 @@ def pca(points, reference):
 
 
 def tsne(points, reference):
-    """Points (N, D) embedded jointly by t-SNE, which is slow: (N, 2), axis names, caption.
-
-    If there are more points than reference points (M, D), the others are pseudo-inputs.
-    """
+    """Points (N, D) embedded jointly by t-SNE, which is slow; those beyond the M of `reference` are pseudo-inputs."""
     from sklearn.manifold import TSNE
 
     fitted = TSNE(2, perplexity=min(30, (len(points) - 1) / 3), random_state=0)

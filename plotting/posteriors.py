@@ -36,7 +36,6 @@ class ImagePosterior(NamedTuple):
 
 @style()
 def draw_posterior(view):
-    """A row for each of some images: the image, then p(z|x), q(z|x) and points in the same window."""
     from matplotlib.lines import Line2D
 
     from evaluation.latents import Joint
@@ -136,18 +135,13 @@ def located(log_p, boxes):
 
 
 def counting(grids):
-    """The limits (2, 2) of all that is not NEGLIGIBLE on these grids, as of `reach`."""
-    peak = max(grid.log_p.max() for grid in grids)
-    ends = []
-    for grid in grids:
-        counts = grid.log_p > peak - NEGLIGIBLE
-        if counts.any():
-            ends.append(np.transpose([reach(grid.x, counts.any(axis=0)), reach(grid.y, counts.any(axis=1))]))
-    return np.stack([np.min(ends, axis=(0, 1)), np.max(ends, axis=(0, 1))])
-
-
-def reach(values, counts):
-    """Limits around the rising values (n,) that count: one point wider or, at the end of the grid, twice its length."""
-    first, last = np.flatnonzero(counts)[[0, -1]]
-    step, far = values[1] - values[0], 2 * (values[-1] - values[0])  # so that distant mass is reached quickly
-    return values[first] - (far if first == 0 else step), values[last] + (far if last == len(values) - 1 else step)
+    """Limits (2, 2) around all that is not NEGLIGIBLE on these grids: one point wider or, at a rim, much wider."""
+    lowest, ends = max(grid.log_p.max() for grid in grids) - NEGLIGIBLE, []
+    for x, y, log_p in grids:
+        counts = np.argwhere(log_p.T > lowest)  # indices along x and y
+        if len(counts):
+            values, first, last = np.stack([x, y]), counts.min(axis=0), counts.max(axis=0)
+            step, far = values[:, 1] - values[:, 0], 2 * np.ptp(values, axis=1)
+            ends.append(values[[0, 1], first] - np.where(first == 0, far, step))
+            ends.append(values[[0, 1], last] + np.where(last == len(x) - 1, far, step))
+    return np.stack([np.min(ends, axis=0), np.max(ends, axis=0)])

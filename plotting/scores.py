@@ -40,7 +40,6 @@ def draw_ends(figure, ends):
 
 @style()
 def draw_likelihood(view):
-    """The distribution of log p(x): a histogram, a box for each class, and the images at both ends."""
     stored, log_px = view.evaluation, view.evaluation.log_px
     labels = [] if view.split.labels is None else view.split.labels[stored.index]
     present = np.unique(labels)
@@ -78,7 +77,6 @@ def draw_boxes(axes, groups, names):
 
 @style()
 def draw_pseudouse(view):
-    """The share of the images that each pseudo-input stands for, with the most and the least used ones."""
     from evaluation.latents import perplexity
 
     shares, order = view.shares, np.argsort(-view.shares, kind="stable")
@@ -104,10 +102,6 @@ def draw_pseudouse(view):
 
 @style()
 def draw_estimates(view):
-    """Estimates of log p(x) by the number of samples, in bands of two standard errors on either side.
-
-    The second panel enlarges the end of the first.
-    """
     from evaluation.importance import NotFiniteError, log_weights
 
     images, curves = view.images[:ESTIMATED], {}
@@ -129,7 +123,7 @@ def draw_estimates(view):
             axes.axhline(exact, color="black", linewidth=0.8, linestyle="--", label=f"quadrature: {decimals(exact)}")
         axes.set(xscale="log", xlabel="samples S per image", ylabel="log p(x) (nats)")
         axes.xaxis.set_major_formatter("{x:g}")
-    (whole, end), start, known = figure.axes, len(COUNTS) // 2, [] if exact is None else [exact]
+    (whole, end), start, known = figure.axes, len(COUNTS) // 2, [] if exact is None else [exact]  # end enlarges whole
     limit(whole, [known, first, *(band[:, 1:] for band in others)])  # a single draw may be far off
     limit(end, [known, *(band[:, start:] for band in bands)])
     end.set(xlim=(COUNTS[start] / 1.15, COUNTS[-1] * 1.15), xticks=COUNTS[start:], title=f"from S = {COUNTS[start]} on")

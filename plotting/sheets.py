@@ -12,8 +12,7 @@ WRITTEN = round(1.5 * TILE_TEXT * DPI / 72)  # pixels of a break with such words
 
 def in_rows(images, columns):
     """Images (N, H, W, C) in rows of `columns`, the last row filled with NaN: (rows, columns, H, W, C)."""
-    missing = -len(images) % columns
-    padded = np.concatenate([images, np.full((missing, *images.shape[1:]), np.nan, images.dtype)])
+    padded = np.pad(images, [(0, -len(images) % columns), (0, 0), (0, 0), (0, 0)], constant_values=np.nan)
     return padded.reshape(-1, columns, *images.shape[1:])
 
 

@@ -119,9 +119,5 @@ def posteriors(fitted):
     return figure
 
 
-FIGURE = Figure(
-    "toy_posteriors",
-    "A posterior that is a ring, and draws of its approximations by each bound. Contours hold 95 % of its mass.",
-    posteriors,
-    stem="{name}",
-)
+FIGURE = Figure("toy_posteriors", "A posterior that is a ring, and draws of its approximations by each bound. Contours "
+                "hold 95 % of its mass.", posteriors, stem="{name}")  # fmt: skip

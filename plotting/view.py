@@ -147,16 +147,11 @@ def examples(labels, num_images, class_names):
     Indices are -1 where a class has fewer images; a class without any has no row. Without labels there are no names,
     and at most PER_CLASS rows of the first images.
     """
-    if labels is None:
-        count = min(num_images, PER_CLASS**2)
-        index = np.arange(count + -count % PER_CLASS).reshape(-1, PER_CLASS)
-        return np.where(index < count, index, -1), ()
-    present = np.unique(labels)
-    rows = np.full((len(present), PER_CLASS), -1)
-    for row, label in zip(rows, present, strict=True):
-        found = np.flatnonzero(labels == label)[:PER_CLASS]
-        row[: len(found)] = found
-    return rows, tuple(class_names[label] for label in present)
+    present = () if labels is None else np.unique(labels)
+    found = [np.flatnonzero(labels == label)[:PER_CLASS] for label in present]
+    found = found or [np.arange(min(num_images, PER_CLASS**2))]
+    rows = [np.pad(one, (0, -len(one) % PER_CLASS), constant_values=-1) for one in found]
+    return np.concatenate(rows).reshape(-1, PER_CLASS), tuple(class_names[label] for label in present)
 
 
 def picked(images, index):
