@@ -128,6 +128,8 @@ def draw_embedding_mean(view):
 
 @style()
 def draw_landscape(view):
+    from matplotlib.collections import EllipseCollection
+
     means = view.embedding.mean
     if view.config.has_pseudo_inputs:
         pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
@@ -145,20 +147,15 @@ def draw_landscape(view):
     axes.plot([], [], color="black", linewidth=0.7, label=PRIOR)
     if view.config.has_pseudo_inputs and view.config.posterior == "gaussian":
         centre = view.model.posterior(view.model.top_prior.pseudo_inputs).at_mean()
-        draw_ellipses(axes, as_numpy(centre.mean), np.exp(as_numpy(centre.logvar) / 2))
+        sizes = 2 * np.exp(as_numpy(centre.logvar) / 2).T  # one standard deviation to each side
+        width, alpha = (0.7, 1.0) if sizes.shape[1] <= 100 else (0.5, 0.6)
+        options = {"units": "xy", "offset_transform": axes.transData, "offsets": as_numpy(centre.mean)}
+        options |= {"facecolors": "none", "edgecolors": ELLIPSE, "linewidths": width, "alpha": alpha}
+        axes.add_collection(EllipseCollection(*sizes, np.zeros(sizes.shape[1]), **options))
         axes.plot([], [], color=ELLIPSE, label=f"{len(view.components)} pseudo-inputs:\nposteriors, 1 sd")
     draw_thumbnails(axes, *thumbnails)
     draw_legend(axes)
     return figure
-
-
-def draw_ellipses(axes, means, deviations):
-    """An ellipse of one standard deviation around each mean (K, 2)."""
-    from matplotlib.collections import EllipseCollection
-
-    options = {"units": "xy", "offset_transform": axes.transData, "facecolors": "none", "edgecolors": ELLIPSE}
-    options |= {"linewidths": 0.7, "alpha": 1.0} if len(means) <= 100 else {"linewidths": 0.5, "alpha": 0.6}
-    axes.add_collection(EllipseCollection(*2 * deviations.T, np.zeros(len(means)), offsets=means, **options))
 
 
 def draw_thumbnails(axes, places, images):

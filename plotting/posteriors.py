@@ -53,8 +53,8 @@ def draw_posterior(view):
         top.set_title(f"{name}\n{top.get_title('left')}")
         bottom.set_xlabel("z[0]")
     figure.align_ylabels(grid[:, 1])
-    labels = {"solid": f"{PERCENT} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
-    lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in labels.items()]
+    legend = {"solid": f"{PERCENT} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
+    lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in legend.items()]
     figure.legend(handles=lines, loc="outside lower right", ncols=2)
     return figure
 
@@ -138,7 +138,7 @@ def counting(grids):
     """Limits (2, 2) around all that is not NEGLIGIBLE on these grids: one point wider or, at a rim, much wider."""
     lowest, ends = max(grid.log_p.max() for grid in grids) - NEGLIGIBLE, []
     for x, y, log_p in grids:
-        counts = np.argwhere(log_p.T > lowest)  # indices along x and y
+        counts = np.argwhere(log_p > lowest)[:, ::-1]  # indices along x and y
         if len(counts):
             values, first, last = np.stack([x, y]), counts.min(axis=0), counts.max(axis=0)
             step, far = values[:, 1] - values[:, 0], 2 * np.ptp(values, axis=1)

@@ -158,8 +158,7 @@ def integrated(view, images):
     """The mean log p(x) of images by quadrature; None for more dimensions than it is for, and where it fails."""
     from evaluation.quadrature import MOST_DIMENSIONS, NotResolvedError, quadrature
 
-    if view.run.latent_dim > MOST_DIMENSIONS:
-        return None
     with contextlib.suppress(NotResolvedError):
-        return float(quadrature(view.model, images, seed=view.config.seed).log_px.mean())
+        if view.run.latent_dim <= MOST_DIMENSIONS:
+            return float(quadrature(view.model, images, seed=view.config.seed).log_px.mean())
     return None

@@ -84,7 +84,7 @@ def panel(view, label):
         "basis": packed(plane.basis),
         "means": packed(view.embedding.mean[chosen]),
         "plane": packed(plane.of_images[chosen]),
-        "contours": contours(view.density),
+        "contours": contours(view.density) if view.density else [],
         "sliders": sliders(view) if decoder and view.run.latent_dim > 2 else [],
         "pseudo": pseudo_inputs(view, plane, decoder) if view.config.has_pseudo_inputs else None,
         "decoder": decoder and {"steps": decoder.steps, "weights": packed(decoder.weights)},
@@ -181,8 +181,6 @@ def images(view, chosen):
 
 def contours(density):
     """Contours of the prior's Density: for each of planes.SHARES, the lines around this share of its mass."""
-    if density is None:
-        return []
     generator = contour_generator(*density)
     levels = planes.mass_levels(density.log_p)
     digits = max(0, 3 - math.floor(math.log10(np.ptp(density.limits, axis=0).max())))  # a thousandth of the plane
