@@ -21,10 +21,7 @@ OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which r
 
 
 class Drawn(NamedTuple):
-    """What comparisons need of one run: EACH originals and reconstructions, and samples, all (N, H, W, C).
-
-    The originals are of different classes where there are any.
-    """
+    """What comparisons need of one run, as EACH originals of different classes and reconstructions: (N, H, W, C)."""
 
     path: Path
     config: experiment.Config
@@ -123,12 +120,9 @@ def draw_curves(members):
 
 
 def draw_seeds(axes, number, label, members, column):
-    """Draws the mean of a column over seeds, for the epochs that all have, its band, and the kept epoch of each seed.
-
-    Returns the values (n,) that should be visible: all but the first tenth.
-    """
+    """Draws the mean of a column over seeds, its band, and kept epochs; returns the values that should be visible."""
     colour, dash = line_of(number)
-    length = min(len(one.history[column]) for one in members)
+    length = min(len(one.history[column]) for one in members)  # epochs that all have
     values = np.stack([one.history[column][:length] for one in members])
     epochs, mean = members[0].history["epoch"][:length], values.mean(axis=0)
     spread = values.std(axis=0, ddof=1) if len(members) > 1 else 0.0

@@ -17,11 +17,9 @@ FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to projec
 
 
 def draw_manifold(view):
-    return draw_grid(view) if view.run.latent_dim <= 2 else draw_interpolations(view)
-
-
-def draw_grid(view):
-    """Images decoded on a grid of latents, with z[0] to the right and z[1] upward, as in the embedding."""
+    """Images decoded on a grid of latents, with z[0] to the right and z[1] upward, or on lines if there are more."""
+    if view.run.latent_dim > 2:
+        return draw_interpolations(view)
     values, spacing = grid_axes(view)
     images = view.decoded(latent_grid(values))
     columns, *rows = map(sheets.every_other, values)
@@ -30,10 +28,7 @@ def draw_grid(view):
 
 
 def grid_axes(view):
-    """Rising latents along each of the D axes, (D, SIDE), and the name of what they are quantiles of.
-
-    That is the prior if it factorises over the dimensions, else the posterior means of the test images.
-    """
+    """Rising quantiles, (D, SIDE), of the prior if it factorises, else of the posterior means; and which of these."""
     from models.distributions import Normal
 
     shares = (np.arange(SIDE) + 0.5) / SIDE
@@ -72,10 +67,7 @@ def pairs(rows, most=10):
 
 @style()
 def draw_embedding(view, points):
-    """Latents (N, D) of the images of `view.embedding` in the plane, coloured by class, and the pseudo-inputs'.
-
-    Two dimensions are shown over contours of the prior, on its whole grid.
-    """
+    """Latents (N, D) of the images of `view.embedding`, by class, and of pseudo-inputs, over contours of the prior."""
     plane, names, caption = flattened(view, points)
     points, components = np.split(plane, [len(points)])
     figure = new_figure(5.6, 5.2)
@@ -95,10 +87,7 @@ def draw_embedding(view, points):
 
 
 def draw_points(axes, points, labels, class_names):
-    """Points (N, 2) in the colours of their labels (N,) or None, with the names of the classes for the legend.
-
-    They are drawn in a random order, so that no class hides another. Many points become one picture inside an SVG.
-    """
+    """Points (N, 2) in the colours of their labels (N,) or None, in a random order, so that no class hides another."""
     from matplotlib.colors import to_rgba_array
 
     names = ("test images",) if labels is None else class_names
@@ -106,7 +95,7 @@ def draw_points(axes, points, labels, class_names):
     classes = labels if labels is not None else np.zeros(len(points), int)
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
-    options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}
+    options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}  # one picture inside an SVG
     axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
     for colour, name in zip(palette, names, strict=True):
         axes.plot([], [], "o", markersize=5, color=colour, label=name)
@@ -122,15 +111,13 @@ def draw_embedding_z(view):
     return draw_embedding(view, view.embedding.z)
 
 
-def draw_embedding_mean(view):
-    return draw_landscape(view) if view.density is not None else draw_embedding(view, view.embedding.mean)
-
-
 @style()
-def draw_landscape(view):
+def draw_embedding_mean(view):
     from matplotlib.collections import EllipseCollection
 
     means = view.embedding.mean
+    if view.density is None:
+        return draw_embedding(view, means)
     if view.config.has_pseudo_inputs:
         pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
         thumbnails, caption = (view.components[order], pictures[order]), "pseudo-inputs"

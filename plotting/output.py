@@ -39,7 +39,7 @@ class Output:
     """Where figures go: to `folder` or, where that is None, to a folder that each call names. No file is written twice.
 
     `kind` is one of style.FORMATS, by default the first. `shown` lists, for each folder that a call named, what was
-    drawn, in order. Raises UserError where `folder` cannot be written to.
+    drawn, in order. Raises UserError where a folder cannot be written to.
     """
 
     def __init__(self, folder=None, kind=None):
@@ -58,10 +58,7 @@ class Output:
             self.shown[default].append(Shown(name, figure.caption, content))
 
     def write(self, default, name, make):
-        """Writes the bytes that `make()` returns to `name`, prints its path and returns them; None if it is there.
-
-        Raises UserError if it cannot.
-        """
+        """Writes the bytes that `make()` returns to `name`, prints its path and returns them; None if it is there."""
         folder = self.folder or default
         if folder / name in self.written:
             return None

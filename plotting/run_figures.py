@@ -127,10 +127,7 @@ NAMES = tuple(figure.name for figure in (*FIGURES, *comparisons.FIGURES))
 
 
 def draw_run(run, output, projection, with_costly=False, only=None):
-    """Draws the figures of a run: those of the names `only`, or else all, the costly ones `with_costly` only.
-
-    Returns what comparing runs needs, a comparisons.Drawn.
-    """
+    """Draws the figures of a run, `only` those of these names, or all but the costly ones; returns its Drawn."""
     view = View(run, projection)
     for figure in FIGURES:
         if figure.name not in only if only else figure.costly and not with_costly:

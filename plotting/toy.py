@@ -66,10 +66,7 @@ def data(seed=0):
 
 
 def fit(name, epochs=EPOCHS, seed=0):
-    """Fits one of CASES to p(z|x0): draws of it (DRAWS, 2), and its bound on log p(x0) in nats.
-
-    Stochastic, a function of `seed`.
-    """
+    """Draws (DRAWS, 2) of one of CASES, trained, and its bound on log p(x0) in nats. Stochastic, by `seed`."""
     keras.utils.set_random_seed(seed)
     model = Ring(CASES[name], seed)
     model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=50.0))

@@ -67,10 +67,7 @@ class View:
 
     @cached_property
     def embedding(self):
-        """The Embedding of all test images or, of models with very many latents, of the first ones.
-
-        Raises UserError where it is not finite.
-        """
+        """The Embedding of all test images or, with very many latents, of the first. Raises UserError if not finite."""
         from keras import ops
 
         noise = self.noise()
@@ -142,10 +139,9 @@ def in_batches(function, values):
 
 
 def examples(labels, num_images, class_names):
-    """Indices of the first PER_CLASS images of each class, (R, PER_CLASS), and the R names of the classes.
+    """Indices of the first PER_CLASS images of each class that has any, (R, PER_CLASS), and the R names of the classes.
 
-    Indices are -1 where a class has fewer images; a class without any has no row. Without labels there are no names,
-    and at most PER_CLASS rows of the first images.
+    Indices are -1 where there are fewer images. Without labels there are no names, and PER_CLASS rows at most.
     """
     present = () if labels is None else np.unique(labels)
     found = [np.flatnonzero(labels == label)[:PER_CLASS] for label in present]

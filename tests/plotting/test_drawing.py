@@ -148,7 +148,7 @@ def test_a_landscape_has_ellipses_and_pictures_that_do_not_overlap():
     )
     view = drawn(density=density, components=places, shares=np.array([0.4, 0.3, 0.2, 0.1]), model=model)
     view.embedding, view.config = SimpleNamespace(mean=noise(60, 2)), Config(prior="vamp")
-    axes = latents.draw_landscape(view).axes[0]
+    axes = latents.draw_embedding_mean(view).axes[0]
     shading, *pictures = axes.images
     assert shading.get_array().shape == (30, 30)
     assert axes.get_title("left") == "pictures: pseudo-inputs, at the means of their posteriors"

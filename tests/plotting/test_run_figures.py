@@ -144,7 +144,7 @@ def test_a_view_made_again_has_the_same_numbers(views):
 def test_the_grid_is_decoded_at_its_latents(views, name):
     view = views[name]
     z = latents.latent_grid(latents.grid_axes(view)[0])
-    shown = shown_tiles(latents.draw_grid(view), 20, 20)
+    shown = shown_tiles(latents.draw_manifold(view), 20, 20)
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1), (3, 11)):
         expected = numpy(view.model.likelihood(z[row, column][None].astype("float32")).mean)[0]
         np.testing.assert_allclose(shown[row][column], expected, atol=1e-5)
@@ -161,7 +161,7 @@ def shown_tiles(figure, rows, columns):
 
 def test_manifold_and_embedding_have_the_same_axes(views):
     view = views["vamp2"]
-    grid, plane = latents.draw_grid(view).axes[0], latents.draw_embedding_z(view).axes[0]
+    grid, plane = latents.draw_manifold(view).axes[0], latents.draw_embedding_z(view).axes[0]
     assert [grid.get_xlabel(), grid.get_ylabel()] == [plane.get_xlabel(), plane.get_ylabel()] == ["z[0]", "z[1]"]
     across, up = latents.grid_axes(view)[0]
     assert texts(grid.get_xticklabels()) == sheets.every_other(across)
