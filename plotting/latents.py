@@ -72,7 +72,7 @@ def draw_embedding(view, points):
     points, components = np.split(plane, [len(points)])
     figure = new_figure(5.6, 5.2)
     axes = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=caption)
-    draw_points(axes, points, view.labels, view.class_names)
+    draw_points(axes, points, view)
     if view.density is not None:
         planes.draw_levels(axes, view.density, planes.SHARES, linewidths=0.8)
         axes.plot([], [], color="black", linewidth=0.8, label=PRIOR)
@@ -86,13 +86,14 @@ def draw_embedding(view, points):
     return figure
 
 
-def draw_points(axes, points, labels, class_names):
-    """Points (N, 2) in the colours of their labels (N,) or None, in a random order, so that no class hides another."""
+def draw_points(axes, points, view):
+    """Points (N, 2) of images in the colours of their classes, in a random order, so that no class hides another."""
     from matplotlib.colors import to_rgba_array
 
-    names = ("test images",) if labels is None else class_names
+    names, classes = view.class_names, view.labels
+    if classes is None:
+        names, classes = ("test images",), np.zeros(len(points), int)
     palette = to_rgba_array(colours(len(names)))
-    classes = labels if labels is not None else np.zeros(len(points), int)
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
     options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}  # one picture inside an SVG
@@ -129,7 +130,7 @@ def draw_embedding_mean(view):
     title = f"pictures: {caption}, at the means of their posteriors"
     axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=title)
     planes.shade(axes, view.density, 3.0)  # pale, because points may be grey
-    draw_points(axes, means, view.labels, view.class_names)
+    draw_points(axes, means, view)
     axes.set(xlim=view.density.limits[:, 0], ylim=view.density.limits[:, 1])
     axes.plot([], [], color="black", linewidth=0.7, label=PRIOR)
     if view.config.has_pseudo_inputs and view.config.posterior == "gaussian":

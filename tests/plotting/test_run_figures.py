@@ -277,7 +277,9 @@ def test_one_pseudo_input_has_a_use():
 
 
 def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
-    view = View(stub((8, 8, 1), None, (), latent_dim=2, prior="vamp", num_pseudo_inputs=5), "pca")
+    run = stub((8, 8, 1), None, (), latent_dim=2, prior="vamp", num_pseudo_inputs=5)
+    run.model = models.build(run.config, (8, 8, 1), from_data=noise(5, 8, 8, 1))
+    view = View(run, "pca")
     view.shares = np.array([0.00004, 0.3, 0.5, 0.04996, 0.15])
     steps, *panels = scores.draw_pseudouse(view).axes
     (stairs,) = steps.patches
