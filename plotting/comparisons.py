@@ -17,6 +17,7 @@ from plotting.style import PALETTE, decimals, new_figure, style
 
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
+LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
 OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which runs of different priors may differ
 
 
@@ -68,11 +69,6 @@ def names_of(runs):
     return [f"./{folder}" if folder.startswith("_") else folder for folder in folders]  # matplotlib would hide these
 
 
-def line_of(number):
-    """The colour and the dashes of the curve of this number, which differ among the first forty."""
-    return PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
-
-
 @style()
 def draw_overlay(members):
     figure = new_figure(6, 3.8)
@@ -80,7 +76,7 @@ def draw_overlay(members):
     curves.by_epoch(axes, "validation ELBO")
     numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
     for number, (name, one) in sorted(numbered, key=lambda item: -max(item[1][1].history["val_elbo"])):
-        colour, dash = line_of(number)
+        colour, dash = LINES[number % len(LINES)]
         epochs, values = one.history["epoch"], one.history["val_elbo"]
         label = f"{name}{f' ({one.note})' * bool(one.note)}: {decimals(max(values))}"
         curves.draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=label)
@@ -121,7 +117,7 @@ def draw_curves(members):
 
 def draw_seeds(axes, number, label, members, column):
     """Draws the mean of a column over seeds, its band, and kept epochs; returns the values that should be visible."""
-    colour, dash = line_of(number)
+    colour, dash = LINES[number % len(LINES)]
     length = min(len(one.history[column]) for one in members)  # epochs that all have
     values = np.stack([one.history[column][:length] for one in members])
     epochs, mean = members[0].history["epoch"][:length], values.mean(axis=0)

@@ -62,12 +62,10 @@ def overview(runs, compared):
 def section(number, run, shown):
     """The lines on one run."""
     versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items())
-    training = (
-        f"{run.state.capitalize()} after {run.status.get('epochs_done', 0)} epochs, in "
-        f"{duration(run.status.get('seconds', 0))}. The weights are those of epoch {run.status.get('best_epoch', 0)}, "
-        "the best one on the validation images. Commit "
-        f"{run.record.get('git_commit') or 'unknown'}, on {run.backend}; {versions}."
-    )
+    training = f"{run.state.capitalize()} after {run.status.get('epochs_done', 0)} epochs, in "
+    training += f"{duration(run.status.get('seconds', 0))}. The weights are those of epoch "
+    training += f"{run.status.get('best_epoch', 0)}, the best one on the validation images. Commit "
+    training += f"{run.record.get('git_commit') or 'unknown'}, on {run.backend}; {versions}."
     lines = [f'<section id="run{number}">', f"<h2>{escaped(run.name)}</h2>", f"<p>{escaped(training)}</p>"]
     if run.note:
         lines.append(f"<p><strong>{escaped(run.note)}</strong></p>")

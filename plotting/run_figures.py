@@ -54,11 +54,9 @@ def draw_temperatures(view):
 
 
 def draw_layers(view):
-    from keras import ops
-
     images, names = view.images[view.spread(PER_CLASS)], view.config.layers
     kept = evenly(range(len(names) + 1), 11)[::-1]
-    rows = [view.decoded(as_numpy(view.model.mixed(ops.convert_to_tensor(images), int(k), view.noise()))) for k in kept]
+    rows = [view.decoded(as_numpy(view.model.mixed(images, int(k), view.noise()))) for k in kept]
     caption = "test images; layers down to the named one are inferred from them, the others drawn from the prior"
     lowest = [f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept]
     return sheets.sheet(np.stack([images, *rows]), caption, ["image", *lowest], row_breaks=(1,))

@@ -42,13 +42,12 @@ def decoder_steps(model):
         raise UnsupportedError("the mean of p(x|z) is not the sigmoid of one output per channel")
     translator = Translator()
     steps, _ = translator.steps(model.decoder, (sum(model.sizes),))
-    weights, count = np.concatenate(translator.weights), translator.multiplications
-    if count > MULTIPLICATIONS:
-        said = f"the decoder needs {count:,} multiplications per picture, more than {MULTIPLICATIONS:,}"
-        raise UnsupportedError(said)
+    weights, n = np.concatenate(translator.weights), translator.multiplications
+    if n > MULTIPLICATIONS:
+        raise UnsupportedError(f"the decoder needs {n:,} multiplications per picture, more than {MULTIPLICATIONS:,}")
     if len(weights) > WEIGHTS:
         raise UnsupportedError(f"the decoder has {len(weights):,} weights, more than {WEIGHTS:,}")
-    return DecoderSteps(steps, weights, count)
+    return DecoderSteps(steps, weights, n)
 
 
 class Translator:

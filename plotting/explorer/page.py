@@ -24,7 +24,7 @@ from PIL import Image
 from plotting import comparisons, planes
 from plotting.sheets import in_rows
 from plotting.style import colours
-from plotting.view import View, evenly
+from plotting.view import View, as_numpy, evenly
 from runtime.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -199,14 +199,11 @@ def sliders(view):
 
 def pseudo_inputs(view, plane, decoder):
     """Pseudo-inputs, the mean of and DRAWS from each one's posterior, and without a decoder the decoded means."""
-    from keras import ops
-
-    inputs = ops.convert_to_numpy(view.model.top_prior.pseudo_inputs)
+    inputs = as_numpy(view.model.top_prior.pseudo_inputs)
     fitting = MOST_LATENTS // ((DRAWS + 1) * view.run.latent_dim)
     count = max(1, min(PSEUDO_INPUTS, fitting, MOST_PIXELS // inputs[0].size))
     chosen = evenly(range(len(inputs)), count)
-    drawn = view.model.posterior(ops.convert_to_tensor(inputs[chosen])).sample(DRAWS, view.noise())
-    draws = ops.convert_to_numpy(drawn).swapaxes(0, 1)  # (K, DRAWS, D)
+    draws = as_numpy(view.model.posterior(inputs[chosen]).sample(DRAWS, view.noise())).swapaxes(0, 1)  # (K, DRAWS, D)
     return {
         "sprite": sprite(inputs[chosen]),
         "index": chosen.tolist(),
