@@ -52,14 +52,6 @@ def group_of(config):
     return f"{config.source.name}_{latents}_{config.size.removesuffix('.0')}{config.likelihood_tag}"
 
 
-def grouped(members):
-    """Those of several Drawn that can be compared: a dict of the name of a group to its two or more Drawn."""
-    found = defaultdict(list)
-    for one in members:
-        found[group_of(one.config)].append(one)
-    return {group: several for group, several in found.items() if len(several) > 1}
-
-
 def names_of(runs):
     """A name for each run: the settings in which they differ, or its folder where these do not tell them apart."""
     found = labels([one.config for one in runs])
@@ -145,11 +137,6 @@ def draw_priors(members):
     return sheets.sheet(grid, "samples, with z from the trained prior", names, priors, **breaks)
 
 
-def has_several_priors(members):
-    """Whether two of the runs differ in their prior only."""
-    return any(len({one.config.prior for one in several}) > 1 for several in groups(members, *OF_PRIORS))
-
-
 FIGURES = (  # of a list of Drawn
     Figure("overlay", "Validation ELBO of each run by epoch; the legend begins with the best run.", draw_overlay,
            stem="{subject}_losshistory"),
@@ -158,18 +145,22 @@ FIGURES = (  # of a list of Drawn
     Figure("curves", "Validation ELBO, rate and distortion by epoch: mean and standard deviation over seeds. Dots mark "
            "the epochs whose weights were kept.", draw_curves),
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
-           has_several_priors),
+           lambda members: any(len({one.config.prior for one in several}) > 1
+                               for several in groups(members, *OF_PRIORS))),
 )  # fmt: skip
 
 
 def draw_groups(members, output, only=None):
-    """Draws FIGURES, or those of the names `only`, of each group of these Drawn."""
+    """Draws FIGURES, or those of the names `only`, of each group of two or more of these Drawn."""
+    found = defaultdict(list)
+    for one in members:
+        found[group_of(one.config)].append(one)
     wanted = [figure for figure in FIGURES if only is None or figure.name in only]
     missing = {figure.name for figure in wanted} if only else set()
-    for group, several in grouped(members).items():
+    for group, several in found.items():
         folder = Path(os.path.normpath(several[0].path / os.pardir), "figures")
         for figure in wanted:
-            if figure.applies(several):
+            if len(several) > 1 and figure.applies(several):
                 output.draw(folder, figure, several, subject=group)
                 missing.discard(figure.name)
     for name in sorted(missing):

@@ -1,6 +1,7 @@
 """comparisons.py: which runs are compared, and what the figures that compare them show."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +35,11 @@ def member(*elbos, shade=0.5, **settings):
 
 def test_only_runs_that_can_be_compared_stand_together():
     members = [member(), member(prior="vamp"), member(latent_dim=3), member(data_set="mnist"), member(binarize="none")]
-    found = comparisons.grouped(members)
-    assert found == {"digits_ldim2_factor1": members[:2]}
+    first, second, *others = [comparisons.group_of(one.config) for one in members]
+    assert first == second == "digits_ldim2_factor1" and len({first, *others}) == 4
+    drawn = []
+    comparisons.draw_groups(members, SimpleNamespace(draw=lambda *found, subject: drawn.append((found[2], subject))))
+    assert drawn == [(members[:2], first)] * 4
 
 
 def test_runs_without_a_difference_are_named_by_their_folders():
@@ -97,7 +101,8 @@ def test_any_character_may_stand_in_a_label():
 def test_priors_stand_side_by_side_and_a_missing_one_stays_white():
     shades = {("vae", "standard"): 0.1, ("vae", "vamp"): 0.2, ("hvae", "vamp"): 0.4}
     members = [member(model=model, prior=prior, shade=shade) for (model, prior), shade in shades.items()]
-    assert comparisons.has_several_priors(members) and not comparisons.has_several_priors(members[1:])
+    (applies,) = (figure.applies for figure in comparisons.FIGURES if figure.name == "priors")
+    assert applies(members) and not applies(members[1:])
     axes = comparisons.draw_priors(members).axes[0]
     assert texts(axes.get_xticklabels()) == ["standard", "vamp"] and texts(axes.get_yticklabels()) == ["vae", "hvae"]
     picture = np.asarray(axes.images[0].get_array())
