@@ -73,10 +73,9 @@ def section(number, run, shown):
     lines += [f"<pre>{escaped(commands(run))}</pre>", "<h3>Figures</h3>", *map(figure, shown)]
     changed = unusual(run.config)
     others = {name: value for name, value in run.config.settings.items() if name not in changed}
-    changed, others = (table(["setting", "value"], [map(escaped, pair) for pair in some.items()], texts=2)
-                       for some in (changed, others))  # fmt: skip
-    default = f"<details><summary>Settings with their default value</summary>\n{others}\n</details>"
-    return [*lines, "<h3>Settings</h3>", changed, default, "</section>"]
+    tables = [table(["setting", "value"], [map(escaped, one) for one in some.items()], 2) for some in (changed, others)]
+    default = f"<details><summary>Settings with their default value</summary>\n{tables[1]}\n</details>"
+    return [*lines, "<h3>Settings</h3>", tables[0], default, "</section>"]
 
 
 def scores(run):
