@@ -19,6 +19,7 @@ import experiment
 import plot
 import train
 from benchmarks import readme
+from evaluation.estimators import Scoring
 from experiment import Config
 from experiment.flags import words_of
 from plotting.comparisons import group_of
@@ -33,10 +34,10 @@ DATA_SETS = ("mnist", "fashionmnist")
 MODELS = tuple((model, prior) for model in ("vae", "hvae") for prior in ("standard", "vamp"))
 FIXED = {"latent_dim": 2}  # of all these runs, even if the default changes
 SMALL = {"network_size": 1.0, "epochs": 10, "lr": 1e-3}  # takes two cores an hour
-SCORE = {"max_images": 1000, "num_samples": 500}  # flags of evaluate.py
+MOST_IMAGES = 1000  # that are scored
 FIGURES = ("input", "reconmanifold", "embedding_mean", "pseudouse", "overlay", "curves", "priors")
 HEADER = (
-    *("data", "model", "prior", "log p(x)", "± Monte Carlo", "± images", "ELBO", "rate", "distortion"),
+    *("data", "model", "prior", "log p(x)", "by", "± estimator", "± images", "ELBO", "rate", "distortion"),
     *("doubtful", "pseudo-inputs in use", "training, min", "scoring, min"),
 )
 
@@ -75,14 +76,11 @@ def configs_of(args):
 def scored(config, place):
     """Scores a run unless it is scored; returns the exit code of evaluate.py."""
     run = experiment.load(config.path, config.data_dir)
-    count = min(SCORE["max_images"], len(run.images("test")))
-    wanted = {"num_images": count, "split": "test", "num_samples": SCORE["num_samples"], "proposal": "fitted"}
-    metrics = run.metrics
-    if all(metrics.get(name) == value for name, value in wanted.items()):
+    wanted = {"num_images": min(MOST_IMAGES, len(run.images("test"))), "split": "test", "tag": Scoring.of(run).tag}
+    if wanted.items() <= run.metrics.items():
         return 0
-    words = [word for name, value in SCORE.items() for word in (f"--{name}", str(value))]
     where = ["--data_dir", config.data_dir] if config.data_dir else []
-    return evaluate.main([str(config.path), *words, *where, *place])
+    return evaluate.main([str(config.path), "--max_images", str(MOST_IMAGES), *where, *place])
 
 
 def collect(config, hardware):
@@ -120,7 +118,7 @@ def shown():
 def part():
     """The README's table and pictures."""
     results = shown()
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 10]
+    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|---:|---|" + "---:|" * 9]
     lines = [*head, *(row(config, result) for config, result in results.items()), "", about(results)]
     for data_set in DATA_SETS:
         lines += ["", *pictures({one: result for one, result in results.items() if one.data_set == data_set})]
@@ -132,7 +130,8 @@ def row(config, result):
     metrics, minutes = result["metrics"], minutes_of(result)
     used = metrics["components_in_use"]
     cells = [config.data_set, config.model, config.prior]
-    cells += [f"{metrics['log_px']:.2f}", f"{metrics['log_px_se']:.3f}", f"{metrics['log_px_se_images']:.2f}"]
+    cells += [f"{metrics['log_px']:.2f}", metrics["estimator"], f"{metrics['log_px_se']:.3f}"]
+    cells.append(f"{metrics['log_px_se_images']:.2f}")
     cells += [f"{metrics[name]:.2f}" for name in ("elbo", "rate", "distortion")]
     cells += [str(metrics["doubtful"]), f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes:.1f}"]
     cells.append(f"{metrics['seconds'] / 60:.1f}")
@@ -144,11 +143,11 @@ def about(results):
     config, result = next(iter(results.items()))
     words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("hardware", "backend", "note")}
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
-    count, samples = result["metrics"]["num_images"], result["metrics"]["num_samples"]
+    count = result["metrics"]["num_images"]
     minutes = sum(one["status"]["seconds"] + one["metrics"]["seconds"] for one in results.values()) / 60
     words["note"].pop("", None)
-    said = f"In nats per image, for the first {count:,} test images; log p(x) from {samples} samples per image of a "
-    said += f"density fitted to p(z|x). All runs have {setting(config)}, seed {config.seed} and two latent dimensions. "
+    said = f"In nats per image, for the first {count:,} test images. All runs have {setting(config)}, "
+    said += f"seed {config.seed} and two latent dimensions. "
     said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; "
     said += f"{minutes:.0f} minutes in all."
     return " ".join([said, *(f"{note}." for note in words["note"])])

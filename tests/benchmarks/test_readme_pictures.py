@@ -84,7 +84,7 @@ def tiny(tmp_path, monkeypatch):
     for module, name, value in (
         (readme_pictures, "DATA_SETS", ("digits",)),
         (readme_pictures, "MODELS", (("vae", "standard"), ("vae", "vamp"))),
-        (readme_pictures, "SCORE", {"max_images": 30, "num_samples": 20}),
+        (readme_pictures, "MOST_IMAGES", 30),
         (readme_pictures, "IMG", tmp_path / "img"),
         (readme_pictures, "RESULTS", tmp_path / "results"),
         (readme, "README", tmp_path / "README.md"),
@@ -106,7 +106,7 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
     expected = {f"img/{name}_{one}.png" for one in ("reconmanifold", "embedding_mean", "pseudouse")}
     assert expected | {"img/digits_input.png", "img/digits_ldim2_factor0.25_losshistory.png"} <= set(shown)
     (result,) = [json.loads(path.read_text()) for path in (tiny / "results").glob(f"readme_{name}.json")]
-    assert f"| digits | vae | vamp | {result['metrics']['log_px']:.2f} |" in text
+    assert f"| digits | vae | vamp | {result['metrics']['log_px']:.2f} | quadrature |" in text
     assert "a machine" in text and "network size 0.25, 1 epochs" in text
     capsys.readouterr()
 
@@ -119,7 +119,7 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
 def result(config, log_px):
     """A result file's content."""
     metrics = dict.fromkeys(("log_px_se", "log_px_se_images", "elbo", "rate", "distortion", "seconds"), 1.0)
-    metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "num_samples": 5}
+    metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "estimator": "quadrature"}
     settings = {"model": config.model, "prior": config.prior, "data_set": config.data_set}
     settings |= {"network_size": config.network_size, "epochs": config.epochs, "lr": config.lr, "latent_dim": 2}
     about = {"status": {"seconds": 60.0}, "note": "", "hardware": "here", "backend": "jax", "git_commit": None}
@@ -151,11 +151,11 @@ def test_the_largest_complete_setting_is_shown(tiny):
 
 def test_scores_of_another_kind_are_made_again(monkeypatch):
     asked = []
-    run = SimpleNamespace(metrics={}, images=lambda split: [0] * 300)
+    config = experiment.Config(data_set="digits")
+    run = SimpleNamespace(path="a run", config=config, latent_dim=2, metrics={}, images=lambda split: [0] * 300)
     monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run)
     monkeypatch.setattr(readme_pictures.evaluate, "main", lambda words: asked.append(words) or 0)
-    config = experiment.Config(data_set="digits")
-    fitting = {"num_images": 300, "split": "test", "num_samples": 500, "proposal": "fitted"}
-    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"proposal": "posterior"}, fitting):
+    fitting = {"num_images": 300, "split": "test", "tag": "quadrature"}
+    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"tag": "isfitted_S1000"}, fitting):
         assert readme_pictures.scored(config, []) == 0
-    assert len(asked) == 3 and asked[0] == [str(config.path), "--max_images", "1000", "--num_samples", "500"]
+    assert len(asked) == 3 and asked[0] == [str(config.path), "--max_images", "1000"]
