@@ -108,7 +108,7 @@ def baselines(other_data):
 def baseline(name, other_data):
     """Mean log p of the test images in nats, and bits a dimension, of independent pixels with smoothed frequencies."""
     dataset = data.load(name, other_data=other_data)
-    mode = data.binarization(dataset, "auto")
+    mode = data.binarization(dataset.source, "auto")
     levels = 2 if mode != "none" or dataset.source.is_binary else 256
     train, test = (
         np.rint((levels - 1) * data.held_out(dataset, split, mode)[:]).astype(int) for split in ("train", "test")

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import experiment
 from data.archives import ZipFolder, read_tar
-from data.idx import parse_idx
+from data.sources import parse_idx
 from experiment import record as record_module
 from experiment import weights
 from runtime import atomic, backend, text

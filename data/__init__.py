@@ -10,15 +10,16 @@ import numpy as np
 
 from data import folder
 from data.cifar import cifar10
-from data.dataset import OTHER_DATA, SPLITS, Dataset, Grey, Source, Split
+from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored
 from data.faces import celeba
 from data.files import MEND, as_folder, cache_folder, candidates, places, read_first
+from data.folder import absolute
 from data.sources import caltech101, digits, fashionmnist, freyfaces, histopathology, mnist, omniglot, staticmnist
 from runtime.errors import DataError
 
 __all__ = [
-    "BINARIZE", "DATA_SETS", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Grey", "Source",
-    "Split", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "source",
+    "BINARIZE", "DATA_SETS", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Source", "Split",
+    "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "source",
 ]  # fmt: skip
 
 _SOURCES = (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology, cifar10, celeba)
@@ -34,12 +35,7 @@ class Names(tuple):
 
 NAMES = Names((*DATA_SETS, "folder:PATH"))
 
-_BINARIZERS = {
-    "dynamic": lambda grey, rng: (rng.random(grey.shape, np.float32) < grey).astype(np.float32),
-    "threshold": lambda grey, rng: (grey >= 0.5).astype(np.float32),
-    "none": lambda grey, rng: grey,
-}
-BINARIZE = ("auto", *_BINARIZERS)
+BINARIZE = ("auto", "dynamic", "threshold", "none")
 HELD_OUT_SEED = 20_180_409  # part of every published number: never change it
 
 
@@ -48,11 +44,6 @@ def source(name) -> Source:
     if name not in NAMES:
         raise DataError(f"unknown data set {str(name)[:60]!r}: choose one of {', '.join(NAMES)}")
     return DATA_SETS[name] if name in DATA_SETS else folder.source(name)
-
-
-def absolute(name) -> str:
-    """The name that means the same in every folder: it changes a folder:PATH with a relative path."""
-    return folder.absolute(name) if folder.is_name(name) else name
 
 
 def load(name, data_dir=None, other_data=False) -> Dataset:
@@ -91,20 +82,20 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
     return [(file.name, next(candidates(file, folders), None)) for file in files]
 
 
-def binarization(dataset, mode) -> str:
-    """`mode`, one of BINARIZE, with "auto" replaced by what it means for `dataset`, a Dataset or a Source.
+def binarization(source, mode) -> str:
+    """`mode`, one of BINARIZE, with "auto" replaced by what it means for a Source.
 
     Raises DataError for any other mode, and for one that the data set cannot have.
     """
     if mode not in BINARIZE:
         raise DataError(f"unknown binarization {mode!r}: choose one of {', '.join(BINARIZE)}")
-    chosen = dataset.binarize if mode == "auto" else mode
-    if dataset.is_lazy and chosen != "none":
-        raise DataError(f"{dataset.name} is read from disk as it is needed, and not binarized: say --binarize none")
+    chosen = source.binarize if mode == "auto" else mode
+    if source.is_lazy and chosen != "none":
+        raise DataError(f"{source.name} is read from disk as it is needed, and not binarized: say --binarize none")
     return chosen
 
 
-def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Grey:
+def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Stored:
     """The images of a split as every run sees them, or the first n, float32 (N, H, W, C) in [0, 1].
 
     The images of a data set that stays on disk are read when they are indexed. "dynamic" is one Bernoulli draw,
@@ -114,12 +105,14 @@ def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Grey:
     """
     grey = dataset.split(split_name).first(n).grey()
     rng = np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)])
-    return binarized(grey, binarization(dataset, mode), rng)
+    return binarized(grey, binarization(dataset.source, mode), rng)
 
 
 def binarized(grey, mode, rng) -> np.ndarray:
     """Grey images, float32 in [0, 1], binarized by "dynamic", "threshold" or "none": the same shape."""
-    return _BINARIZERS[mode](grey, rng)
+    if mode == "dynamic":
+        return (rng.random(grey.shape, np.float32) < grey).astype(np.float32)
+    return (grey >= 0.5).astype(np.float32) if mode == "threshold" else grey
 
 
 def _obtain(file, data_dir, place, optional=False):

@@ -37,7 +37,7 @@ def read_tar(path, name) -> bytes:
     The whole archive is unpacked in memory, so that no header in it can ask for more than that.
     """
     content = io.BytesIO(unpack(path))
-    with _reading(path), tarfile.open(fileobj=content, mode="r:") as archive:
+    with reading(f"{path} is damaged, or no archive"), tarfile.open(fileobj=content, mode="r:") as archive:
         end = -1
         for info in archive:
             if info.size < 0 or info.offset <= end or info.issparse():  # tarfile might go round in circles
@@ -58,7 +58,7 @@ class ZipFolder:
 
     def __init__(self, path):
         self.path = path
-        with _reading(path):
+        with reading(f"{path} is damaged, or no archive"):
             self._archive = zipfile.ZipFile(path)
             infos = [info for info in self._archive.infolist() if not stat.S_ISLNK(info.external_attr >> 16)]
         self.infos = {info.filename: info for info in infos if not info.is_dir()}
@@ -68,18 +68,20 @@ class ZipFolder:
         what, info = f"{name} in {self.path}", self.infos[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
             raise DataError(f"{what} is neither stored nor deflated")
-        with _reading(what), self._archive.open(info) as file:
+        with reading(f"{what} is damaged, or no archive"), self._archive.open(info) as file:
             return _within(file.read(most + 1), most, what)
 
 
 @contextlib.contextmanager
-def _reading(what):
+def reading(complaint):
+    """Raises DataError, the complaint and why, where the block raises any other error: damaged bytes lead to most."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # damaged bytes make tarfile and zipfile raise nearly anything
-        raise DataError(f"{what} is damaged, or no archive: {str(error) or type(error).__name__}") from error
+    except Exception as error:
+        reason = str(error).partition(" <_io")[0][:200] or type(error).__name__
+        raise DataError(f"{complaint}: {reason}") from error
 
 
 def _within(content, most, what):
@@ -94,10 +96,8 @@ def unpickle(content, name):
     Raises DataError if it needs any other class or function, if its arrays take more memory than it does, or if it is
     damaged.
     """
-    try:
+    with reading(f"{name} is no pickle that is read"):
         return _Unpickler(content).load()
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        raise DataError(f"{name} is no pickle that is read: {str(error)[:100] or type(error).__name__}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -109,7 +109,7 @@ class _Unpickler(pickle.Unpickler):
         self.left = 2 * len(content)
 
     def find_class(self, module, name):
-        """What stands for a global name in the pickle. Raises DataError for all names but four."""
+        """What stands for a global name in the pickle. Raises ValueError for all names but four."""
         known = {
             ("numpy.core.multiarray", "_reconstruct"): self.new_array,
             ("numpy._core.multiarray", "_reconstruct"): self.new_array,
@@ -118,7 +118,7 @@ class _Unpickler(pickle.Unpickler):
             ("_codecs", "encode"): self.encode,
         }
         if (module, name) not in known:
-            raise DataError(f"it names {module}.{name}, which is never loaded from files")
+            raise ValueError(f"it names {module}.{name}, which is never loaded from files")
         return known[module, name]
 
     def new_array(self, *_):
@@ -128,16 +128,16 @@ class _Unpickler(pickle.Unpickler):
         return array
 
     def encode(self, text, encoding):
-        """The bytes that Python 3 pickles as text. Raises DataError for any other codec."""
+        """The bytes that Python 3 pickles as text. Raises ValueError for any other codec."""
         if encoding != "latin1":
-            raise DataError(f"it uses the codec {encoding!r}")
+            raise ValueError(f"it uses the codec {encoding!r}")
         return self.take(text).encode("latin1")
 
     def take(self, raw):
-        """`raw`, text or bytes. Raises DataError if the pickle asks for more bytes than it has."""
+        """`raw`, text or bytes. Raises ValueError if the pickle asks for more bytes than it has."""
         self.left -= len(raw)
         if self.left < 0:
-            raise DataError("it uses some of its bytes many times")
+            raise ValueError("it uses some of its bytes many times")
         return raw
 
 
@@ -148,5 +148,5 @@ class _Array(np.ndarray):
         _, shape, dtype, is_fortran, raw = state
         dtype = np.dtype(dtype.str)  # a new one: a pickle can give a dtype flags that NumPy crashes on
         if dtype.kind not in "biuf":
-            raise DataError(f"it holds an array of {dtype}, not of numbers")
+            raise ValueError(f"it holds an array of {dtype}, not of numbers")
         super().__setstate__((1, shape, dtype, is_fortran, self.take(raw)))

@@ -35,45 +35,34 @@ def as_bytes(values, what) -> np.ndarray:
 
 
 class Stored:
-    """Images that stay on disk: like an array (N, H, W, C) of bytes, but `images[index]` reads from disk.
+    """Images that stay on disk: like an array (N, H, W, C), but `images[index]` reads from disk.
 
-    The index is a number, a slice or an array of numbers. `read(name)` returns one image of `shape`, (H, W, C), and may
-    raise DataError.
+    The index is a number, a slice or an array of numbers. `read(name)` returns one image of `shape`, (H, W, C), as
+    bytes, and may raise DataError. With `max_value`, images are divided by it: float32 in [0, 1].
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, read, names, shape):
-        self._read, self._names, self.shape = read, names, (len(names), *shape)
+    def __init__(self, read, names, shape, max_value=None):
+        self._read, self._names, self._max_value = read, names, max_value
+        self.shape, self.dtype = (len(names), *shape), np.dtype(np.float32 if max_value else np.uint8)
 
     def __len__(self):
         return len(self._names)
 
     def __getitem__(self, index):
         names = np.asarray(self._names[index])
-        images = np.empty((names.size, *self.shape[1:]), self.dtype)
+        images = np.empty((names.size, *self.shape[1:]), np.uint8)
         for image, name in zip(images, names.flat, strict=True):
             image[:] = self._read(name)
-        return images.reshape(*names.shape, *self.shape[1:])
+        images = images.reshape(*names.shape, *self.shape[1:])
+        return np.divide(images, self._max_value, dtype=np.float32) if self._max_value else images
 
     def first(self, n) -> "Stored":
         """The first n images; none is read."""
-        return Stored(self._read, self._names[:n], self.shape[1:])
+        return Stored(self._read, self._names[:n], self.shape[1:], self._max_value)
 
-
-class Grey:
-    """The Stored images of a Split, divided by max_value when they are indexed: float32 in [0, 1]."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, split):
-        self._split, self.shape = split, split.images.shape
-
-    def __len__(self):
-        return len(self._split.images)
-
-    def __getitem__(self, index):
-        return self._split.grey(index)
+    def grey(self, max_value) -> "Stored":
+        """The images divided by max_value; none is read."""
+        return Stored(self._read, self._names, self.shape[1:], max_value)
 
 
 class Split(NamedTuple):
@@ -83,13 +72,13 @@ class Split(NamedTuple):
     labels: np.ndarray | None
     max_value: int
 
-    def grey(self, index=None) -> np.ndarray | Grey:
+    def grey(self, index=None) -> np.ndarray | Stored:
         """The images of an index, or all, divided by max_value: float32 in [0, 1], (n, H, W, C).
 
         Without an index, Stored images stay on disk.
         """
         if index is None and isinstance(self.images, Stored):
-            return Grey(self)
+            return self.images.grey(self.max_value)
         return np.divide(self.images[slice(None) if index is None else index], self.max_value, dtype=np.float32)
 
     def first(self, n) -> "Split":
@@ -133,10 +122,12 @@ class Source:
         return self.max_value == 1
 
     def rows(self, split, n) -> slice:
-        """The part of n images that "train" or "val" takes, where both are published as one array: val is its end.
+        """The part of n images that a split takes, where train and val are published as one array: val is its end.
 
-        Where n is not the published number, val has the same share of it.
+        Where n is not the published number, val has the same share of it. Test images are an array of their own.
         """
+        if split == "test":
+            return slice(n)
         train, val = self.num_images["train"], self.num_images["val"]
         end = n - n * val // (train + val)
         return slice(end) if split == "train" else slice(end, n)
@@ -146,22 +137,14 @@ class Dataset:
     """The splits of one Source, lazy and cached: no file is looked for before a split needs it.
 
     `sha256` maps the name of each file opened so far to the sha256 of its unpacked content. `is_other` becomes True
-    when one of them is not the published file, which is refused unless `takes_other`.
+    when one of them is not the published file, which is refused unless `takes_other`. `read_file(file, optional)`
+    returns the `files.Found` of a file of the source, or None if it is optional.
     """
 
     def __init__(self, source, read_file, takes_other=False):
-        """`read_file(file, optional)` returns the `files.Found` of a file of the source, or None if it is optional."""
-        self.source = source
-        self.name = source.name
-        self.class_names = source.class_names
-        self.binarize = source.binarize
-        self.is_lazy = source.is_lazy
-        self.takes_other = takes_other
-        self.is_other = False
-        self.sha256 = {}
-        self._read_file = read_file
-        self._contents = {}
-        self._splits = {}
+        self.source, self.name, self.class_names = source, source.name, source.class_names
+        self.takes_other, self.is_other, self.sha256 = takes_other, False, {}
+        self._read_file, self._contents, self._splits = read_file, {}, {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -3,14 +3,12 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from data.archives import ZipFolder
 from data.dataset import SPLITS, Source, Stored
-from data.files import REGISTRY, published
+from data.files import REGISTRY, published, unreadable
 from data.folder import MOST_FILE, file_content, pillow, stated, words
 from runtime.errors import DataError
 
@@ -23,42 +21,41 @@ STORED = (218, 178, 3)  # height, width and channels of a file
 CROP, SIDE = 148, 64  # pixels of the middle that is kept, and of that at its lower resolution
 
 
-class Faces(NamedTuple):
-    """All images: `read(name)` returns one, uint8 (64, 64, 3); names and parts, indices of SPLITS, are arrays (N,)."""
-
-    read: Callable[[str], np.ndarray]
-    names: np.ndarray
-    parts: np.ndarray
-    sha256: dict[str, str]
-
-
 def read_celeba(dataset, split):
     """Images, a Stored of bytes (N, 64, 64, 3), of a split of CelebA; it has no classes."""
     (file,) = dataset.source.files
-    faces = dataset.opened(file, open_faces)
-    dataset.sha256 |= faces.sha256
-    if faces.sha256[PARTITION] != PARTITION_SHA256:
+    read, names, parts, sha256 = dataset.opened(file, open_faces)
+    dataset.sha256 |= sha256
+    if sha256[PARTITION] != PARTITION_SHA256:
         difference = "celeba's images or splits are not those of the published partition"
         dataset.take_other(difference, f"put all images there, and no {PARTITION} of your own")
-    return Stored(faces.read, faces.names[faces.parts == SPLITS.index(split)], (SIDE, SIDE, 3)), None
+    return Stored(read, names[parts == SPLITS.index(split)], (SIDE, SIDE, 3)), None
 
 
 def open_faces(path):
-    """The Faces in the zip or folder `path`. Raises DataError unless they are the images of the partition, all of them.
+    """What is in the zip or folder `path`: a function from a name to an image, uint8 (64, 64, 3), and, (N,) each, all
+    names and the indices in SPLITS of these; and the sha256 of the images, of the partition and of the zip's directory.
 
-    The partition is the file beside them if there is one, else the published one.
+    The partition is the file beside them if there is one, else the published one. Raises DataError unless the images
+    are those of the partition, all of them.
     """
     listed, sizes, read = (_folder if path.is_dir() else _zip)(path)
     own = path.with_name(PARTITION)
     partition = parse_partition(file_content(own, MOST_PARTITION), own) if own.exists() else published_partition()
-    _check_complete(sizes, partition, path, own)
+    if missing := next((name for name in partition if name not in sizes), None):
+        raise DataError(
+            f"{path} holds {len(sizes):,} images, and no {missing} of the {len(partition):,} that are expected: "
+            f"put all of them there, or a {own} that lists those that you have"
+        )
+    if strange := next((name for name in sizes if name not in partition), None):
+        raise DataError(f"{path} holds {strange}, which {own} does not list: list it there, or move it away")
     sha256 = {path.stem: _sha256(f"{name} {size}\n" for name, size in sorted(sizes.items()))} | listed
     sha256[PARTITION] = _sha256(f"{name} {part}\r\n" for name, part in partition.items())
 
     def pixels(name):
         return pillow(io.BytesIO(read(name)), path / name, _cropped)
 
-    return Faces(pixels, np.array(list(partition)), np.array(list(partition.values())), sha256)
+    return pixels, np.array(list(partition)), np.array(list(partition.values())), sha256
 
 
 def _folder(path):
@@ -66,7 +63,7 @@ def _folder(path):
     try:
         sizes = {one.name: one.stat().st_size for one in os.scandir(path) if one.name.endswith(".jpg")}
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): permit it, or name another folder") from error
+        raise unreadable(path, error) from error
     return {}, sizes, lambda name: file_content(path / name, MOST_FILE)
 
 
@@ -107,25 +104,13 @@ def parse_partition(content, path) -> dict[str, int]:
     return partition
 
 
-def _check_complete(sizes, partition, path, own):
-    """Raises DataError unless the images at `path` are those of the partition."""
-    if missing := next((name for name in partition if name not in sizes), None):
-        raise DataError(
-            f"{path} holds {len(sizes):,} images, and no {missing} of the {len(partition):,} that are expected: "
-            f"put all of them there, or a {own} that lists those that you have"
-        )
-    if strange := next((name for name in sizes if name not in partition), None):
-        raise DataError(f"{path} holds {strange}, which {own} does not list: list it there, or move it away")
-
-
 def _cropped(image, path):
     """The middle of an image at a lower resolution: uint8 (64, 64, 3)."""
     from PIL import Image
 
     if (shape := stated(image, path)) != STORED:
-        raise DataError(
-            f"{path} is {words(shape)}, but those of CelebA are {words(STORED)}: put the published one there"
-        )
+        size = f"{words(shape)}, but those of CelebA are {words(STORED)}"
+        raise DataError(f"{path} is {size}: put the published one there")
     left, top = (STORED[1] - CROP) // 2, (STORED[0] - CROP) // 2
     middle = image.convert("RGB").crop((left, top, left + CROP, top + CROP))
     return np.asarray(middle.resize((SIDE, SIDE), Image.Resampling.BILINEAR))  # over all pixels that one stands for

@@ -31,16 +31,12 @@ class Identity(NamedTuple):
         return not kind or hashlib.new(kind, content, usedforsecurity=False).hexdigest() == value
 
 
-def _registry():
-    lines = Path(__file__).with_name("registry.txt").read_text().splitlines()
-    rows = [line.split() for line in lines if not line.startswith("#")]
-    return {name: Identity(None if size == "-" else int(size), checksum) for name, size, checksum in rows}
-
-
-REGISTRY = _registry()
-
-
 UNKNOWN = Identity()
+_LINES = Path(__file__).with_name("registry.txt").read_text().splitlines()
+REGISTRY = {
+    name: Identity(None if size == "-" else int(size), checksum)
+    for name, size, checksum in (line.split() for line in _LINES if not line.startswith("#"))
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,13 @@ def candidates(file, folders) -> Iterator[Path]:
     """
     names = (*file.names, *(file.archive.names if file.archive else ()))
     for path in (folder / name for folder in folders for name in names):
-        if _is_there(path, file):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if stat.S_ISREG(mode) or (file.page and stat.S_ISDIR(mode)):
             yield path
 
 
@@ -155,25 +157,14 @@ def read_first(file, folders, known) -> Found | None:
         if owner is None:
             difference = f"{path} is not the published file: {len(content):,} bytes unpacked, expected {file.unpacked}"
             return Found(path, content, sha256, difference)
-        error = DataError(
-            f"{path} should be {file}, but this is {owner}: put the right file there, or name another folder"
-        )
+        mend = "put the right file there, or name another folder"
+        error = DataError(f"{path} should be {file}, but this is {owner}: {mend}")
         if owner.data_set == file.data_set:
             raise error
         passed_over = passed_over or error
     if passed_over:
         raise passed_over
     return None
-
-
-def _is_there(path, file):
-    try:
-        mode = path.stat().st_mode
-        return stat.S_ISREG(mode) or bool(file.page and stat.S_ISDIR(mode))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _content(path, file):
@@ -183,8 +174,9 @@ def _content(path, file):
     except DataError as error:
         raise DataError(f"{error}: {MEND}") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path, error):
+def unreadable(path, error) -> DataError:
+    """What an OSError at a path is told as."""
     return DataError(f"{path} cannot be read ({error.strerror}): permit it, or name another folder")

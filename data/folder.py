@@ -1,5 +1,6 @@
 """A user's own images, `folder:PATH`: the image files in a folder, or the array in one .npy or .npz file."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -8,15 +9,13 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from data.archives import ZipFolder
+from data.archives import ZipFolder, reading
 from data.dataset import Source, as_bytes, shuffled
-from data.files import as_folder
+from data.files import as_folder, unreadable
 from runtime import atomic
 from runtime.errors import DataError
 
@@ -41,8 +40,8 @@ def is_name(name) -> bool:
 
 
 def absolute(name) -> str:
-    """The same folder:PATH with an absolute path, which means the same in every folder."""
-    return PREFIX + str(_path(name))
+    """The name that means the same in every folder: it changes a folder:PATH with a relative path."""
+    return PREFIX + str(_path(name)) if is_name(name) else name
 
 
 def source(name) -> Source:
@@ -53,33 +52,15 @@ def source(name) -> Source:
     opened = functools.cache(lambda: _opened(path))  # once for all splits
 
     def read(dataset, split):
-        images, sha256 = opened().read(_indices(opened().count, split, path))
+        count, sha256, read_rows = opened()
+        images, of_split = read_rows(_indices(count, split, path))
         if images.max() <= 1:
             raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
-        dataset.sha256 |= {label: opened().sha256, f"{label} {split}": sha256}
+        dataset.sha256 |= {label: sha256, f"{label} {split}": of_split}
         return images, None
 
-    return Source(
-        name=label,
-        title=f"Your own images in {path}",
-        image_shape=None,
-        num_images=None,
-        binarize="dynamic",
-        read=read,
-        origin=str(path),
-        pseudo_pixels=(0.5, 0.02),
-    )
-
-
-class Images(NamedTuple):
-    """All images of a path: their number, a sha256, and `read(rows)`.
-
-    `read` returns the images of these rows, uint8 (n, H, W, C), and a sha256 of them.
-    """
-
-    count: int
-    sha256: str
-    read: Callable[[np.ndarray], tuple[np.ndarray, str]]
+    title, binarize = f"Your own images in {path}", "dynamic"
+    return Source(label, title, str(path), None, None, read, binarize=binarize, pseudo_pixels=(0.5, 0.02))
 
 
 def _path(name):
@@ -87,7 +68,10 @@ def _path(name):
 
 
 def _opened(path):
-    """The Images at `path`. Raises DataError if there are none."""
+    """Of all images at `path` their number, a sha256, and a function of rows, with these and a sha256 of them.
+
+    Images are uint8 (n, H, W, C). Raises DataError if there are none.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -107,17 +91,17 @@ def _indices(count, split, path):
     return {"val": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}[split]
 
 
-# ---------------------------------------------------------------------------------------------- a folder of images
-
-
 def _pictures(folder):
-    """The Images of a folder; their sha256 are those of the names, and of the sha256 of each file that is read."""
+    """`_opened` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
     names = tuple(sorted(_names(folder)))
     if not names:
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
-    first = _shape(folder / names[0])
-    for name in names[1:]:
-        if (shape := _shape(folder / name)) != first:
+    first = None
+    for name in names:
+        with _open(folder / name) as file:
+            shape = pillow(file, folder / name, stated)
+        first = first or shape
+        if shape != first:
             other = f"{folder / name} is {words(shape)}, but {folder / names[0]} is {words(first)}"
             raise DataError(f"{other}: make all images alike")
     if len(names) * math.prod(first) > MOST_BYTES:
@@ -132,28 +116,20 @@ def _pictures(folder):
             image[:] = pillow(io.BytesIO(content), path, _decoded, first)
         return images, digest.hexdigest()
 
-    return Images(len(names), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read)
+    return len(names), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read
 
 
 def _names(folder):
     """Names of the image files in and below a folder, without hidden files, hidden folders and linked folders."""
 
     def complain(error):
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): permit it, or name another folder")
+        raise unreadable(error.filename, error)
 
     for here, folders, files in os.walk(folder, onerror=complain):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(here, name).relative_to(folder).as_posix()
-
-
-def _shape(path):
-    try:
-        with atomic.opened(path) as file:
-            return pillow(file, path, stated)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def words(shape):
@@ -165,16 +141,10 @@ def pillow(file, path, use, *args):
     """`use(image, path, *args)` of an image file. Raises DataError if it is damaged or no image."""
     from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                return use(image, path, *args)
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes make Pillow raise nearly anything
-        reason = str(error).partition(" <_io")[0] or type(error).__name__
-        raise DataError(f"{path} is damaged, or no image: {reason}") from error
+    with reading(f"{path} is damaged, or no image"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
+            return use(image, path, *args)
 
 
 def stated(image, path):
@@ -194,28 +164,26 @@ def _decoded(image, path, shape):
     return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
 
 
-# ---------------------------------------------------------------------------------------------- one array
-
-
 def _rows(path):
-    """The Images of an array; their sha256 are those of its file, and of the rows that are read."""
-    content = _member(path) if path.suffix.lower() == ".npz" else file_content(path, MOST_BYTES)
+    """`_opened` of an array; its sha256 are those of its file, and of the rows that are read.
+
+    In a .npz file it is the only array, or the one that is called images.
+    """
+    if path.suffix.lower() == ".npz":
+        archive = ZipFolder(path)
+        name = next(iter(archive.infos)) if len(archive.infos) == 1 else "images.npy"
+        if name not in archive.infos:
+            raise DataError(f"{path} holds {len(archive.infos)} arrays, none of which is called images")
+        content = archive.read(name, MOST_BYTES)
+    else:
+        content = file_content(path, MOST_BYTES)
     array = _as_images(parse_npy(content, path), path)
 
     def read(rows):
         images = np.ascontiguousarray(array[rows])
         return images, hashlib.sha256(images).hexdigest()
 
-    return Images(len(array), hashlib.sha256(content).hexdigest(), read)
-
-
-def _member(path):
-    """The content of the only array in a .npz file, or of the array that is called images."""
-    archive = ZipFolder(path)
-    name = next(iter(archive.infos)) if len(archive.infos) == 1 else "images.npy"
-    if name not in archive.infos:
-        raise DataError(f"{path} holds {len(archive.infos)} arrays, none of which is called images")
-    return archive.read(name, MOST_BYTES)
+    return len(array), hashlib.sha256(content).hexdigest(), read
 
 
 def parse_npy(content, path) -> np.ndarray:
@@ -243,13 +211,19 @@ def _as_images(array, path):
     return images * np.uint8(255) if images.dtype == bool else as_bytes(images, path)
 
 
-def file_content(path, most) -> bytes:
-    """The content of a regular file. Raises DataError for anything else, and for more than `most` bytes."""
+@contextlib.contextmanager
+def _open(path):
     try:
         with atomic.opened(path) as file:
-            content = file.read(most + 1)
+            yield file
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def file_content(path, most) -> bytes:
+    """The content of a regular file. Raises DataError for anything else, and for more than `most` bytes."""
+    with _open(path) as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise DataError(f"{path} has more than {most:,} bytes")
     return content

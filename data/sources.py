@@ -2,22 +2,43 @@
 
 import hashlib
 import io
+import math
 
 import numpy as np
 
-from data.amat import parse_amat
 from data.archives import unpickle
 from data.dataset import SPLITS, Source, as_bytes, shuffled
 from data.files import published
-from data.idx import parse_idx
 from runtime.errors import DataError
 
 DIGIT_NAMES = tuple("0123456789")
+GITHUB = "https://raw.githubusercontent.com/"
 
 
-# ---------------------------------------------------------------------------------------------- idx files
-
+UNSIGNED_BYTE, MAX_AXES = 0x08, 4
 IDX_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
+
+def parse_idx(content: bytes) -> np.ndarray:
+    """The uint8 array in `content`, of the shape in its header: a read-only view.
+
+    The idx format: two zero bytes, a type, the number of axes, their sizes, the values. Raises DataError unless
+    `content` is one whole idx file of unsigned bytes, with 1 to 4 axes and no axis of size 0.
+    """
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise DataError(f"not an idx file: it begins with {content[:4].hex() or 'nothing'}, expected 0000")
+    kind, axes = content[2], content[3]
+    if kind != UNSIGNED_BYTE:
+        raise DataError(f"idx values have type 0x{kind:02x}, expected 0x08 (unsigned bytes)")
+    if not 1 <= axes <= MAX_AXES:
+        raise DataError(f"idx array has {axes} axes, expected 1 to {MAX_AXES}")
+    header = 4 + 4 * axes
+    if len(content) < header:
+        raise DataError(f"idx header is truncated: {len(content)} bytes, expected {header}")
+    shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist()  # Python integers: no overflow below
+    if 0 in shape or len(content) != header + math.prod(shape):
+        raise DataError(f"idx file has {len(content):,} bytes, but its header states the shape {shape}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def read_idx(dataset, split):
@@ -26,7 +47,7 @@ def read_idx(dataset, split):
     images, labels = (parse_idx(dataset.content(file)) for file in files)
     if labels.shape != images.shape[:1]:
         raise DataError(f"{files[0]} has {len(images):,} images, but {files[1]} has labels of shape {labels.shape}")
-    rows = slice(None) if split == "test" else dataset.source.rows(split, len(images))
+    rows = dataset.source.rows(split, len(images))
     return images[rows][..., None], labels[rows].astype(np.int64)
 
 
@@ -45,10 +66,7 @@ def idx_source(name, mirrors, **about):
 
 mnist = idx_source(
     "mnist",
-    mirrors=(
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    ),
+    mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     title="MNIST: handwritten digits",
     class_names=DIGIT_NAMES,
     origin="The MNIST database of Y. LeCun, C. Cortes and C. J. C. Burges, http://yann.lecun.com/exdb/mnist/",
@@ -60,7 +78,7 @@ fashionmnist = idx_source(
     "fashionmnist",
     mirrors=(
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        GITHUB + "zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
     title="Fashion-MNIST: Zalando's articles of clothing",
     class_names=CLOTHES,
@@ -68,7 +86,20 @@ fashionmnist = idx_source(
 )
 
 
-# ---------------------------------------------------------------------------------------------- static MNIST
+def parse_amat(content: bytes, pixels: int) -> np.ndarray:
+    """The images in `content`, uint8 (N, pixels) of 0 and 1. Raises DataError for any other text.
+
+    In an amat file each image has a line, its pixels 0 or 1, separated by blanks.
+    """
+    if not content or len(content) % (2 * pixels):
+        raise DataError(f"not an amat file: {len(content):,} bytes are no whole lines of {pixels} pixels, 0 or 1")
+    pairs = np.frombuffer(content, np.uint8).reshape(-1, pixels, 2)  # each pixel and what follows it
+    separators = np.frombuffer(b" " * (pixels - 1) + b"\n", np.uint8)
+    wrong = ~np.isin(pairs[..., 0], (ord("0"), ord("1"))) | (pairs[..., 1] != separators)
+    if wrong.any():
+        line, pixel = np.unravel_index(wrong.argmax(), wrong.shape)
+        raise DataError(f"not an amat file: line {line + 1} has no 0 or 1 in its place {pixel + 1}")
+    return pairs[..., 0] - ord("0")
 
 
 def read_static(dataset, split):
@@ -91,9 +122,6 @@ staticmnist = Source(
     origin="H. Larochelle's binarization of MNIST after Salakhutdinov and Murray (2008), "
     "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
 )
-
-
-# ---------------------------------------------------------------------------------------------- MATLAB files
 
 
 def read_matrix(dataset, name):
@@ -122,6 +150,12 @@ def read_silhouettes(dataset, split):
     return upright(1 - stored, dataset.source.files[0]), None
 
 
+SILHOUETTES = "caltech101_silhouettes_28_split1.mat"
+SILHOUETTES_MIRRORS = (
+    "https://people.cs.umass.edu/~marlin/data/",
+    GITHUB + "YingzhenLi/vae_renyi_divergence/f8c08e445567212a745c2f9981597f0d102c5ae8/data/silhouettes/",
+)
+
 caltech101 = Source(
     name="caltech101",
     title="Caltech 101 Silhouettes: outlines of objects, split 1",
@@ -129,15 +163,7 @@ caltech101 = Source(
     num_images={"train": 4_100, "val": 2_264, "test": 2_307},
     max_value=1,
     read=read_silhouettes,
-    files=(
-        published(
-            "caltech101",
-            "caltech101_silhouettes_28_split1.mat",
-            "https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat",
-            "https://raw.githubusercontent.com/YingzhenLi/vae_renyi_divergence/"
-            "f8c08e445567212a745c2f9981597f0d102c5ae8/data/silhouettes/caltech101_silhouettes_28_split1.mat",
-        ),
-    ),
+    files=(published("caltech101", SILHOUETTES, *(mirror + SILHOUETTES for mirror in SILHOUETTES_MIRRORS)),),
     origin="B. Marlin's silhouettes of the Caltech 101 objects (Marlin, Swersky, Chen, de Freitas, 2010), "
     "https://people.cs.umass.edu/~marlin/data.shtml",
     pseudo_pixels=(0.5, 0.02),
@@ -151,8 +177,8 @@ def read_omniglot(dataset, split):
     """
     name = "testdata" if split == "test" else "data"
     images = upright(as_bytes(read_matrix(dataset, name).T, name), dataset.source.files[0])
-    rows = slice(None) if split == "test" else shuffled(len(images))[dataset.source.rows(split, len(images))]
-    return images[rows], None
+    images = images if split == "test" else images[shuffled(len(images))]
+    return images[dataset.source.rows(split, len(images))], None
 
 
 omniglot = Source(
@@ -162,18 +188,9 @@ omniglot = Source(
     num_images={"train": 23_000, "val": 1_345, "test": 8_070},
     binarize="dynamic",
     read=read_omniglot,
-    files=(
-        published(
-            "omniglot",
-            "chardata.mat",
-            "https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat",
-        ),
-    ),
+    files=(published("omniglot", "chardata.mat", GITHUB + "yburda/iwae/master/datasets/OMNIGLOT/chardata.mat"),),
     origin="Y. Burda's file of B. Lake's drawings, https://github.com/yburda/iwae (datasets/OMNIGLOT)",
 )
-
-
-# ---------------------------------------------------------------------------------------------- pickles
 
 
 def read_freyfaces(dataset, split):
@@ -188,6 +205,8 @@ def read_freyfaces(dataset, split):
     return frames[shuffled(len(frames))[start:end]].reshape(-1, 28, 20, 1), None
 
 
+FREYFACES_MIRROR = GITHUB + "jmtomczak/vae_vampprior/2b530e5a69b1fe030e71a93c06fa7deed8000f28/datasets/Freyfaces/"
+
 freyfaces = Source(
     name="freyfaces",
     title="Frey faces: the frames of a film of one face",
@@ -195,14 +214,7 @@ freyfaces = Source(
     num_images={"train": 1_565, "val": 200, "test": 200},
     read=read_freyfaces,
     likelihood="logistic",
-    files=(
-        published(
-            "freyfaces",
-            "freyfaces.pkl",
-            "https://raw.githubusercontent.com/jmtomczak/vae_vampprior/"
-            "2b530e5a69b1fe030e71a93c06fa7deed8000f28/datasets/Freyfaces/freyfaces.pkl",
-        ),
-    ),
+    files=(published("freyfaces", "freyfaces.pkl", FREYFACES_MIRROR + "freyfaces.pkl"),),
     origin="B. Frey's film, as in https://github.com/jmtomczak/vae_vampprior (datasets/Freyfaces)",
     pseudo_pixels=(0.5, 0.02),
 )
@@ -236,9 +248,6 @@ histopathology = Source(
     "https://github.com/jmtomczak/vae_householder_flow (datasets/histopathologyGray)",
     pseudo_pixels=(0.4, 0.05),
 )
-
-
-# ---------------------------------------------------------------------------------------------- scikit-learn's digits
 
 
 def read_digits(dataset, split):

@@ -278,7 +278,7 @@ def by_quadrature(run, images, scoring, split, bar):
     """
     from evaluation.quadrature import NotResolvedError, quadrature
 
-    if isinstance(images, data.Grey):
+    if isinstance(images, data.Stored):
         if (most := MOST_READ // (4 * math.prod(images.shape[1:]))) < len(images):
             raise NotApplicableError(f"{run.path}: quadrature keeps all images in memory; add --max_images {most}")
         images = images[:]

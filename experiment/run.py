@@ -171,7 +171,7 @@ class Run:
     def images(self, split, n=None):
         """Images of a split, or the first n, as this run scores them, binarized once for all: float32 (N, H, W, C).
 
-        Of the training split, those that the run was trained on. An array, or a data.Grey.
+        Of the training split, those that the run was trained on. An array, or a data.Stored.
         """
         trained = self.config.max_train_images if split == "train" else None
         n = min(filter(None, (n, trained)), default=None)

@@ -57,7 +57,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class InOrder(keras.utils.PyDataset):
-    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Grey, which reads them when needed.
+    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Stored, which reads them when needed.
 
     The Placement says which part of each batch this process reads.
     """

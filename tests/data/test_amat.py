@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.amat import parse_amat
+from data.sources import parse_amat
 from runtime.errors import DataError
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import data
 from data import dataset, download, files, sources
 from data.files import UNKNOWN, Identity
-from data.idx import parse_idx
+from data.sources import parse_idx
 from runtime import atomic
 
 ROOT = Path(__file__).parents[2]
@@ -758,7 +758,7 @@ def test_omniglot_in_the_public_format(tmp_path, monkeypatch):
     train, val, test = (dataset.split(name) for name in data.SPLITS)
     np.testing.assert_array_equal(test.images[..., 0], levels[11:])
     assert rows_of([train, val]) == sorted(image.tobytes() for image in levels[:11])
-    assert train.labels is None and test.max_value == 255 and dataset.binarize == "dynamic"
+    assert train.labels is None and test.max_value == 255 and dataset.source.binarize == "dynamic"
 
 
 def protocol_0(array):

@@ -84,7 +84,7 @@ def test_images_in_a_folder(tmp_path, arrays, shape, suffix):
     assert [len(split.images) for split in splits] == [19, 2, 2] and dataset.image_shape == shape
     assert all(split.labels is None and split.max_value == 255 for split in splits)
     np.testing.assert_array_equal(in_order(splits), arrays.reshape(N, *shape))
-    assert dataset.binarize == "dynamic" and dataset.class_names == () and dataset.note == ""
+    assert dataset.source.binarize == "dynamic" and dataset.class_names == () and dataset.note == ""
 
 
 def test_folders_inside_are_read_by_name_and_the_rest_is_passed_over(tmp_path):
