@@ -4,10 +4,11 @@ The registries import no Keras, so that a script can list the names before the b
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import importlib
 from typing import NamedTuple
+
+import numpy as np
 
 
 class ModelEntry(NamedTuple):
@@ -28,12 +29,12 @@ class PriorEntry(NamedTuple):
     """A prior: `path` of its class, whether it has K components, and whether these are made from pseudo-inputs."""
 
     path: str
-    has_components: bool
-    has_pseudo_inputs: bool
+    has_components: bool = True
+    has_pseudo_inputs: bool = True
 
 
 class NetworkEntry(NamedTuple):
-    """A family of networks: `path` of its factory, whether --network_size and --activation apply, and its models.
+    """A family of networks: `path` of its factory, its models, and whether --network_size and --activation apply.
 
     `is_autoregressive`: pixels depend on each other, so drawing an image takes one pass for each pixel.
     `normalises_batches`: in training, the terms of an image depend on the rest of its batch. `is_dense`: it has no
@@ -41,8 +42,8 @@ class NetworkEntry(NamedTuple):
     """
 
     path: str
-    is_sized: bool
     models: tuple
+    is_sized: bool = False
     is_autoregressive: bool = False
     normalises_batches: bool = False
     is_dense: bool = False
@@ -70,16 +71,9 @@ class PrecisionEntry(NamedTuple):
 
 
 SHALLOW = (
-    "prior",
-    "network",
-    "posterior",
-    "latent_dim",
-    "network_size",
-    "hidden_units",
-    "activation",
-    "num_pseudo_inputs",
+    "prior", "network", "posterior", "latent_dim", "network_size", "hidden_units", "activation", "num_pseudo_inputs",
     "pseudo_init",
-)
+)  # fmt: skip
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
 MODELS = {
@@ -90,17 +84,17 @@ MODELS = {
 }
 OWNED = tuple(dict.fromkeys(name for entry in MODELS.values() for name in entry.settings))  # by some models only
 PRIORS = {
-    "standard": PriorEntry("priors.StandardPrior", False, False),
-    "mog": PriorEntry("priors.MixturePrior", True, False),
-    "vamp": PriorEntry("priors.VampPrior", True, True),
-    "vampdata": PriorEntry("priors.VampDataPrior", True, True),
-    "weightedvamp": PriorEntry("priors.WeightedVampPrior", True, True),
+    "standard": PriorEntry("priors.StandardPrior", has_components=False, has_pseudo_inputs=False),
+    "mog": PriorEntry("priors.MixturePrior", has_pseudo_inputs=False),
+    "vamp": PriorEntry("priors.VampPrior"),
+    "vampdata": PriorEntry("priors.VampDataPrior"),
+    "weightedvamp": PriorEntry("priors.WeightedVampPrior"),
 }
 NETWORKS = {
-    "conv": NetworkEntry("networks.ConvNetworks", True, ("vae", "hvae")),
-    "mlp": NetworkEntry("networks.DenseNetworks", False, ("vae", "hvae"), is_dense=True),
-    "gatedconv": NetworkEntry("networks.GatedConvNetworks", False, ("hvae",)),
-    "pixel": NetworkEntry("pixelcnn.pixel_networks", False, ("hvae",), is_autoregressive=True, normalises_batches=True),
+    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), is_sized=True),
+    "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), is_dense=True),
+    "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",)),
+    "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), is_autoregressive=True, normalises_batches=True),
 }
 WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
 OBJECTIVES = {
@@ -110,9 +104,7 @@ OBJECTIVES = {
     "lmcvae": ObjectiveEntry("objectives.LangevinMcvae", 1, 1, WALKED, has_gradients=True, is_annealed=True),
     "amcvae": ObjectiveEntry("objectives.MetropolisMcvae", 5, 2, WALKED, has_gradients=True, is_annealed=True),
 }
-
-
-POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.realnvp"}
+POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {
     "bernoulli": "pixels.bernoulli",
     "logistic": "pixels.discretized_logistic",
@@ -134,39 +126,23 @@ def build(config, image_shape, dynamic=False, from_data=None):
     [0, 1] of a VampPrior, or the `context_scale` of a DVP; None if weights will be loaded. Raises ValueError for an
     unknown activation or an image shape that does not fit.
     """
-    observation = _import(LIKELIHOODS[config.observation])(config.sigma)
-    make = _deep if MODELS[config.model].is_deep else _shallow
-    with hidden_layers_in(config.precision):
-        return make(config, image_shape, observation, dynamic, from_data)
-
-
-@contextlib.contextmanager
-def hidden_layers_in(precision):
-    """Layers made in the block compute in this precision, one of PRECISIONS, but for those that say float32 themselves.
-
-    Those are the last layer of each network, the model itself, and all that belongs to a density: images, latents and
-    log-densities are not rounded. Weights are float32 in any case.
-    """
     import keras
 
     usual = keras.config.dtype_policy()
-    if precision != "float32":  # which is whatever Keras' own floats are: a user, or a test, may want them double
-        keras.config.set_dtype_policy(precision)
+    if config.precision != "float32":  # which is whatever Keras' own floats are: a test may want them double
+        keras.config.set_dtype_policy(config.precision)  # of layers that do not say float32, as all but hidden ones do
     try:
-        yield
+        return _built(config, image_shape, dynamic, from_data)
     finally:
         keras.config.set_dtype_policy(usual)
 
 
-def _deep(config, image_shape, observation, dynamic, from_data):
-    model_class = _import(MODELS[config.model].path)
-    return model_class(config, image_shape, observation, objective(config), dynamic, from_data)
-
-
-def _shallow(config, image_shape, observation, dynamic, pseudo_inputs):
-    import numpy as np
-
-    networks_class = _import(NETWORKS[config.network].path)
+def _built(config, image_shape, dynamic, from_data):
+    entry = MODELS[config.model]
+    model_class, observation = _import(entry.path), _import(LIKELIHOODS[config.observation])(config.sigma)
+    if entry.is_deep:
+        return model_class(config, image_shape, observation, objective(config), dynamic, from_data)
+    networks_class, prior_class = _import(NETWORKS[config.network].path), _import(PRIORS[config.prior].path)
     activation = find_activation(config.activation)
     if OBJECTIVES[config.objective].is_annealed and not _is_twice_differentiable(activation):
         raise ValueError(
@@ -174,14 +150,9 @@ def _shallow(config, image_shape, observation, dynamic, pseudo_inputs):
         )
     networks = networks_class(image_shape, observation, config.network_size, activation, config.hidden_units)
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
-    if pseudo_inputs is None:
-        pseudo_inputs = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
-    prior_class = _import(PRIORS[config.prior].path)
-
-    def make_prior(latent_dim, encode):
-        return prior_class(latent_dim, encode, pseudo_inputs)
-
-    model_class = _import(MODELS[config.model].path)
+    if from_data is None:
+        from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
+    make_prior = functools.partial(prior_class, pseudo_inputs=from_data)
     return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
 
 
@@ -225,22 +196,19 @@ def unallocated(make):
 
 def find_activation(name):
     """The Keras activation of that name. Raises ValueError if there is none that maps features one to one."""
-    import keras
+    from keras import activations, ops
 
-    names = sorted(n for n in dir(keras.activations) if n.islower() and n not in ("get", "serialize", "deserialize"))
-    names = [n for n in names if not n.startswith("_")]
+    others = ("get", "serialize", "deserialize")
+    names = sorted(n for n in dir(activations) if n.islower() and n[0] != "_" and n not in others)
     if name not in names:
         raise ValueError(f"unknown activation {name!r}; Keras knows {', '.join(names)}")
-    activation = keras.activations.get(name)
+    activation = activations.get(name)
     try:
-        usable = activation(keras.ops.zeros((1, 4))).shape == (1, 4)
+        if activation(ops.zeros((1, 4))).shape == (1, 4):
+            return activation
     except TypeError:  # it wants arguments of its own, as threshold does
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"activation {name!r} changes the number of features, or needs arguments: it cannot be used here"
-        )
-    return activation
+        pass
+    raise ValueError(f"activation {name!r} changes the number of features, or needs arguments: it cannot be used here")
 
 
 def _is_twice_differentiable(activation):

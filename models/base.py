@@ -55,11 +55,9 @@ class LatentModel(keras.Model, abc.ABC):
     def prior(self, top=None):
         """p(z): a distribution with event (D,). `top`: the value of `top_prior.distribution()`, if it is at hand."""
 
-    @abc.abstractmethod
     def likelihood(self, z, training=False):
-        """p(x|z) for latents (..., D): a distribution with event (H, W, C). `training` matters to networks that
-        normalise batches.
-        """
+        """p(x|z) for latents (..., D), event (H, W, C); `training` matters to networks that normalise batches."""
+        return self.decoder(z, training=training)
 
     @property
     def bytes_per_sample(self):
@@ -100,7 +98,10 @@ class LatentModel(keras.Model, abc.ABC):
 
         Draws use `seed` (see `generator`) and cost H W passes; `progress` is called after each of them.
         """
-        return self.likelihood(z).picture(generator(seed), progress)
+        distribution = self.likelihood(z)
+        if hasattr(distribution, "mean"):
+            return distribution.mean
+        return distribution.sample(1, generator(seed), progress)[0]
 
     def sample(self, n, seed=None, progress=lambda done: None):
         """n images as of `decode`, z drawn from this model's prior: (n, H, W, C). Stochastic, by a seed likewise."""
@@ -116,26 +117,20 @@ class LatentModel(keras.Model, abc.ABC):
         return self.decode(self.embed(x), seed, progress)
 
     def call(self, x, training=False):
-        """The objective's `Outcome` for images, grey ones binarized: what training and validation are. Stochastic.
-
-        `x` may have padding, as of `without_padding`.
-        """
+        """The objective's `Outcome` for images, which may have padding, grey ones binarized in training. Stochastic."""
         x = without_padding(x)
-        if training and self.dynamic:
-            x = binarize(x, self.train_noise)
-        if training:
-            return self.objective.outcome(self, x, self.train_noise, self.beta, True)
-        return self.objective.outcome(self, x, self.test_noise, 1.0, False)
+        if not training:
+            return self.objective.outcome(self, x, self.test_noise, 1.0, False)
+        x = binarize(x, self.train_noise) if self.dynamic else x
+        return self.objective.outcome(self, x, self.train_noise, self.beta, True)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean over the batch of the objective's loss, in nats; the rate is weighed by `beta` in training only."""
         return ops.mean(y_pred.loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).
 
-        Those are of samples of q(z|x), or expectations of these; `bound` and what else the objective logs follow, where
-        it is not the ELBO.
+        The `bound` and what else the objective logs follow, where it is not the ELBO.
         """
         terms = y_pred.terms
         values = {"elbo": terms.log_w(), "rate": terms.log_qz_x - terms.log_pz, "distortion": -terms.log_px_z}

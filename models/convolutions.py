@@ -14,25 +14,38 @@ WIDE = 16  # features, from which on, and taps up to which, one map is faster co
 FEW_TAPS = 9
 
 
-class Conv2D(layers.Conv2D):
+class _SamePadded:
     """Keras' layer of this name, of "same" padding, with the same weights and the same numbers on either backend.
 
-    Where that is faster, its gradient with respect to maps is the transposed convolution below.
+    `number` is that of its function in the pairs below.
     """
 
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
         super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
 
     def call(self, x):
-        """Maps (B, H, W, F) to (B, H / strides, W / strides, filters), rounded up."""
-        is_whole = not any(n % s for n, s in zip(x.shape[1:3], self.strides, strict=True))
+        is_whole = self.number == 1 or not any(n % s for n, s in zip(x.shape[1:3], self.strides, strict=True))
         if keras.backend.backend() == "jax" and is_whole:
-            return _applied(_pair(self.strides)[0], self, x)
-        return _applied(_thin_pair()[0], self, x) if _is_thin(self, x) else super().call(x)
+            pair = _pair(self.strides)
+        elif _is_thin(self, x):
+            pair = _thin_pair()
+        else:
+            return super().call(x)
+        y = pair[self.number](x, ops.convert_to_tensor(self.kernel, x.dtype))
+        return self.activation(y + ops.convert_to_tensor(self.bias, x.dtype))
 
 
-class Conv2DTranspose(layers.Conv2DTranspose):
-    """Keras' layer of this name, of "same" padding, with the same weights and the same numbers on either backend.
+class Conv2D(_SamePadded, layers.Conv2D):
+    """Maps (B, H, W, F) to (B, H / strides, W / strides, filters), rounded up.
+
+    Where that is faster, its gradient with respect to maps is the transposed convolution below.
+    """
+
+    number = 0
+
+
+class Conv2DTranspose(_SamePadded, layers.Conv2DTranspose):
+    """Maps (B, H, W, F) to (B, H strides, W strides, filters).
 
     XLA's CPU code for the gradient of its kernel takes up to fifty times as long as the layer itself. That gradient is
     also that of the kernel of an ordinary convolution, with input and output exchanged, which is fast. A stride means
@@ -40,20 +53,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
     To an image's one or three channels, products of matrices have as few columns; a block's pixels make them more.
     """
 
-    def __init__(self, filters, kernel_size, strides=1, **kwargs):
-        super().__init__(filters, kernel_size, strides, padding="same", **kwargs)
-
-    def call(self, x):
-        """Maps (B, H, W, F) to (B, H strides, W strides, filters)."""
-        if keras.backend.backend() == "jax":
-            return _applied(_pair(self.strides)[1], self, x)
-        return _applied(_thin_pair()[1], self, x) if _is_thin(self, x) else super().call(x)
-
-
-def _applied(convolve, layer, x):
-    """What this layer makes of maps, by such a function of maps and a kernel."""
-    y = convolve(x, ops.convert_to_tensor(layer.kernel, x.dtype))
-    return layer.activation(y + ops.convert_to_tensor(layer.bias, x.dtype))
+    number = 1
 
 
 def _is_thin(layer, x):
@@ -91,11 +91,9 @@ def _thin_pair():
     @tf.custom_gradient
     def transposed(x, kernel):
         height, width, few, features = kernel.shape
-        block = _square(x)
-        if few == 1 and features >= WIDE and (height * width <= FEW_TAPS or block == (1, 1)):
-            y = _in_products(x, kernel)
-        else:
-            y = _in_blocks(convolved, x, *_turned(kernel), block)
+        few_taps = height * width <= FEW_TAPS or math.gcd(*x.shape[1:3], SIDE) == 1
+        in_products = few == 1 and features >= WIDE and few_taps
+        y = _in_products(x, kernel) if in_products else _transposed_in_blocks(convolved, x, kernel)
         return y, lambda g: (ordinary(g, kernel), of_kernel(g, x, kernel))
 
     def convolved(x, kernel, strides, padding):
@@ -121,15 +119,6 @@ def _in_products(x, kernel):
         up, left = height - 1 - i, width - 1 - j
         parts.append(products[i, j, :, up : up + x.shape[1], left : left + x.shape[2]])
     return ops.expand_dims(sum(parts), -1)
-
-
-def _square(x):
-    """The largest block that divides maps, of the same size along both sides.
-
-    With strides that differ, TensorFlow's convolution gives garbage where its outputs are one pixel wide.
-    """
-    side = math.gcd(*x.shape[1:3], SIDE)
-    return side, side
 
 
 def _in_blocks(convolve, x, kernel, padding, block):
@@ -158,9 +147,14 @@ def _tiled(kernel, block):
     return ops.transpose(tiled, (0, 1, 4, 2, 3, 5))
 
 
-def _turned(kernel):
-    """The kernel (k, l, F, E) and the padding of the ordinary convolution that the transposed one of stride 1 is."""
-    return ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2)), _rims(kernel)
+def _transposed_in_blocks(convolve, x, kernel):
+    """The transposed convolution of stride 1, as an ordinary one in the largest square blocks that divide the maps.
+
+    With strides that differ, TensorFlow's convolution gives garbage where its outputs are one pixel wide.
+    """
+    side = math.gcd(*x.shape[1:3], SIDE)
+    turned = ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2))  # (k, l, F, E)
+    return _in_blocks(convolve, x, turned, _rims(kernel), (side, side))
 
 
 def _rims(kernel):
@@ -192,10 +186,13 @@ def _pair(strides):
     @jax.custom_vjp
     def transposed(x, kernel):
         if on_cpu and _has_few(kernel, strides):
-            return _in_blocks(_plain, x, *_turned(kernel), _square(x))
+            return _transposed_in_blocks(_plain, x, kernel)
         each_has_taps = all(size >= stride for size, stride in zip(kernel.shape[:2], strides, strict=True))
-        in_parts = max(strides) > 1 and each_has_taps and on_cpu
-        return (_in_phases if in_parts else _dilated)(x, kernel, strides)
+        if max(strides) > 1 and each_has_taps and on_cpu:
+            return _in_phases(x, kernel, strides)
+        shape = (x.shape[0], *(n * s for n, s in zip(x.shape[1:3], strides, strict=True)), kernel.shape[2])
+        y = jax.ShapeDtypeStruct(shape, x.dtype)  # XLA has zeros between x where there are strides
+        return jax.linear_transpose(lambda y: _plain(y, kernel, strides), y)(x)[0]
 
     ordinary.defvjp(
         lambda x, kernel: (ordinary(x, kernel), (x, kernel)),
@@ -209,19 +206,9 @@ def _pair(strides):
 
 
 def _plain(x, kernel, strides, padding="SAME"):
-    """JAX's own convolution."""
     import jax
 
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _dilated(x, kernel, strides):
-    """The transposed convolution as XLA has it, with zeros between x where there are strides."""
-    import jax
-
-    shape = (x.shape[0], *(n * s for n, s in zip(x.shape[1:3], strides, strict=True)), kernel.shape[2])
-    y = jax.ShapeDtypeStruct(shape, x.dtype)
-    return jax.linear_transpose(lambda y: _plain(y, kernel, strides), y)(x)[0]
 
 
 def _in_phases(x, kernel, strides):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from keras import activations, backend, initializers, layers, ops, random
+from keras import activations, backend, layers, ops, random
 
-from .distributions import LOG_2PI
+from .distributions import LOG_2PI, itself
+from .networks import built
 
 GROUPS = 16  # of a group normalisation, at most
 GAMMA_1 = 7.0
@@ -31,11 +32,7 @@ class Diffused(NamedTuple):
     gamma_1: float
     steps: int
     dim: int
-
-    @property
-    def base(self):
-        """This distribution itself; see `Flow`."""
-        return self
+    base = property(itself)
 
     def gamma(self, t):
         """The log of sigma_t^2 / alpha_t^2."""
@@ -86,7 +83,11 @@ class Diffused(NamedTuple):
         flat = ops.reshape(u, (-1, self.dim))
         times = np.arange(self.steps + 1) / self.steps
         path = self._path(flat, times, seed)
-        total = self._log_first(flat, path[0]) + self._log_last(flat, path[-1])
+        gap = (flat - path[0] / self.scales(0.0)[0]) * math.exp(-self.gamma_0 / 2)
+        first = -0.5 * ops.sum(LOG_2PI + self.gamma_0 + ops.square(gap), axis=-1)  # log p(u | u_0)
+        (alpha, sigma), end = self.scales(1.0), path[-1]
+        last = math.log(sigma) + 0.5 * ops.square((end - alpha * flat) / sigma) - 0.5 * ops.square(end)
+        total = first + ops.sum(last, axis=-1)  # log p(u_1) - log q(u_1 | u)
         starts = ops.concatenate(path[1:], axis=0)  # (T * M, D), u_t of all steps
         t = ops.repeat(ops.convert_to_tensor(times[1:].astype("float32")), ops.shape(flat)[0])
         alpha, sigma = (ops.expand_dims(value, -1) for value in self.scales(t))
@@ -101,27 +102,17 @@ class Diffused(NamedTuple):
 
     def _path(self, u, times, seed):
         """u_t of one path of q(u_0, .., u_1 | u), of each of rising `times`: a list of (M, D). Stochastic."""
-        path, last = [], None
+        path, before = [], None
         for time in map(float, times):
             alpha, sigma = self.scales(time)
             noise = random.normal(ops.shape(u), dtype=u.dtype, seed=seed)
-            if last is None:
+            if before is None:
                 path.append(alpha * u + sigma * noise)
             else:
-                ratio, before = alpha / self.scales(last)[0], self.scales(last)[1]
-                path.append(ratio * path[-1] + math.sqrt(sigma**2 - (ratio * before) ** 2) * noise)
-            last = time
+                ratio = alpha / before[0]
+                path.append(ratio * path[-1] + math.sqrt(sigma**2 - (ratio * before[1]) ** 2) * noise)
+            before = alpha, sigma
         return path
-
-    def _log_first(self, u, u_0):
-        """log p(u | u_0): (M,)."""
-        gap = (u - u_0 / self.scales(0.0)[0]) * math.exp(-self.gamma_0 / 2)
-        return -0.5 * ops.sum(LOG_2PI + self.gamma_0 + ops.square(gap), axis=-1)
-
-    def _log_last(self, u, u_1):
-        """log p(u_1) - log q(u_1 | u): (M,)."""
-        alpha, sigma = self.scales(1.0)
-        return ops.sum(math.log(sigma) + 0.5 * ops.square((u_1 - alpha * u) / sigma) - 0.5 * ops.square(u_1), axis=-1)
 
     def bound(self, u, seed):
         """An estimate of - (L_0 + L_t + L_T), the bound of infinitely many steps, in nats: (..., D) -> (...).
@@ -162,29 +153,14 @@ class DiffusionPrior(layers.Layer):
         return Diffused(noise_of, self.gamma_0, GAMMA_1, self.steps, math.prod(self.shape))
 
 
-def maps_of(features, filters, kernel=3, zeros=False, dtype=None):
-    """A convolution of maps (M, h, w, features), built; with `zeros`, of weights that begin as these.
-
-    `dtype`: what it computes in, if not what hidden layers do.
-    """
-    kind = {"kernel_initializer": initializers.Zeros()} if zeros else {}
-    made = layers.Conv2D(filters, kernel, padding="same", dtype=dtype, **kind)
-    made.build((None, None, None, features))
-    return made
+def conv(features, filters, kernel=3, **kwargs):
+    """A convolution of maps (M, h, w, features), built."""
+    return built(layers.Conv2D(filters, kernel, padding="same", **kwargs), features)
 
 
 def normalised(features):
     """A group normalisation of at most 16 groups, built."""
-    made = layers.GroupNormalization(math.gcd(GROUPS, features), epsilon=1e-5)
-    made.build((None, None, None, features))
-    return made
-
-
-def dense(features, units):
-    """A dense layer, built."""
-    made = layers.Dense(units)
-    made.build((None, features))
-    return made
+    return built(layers.GroupNormalization(math.gcd(GROUPS, features), epsilon=1e-5), features)
 
 
 class TimedResidual(layers.Layer):
@@ -195,10 +171,10 @@ class TimedResidual(layers.Layer):
 
     def __init__(self, features, filters, width, dropout):
         super().__init__()
-        self.before, self.first = normalised(features), maps_of(features, filters)
-        self.of_time = dense(width, 2 * filters)
-        self.between, self.last = normalised(filters), maps_of(filters, filters, zeros=True)
-        self.skip = maps_of(features, filters, 1) if features != filters else None
+        self.before, self.first = normalised(features), conv(features, filters)
+        self.of_time = built(layers.Dense(2 * filters), width)
+        self.between, self.last = normalised(filters), conv(filters, filters, kernel_initializer="zeros")
+        self.skip = conv(features, filters, 1) if features != filters else None
         self.dropout = dropout
         self.built = True
 
@@ -217,12 +193,11 @@ class Attention(layers.Layer):
 
     def __init__(self, features):
         super().__init__()
-        self.before, self.qkv = normalised(features), maps_of(features, 3 * features, 1)
-        self.out = maps_of(features, features, 1, zeros=True)
+        self.before, self.qkv = normalised(features), conv(features, 3 * features, 1)
+        self.out = conv(features, features, 1, kernel_initializer="zeros")
         self.built = True
 
     def call(self, x):
-        """Maps of the shape of x, (M, h, w, C)."""
         features = x.shape[-1]
         places = ops.reshape(self.qkv(self.before(x)), (-1, math.prod(x.shape[1:3]), 3 * features))
         q, k, v = ops.split(places, 3, axis=-1)  # (M, h w, C)
@@ -240,26 +215,22 @@ class ScoreNetwork(layers.Layer):
     def __init__(self, channels, width, blocks, dropout):
         super().__init__(autocast=False)  # times would lose their digits
         self.width = width
-        self.time = [dense(width, width), dense(width, width)]
-        self.start = maps_of(channels, width)
+        self.time = [built(layers.Dense(width), width) for _ in range(2)]
+        self.start = conv(channels, width)
         self.down = [TimedResidual(width, width, width, dropout) for _ in range(blocks)]
         self.middle = [TimedResidual(width, width, width, dropout) for _ in range(2)]
         self.attention = Attention(width)
         self.up = [TimedResidual(2 * width, width, width, dropout) for _ in range(blocks + 1)]
-        self.end, self.out = normalised(width), maps_of(width, channels, zeros=True, dtype=backend.floatx())
+        self.end = normalised(width)
+        self.out = conv(width, channels, kernel_initializer="zeros", dtype=backend.floatx())
         self.built = True
 
-    def embedded(self, t):
-        """Times (M,) in [0, 1] as (M, width): cosines and sines of rising periods, and two dense layers."""
+    def call(self, u, t, dropout_seed=None):
         half = self.width // 2
         rates = np.exp(-math.log(PERIODS) * np.arange(half) / half).astype("float32")
         angles = TIME * ops.expand_dims(t, -1) * rates
-        waves = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
-        return self.time[1](activations.silu(self.time[0](waves)))
-
-    def call(self, u, t, dropout_seed=None):
-        """Maps (M, k, k, C)."""
-        time = self.embedded(t)
+        waves = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)  # (M, width), of rising periods
+        time = self.time[1](activations.silu(self.time[0](waves)))
         passed = [self.start(u)]
         for block in self.down:
             passed.append(block(passed[-1], time, dropout_seed=dropout_seed))

@@ -22,6 +22,11 @@ def _sample_and_log_prob(distribution, n, seed):
     return z, distribution.log_prob(z)
 
 
+def itself(distribution):
+    """The distribution itself, which has no parts: its `top` (see `Chain`), `base` (see `Flow`) or `at_mean`."""
+    return distribution
+
+
 def _one_layer(distribution, z):
     """log_prob of the only layer, as a tuple: ((...),)."""
     return (distribution.log_prob(z),)
@@ -33,11 +38,8 @@ class Normal(NamedTuple):
     mean: object
     logvar: object
     log_prob_of_layers = _one_layer
-
-    @property
-    def top(self):
-        """This Normal itself; see `Chain`."""
-        return self
+    top = base = property(itself)
+    at_mean = itself
 
     def sample(self, n, seed):
         """`n` reparameterised draws, mean + exp(logvar / 2) * eps: (n, ..., D). Stochastic."""
@@ -67,19 +69,6 @@ class Normal(NamedTuple):
         squared = (ops.exp(q.logvar) + ops.square(q.mean - self.mean)) * ops.exp(-self.logvar)
         return -0.5 * (ops.sum(squared, axis=-1) + ops.sum(LOG_2PI + self.logvar, axis=-1))
 
-    def at_mean(self):
-        """This Normal itself; see `Chain.at_mean`."""
-        return self
-
-    @property
-    def base(self):
-        """This Normal itself; see `Flow`."""
-        return self
-
-    def of(self, base):
-        """`base` itself; see `Flow`."""
-        return base
-
 
 class Flow(NamedTuple):
     """The distribution of forward(y) for y ~ `base`, a Normal or a Mixture (Dinh et al. 2017, eq. 2).
@@ -91,11 +80,8 @@ class Flow(NamedTuple):
     base: object
     transform: object
     log_prob_of_layers = _one_layer
-
-    @property
-    def top(self):
-        """This Flow itself; see `Chain`."""
-        return self
+    top = property(itself)
+    at_mean = itself
 
     @property
     def mean(self):
@@ -106,10 +92,6 @@ class Flow(NamedTuple):
     def logvar(self):
         """The log-variance of the base, before the transform: (..., D)."""
         return self.base.logvar
-
-    def of(self, base):
-        """The Flow of another base with the same transform."""
-        return Flow(base, self.transform)
 
     def sample(self, n, seed):
         """`n` reparameterised draws: (n, ..., D). Stochastic."""
@@ -130,10 +112,6 @@ class Flow(NamedTuple):
         """log of weight times density of each component of a Mixture: (..., D) -> (..., K)."""
         y, log_det = self.transform.inverse(z)
         return self.base.log_parts(y) - ops.expand_dims(log_det, -1)
-
-    def at_mean(self):
-        """This Flow itself, which has a mean and a logvar; see `Chain.at_mean`."""
-        return self
 
 
 class Mixture(NamedTuple):

@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
-from keras import backend, constraints, initializers, layers, ops
+from keras import backend, initializers, layers, ops
 
 from .base import LatentModel
 from .diffusion import DiffusionPrior
 from .distributions import Chain, Normal
 from .hierarchy import BottomUp, TopDown, scales_of
+from .networks import Between
 from .objectives import layered
 
 LOGVAR_U = (-12.0, -5.0)  # bounds of the log-variance of r(u|x)
@@ -38,13 +39,6 @@ def context_scale(images, size):
     return np.maximum(np.ceil(largest), 1)
 
 
-class Clipped(constraints.Constraint):
-    """Projects the log-variance of r(u|x) onto its bounds after each update."""
-
-    def __call__(self, w):
-        return ops.clip(w, *LOGVAR_U)
-
-
 class Context(layers.Layer):
     """r(u|x), a Normal around f(x): the low frequencies of an image, of size x size x C, each in [-1, 1].
 
@@ -56,22 +50,12 @@ class Context(layers.Layer):
         super().__init__(dtype=backend.floatx(), autocast=False)
         self.image_shape, self.size = image_shape, size
         self.shape = (size, size, image_shape[2])
-        self.scale = self.add_weight(
-            shape=self.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(scale, dtype),
-            trainable=False,
-            name="scale",
-        )
-        self.logvar = self.add_weight(
-            shape=self.shape,
-            initializer=initializers.Constant(logvar),
-            constraint=Clipped(),
-            name="logvar",
-        )
+        self.scale = self.add_weight(shape=self.shape, initializer=scale, trainable=False, name="scale")
+        start, bounds = initializers.Constant(logvar), Between(*LOGVAR_U)
+        self.logvar = self.add_weight(shape=self.shape, initializer=start, constraint=bounds, name="logvar")
         self.built = True
 
     def call(self, x):
-        """Normal r(u|x), mean and logvar (B, D), of images (B, H, W, C)."""
         mean = ops.clip(low_frequencies(x, self.size) / self.scale, -1.0, 1.0)
         mean = ops.reshape(mean, (-1, math.prod(self.shape)))
         return Normal(mean, ops.zeros_like(mean) + ops.reshape(self.logvar, (-1,)))
@@ -122,17 +106,14 @@ class DVP(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        """Chain r(u|x) prod q(z_l | z_>l, u, x): batch (B,), event (D,)."""
         features = self.encoder(x)
         return Chain(self.context(x), lambda u: self.decoder.posterior(features, *self._given(u)), self.dim_u)
 
     def prior(self, top=None):
-        """Chain p(u) prod p(z_l | z_>l, u): event (D,). The density of its top is an estimate, and wants a seed."""
         top = self.top_prior.distribution() if top is None else top
         return Chain(top, lambda u: self.decoder.prior(*self._given(u)), self.dim_u)
 
     def likelihood(self, z, training=False):
-        """p(x|z) for latents (..., D), of which u has no part in it."""
         return self.decoder(z[..., self.dim_u :])
 
     def terms(self, x, n, seed, prior=None, training=False):

@@ -5,6 +5,7 @@ from functools import partial
 from keras import backend, layers, ops
 
 from .distributions import Flow
+from .networks import built
 
 COUPLINGS = 5  # as in Thin et al. 2021
 WIDTH = 64
@@ -21,36 +22,19 @@ class Coupling(layers.Layer):
         super().__init__()
         self.kept, self.flipped = (dim + flipped) // 2, flipped
         linear = partial(layers.Dense, dtype=backend.floatx())  # rounded, it would be inverted by chance only
-        self.hidden = linear(WIDTH, activation="tanh")
-        self.scale, self.shift = (linear(dim - self.kept, kernel_initializer="zeros") for _ in range(2))
-        self.hidden.build((None, self.kept))
-        self.scale.build((None, WIDTH))
-        self.shift.build((None, WIDTH))
+        self.hidden = built(linear(WIDTH, activation="tanh"), self.kept)
+        self.scale, self.shift = (built(linear(dim - self.kept, kernel_initializer="zeros"), WIDTH) for _ in range(2))
         self.built = True
 
-    def _scale_and_shift(self, a):
-        h = self.hidden(a)
-        return ops.tanh(self.scale(h)), self.shift(h)
-
-    def _split(self, z):
+    def moved(self, z, is_inverse):
+        """The image of z (..., D), or what z is the image of, and the log of the Jacobian's determinant (...) there."""
         z = ops.flip(z, axis=-1) if self.flipped else z
-        return z[..., : self.kept], z[..., self.kept :]
-
-    def _joined(self, a, b):
+        a, b = z[..., : self.kept], z[..., self.kept :]
+        h = self.hidden(a)
+        s, t = ops.tanh(self.scale(h)), self.shift(h)
+        b = (b - t) * ops.exp(-s) if is_inverse else b * ops.exp(s) + t
         z = ops.concatenate([a, b], axis=-1)
-        return ops.flip(z, axis=-1) if self.flipped else z
-
-    def forward(self, z):
-        """The image of z (..., D), and the log of the Jacobian's determinant (...)."""
-        a, b = self._split(z)
-        s, t = self._scale_and_shift(a)
-        return self._joined(a, b * ops.exp(s) + t), ops.sum(s, axis=-1)
-
-    def inverse(self, z):
-        """What `forward` maps to z, and the log-determinant of `forward` there."""
-        a, b = self._split(z)
-        s, t = self._scale_and_shift(a)
-        return self._joined(a, (b - t) * ops.exp(-s)), ops.sum(s, axis=-1)
+        return ops.flip(z, axis=-1) if self.flipped else z, ops.sum(s, axis=-1)
 
 
 class RealNVP(layers.Layer):
@@ -63,33 +47,30 @@ class RealNVP(layers.Layer):
 
     def forward(self, z):
         """The image of z (..., D), and the log of the Jacobian's determinant (...)."""
-        return self._through([coupling.forward for coupling in self.couplings], z)
+        return self._through(self.couplings, z, is_inverse=False)
 
     def inverse(self, z):
         """What `forward` maps to z, and the log-determinant of `forward` there."""
-        return self._through([coupling.inverse for coupling in reversed(self.couplings)], z)
+        return self._through(reversed(self.couplings), z, is_inverse=True)
 
-    def _through(self, steps, z):
+    def _through(self, couplings, z, is_inverse):
         total = ops.zeros_like(z[..., 0])
-        for step in steps:
-            z, log_det = step(z)
+        for coupling in couplings:
+            z, log_det = coupling.moved(z, is_inverse)
             total = total + log_det
         return z, total
 
 
 class FlowHead(layers.Layer):
-    """Features (..., features) to a Flow over (..., units): one flow transforms the Normals of all images."""
+    """Features (..., features) to a Flow over (..., units): one RealNVP transforms the Normals of all images.
 
-    def __init__(self, head, units):
+    `make_head(features, units)` makes the head of these.
+    """
+
+    def __init__(self, make_head, features, units):
         super().__init__()
-        self.head, self.flow = head, RealNVP(units)
+        self.head, self.flow = make_head(features, units), RealNVP(units)
         self.built = True
 
     def call(self, h):
-        """Flow with a Normal base, mean and logvar (..., D)."""
         return Flow(self.head(h), self.flow)
-
-
-def realnvp(make_head, features, units):
-    """A head whose Normal is transformed by a RealNVP; `make_head(features, units)` makes that of the Normal."""
-    return FlowHead(make_head(features, units), units)

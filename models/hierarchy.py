@@ -14,7 +14,7 @@ import numpy as np
 from keras import Sequential, activations, backend, initializers, layers, ops
 
 from .distributions import Normal
-from .networks import as_one_batch, hard_clip
+from .networks import as_one_batch, built, hard_clip
 
 LOGVAR = (-10.0, 1.0)  # bounds of log-variances
 UNUSED = "unused_from_z"  # of the last layer, which the paper counts, too: no state comes after it
@@ -35,37 +35,28 @@ def scales_of(text, image_shape):
     Raises ValueError where a scale does not fit the image, or the one before it.
     """
     height, width, _ = image_shape
-    found, finer = [], height
-    for count, side in (map(int, part.split("x")) for part in text.split(",")):
+    found, finer, images = [], height, f"images of {height}x{width} pixels"
+    for part in text.split(","):
+        count, side = map(int, part.split("x"))
         if side > height:
-            raise ValueError(
-                f"scale {count}x{side} is finer than the images of {height}x{width} pixels; choose other scales"
-            )
+            raise ValueError(f"scale {part} is finer than the {images}; choose other scales")
         if finer % side or width * side % height:
-            above = f"{finer} rows above it" if finer != height else f"images of {height}x{width} pixels"
-            raise ValueError(
-                f"scale {count}x{side} does not fit the {above}: it must divide them evenly; choose other scales"
-            )
+            above = f"{finer} rows above it" if finer != height else images
+            raise ValueError(f"scale {part} does not fit the {above}: it must divide them evenly; choose other scales")
         found.append(Scale(count, side, width * side // height))
         finer = side
     return tuple(found)
 
 
-def conv(filters, kernel, features, gain=1.0, name=None, dtype=None):
-    """A convolution of maps of `features` channels, its weights uniform up to gain / sqrt(fan-in), biases up to 1 /.
+def conv(filters, kernel, features, gain=1.0, bias=1.0, **kwargs):
+    """A convolution of maps of `features` channels, built.
 
-    `dtype`: what it computes in, if not what hidden layers do.
+    Its weights are uniform up to gain / sqrt(fan-in), its biases up to bias / sqrt(fan-in).
     """
     limit = 1 / math.sqrt(kernel * kernel * features)
-    return layers.Conv2D(
-        filters,
-        kernel,
-        padding="same",
-        name=name,
-        dtype=dtype,
-        kernel_initializer=initializers.RandomUniform(-gain * limit, gain * limit),
-        bias_initializer=initializers.RandomUniform(-limit, limit),
-    )
+    uniform = [initializers.RandomUniform(-one * limit, one * limit) for one in (gain, bias)]
+    kwargs |= {"kernel_initializer": uniform[0], "bias_initializer": uniform[1], "padding": "same"}
+    return built(layers.Conv2D(filters, kernel, **kwargs), features)
 
 
 def on_maps(layer, maps):
@@ -84,20 +75,14 @@ class Residual(layers.Layer):
     def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0, is_head=False):
         dtype = backend.floatx() if is_head else None
         super().__init__(dtype=dtype)
-        last = conv(outputs, 1, hidden, 0.0 if is_head else gain, dtype=dtype)
-        if is_head:
-            last.bias_initializer = initializers.Zeros()
+        gains = {"gain": 0.0, "bias": 0.0} if is_head else {"gain": gain}
+        last = conv(outputs, 1, hidden, dtype=dtype, **gains)
         self.convs = [conv(hidden, 1, features), conv(hidden, 3, hidden), conv(hidden, 3, hidden), last]
         self.skip = conv(outputs, 1, features, dtype=dtype) if outputs != features else None
         self.activates_first = activates_first
-        for one, width in zip(self.convs, (features, hidden, hidden, hidden), strict=True):
-            one.build((None, None, None, width))
-        if self.skip:
-            self.skip.build((None, None, None, features))
         self.built = True
 
     def call(self, x):
-        """Maps (M, H, W, outputs)."""
         h = activations.silu(x) if self.activates_first else x
         for one in self.convs[:-1]:
             h = activations.silu(one(h))
@@ -110,7 +95,6 @@ class BottomUp(layers.Layer):
     def __init__(self, scales, image_shape, channels, hidden, blocks):
         super().__init__()
         self.start = conv(channels, 1, image_shape[2])
-        self.start.build((None, *image_shape))
         self.stacks, finer = [], image_shape[0]
         for scale in scales:
             stack = [Residual(channels, hidden, channels, activates_first=True) for _ in range(blocks)]
@@ -121,7 +105,6 @@ class BottomUp(layers.Layer):
         self.built = True
 
     def call(self, x):
-        """Maps (B, height, width, channels), a list of one a scale."""
         features, h = [], self.start(2 * x - 1)
         for stack in self.stacks:
             h = stack(h)
@@ -160,12 +143,10 @@ class Block(layers.Layer):
 
     def __init__(self, index, scale, finer, depth, channels, hidden, width, context_width, is_last):
         super().__init__(name=f"layer{depth - index}")
-        self.scale, self.finer, self.width, self.channels = scale, finer, width, channels
-        shape, gain = (None, None, None), 1 / math.sqrt(depth)
+        self.scale, self.finer, self.width, gain = scale, finer, width, 1 / math.sqrt(depth)
         self.p = Residual(channels + context_width, hidden, 2 * width + channels, is_head=True)
         self.q = Residual(channels, hidden, 2 * width, is_head=True)
-        self.from_z = conv(channels, 1, width, gain, UNUSED if is_last else None)
-        self.from_z.build((*shape, width))
+        self.from_z = conv(channels, 1, width, gain, name=UNUSED if is_last else None)
         self.after = None if is_last else Residual(channels, hidden, channels, gain=gain)
         self.size = scale.height * scale.width * width
         self.built = True
@@ -210,7 +191,7 @@ class Hierarchy(NamedTuple):
     @property
     def top(self):
         """The distribution of the top layer."""
-        return self._normals_at_means()[0]
+        return self._chosen(lambda index, distribution: distribution.mean)[1][0]
 
     def sample(self, n, seed):
         """`n` ancestral draws: (n, ..., D). Stochastic."""
@@ -222,41 +203,38 @@ class Hierarchy(NamedTuple):
 
     def log_prob_of_layers(self, z):
         """log p(z_l | z_>l) in nats, the top layer first: (..., D) -> L of (...)."""
-        log_p = []
-
-        def pick(index, distribution):
-            log_p.append(distribution.log_prob(one := sliced(z, self.ends, index)))
-            return one
-
-        self.descend(pick)
-        return tuple(log_p)
+        parts, distributions = self._chosen(lambda index, distribution: sliced(z, self.ends, index))
+        return log_probs(distributions, parts)
 
     def sample_and_log_prob(self, n, seed):
         """As `sample` and `log_prob`, in one pass: (n, ..., D) and (n, ...). Stochastic."""
-        draws, log_p = [], []
 
         def pick(index, distribution):
-            one = distribution.sample(1 if index else n, seed)
-            draws.append(one[0] if index else one)
-            log_p.append(distribution.log_prob(draws[-1]))
-            return draws[-1]
+            return distribution.sample(1, seed)[0] if index else distribution.sample(n, seed)
 
-        self.descend(pick)
-        return ops.concatenate(draws, axis=-1), sum(log_p)
+        draws, distributions = self._chosen(pick)
+        return ops.concatenate(draws, axis=-1), sum(log_probs(distributions, draws))
 
     def at_mean(self):
         """The Normal over [z_L, ..., z_1] each of whose layers is the one at the means above; no density."""
-        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*self._normals_at_means(), strict=True)))
+        _, normals = self._chosen(lambda index, distribution: distribution.mean)
+        return Normal(*(ops.concatenate(parts, axis=-1) for parts in zip(*normals, strict=True)))
 
-    def _normals_at_means(self):
+    def _chosen(self, pick):
+        """The z_l that `pick` returns, and the distributions that it was given, of each layer."""
         found = []
 
-        def pick(index, distribution):
-            found.append(distribution)
-            return distribution.mean
+        def noted(index, distribution):
+            found.append((pick(index, distribution), distribution))
+            return found[-1][0]
 
-        self.descend(pick)
-        return found
+        self.descend(noted)
+        return tuple(zip(*found, strict=True))
+
+
+def log_probs(distributions, z):
+    """The log_prob of each distribution at its own z, in nats: a list."""
+    return [one.log_prob(part) for one, part in zip(distributions, z, strict=True)]
 
 
 def sliced(z, ends, index):
@@ -273,7 +251,7 @@ class Descent(NamedTuple):
 
     def log_probs(self):
         """log p(z_l | z_>l) and log q(z_l | z_>l, x) of each layer, in nats: two lists of (n, B)."""
-        return tuple([one.log_prob(z) for one, z in zip(layers, self.z, strict=True)] for layers in (self.p, self.q))
+        return log_probs(self.p, self.z), log_probs(self.q, self.z)
 
     def expected_log_probs(self):
         """The same, each in expectation over its own z_l, in closed form: their difference is -KL(q || p)."""
@@ -312,17 +290,21 @@ class TopDown(layers.Layer):
         self.built = True
 
     def descend(self, pick, features=None, contexts=None, batch=()):
-        """Goes down the layers: `pick(index, p, q)` gives z_l (..., size) from p(z_l | z_>l) and q(z_l | z_>l, x).
+        """The Descent of the z_l (..., size) that `pick(index, p, q)` gives from p(z_l | z_>l) and q(z_l | z_>l, x).
 
         q is None without `features`, maps of images a scale. `contexts` are maps a scale, too, of batch `batch`.
         """
+        descent = Descent([], [], [])
         s = ops.ones((*batch, *self.blocks[0].scale[1:], self.channels))
         for index, (block, scale) in enumerate(zip(self.blocks, self.of_scale, strict=True)):
             p, h = block.prior(s, None if contexts is None else contexts[scale])
             q = None if features is None else block.posterior(s, features[scale])
             z = pick(index, p, q)
+            for found, one in zip(descent, (z, p, q), strict=True):
+                found.append(one)
             if block.after is not None:
                 s = block.below(s + h, z)
+        return descent
 
     def prior(self, contexts=None, batch=(), temperature=1.0):
         """p(z) as a Hierarchy, all variances multiplied by `temperature`."""
@@ -335,43 +317,37 @@ class TopDown(layers.Layer):
 
     def posterior(self, features, contexts=None, batch=()):
         """q(z|x) as a Hierarchy, of the `features` of images."""
-        return Hierarchy(
-            lambda pick: self.descend(lambda index, p, q: pick(index, q), features, contexts, batch), self.ends
-        )
+
+        def descend(pick):
+            self.descend(lambda index, p, q: pick(index, q), features, contexts, batch)
+
+        return Hierarchy(descend, self.ends)
 
     def drawn(self, features, n, seed, contexts=None, batch=()):
         """The Descent of z ~ q(z|x) in one pass, n draws for each of the batch, or one if n is None. Stochastic."""
-        draws, p_laws, q_laws = [], [], []
 
         def pick(index, p, q):
             one = q.sample(1 if index else n or 1, seed)
-            draws.append(one[0] if index or n is None else one)
-            p_laws.append(p)
-            q_laws.append(q)
-            return draws[-1]
+            return one[0] if index or n is None else one
 
-        self.descend(pick, features, contexts, batch)
-        return Descent(draws, p_laws, q_laws)
+        return self.descend(pick, features, contexts, batch)
 
     def mixed(self, features, kept, seed, contexts=None, batch=()):
         """z (..., D) whose `kept` upper layers are means of q, each of the one above; the others drawn from p.
 
         Stochastic.
         """
-        parts = []
 
         def pick(index, p, q):
-            parts.append(q.mean if index < kept else p.sample(1, seed)[0])
-            return parts[-1]
+            return q.mean if index < kept else p.sample(1, seed)[0]
 
-        self.descend(pick, features, contexts, batch)
+        parts = self.descend(pick, features, contexts, batch).z
         wide = ops.zeros_like(parts[-1][..., :1])  # a layer that no image has a part in has no batch
         return ops.concatenate([part + wide for part in parts], axis=-1)
 
     def call(self, z):
         """p(x|z) for z (..., D), all layers of it."""
         height, width, _ = self.image_shape
-        maps = [
-            resized(block.maps(sliced(z, self.ends, index)), height, width) for index, block in enumerate(self.blocks)
-        ]
+        maps = [block.maps(sliced(z, self.ends, index)) for index, block in enumerate(self.blocks)]
+        maps = [resized(one, height, width) for one in maps]
         return self.observation.of(on_maps(self.out, sum(maps) / math.sqrt(len(maps))), hard_clip)

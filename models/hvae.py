@@ -18,7 +18,7 @@ class HVAE(LatentModel):
         self.dim_z2 = latent_dim - self.dim_z1
         self.encoder_z2 = networks.image_encoder()
         self.q_z2 = networks.head(networks.image_features, self.dim_z2)
-        self.encoder_z1 = networks.lower_image_encoder()
+        self.encoder_z1 = networks.image_encoder(is_lower=True)
         self.encoder_z1_z2 = networks.latent_encoder(self.dim_z2)
         self.joint_z1 = networks.joint()
         self.q_z1 = networks.head(networks.joint_features, self.dim_z1)
@@ -47,7 +47,3 @@ class HVAE(LatentModel):
         """Chain p(z2) p(z1|z2): event (D,)."""
         top = self.top_prior.distribution() if top is None else top
         return Chain(top, self.p_z1, self.dim_z2)
-
-    def likelihood(self, z, training=False):
-        """p(x|z1, z2) for latents (..., D)."""
-        return self.decoder(z, training=training)

@@ -1,20 +1,12 @@
 """The Ladder VAE: many layers of latents, all of which p(x|z) is given."""
 
-from keras import layers, ops
+from types import SimpleNamespace
+
+from keras import ops
 
 from .base import LatentModel
 from .hierarchy import BottomUp, TopDown, scales_of
 from .objectives import layered
-
-
-class Within(layers.Layer):
-    """The prior of a model whose networks hold it: it has no weights, and nothing that could be computed once."""
-
-    floats_per_sample = 0
-
-    def distribution(self):
-        """Nothing."""
-        return ()
 
 
 class Ladder(LatentModel):
@@ -31,23 +23,18 @@ class Ladder(LatentModel):
         self.encoder = BottomUp(scales, image_shape, config.channels, hidden, config.encoder_blocks)
         self.decoder = TopDown(scales, image_shape, config.channels, hidden, observation)
         self.sizes = self.decoder.sizes
-        self.top_prior = Within()
+        self.top_prior = SimpleNamespace(
+            distribution=tuple, trainable_weights=(), floats_per_sample=0
+        )  # the decoder has it
         self.built = True
 
     def posterior(self, x):
-        """Hierarchy q(z|x): batch (B,), event (D,)."""
         return self.decoder.posterior(self.encoder(x))
 
     def prior(self, top=None):
-        """Hierarchy p(z): event (D,)."""
         return self.decoder.prior()
 
-    def likelihood(self, z, training=False):
-        """p(x|z) for latents (..., D)."""
-        return self.decoder(z)
-
     def terms(self, x, n, seed, prior=None, training=False):
-        """As of LatentModel, in one pass through the layers."""
         descent = self.decoder.drawn(self.encoder(x), n, seed)
         return layered(self._log_px_z(x, descent), *descent.log_probs())
 

@@ -4,6 +4,7 @@ Both kinds of weights W have E[exp W] = p(x) if the walk goes from q(z|x) to p(x
 so that E[W] <= log p(x). Chains are (n, B): n of them for each of B images.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,10 +17,7 @@ FARTHEST = 1000.0  # of a coordinate, beyond which densities may overflow
 
 
 class Point(NamedTuple):
-    """Where chains are: z (n, B, D), both log-densities there (n, B) and their gradients (n, B, D).
-
-    `more` is what the path's end tells beside its density, tensors (n, B).
-    """
+    """Where chains are: z (n, B, D), both log-densities there and `more` of the path's end (n, B), gradients like z."""
 
     z: object
     log_start: object
@@ -147,7 +145,7 @@ def langevin(path, point, betas, steps, seed):
         accepts.append(proposal.log_accept)
         diverged.append(ops.cast(ops.logical_not(is_sane), point.z.dtype))
     log_weight = log_weight + point.log_end
-    return Walk(points, _stacked(accepts, point), _stacked(diverged, point), log_weight, ops.zeros_like(log_weight))
+    return Walk(points, ops.stack(accepts), ops.stack(diverged), log_weight, ops.zeros_like(log_weight))
 
 
 def metropolis(path, point, betas, steps, seed):
@@ -169,11 +167,6 @@ def metropolis(path, point, betas, steps, seed):
         points.append(point)
         accepts.append(log_accept)
         diverged.append(ops.cast(log_accept <= -DIVERGED, point.z.dtype))
-    ends = [*betas, 1.0]
-    starts = [0.0, *betas]
-    parts = [(end - start) * (p.log_end - p.log_start) for start, end, p in zip(starts, ends, points, strict=True)]
-    return Walk(points, _stacked(accepts, point), _stacked(diverged, point), sum(parts), log_decisions)
-
-
-def _stacked(values, point):
-    return ops.stack(values) if values else ops.zeros((0, *point.log_end.shape))
+    ends = itertools.pairwise([0.0, *betas, 1.0])
+    parts = [(end - start) * (p.log_end - p.log_start) for (start, end), p in zip(ends, points, strict=True)]
+    return Walk(points, ops.stack(accepts), ops.stack(diverged), sum(parts), log_decisions)

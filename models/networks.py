@@ -1,11 +1,12 @@
 """Networks: layers with weights, and heads that return distributions."""
 
+import abc
 import itertools
 import math
 from functools import partial
 
 import keras
-from keras import Sequential, backend, layers, ops
+from keras import Sequential, backend, constraints, layers, ops
 
 from .convolutions import Conv2D, Conv2DTranspose
 from .distributions import Normal
@@ -22,6 +23,22 @@ def soft_bound(raw, low, high):
 def hard_clip(raw, low, high):
     """raw, clipped as in the code of Tomczak & Welling (2018); outside of the bounds the gradient is zero."""
     return ops.clip(raw, low, high)
+
+
+class Between(constraints.Constraint):
+    """Projects a weight onto [low, high] after each update."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __call__(self, w):
+        return ops.clip(w, self.low, self.high)
+
+
+def built(layer, features):
+    """`layer` itself, with weights for so many features of vectors or maps."""
+    layer.build((None, None, None, features))
+    return layer
 
 
 def as_one_batch(layer, h, axes=1):
@@ -46,14 +63,11 @@ class GaussianHead(layers.Layer):
 
     def __init__(self, features, units, dense=layers.Dense, bound=soft_bound):
         super().__init__(dtype=backend.floatx())
-        self.mean, self.raw_logvar = (dense(units, dtype=backend.floatx()) for _ in range(2))
+        self.mean, self.raw_logvar = (built(dense(units, dtype=backend.floatx()), features) for _ in range(2))
         self.bound = bound
-        self.mean.build((None, features))
-        self.raw_logvar.build((None, features))
         self.built = True
 
     def call(self, h):
-        """Normal with mean and logvar (..., D)."""
         return Normal(as_one_batch(self.mean, h), self.bound(as_one_batch(self.raw_logvar, h), *LOGVAR))
 
 
@@ -70,19 +84,20 @@ class Gated(layers.Layer):
         self.linear, self.gate = make(), make()
 
     def build(self, shape):
-        """Makes both linear maps."""
         self.linear.build(shape)
         self.gate.build(shape)
         self.built = True
 
     def call(self, h):
-        """Features of the shape that `make`'s layer gives."""
         return self.linear(h) * ops.sigmoid(self.gate(h))
+
+
+he_normal = partial(layers.Dense, kernel_initializer="he_normal")  # the paper's dense layers
 
 
 def gated_dense(units):
     """Features (..., F) to (..., units)."""
-    return Gated(lambda: layers.Dense(units, kernel_initializer="he_normal"))
+    return Gated(lambda: he_normal(units))
 
 
 def gated_conv(filters, kernel, stride=1):
@@ -95,13 +110,10 @@ class DenseStack(layers.Layer):
 
     def __init__(self, features, units, dense):
         super().__init__()
-        self.dense = [dense(u) for u in units]
-        for one, width in zip(self.dense, (features, *units), strict=False):
-            one.build((None, width))
+        self.dense = [built(dense(out), into) for into, out in itertools.pairwise((features, *units))]
         self.built = True
 
     def call(self, h):
-        """Features (..., units[-1])."""
         return as_one_batch(self._flat, h)
 
     def _flat(self, h):
@@ -122,29 +134,16 @@ class ConvDecoder(layers.Layer):
         if height % 4 or width % 4:
             raise ValueError(f"images of {height}x{width} pixels do not fit: both sides must be divisible by 4")
         start = (height // 4, width // 4, 32)
-        f8, f16, f32 = (scaled(n, size) for n in (8, 16, 32))
-
-        def up(filters, stride):
-            return Conv2DTranspose(filters, 3, stride, activation=activation)
-
-        self.net = Sequential(
-            [
-                layers.Input((latent_dim,)),
-                layers.Dense(math.prod(start), activation=activation),
-                layers.Reshape(start),
-                up(f32, 1),
-                up(f16, 2),
-                up(f16, 1),
-                up(f8, 2),
-                Conv2DTranspose(observation.outputs(channels), 3, dtype=backend.floatx()),
-            ]
-        )
+        net = [layers.Input((latent_dim,)), layers.Dense(math.prod(start), activation=activation)]
+        net.append(layers.Reshape(start))
+        for filters, stride in ((32, 1), (16, 2), (16, 1), (8, 2)):
+            net.append(Conv2DTranspose(scaled(filters, size), 3, stride, activation=activation))
+        self.net = Sequential([*net, Conv2DTranspose(observation.outputs(channels), 3, dtype=backend.floatx())])
         self.observation = observation
         self.floats_per_sample = sum(math.prod(layer.output.shape[1:]) for layer in self.net.layers)
         self.built = True
 
     def call(self, z):
-        """p(x|z) with batch (...)."""
         return self.observation.of(as_one_batch(self.net, z), soft_bound)  # of maps (..., H, W, outputs)
 
 
@@ -156,15 +155,13 @@ class LatentStacks(layers.Layer):
 
     def __init__(self, parts, width):
         super().__init__()
-        self.ends = list(itertools.accumulate(parts))
         self.parts, self.features = parts, len(parts) * width
         self.stacks = [DenseStack(size, (width,), gated_dense) for size in parts]
         self.built = True
 
     def call(self, z):
-        """Features (..., len(parts) * width)."""
-        pieces = [z[..., end - size : end] for size, end in zip(self.parts, self.ends, strict=True)]
-        return ops.concatenate([stack(piece) for stack, piece in zip(self.stacks, pieces, strict=True)], axis=-1)
+        stacks = zip(self.stacks, self.parts, itertools.accumulate(self.parts), strict=True)
+        return ops.concatenate([stack(z[..., end - size : end]) for stack, size, end in stacks], axis=-1)
 
 
 class DenseDecoder(layers.Layer):
@@ -175,13 +172,11 @@ class DenseDecoder(layers.Layer):
         self.observation, self.maps_shape = observation, (*image_shape[:2], observation.outputs(image_shape[2]))
         self.stacks = LatentStacks(parts, width)
         self.joint = DenseStack(self.stacks.features, (width,), gated_dense)
-        self.out = layers.Dense(math.prod(self.maps_shape), kernel_initializer="he_normal", dtype=backend.floatx())
-        self.out.build((None, width))
+        self.out = built(he_normal(math.prod(self.maps_shape), dtype=backend.floatx()), width)
         self.floats_per_sample = 2 * (self.stacks.features + width) + math.prod(self.maps_shape)  # gates count twice
         self.built = True
 
     def call(self, z):
-        """p(x|z) with batch (...)."""
         return self.observation.of(as_one_batch(self._maps, z), hard_clip)
 
     def _maps(self, z):
@@ -194,22 +189,18 @@ class GatedConvDecoder(layers.Layer):
     These are four gated ones of 64 filters, 3x3, and a linear 1x1.
     """
 
-    FILTERS = 64
-
     def __init__(self, parts, image_shape, observation, width):
         super().__init__()
         self.observation = observation
         self.stacks = LatentStacks(parts, width)
         self.image = DenseStack(self.stacks.features, (math.prod(image_shape),), gated_dense)
-        convs = [gated_conv(self.FILTERS, 3) for _ in range(4)]
-        outputs = observation.outputs(image_shape[2])
+        convs, outputs = [gated_conv(64, 3) for _ in range(4)], observation.outputs(image_shape[2])
         out = layers.Conv2D(outputs, 1, dtype=backend.floatx())
         self.net = Sequential([layers.Input((math.prod(image_shape),)), layers.Reshape(image_shape), *convs, out])
-        self.floats_per_sample = math.prod(image_shape[:2]) * (3 * self.FILTERS * len(convs) + outputs)
+        self.floats_per_sample = math.prod(image_shape[:2]) * (3 * 64 * len(convs) + outputs)
         self.built = True
 
     def call(self, z):
-        """p(x|z) with batch (...)."""
         return self.observation.of(as_one_batch(lambda flat: self.net(self.image(self.stacks(flat))), z), hard_clip)
 
 
@@ -222,7 +213,6 @@ class ConditionalNormal(layers.Layer):
         self.built = True
 
     def call(self, h):
-        """Normal with mean and logvar (..., D)."""
         return self.head(self.stack(h))
 
 
@@ -231,148 +221,108 @@ def scaled(filters, size):
     return max(1, round(filters * size))
 
 
-class ConvNetworks:
-    """The parts of a convolutional VAE or HVAE: factories of layers, for images (H, W, C) with H and W divisible by 4.
+class Networks(abc.ABC):
+    """The parts of a VAE or HVAE: factories of layers for images (H, W, C).
+
+    A subclass sets `dense(units)`, the hidden layers of `DenseStack`s, and `normal(features, units)`, features (...,
+    features) to a Normal over (..., units); `head` is the same for q(z|x), which a flow may transform. It also sets how
+    many features encoders have: `image_features`, `latent_units` of each layer, `joint_features`, and `width` within
+    p(lower | upper).
+    """
+
+    @abc.abstractmethod
+    def image_encoder(self, is_lower=False):
+        """Images (B, H, W, C) to features (B, image_features); `is_lower`: for q(z1|x, z2) of an HVAE."""
+
+    @abc.abstractmethod
+    def decoder(self, *parts):
+        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
+
+    def latent_encoder(self, latent_dim):
+        """Latents (..., D) to features (..., image_features)."""
+        return DenseStack(latent_dim, self.latent_units, self.dense)
+
+    def joint(self):
+        """The features of an image and of a latent, concatenated (..., 2 F), to features (..., joint_features)."""
+        return DenseStack(2 * self.image_features, (self.joint_features,), self.dense)
+
+    def conditional(self, latent_dim, units):
+        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
+        stack = DenseStack(latent_dim, (self.width, self.width), self.dense)
+        return ConditionalNormal(stack, self.normal(self.width, units))
+
+
+class ConvNetworks(Networks):
+    """Convolutional ones, for H and W divisible by 4.
 
     `size` scales the filters of the convolutions; 4 gives 32 to 128 of them. Dense layers have `units` units; for None,
     300 in p(z1|z2) and 256 elsewhere.
     """
 
+    normal = head = GaussianHead
+
     def __init__(self, image_shape, observation, size, activation, units):
         self.image_shape, self.observation = image_shape, observation
         self.size, self.activation = size, activation
-        self.features = self.image_features = self.joint_features = units or 256
-        self.width = units or 300
+        self.image_features = self.joint_features = units or 256
+        self.latent_units, self.width = (self.image_features,) * 2, units or 300
         self.dense = partial(layers.Dense, activation=activation)
 
-    def image_encoder(self):
-        """Images (B, H, W, C) to features (B, F)."""
-
-        def conv(filters, kernel, stride):
-            filters = scaled(filters, self.size)
-            return Conv2D(filters, kernel, stride, activation=self.activation)
-
-        return Sequential(
-            [
-                layers.Input(self.image_shape),
-                conv(8, 7, 1),
-                conv(16, 3, 2),
-                conv(16, 5, 1),
-                conv(32, 3, 2),
-                layers.Flatten(),
-                layers.Dense(self.features, activation=self.activation),
-            ]
-        )
-
-    def lower_image_encoder(self):
-        """The same for q(z1|x, z2), with weights of its own."""
-        return self.image_encoder()
-
-    def latent_encoder(self, latent_dim):
-        """Latents (..., D) to features (..., F)."""
-        return DenseStack(latent_dim, (self.features, self.features), self.dense)
-
-    def joint(self):
-        """The features of an image and of a latent, concatenated (..., 2 F), to features (..., F)."""
-        return DenseStack(2 * self.features, (self.features,), self.dense)
-
-    def head(self, features, units):
-        """Features (..., features) to a Normal over (..., units)."""
-        return GaussianHead(features, units)
-
-    def conditional(self, latent_dim, units):
-        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        stack = DenseStack(latent_dim, (self.width, self.width), self.dense)
-        return ConditionalNormal(stack, GaussianHead(self.width, units))
+    def image_encoder(self, is_lower=False):
+        convs = [
+            Conv2D(scaled(filters, self.size), kernel, stride, activation=self.activation)
+            for filters, kernel, stride in ((8, 7, 1), (16, 3, 2), (16, 5, 1), (32, 3, 2))
+        ]
+        return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten(), self.dense(self.image_features)])
 
     def decoder(self, *parts):
-        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
         return ConvDecoder(sum(parts), self.image_shape, self.observation, self.size, self.activation)
 
 
-def clipped_head(features, units):
-    """Features (..., features) to a Normal over (..., units), as the paper has it."""
-    return GaussianHead(features, units, partial(layers.Dense, kernel_initializer="he_normal"), hard_clip)
-
-
-class GatedNetworks:
+class GatedNetworks(Networks):
     """What the paper's networks share (Tomczak & Welling 2018): gated layers and log-variances that are clipped hard.
 
-    Dense layers have `units` units; for None the paper's 300. `size` and `activation` have no meaning here: the gates
-    are what is not linear.
+    They are for any image size. Dense layers have `units` units; for None the paper's 300. `size` and `activation` have
+    no meaning here: the gates are what is not linear.
     """
 
-    head = staticmethod(clipped_head)
+    dense = staticmethod(gated_dense)
+    normal = head = staticmethod(partial(GaussianHead, dense=he_normal, bound=hard_clip))
 
-    def __init__(self, image_shape, observation, size, activation, units):
+    def __init__(self, image_shape, observation, size, activation, units, image_features=None):
         self.image_shape, self.observation = image_shape, observation
         self.width = self.joint_features = units or 300
-
-    def latent_encoder(self, latent_dim):
-        """Latents (..., D) to as many features as an image has."""
-        return DenseStack(latent_dim, (self.image_features,), gated_dense)
-
-    def joint(self):
-        """The features of an image and of a latent, concatenated (..., 2 F), to features (..., joint_features)."""
-        return DenseStack(2 * self.image_features, (self.width,), gated_dense)
-
-    def conditional(self, latent_dim, units):
-        """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        stack = DenseStack(latent_dim, (self.width, self.width), gated_dense)
-        return ConditionalNormal(stack, clipped_head(self.width, units))
+        self.image_features = image_features or self.width
+        self.latent_units = (self.image_features,)
 
 
 class DenseNetworks(GatedNetworks):
-    """The parts of the paper's dense VAE and HVAE, for any image size."""
+    """The parts of the paper's dense VAE and HVAE: images are encoded by two gated layers, by one for q(z1|x, z2)."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.image_features = self.width
-
-    def image_encoder(self):
-        """Images (B, H, W, C) to features (B, F), by two gated layers."""
-        return self._image_encoder(2)
-
-    def lower_image_encoder(self):
-        """The same by one gated layer, for q(z1|x, z2)."""
-        return self._image_encoder(1)
-
-    def _image_encoder(self, depth):
-        gated = [gated_dense(self.width) for _ in range(depth)]
+    def image_encoder(self, is_lower=False):
+        gated = [gated_dense(self.width) for _ in range(1 if is_lower else 2)]
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
 
     def decoder(self, *parts):
-        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
         return DenseDecoder(parts, self.image_shape, self.observation, self.width)
 
 
 class GatedConvNetworks(GatedNetworks):
-    """The parts of the paper's convHVAE: gated convolutions and gated dense layers, for any image size.
+    """The parts of the paper's convHVAE: gated convolutions and gated dense layers; 294 features for 28x28 pixels.
 
     `make_decoder` has the arguments of GatedConvDecoder.
     """
 
-    CONVS = ((32, 1), (32, 2), (64, 1), (64, 2), (6, 1))  # filters, stride
+    CONVS = ((32, 7, 1), (32, 3, 2), (64, 5, 1), (64, 3, 2), (6, 3, 1))  # filters, kernel (3 for q(z1|x, z2)), stride
 
     def __init__(self, image_shape, *args, make_decoder=GatedConvDecoder):
-        super().__init__(image_shape, *args)
+        features = self.CONVS[-1][0] * math.prod(math.ceil(side / 4) for side in image_shape[:2])
+        super().__init__(image_shape, *args, image_features=features)
         self.make_decoder = make_decoder
-        self.image_features = self.CONVS[-1][0] * math.prod(math.ceil(side / 4) for side in image_shape[:2])
 
-    def image_encoder(self):
-        """Images (B, H, W, C) to features (B, 294) for 28x28 pixels."""
-        return self._image_encoder((7, 3, 5, 3, 3))
-
-    def lower_image_encoder(self):
-        """The same with kernels of 3, for q(z1|x, z2)."""
-        return self._image_encoder((3, 3, 3, 3, 3))
-
-    def _image_encoder(self, kernels):
-        convs = [
-            gated_conv(filters, kernel, stride) for (filters, stride), kernel in zip(self.CONVS, kernels, strict=True)
-        ]
+    def image_encoder(self, is_lower=False):
+        convs = [gated_conv(filters, 3 if is_lower else kernel, stride) for filters, kernel, stride in self.CONVS]
         return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten()])
 
     def decoder(self, *parts):
-        """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
         return self.make_decoder(parts, self.image_shape, self.observation, self.width)

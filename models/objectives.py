@@ -9,9 +9,11 @@ import itertools
 import math
 from typing import NamedTuple
 
-from keras import constraints, initializers, layers, ops
+import numpy as np
+from keras import initializers, layers, ops
 
 from . import OBJECTIVES, mcmc
+from .networks import Between
 
 STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
 RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
@@ -71,20 +73,10 @@ class Outcome(NamedTuple):
 
 
 class Sampled:
-    """A bound on the log-weights of n samples from q(z|x), differentiated as it is."""
+    """A bound on the log-weights of n samples from q(z|x)."""
 
     def __init__(self, config):
         self.n, self.logged = config.samples, OBJECTIVES[config.objective].logged
-
-    def terms(self, model, x, seed, training):
-        """What the bound is of: Terms of n samples. Stochastic."""
-        return model.terms(x, self.n, seed, training=training)
-
-    def outcome(self, model, x, seed, beta, training):
-        """An Outcome. Stochastic."""
-        terms = self.terms(model, x, seed, training)
-        log_w = terms.log_w()
-        return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), self.logs(log_w))
 
     def draw(self, model, x, seed):
         """One draw for each image of what is fitted to p(z|x), which is q(z|x): (B, D). Stochastic."""
@@ -94,25 +86,20 @@ class Sampled:
 class Elbo(Sampled):
     """The evidence lower bound, of which a model may know parts in closed form."""
 
-    bound = staticmethod(elbo)
-
-    def terms(self, model, x, seed, training):
-        """Terms of n samples, or expectations of these. Stochastic."""
-        return model.expected_terms(x, self.n, seed, training)
-
-    def logs(self, log_w):
-        """Nothing: the bound has a column of its own already."""
-        return {}
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome. Stochastic."""
+        terms = model.expected_terms(x, self.n, seed, training)
+        return Outcome(terms, -elbo(terms.log_w(beta)), elbo(terms.log_w()), {})
 
 
 class Iwae(Sampled):
     """The importance-weighted bound (Burda et al. 2016); its gradient weighs samples by their normalised weights."""
 
-    bound = staticmethod(iwae)
-
-    def logs(self, log_w):
-        """The effective number of samples."""
-        return {"ess": effective_samples(log_w)}
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome, with the effective number of samples. Stochastic."""
+        terms = model.terms(x, self.n, seed, training=training)
+        log_w = terms.log_w()
+        return Outcome(terms, -iwae(terms.log_w(beta)), iwae(log_w), {"ess": effective_samples(log_w)})
 
 
 class Dreg(Iwae):
@@ -138,7 +125,7 @@ class Dreg(Iwae):
         of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
         of_q = ops.sum(pulls * z, axis=(0, -1))
         log_w = terms.log_w()
-        return Outcome(terms, -of_p - of_q, iwae(log_w), self.logs(log_w))
+        return Outcome(terms, -of_p - of_q, iwae(log_w), {"ess": effective_samples(log_w)})
 
 
 def path_of(model, x, n, seed, beta=1.0):
@@ -160,13 +147,6 @@ def terms_of(point):
     return Terms(*point.more, point.log_start)
 
 
-class Bounded(constraints.Constraint):
-    """Projects the log of a step size onto its bounds after each update."""
-
-    def __call__(self, w):
-        return ops.clip(w, *map(math.log, STEPS))
-
-
 class Annealed(layers.Layer):
     """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
 
@@ -182,14 +162,13 @@ class Annealed(layers.Layer):
         self.log_step = self.add_weight(
             shape=(steps,),
             initializer=initializers.Constant(math.log(config.step_size)),
-            constraint=Bounded(),
+            constraint=Between(*map(math.log, STEPS)),
             trainable=config.learn_step_size == "on",
             name="log_step",
         )
-        linear = [math.log(k) for k in range(1, steps + 1)]  # logit of k / (k + 1)
         self.schedule = self.add_weight(
             shape=(steps,),
-            initializer=lambda shape, dtype: ops.convert_to_tensor(linear, dtype),
+            initializer=np.array([math.log(k) for k in range(1, steps + 1)]),  # logit of k / (k + 1)
             trainable=config.learn_schedule == "on",
             name="schedule",
         )
@@ -205,12 +184,12 @@ class Annealed(layers.Layer):
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
-        path, z = path_of(model, x, self.n, seed)
-        walk = self.walked(path, path.at(z), seed)
+        walk = self.walked(model, x, self.n, seed)
         acceptance = ops.exp(walk.log_accept)  # (T, n, B)
         if training and self.target:
-            self._adapt(ops.mean(acceptance, axis=(1, 2)))
-        loss = -self.objective(walk, self.weighed(walk, beta)) if training else -elbo(walk.log_weight)
+            is_high = ops.stop_gradient(ops.mean(acceptance, axis=(1, 2))) >= self.target
+            self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
+        loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
         logs = {
             "ess": effective_samples(walk.log_weight),
             "acceptance": ops.mean(acceptance, axis=(0, 1)),
@@ -218,19 +197,15 @@ class Annealed(layers.Layer):
         }
         return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
 
-    def walked(self, path, point, seed):
-        """The Walk from a Point of n chains. Stochastic."""
+    def walked(self, model, x, n, seed):
+        """The Walk of n chains for each image. Stochastic."""
+        path, z = path_of(model, x, n, seed)
         betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
-        return self.walk(path, point, betas, steps, seed)
+        return self.walk(path, path.at(z), betas, steps, seed)
 
     def draw(self, model, x, seed):
         """One draw for each image of what is fitted to p(z|x), which is the end of a chain: (B, D). Stochastic."""
-        path, z = path_of(model, x, 1, seed)
-        return self.walked(path, path.at(z), seed).points[-1].z[0]
-
-    def _adapt(self, acceptance):
-        change = ops.where(ops.stop_gradient(acceptance) >= self.target, RISE, FALL)
-        self.log_step.assign(Bounded()(self.log_step + change))
+        return self.walked(model, x, 1, seed).points[-1].z[0]
 
 
 class LangevinMcvae(Annealed):
@@ -238,14 +213,10 @@ class LangevinMcvae(Annealed):
 
     walk = staticmethod(mcmc.langevin)
 
-    def weighed(self, walk, beta):
-        """W with the weight beta on all but the last log p(x|z): (n, B)."""
+    def training_loss(self, walk, beta):
+        """The negative mean over chains of W with the weight beta on all but the last log p(x|z): (B,)."""
         last = terms_of(walk.points[-1])
-        return last.log_px_z + beta * (walk.log_weight - last.log_px_z)
-
-    def objective(self, walk, log_weight):
-        """Its mean over chains: (B,)."""
-        return elbo(log_weight)
+        return -elbo(last.log_px_z + beta * (walk.log_weight - last.log_px_z))
 
 
 class MetropolisMcvae(Annealed):
@@ -257,14 +228,13 @@ class MetropolisMcvae(Annealed):
 
     walk = staticmethod(mcmc.metropolis)
 
-    def weighed(self, walk, beta):
-        """W with the weight beta on log p(z) - log q(z|x): (n, B)."""
+    def training_loss(self, walk, beta):
+        """The negative mean over chains of W with the weight beta on log p(z) - log q(z|x): (B,).
+
+        A term of mean 0 adds the gradient of the decisions.
+        """
         ends = [0.0, *ops.unstack(self.betas()), 1.0]
         parts = zip(itertools.pairwise(ends), walk.points, strict=True)
-        return sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
-
-    def objective(self, walk, log_weight):
-        """Its mean over chains, with a term of mean 0 that adds the decisions' gradient: (B,)."""
+        log_weight = sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
         baseline = (ops.sum(log_weight, axis=0) - log_weight) / (self.n - 1)  # of the other chains
-        score = ops.stop_gradient(log_weight - baseline) * walk.log_decisions
-        return elbo(log_weight + score)
+        return -elbo(log_weight + ops.stop_gradient(log_weight - baseline) * walk.log_decisions)

@@ -25,7 +25,6 @@ class MaskedConv2D(layers.Layer):
         self.mask = seen.reshape(kernel, kernel, 1, 1)
 
     def build(self, shape):
-        """Makes kernel and bias."""
         self.kernel = self.add_weight(
             shape=(self.size, self.size, shape[-1], self.filters), initializer="glorot_uniform", name="kernel"
         )
@@ -33,7 +32,6 @@ class MaskedConv2D(layers.Layer):
         self.built = True
 
     def call(self, h):
-        """Maps (B, H, W, filters)."""
         return ops.conv(h, self.kernel * ops.cast(self.mask, self.compute_dtype), padding="same") + self.bias
 
 

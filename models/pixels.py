@@ -19,11 +19,6 @@ def _log_prob_of_each(distribution, x):
     return ops.stack([distribution.log_prob(image) for image in x])
 
 
-def _mean_picture(distribution, seed, progress=None):
-    """The mean image, which needs no draw."""
-    return distribution.mean
-
-
 def _flat(images):
     """Images (..., H, W, C) with one axis in place of three: (..., H W C)."""
     return ops.reshape(images, (*ops.shape(images)[:-3], math.prod(images.shape[-3:])))
@@ -48,7 +43,6 @@ class Bernoulli(NamedTuple):
     """Independent pixels with p(x = 1) = sigmoid(logits); the event is an image. Shape: logits (..., H, W, C)."""
 
     logits: object
-    picture = _mean_picture
 
     @property
     def mean(self):
@@ -94,7 +88,6 @@ class DiscretizedLogistic(NamedTuple):
 
     mean: object
     log_scale: object
-    picture = _mean_picture
     log_prob_of_each = _log_prob_of_each
 
     def sample(self, n, seed):
@@ -124,7 +117,6 @@ class MixtureOfLogistics(NamedTuple):
     location: object
     log_scale: object
     coefficients: object
-    picture = _mean_picture
     log_prob_of_each = _log_prob_of_each
 
     @property
@@ -183,7 +175,6 @@ class Pixels(NamedTuple):
 
     mean: object
     sigma: float
-    picture = _mean_picture
     log_prob_of_each = _log_prob_of_each  # a product of matrices would lose digits to large squares
 
     def sample(self, n, seed):
@@ -201,7 +192,7 @@ class Autoregressive(NamedTuple):
 
     `pixels` maps images (M, H, W, C) and planes (M, H, W, P) to the distribution of all pixels, batch (M,);
     that of a pixel does not depend on itself or on later pixels. It looks back by at most `reach` rows, so it needs
-    only these. Shapes: planes (..., H, W, P); `image_shape` (H, W, C).
+    only these. Its mean would need a sum over all images. Shapes: planes (..., H, W, P); `image_shape` (H, W, C).
     """
 
     planes: object
@@ -229,10 +220,6 @@ class Autoregressive(NamedTuple):
             x[:, row, column] = ops.convert_to_numpy(distribution.sample(1, seed))[0, :, row - start, column]
             progress(1)
         return ops.reshape(ops.convert_to_tensor(x), (*planes.shape[:-3], *self.image_shape))
-
-    def picture(self, seed, progress=lambda done: None):
-        """One draw, as the mean would need a sum over all images: (..., H, W, C). Stochastic."""
-        return self.sample(1, seed, progress)[0]
 
 
 def binarize(mean, seed):

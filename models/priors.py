@@ -4,14 +4,14 @@ Every prior is made from the number of latent dimensions D, a function `encode` 
 q(z | x), and initial pseudo-inputs (K, H, W, C); it takes what it needs.
 """
 
-import abc
 import math
 
 import numpy as np
-from keras import backend, constraints, initializers, layers, ops
+from keras import backend, layers, ops
+from keras.initializers import RandomNormal
 
-from .distributions import Mixture, Normal
-from .networks import LOGVAR, soft_bound
+from .distributions import Flow, Mixture, Normal
+from .networks import LOGVAR, Between, soft_bound
 
 
 class StandardPrior(layers.Layer):
@@ -27,13 +27,6 @@ class StandardPrior(layers.Layer):
         return Normal(ops.zeros((self.latent_dim,)), ops.zeros((self.latent_dim,)))
 
 
-class UnitInterval(constraints.Constraint):
-    """Projects a weight onto [0, 1] after each update."""
-
-    def __call__(self, w):
-        return ops.clip(w, 0.0, 1.0)
-
-
 class MixturePrior(layers.Layer):
     """p(z) = (1/K) sum_k N(z; mean_k, diag exp(logvar_k)), all K means and log-variances trained.
 
@@ -45,81 +38,67 @@ class MixturePrior(layers.Layer):
         super().__init__()
         shape = (len(pseudo_inputs), latent_dim)
         self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
-        self.mean = self.add_weight(shape=shape, initializer=initializers.RandomNormal(stddev=1.0), name="mean")
+        self.mean = self.add_weight(shape=shape, initializer=RandomNormal(stddev=1.0), name="mean")
         self.raw_logvar = self.add_weight(shape=shape, initializer="zeros", name="raw_logvar")
         self.built = True
 
     def distribution(self):
         """Mixture of K Normals: log_weights (K,), mean and logvar (K, D)."""
-        return Mixture(
-            uniform_log_weights(self.mean.shape[0]),
-            ops.convert_to_tensor(self.mean),
-            soft_bound(ops.convert_to_tensor(self.raw_logvar), *LOGVAR),
-        )
+        logvar = soft_bound(ops.convert_to_tensor(self.raw_logvar), *LOGVAR)
+        return Mixture(uniform_log_weights(self.mean.shape[0]), ops.convert_to_tensor(self.mean), logvar)
 
 
-class PseudoInputPrior(layers.Layer, abc.ABC):
+class PseudoInputPrior(layers.Layer):
     """p(z) = sum_k w_k q(z | u_k) with pseudo-inputs u_k, images (K, H, W, C) in [0, 1].
 
     Trained ones are kept there by projection after each update, not in the forward pass: a clip or a squashing function
     there would stop the gradient of the many pixels that lie on the border.
     """
 
-    def __init__(self, latent_dim, encode, pseudo_inputs, trainable):
+    is_trained = True
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
         super().__init__()
         self.encode = encode
         self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
         self.pseudo_inputs = self.add_weight(
             shape=pseudo_inputs.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(pseudo_inputs, dtype),
-            constraint=UnitInterval() if trainable else None,
-            trainable=trainable,
+            initializer=pseudo_inputs,
+            constraint=Between(0.0, 1.0) if self.is_trained else None,
+            trainable=self.is_trained,
             name="pseudo_inputs",
         )
         self.built = True
 
-    @abc.abstractmethod
     def log_weights(self):
-        """log w_k: (K,)."""
+        """log w_k: (K,), which is -log K unless weights are trained."""
+        return uniform_log_weights(self.pseudo_inputs.shape[0])
 
     def distribution(self):
         """Mixture of the K encoded pseudo-inputs, in the flow of q if it has one: weights (K,), Normals (K, D)."""
         components = self.encode(self.pseudo_inputs)
-        base = components.base  # all share one flow, if there is one, and so does their mixture
-        return components.of(Mixture(self.log_weights(), base.mean, base.logvar))
+        mixture = Mixture(self.log_weights(), components.base.mean, components.base.logvar)
+        return components._replace(base=mixture) if isinstance(components, Flow) else mixture  # they share one flow
 
 
 class VampPrior(PseudoInputPrior):
     """p(z) = (1/K) sum_k q(z | u_k) with trained pseudo-inputs (Tomczak & Welling 2018, eq. 9)."""
 
-    def __init__(self, latent_dim, encode, pseudo_inputs):
-        super().__init__(latent_dim, encode, pseudo_inputs, trainable=True)
-
-    def log_weights(self):
-        """-log K: (K,)."""
-        return uniform_log_weights(self.pseudo_inputs.shape[0])
-
 
 class VampDataPrior(PseudoInputPrior):
     """p(z) = (1/K) sum_k q(z | x_k) over K training images, which stay as they are (ibid., section 2)."""
 
-    def __init__(self, latent_dim, encode, pseudo_inputs):
-        super().__init__(latent_dim, encode, pseudo_inputs, trainable=False)
-
-    def log_weights(self):
-        """-log K: (K,)."""
-        return uniform_log_weights(self.pseudo_inputs.shape[0])
+    is_trained = False
 
 
 class WeightedVampPrior(PseudoInputPrior):
     """p(z) = sum_k w_k q(z | u_k) with trained pseudo-inputs and weights w = softmax(logits), equal at first."""
 
     def __init__(self, latent_dim, encode, pseudo_inputs):
-        super().__init__(latent_dim, encode, pseudo_inputs, trainable=True)
+        super().__init__(latent_dim, encode, pseudo_inputs)
         self.logits = self.add_weight(shape=(len(pseudo_inputs),), initializer="zeros", name="logits")
 
     def log_weights(self):
-        """log softmax(logits): (K,)."""
         return ops.log_softmax(self.logits)
 
 

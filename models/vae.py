@@ -16,13 +16,7 @@ class VAE(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        """Normal q(z|x): mean and logvar (B, D)."""
         return self.q_z(self.encoder(x))
 
     def prior(self, top=None):
-        """p(z), the top prior itself: event (D,)."""
         return self.top_prior.distribution() if top is None else top
-
-    def likelihood(self, z, training=False):
-        """p(x|z) for latents (..., D)."""
-        return self.decoder(z, training=training)

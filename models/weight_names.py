@@ -9,9 +9,8 @@ import keras
 def named_weights(layer):
     """The weights of a layer or model by name: the attributes that lead to each, as `encoder/conv_1/kernel`.
 
-    Names are the same in every process and on every backend. Layers in a list are numbered from 1 by the list's name,
-    those of a Sequential by their kind, and `top_prior` is called prior. Raises ValueError where two weights of one
-    layer have the same name.
+    Layers in a list are numbered from 1 by the list's name, those of a Sequential by their kind, and `top_prior` is
+    called prior. Raises ValueError where two weights of one layer have the same name.
     """
     found = {f"{name}/{rest}": weight for name, part in _parts(layer) for rest, weight in named_weights(part).items()}
     of_parts = {id(weight) for weight in found.values()}

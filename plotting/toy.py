@@ -15,7 +15,7 @@ import models
 from experiment import Config
 from models.base import LatentModel
 from models.distributions import Normal
-from models.flows import realnvp
+from models.flows import FlowHead
 from models.networks import GaussianHead
 from models.pixels import Pixels
 from plotting import planes
@@ -40,7 +40,7 @@ class Ring(LatentModel):
         super().__init__(models.objective(config), dynamic=False, seed=seed)
         self.hidden = layers.Dense(2 * D, activation="leaky_relu")
         self.hidden.build((None, 1))
-        head = GaussianHead if config.posterior == "gaussian" else lambda *sizes: realnvp(GaussianHead, *sizes)
+        head = GaussianHead if config.posterior == "gaussian" else lambda *sizes: FlowHead(GaussianHead, *sizes)
         self.q_z = head(2 * D, D)
         self.built = True
 

@@ -13,9 +13,8 @@ from keras import ops
 import models
 from evaluation.importance import importance_sampling
 from experiment import Config, weights
-from models.networks import DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
+from models.networks import Between, DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
-from models.priors import UnitInterval
 from models.weight_names import named_weights
 from runtime.internals import sublayers
 
@@ -336,7 +335,7 @@ def test_sampling_is_a_function_of_its_seed_with_new_noise_for_each_layer():
 
 
 def test_projection_keeps_pseudo_inputs_in_the_unit_interval():
-    np.testing.assert_allclose(UnitInterval()(np.float32([-0.2, 0.0, 0.3, 1.0, 1.7])), [0, 0, 0.3, 1, 1])
+    np.testing.assert_allclose(Between(0.0, 1.0)(np.float32([-0.2, 0.0, 0.3, 1.0, 1.7])), [0, 0, 0.3, 1, 1])
     model = build(prior="vamp")
     model.compile(keras.optimizers.Adam(5.0))
     model.train_on_batch(images())
