@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data import folder
-from data.cifar import cifar10
 from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored
 from data.faces import celeba
 from data.files import MEND, as_folder, cache_folder, candidates, places, read_first
 from data.folder import absolute
-from data.sources import caltech101, digits, fashionmnist, freyfaces, histopathology, mnist, omniglot, staticmnist
+from data.sources import SOURCES
 from runtime.errors import DataError
 
 __all__ = [
@@ -22,8 +21,7 @@ __all__ = [
     "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "source",
 ]  # fmt: skip
 
-_SOURCES = (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology, cifar10, celeba)
-DATA_SETS = {one.name: one for one in _SOURCES}
+DATA_SETS = {one.name: one for one in (*SOURCES, celeba)}
 
 
 class Names(tuple):

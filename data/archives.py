@@ -17,10 +17,7 @@ MOST_BYTES = 1 << 30  # of a file, unpacked
 
 
 def unpack(path) -> bytes:
-    """The content of a file, unpacked if it is a gzip.
-
-    Raises OSError, and DataError for a damaged file or one with more than MOST_BYTES.
-    """
+    """The content of a file, unpacked if it is a gzip. Raises OSError, and DataError if it is damaged or too large."""
     try:
         with open(path, "rb") as raw:
             is_packed = raw.read(2) == b"\x1f\x8b"  # some browsers unpack a .gz and keep its name
@@ -109,7 +106,6 @@ class _Unpickler(pickle.Unpickler):
         self.left = 2 * len(content)
 
     def find_class(self, module, name):
-        """What stands for a global name in the pickle. Raises ValueError for all names but four."""
         known = {
             ("numpy.core.multiarray", "_reconstruct"): self.new_array,
             ("numpy._core.multiarray", "_reconstruct"): self.new_array,
@@ -122,13 +118,11 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def new_array(self, *_):
-        """An empty array, which `_Array.__setstate__` fills."""
-        array = np.empty(0, np.uint8).view(_Array)
+        array = np.empty(0, np.uint8).view(_Array)  # which __setstate__ fills
         array.take = self.take
         return array
 
-    def encode(self, text, encoding):
-        """The bytes that Python 3 pickles as text. Raises ValueError for any other codec."""
+    def encode(self, text, encoding):  # for Python 3 pickles bytes as text
         if encoding != "latin1":
             raise ValueError(f"it uses the codec {encoding!r}")
         return self.take(text).encode("latin1")

@@ -1,4 +1,4 @@
-"""The smaller data sets: what each one is, its published files, and how a split is read from them."""
+"""The data sets that are read into memory: what each one is, its published files, and how a split is read from them."""
 
 import hashlib
 import io
@@ -129,10 +129,9 @@ def read_matrix(dataset, name):
     from scipy.io import loadmat
 
     (file,) = dataset.source.files
+    content = io.BytesIO(dataset.content(file))
     try:
-        return loadmat(io.BytesIO(dataset.content(file)), variable_names=[name])[name]
-    except DataError:
-        raise
+        return loadmat(content, variable_names=[name])[name]
     except Exception as error:  # SciPy raises nearly anything for damaged bytes
         raise DataError(f"{file} is no MATLAB file with an array {name}") from error
 
@@ -276,3 +275,55 @@ digits = Source(
     origin="Optical Recognition of Handwritten Digits of E. Alpaydin and C. Kaynak (UCI Machine Learning "
     "Repository), its test set as scikit-learn's load_digits returns it",
 )
+
+
+def read_cifar(dataset, split):
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of a split of CIFAR-10; val is the end of the training images.
+
+    Where other data are taken, training batches may be missing.
+    """
+    *train, test = dataset.source.files
+    files = [test] if split == "test" else train
+    if dataset.takes_other:
+        files = [file for file in files if dataset.content(file, optional=True) is not None] or files
+        if split != "test" and len(files) < len(train):
+            dataset.take_other(f"cifar10 has {len(files)} of {len(train)} training batches")
+    batches = [parse_batch(unpickle(dataset.content(file), str(file)), file) for file in files]
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    rows = dataset.source.rows(split, len(images))
+    return np.ascontiguousarray(images[rows]), labels[rows]
+
+
+def parse_batch(batch, file):
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of an unpickled batch, whose channels come first.
+
+    Raises DataError, which names `file`, for anything else.
+    """
+    images, labels = (batch.get(key) for key in ("data", "labels")) if isinstance(batch, dict) else (None, None)
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
+        raise DataError(f"{file} has no array data of bytes (N, 3072): put the published file there")
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 10 for label in labels):
+        raise DataError(f"{file} has no list labels of numbers from 0 to 9: put the published file there")
+    if len(images) != len(labels):
+        found = f"{len(images):,} images and {len(labels):,} labels"
+        raise DataError(f"{file} has {found}: put the published file there")
+    return np.asarray(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
+
+
+BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+cifar = published("cifar10", "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz")
+
+cifar10 = Source(
+    name="cifar10",
+    title="CIFAR-10: small colour photographs of animals and vehicles",
+    image_shape=(32, 32, 3),
+    num_images={"train": 45_000, "val": 5_000, "test": 10_000},
+    class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    read=read_cifar,
+    likelihood="mixlogistic",
+    files=tuple(published("cifar10", f"cifar-10-batches-py/{name}", archive=cifar) for name in BATCHES),
+    origin="A. Krizhevsky's python version of CIFAR-10, https://www.cs.toronto.edu/~kriz/cifar.html",
+    pseudo_pixels=(0.5, 0.02),
+)
+
+SOURCES = (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology, cifar10)

@@ -19,8 +19,8 @@ import data
 import evaluate
 import experiment
 import train
-from data.cifar import cifar10, parse_batch
 from data.files import Identity
+from data.sources import cifar10, parse_batch
 from experiment.config import DENSITY_NOTE
 
 NAMES = [file.name for file in cifar10.files]
