@@ -70,10 +70,8 @@ class PrecisionEntry(NamedTuple):
     scales_loss: bool = False
 
 
-SHALLOW = (
-    "prior", "network", "posterior", "latent_dim", "network_size", "hidden_units", "activation", "num_pseudo_inputs",
-    "pseudo_init",
-)  # fmt: skip
+SHALLOW = ("prior", "network", "posterior", "latent_dim", "network_size", "hidden_units", "activation",
+           "num_pseudo_inputs", "pseudo_init")  # fmt: skip
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
 MODELS = {

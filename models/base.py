@@ -89,10 +89,6 @@ class LatentModel(keras.Model, abc.ABC):
         log_q, log_p = posterior.log_prob_of_layers(z), self.prior().log_prob_of_layers(z)
         return ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
 
-    def log_joint(self, x, z):
-        """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
-        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
-
     def decode(self, z, seed=None, progress=lambda done: None):
         """Images of latents (..., D): means of p(x|z), or draws where means are not known: (..., H, W, C).
 

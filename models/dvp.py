@@ -120,7 +120,7 @@ class DVP(LatentModel):
         """As of LatentModel, log p(u) being the log of an unbiased estimate: log-weights of the model that samples."""
         u, descent, log_px_z = self._drawn(x, n, seed)
         log_p, log_q = descent.log_probs()
-        log_pu = self._top(seed, training).log_prob(u, seed)
+        log_pu = self.top_prior.distribution(seed if training else None).log_prob(u, seed)
         return layered(log_px_z, [log_pu, *log_p], [self.context(x).log_prob(u), *log_q])
 
     def expected_terms(self, x, n, seed, training=False):
@@ -128,7 +128,7 @@ class DVP(LatentModel):
         u, descent, log_px_z = self._drawn(x, n, seed)
         log_p, log_q = descent.expected_log_probs()
         r = self.context(x)
-        log_pu = self._top(seed, training).bound(u, seed)
+        log_pu = self.top_prior.distribution(seed if training else None).bound(u, seed)
         return layered(log_px_z, [log_pu, *log_p], [r.expected_log_prob(r), *log_q])
 
     def warmer(self, n, temperature, seed):
@@ -150,9 +150,6 @@ class DVP(LatentModel):
     def _given(self, u):
         """What the layers below are given of u (..., D)."""
         return self.context.maps(u, self.scales), ops.shape(u)[:-1]
-
-    def _top(self, seed, training):
-        return self.top_prior.distribution(seed if training else None)
 
     def _drawn(self, x, n, seed):
         """n draws of u, (n, B, D), the Descent below each, and log p(x|z), (n, B)."""

@@ -95,13 +95,13 @@ class BottomUp(layers.Layer):
     def __init__(self, scales, image_shape, channels, hidden, blocks):
         super().__init__()
         self.start = conv(channels, 1, image_shape[2])
-        self.stacks, finer = [], image_shape[0]
+        self.stacks, height, width = [], *image_shape[:2]
         for scale in scales:
             stack = [Residual(channels, hidden, channels, activates_first=True) for _ in range(blocks)]
-            step = finer // scale.height
-            self.stacks.append(Sequential(stack + [layers.AveragePooling2D(step)] * (step > 1)))
-            self.stacks[-1].build((None, finer, finer * image_shape[1] // image_shape[0], channels))
-            finer = scale.height
+            pool = [layers.AveragePooling2D(height // scale.height)] * (height > scale.height)
+            self.stacks.append(Sequential([*stack, *pool]))
+            self.stacks[-1].build((None, height, width, channels))
+            _, height, width = scale
         self.built = True
 
     def call(self, x):
@@ -333,10 +333,7 @@ class TopDown(layers.Layer):
         return self.descend(pick, features, contexts, batch)
 
     def mixed(self, features, kept, seed, contexts=None, batch=()):
-        """z (..., D) whose `kept` upper layers are means of q, each of the one above; the others drawn from p.
-
-        Stochastic.
-        """
+        """z (..., D): `kept` upper layers are means of q given those above, the others are drawn from p. Stochastic."""
 
         def pick(index, p, q):
             return q.mean if index < kept else p.sample(1, seed)[0]

@@ -177,10 +177,8 @@ class DenseDecoder(layers.Layer):
         self.built = True
 
     def call(self, z):
-        return self.observation.of(as_one_batch(self._maps, z), hard_clip)
-
-    def _maps(self, z):
-        return ops.reshape(self.out(self.joint(self.stacks(z))), (-1, *self.maps_shape))
+        maps = as_one_batch(lambda flat: self.out(self.joint(self.stacks(flat))), z)
+        return self.observation.of(ops.reshape(maps, (*ops.shape(z)[:-1], *self.maps_shape)), hard_clip)
 
 
 class GatedConvDecoder(layers.Layer):
@@ -283,7 +281,7 @@ class GatedNetworks(Networks):
     """What the paper's networks share (Tomczak & Welling 2018): gated layers and log-variances that are clipped hard.
 
     They are for any image size. Dense layers have `units` units; for None the paper's 300. `size` and `activation` have
-    no meaning here: the gates are what is not linear.
+    no meaning here: the gates are what is not linear. A subclass sets `make_decoder`.
     """
 
     dense = staticmethod(gated_dense)
@@ -295,16 +293,18 @@ class GatedNetworks(Networks):
         self.image_features = image_features or self.width
         self.latent_units = (self.image_features,)
 
+    def decoder(self, *parts):
+        return self.make_decoder(parts, self.image_shape, self.observation, self.width)
+
 
 class DenseNetworks(GatedNetworks):
     """The parts of the paper's dense VAE and HVAE: images are encoded by two gated layers, by one for q(z1|x, z2)."""
 
+    make_decoder = DenseDecoder
+
     def image_encoder(self, is_lower=False):
         gated = [gated_dense(self.width) for _ in range(1 if is_lower else 2)]
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
-
-    def decoder(self, *parts):
-        return DenseDecoder(parts, self.image_shape, self.observation, self.width)
 
 
 class GatedConvNetworks(GatedNetworks):
@@ -323,6 +323,3 @@ class GatedConvNetworks(GatedNetworks):
     def image_encoder(self, is_lower=False):
         convs = [gated_conv(filters, 3 if is_lower else kernel, stride) for filters, kernel, stride in self.CONVS]
         return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten()])
-
-    def decoder(self, *parts):
-        return self.make_decoder(parts, self.image_shape, self.observation, self.width)

@@ -129,10 +129,7 @@ class Dreg(Iwae):
 
 
 def path_of(model, x, n, seed, beta=1.0):
-    """The Path from q(z|x) to log p(x|z) + beta log p(z), whose `more` are both terms, and n draws of q(z|x).
-
-    Draws are (n, B, D). Stochastic.
-    """
+    """The Path from q(z|x) to log p(x|z) + beta log p(z), both terms its `more`, and draws (n, B, D). Stochastic."""
     posterior, prior = model.posterior(x), model.prior()
 
     def log_end(z):
@@ -159,19 +156,12 @@ class Annealed(layers.Layer):
         super().__init__()
         self.n, self.logged, steps = config.samples, OBJECTIVES[config.objective].logged, config.num_steps
         self.target = config.acceptance
-        self.log_step = self.add_weight(
-            shape=(steps,),
-            initializer=initializers.Constant(math.log(config.step_size)),
-            constraint=Between(*map(math.log, STEPS)),
-            trainable=config.learn_step_size == "on",
-            name="log_step",
-        )
-        self.schedule = self.add_weight(
-            shape=(steps,),
-            initializer=np.array([math.log(k) for k in range(1, steps + 1)]),  # logit of k / (k + 1)
-            trainable=config.learn_schedule == "on",
-            name="schedule",
-        )
+        start, bounds = initializers.Constant(math.log(config.step_size)), Between(*map(math.log, STEPS))
+        learns = config.learn_step_size == "on"
+        self.log_step = self.add_weight((steps,), start, trainable=learns, constraint=bounds, name="log_step")
+        linear = np.array([math.log(k) for k in range(1, steps + 1)])  # logit of k / (k + 1)
+        learns = config.learn_schedule == "on"
+        self.schedule = self.add_weight((steps,), linear, trainable=learns, name="schedule")
         self.built = True
 
     def betas(self):
@@ -190,11 +180,8 @@ class Annealed(layers.Layer):
             is_high = ops.stop_gradient(ops.mean(acceptance, axis=(1, 2))) >= self.target
             self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
         loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
-        logs = {
-            "ess": effective_samples(walk.log_weight),
-            "acceptance": ops.mean(acceptance, axis=(0, 1)),
-            "diverged": ops.mean(walk.diverged, axis=(0, 1)),
-        }
+        logs = {"ess": effective_samples(walk.log_weight), "acceptance": ops.mean(acceptance, axis=(0, 1))}
+        logs["diverged"] = ops.mean(walk.diverged, axis=(0, 1))
         return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
 
     def walked(self, model, x, n, seed):

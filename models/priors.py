@@ -61,13 +61,8 @@ class PseudoInputPrior(layers.Layer):
         super().__init__()
         self.encode = encode
         self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # z and z^2; z against each component, twice
-        self.pseudo_inputs = self.add_weight(
-            shape=pseudo_inputs.shape,
-            initializer=pseudo_inputs,
-            constraint=Between(0.0, 1.0) if self.is_trained else None,
-            trainable=self.is_trained,
-            name="pseudo_inputs",
-        )
+        options = {"trainable": self.is_trained, "constraint": Between(0.0, 1.0) if self.is_trained else None}
+        self.pseudo_inputs = self.add_weight(pseudo_inputs.shape, pseudo_inputs, name="pseudo_inputs", **options)
         self.built = True
 
     def log_weights(self):

@@ -30,11 +30,7 @@ def _parts(layer):
             yield f"{kind}_{seen[kind]}", one
         return
     for name, value in vars(layer).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, keras.Layer):
-            yield name.removeprefix("top_"), value
-        elif isinstance(value, list):
-            for number, one in enumerate(value, 1):
-                if isinstance(one, keras.Layer):
-                    yield f"{name.removesuffix('s')}_{number}", one
+        is_list = isinstance(value, list)
+        for number, one in enumerate(value if is_list else [value], 1):
+            if isinstance(one, keras.Layer) and not name.startswith("_"):
+                yield f"{name.removesuffix('s')}_{number}" if is_list else name.removeprefix("top_"), one

@@ -192,6 +192,11 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def log_joint(model, x, z):
+    """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
+    return model.likelihood(z).log_prob(x) + model.prior().log_prob(z)
+
+
 def save_weights(model, path):
     """Writes the weights of a model as a run keeps its best ones."""
     from models.weight_names import named_weights
