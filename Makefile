@@ -16,7 +16,7 @@ DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warm
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
-	$(BIN)/python evaluate.py $(DEMO_RUN) --num_samples 1000
+	$(BIN)/python evaluate.py $(DEMO_RUN)
 	$(BIN)/python plot.py $(DEMO_RUN)
 	@echo "Look at the pictures in $(DEMO_RUN)/figures"
 
