@@ -118,7 +118,7 @@ def line(name):
     preset, results = presets.preset(name), results_of(name)
     config = experiment.Config(**preset.settings)
     what = [config.data_set, f"{config.model}, {config.network}", config.prior]
-    what.append(config.num_pseudo_inputs if config.has_components else "")
+    what.append(config.settings.get("num_pseudo_inputs", ""))
     command = " ".join(["python benchmarks/paper_table.py", name, *backends(results)])
     cells = numbers(results, config.observation) if results else ["not run here", *[""] * 8]
     return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"

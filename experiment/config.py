@@ -7,19 +7,12 @@ import numpy as np
 
 import data
 import models
-from experiment import naming, rules, tracking
-from experiment.settings import INT32, checked, setting
+from experiment import rules, tracking
+from experiment.settings import CHAIN_SETTINGS, INT32, checked, setting
 from runtime.errors import UserError
 from runtime.rules import shown
 
-TERMS = ("loss", "elbo", "rate", "distortion")
-STREAMS = (
-    "pseudo-inputs",
-    "order",
-    "noise",
-    "validation noise",
-    "context",
-)  # what a seed is used for; new ones go to the end
+STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 
@@ -28,145 +21,99 @@ DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 class Config:
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
-    model: str = setting(
-        "vae", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion-based VampPrior on top",
-        tag="", choices=tuple(models.MODELS),
-    )  # fmt: skip
+    # fmt: off
+    model: str = setting("vae", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion-based "
+                         "VampPrior on top", tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior over the top latent layer", tag="", choices=tuple(models.PRIORS))
-    network: str = setting(
-        "conv", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's dense layers, convHVAE, PixelHVAE",
-        tag="", choices=tuple(models.NETWORKS),
-    )  # fmt: skip
-    posterior: str = setting(
-        "gaussian", "gaussian: diagonal; realnvp: transformed by a flow of 5 couplings", tag="",
-        choices=tuple(models.POSTERIORS),
-    )  # fmt: skip
-    objective: str = setting(
-        "elbo", "bound to maximise: elbo; iwae; dreg: iwae with a better gradient; lmcvae, amcvae: Monte Carlo VAEs by "
-        "Langevin steps without and with acceptance", tag="", choices=tuple(models.OBJECTIVES),
-    )  # fmt: skip
-    num_samples: int = setting(
-        None, "samples or chains per image in the bound; None: 1 for elbo and lmcvae, else 5", tag="samples", low=1,
-        high=100_000, kind=int,
-    )  # fmt: skip
+    network: str = setting("conv", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's dense layers, "
+                           "convHVAE, PixelHVAE", tag="", choices=tuple(models.NETWORKS))
+    posterior: str = setting("gaussian", "gaussian: diagonal; realnvp: transformed by a flow of 5 couplings", tag="",
+                             choices=tuple(models.POSTERIORS))
+    objective: str = setting("elbo", "bound to maximise: elbo; iwae; dreg: iwae with a better gradient; lmcvae, "
+                             "amcvae: Monte Carlo VAEs by Langevin steps without and with acceptance", tag="",
+                             choices=tuple(models.OBJECTIVES))
+    num_samples: int = setting(None, "samples or chains per image in the bound; None: 1 for elbo and lmcvae, else 5",
+                               tag="samples", low=1, high=100_000)
     num_steps: int = setting(5, "lmcvae, amcvae: number of annealing steps T", tag="steps", low=1, high=100)
     step_size: float = setting(0.01, "lmcvae, amcvae: step size of the Langevin steps", tag="step", low=1e-5, high=1)
-    target_accept: float = setting(
-        None, "acceptance rate to which step sizes adapt; None: 0.8 for amcvae, fixed step sizes for lmcvae",
-        tag="accept", above=0, high=0.999, kind=float,
-    )  # fmt: skip
+    target_accept: float = setting(None, "acceptance rate to which step sizes adapt; None: 0.8 for amcvae, fixed step "
+                                   "sizes for lmcvae", tag="accept", above=0, high=0.999)
     learn_schedule: str = setting("off", "train the annealing schedule", tag="learnschedule", choices=("off", "on"))
     learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
-    data_set: str = setting(
-        "mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="", choices=data.NAMES
-    )
+    data_set: str = setting("mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="",
+                            choices=data.NAMES)
     latent_dim: int = setting(2, "latent dimensions in all; hvae splits them in half", tag="", low=1, high=4096)
     network_size: float = setting(4.0, "factor of the number of convolution filters", tag="", above=0, high=64)
-    hidden_units: int = setting(
-        None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks", tag="units", low=1,
-        high=65_536, kind=int,
-    )  # fmt: skip
+    hidden_units: int = setting(None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks",
+                                tag="units", low=1, high=65_536)
     epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
     batch_size: int = setting(256, "images per training step", tag="", low=1, high=INT32)
     lr: float = setting(1e-4, "learning rate", tag="lr", above=0)
-    optimizer: str = setting(
-        "adam", "optimizer; adamnormgrad: Adam on gradients of norm 1, as in the VampPrior paper's code", tag="opt",
-        choices=("adam", "adamax", "adamw", "adamnormgrad"),
-    )  # fmt: skip
-    lr_schedule: str = setting(
-        "constant", "learning rate over time; plateau: halved after 10 epochs without a better validation ELBO",
-        tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"),
-    )  # fmt: skip
-    lr_final: float = setting(None, "final learning rate; None: --lr / 100", tag="final", above=0, kind=float)
+    optimizer: str = setting("adam", "optimizer; adamnormgrad: Adam on gradients of norm 1, as in the VampPrior "
+                             "paper's code", tag="opt", choices=("adam", "adamax", "adamw", "adamnormgrad"))
+    lr_schedule: str = setting("constant", "learning rate over time; plateau: halved after 10 epochs without a better "
+                               "validation ELBO", tag="schedule",
+                               choices=("constant", "cosine", "cosine_restarts", "step", "plateau"))
+    lr_final: float = setting(None, "final learning rate; None: --lr / 100", tag="final", above=0)
     lr_warmup: int = setting(0, "epochs in which the learning rate rises from 0", tag="lrwarmup", low=0, high=INT32)
-    clip_norm: float = setting(None, "largest norm of the whole gradient", tag="clip", above=0, kind=float)
-    accumulate: int = setting(
-        1, "training steps per weight update, which uses the mean of their gradients", tag="accum", low=1, high=10_000
-    )
-    ema: float = setting(
-        0.0, "momentum of a moving average of the weights, which is validated and kept; 0: none", tag="ema", low=0,
-        high=0.999999,
-    )  # fmt: skip
-    precision: str = setting(
-        "float32", "precision of hidden layers; weights, output layers and log-densities stay float32", tag="precision",
-        choices=tuple(models.PRECISIONS),
-    )  # fmt: skip
+    clip_norm: float = setting(None, "largest norm of the whole gradient", tag="clip", above=0)
+    accumulate: int = setting(1, "training steps per weight update, which uses the mean of their gradients",
+                              tag="accum", low=1, high=10_000)
+    ema: float = setting(0.0, "momentum of a moving average of the weights, which is validated and kept; 0: none",
+                         tag="ema", low=0, high=0.999999)
+    precision: str = setting("float32", "precision of hidden layers; weights, output layers and log-densities stay "
+                             "float32", tag="precision", choices=tuple(models.PRECISIONS))
     activation: str = setting("relu", "activation of hidden layers: a name from keras.activations", tag="act")
     seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
-    num_pseudo_inputs: int = setting(
-        500, "number of components K of a mixture or VampPrior", tag="K", low=1, high=1_000_000
-    )
-    pseudo_init: str = setting(
-        "data", "initial pseudo-inputs: training images, or random images near the mean of the data", tag="init",
-        choices=("data", "random"),
-    )  # fmt: skip
-    binarize: str = setting(
-        "auto", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; none: keep grey values; auto: "
-        "as usual for the data set", tag="binarize", choices=data.BINARIZE,
-    )  # fmt: skip
-    likelihood: str = setting(
-        "auto", "p(x|z) of a pixel; logistic: discretized to 256 grey values; mixlogistic: a mixture of 10 of these, "
-        "with dependent channels; gaussian: with one --sigma; auto: as usual for the data set",
-        tag="likelihood", choices=("auto", *models.LIKELIHOODS),
-    )  # fmt: skip
+    num_pseudo_inputs: int = setting(500, "number of components K of a mixture or VampPrior", tag="K", low=1,
+                                     high=1_000_000)
+    pseudo_init: str = setting("data", "initial pseudo-inputs: training images, or random images near the mean of the "
+                               "data", tag="init", choices=("data", "random"))
+    binarize: str = setting("auto", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; none: keep "
+                            "grey values; auto: as usual for the data set", tag="binarize", choices=data.BINARIZE)
+    likelihood: str = setting("auto", "p(x|z) of a pixel; logistic: discretized to 256 grey values; mixlogistic: a "
+                              "mixture of 10 of these, with dependent channels; gaussian: with one --sigma; auto: as "
+                              "usual for the data set", tag="likelihood", choices=("auto", *models.LIKELIHOODS))
     sigma: float = setting(1.0, "standard deviation of gaussian pixels", tag="sigma", above=0)
-    scales: str = setting(
-        "4x14,4x7", "ladder, dvp: latent layers as count x rows of their maps, the finest first", tag="scales"
-    )
+    scales: str = setting("4x14,4x7", "ladder, dvp: latent layers as count x rows of their maps, the finest first",
+                          tag="scales")
     channels: int = setting(32, "ladder, dvp: channels of feature maps", tag="", low=1, high=4096)
-    bottleneck: float = setting(
-        1.0, "ladder, dvp: factor of the channels inside a block", tag="hidden", above=0, high=16
-    )
+    bottleneck: float = setting(1.0, "ladder, dvp: factor of the channels inside a block", tag="hidden", above=0,
+                                high=16)
     encoder_blocks: int = setting(3, "ladder, dvp: encoder blocks before each scale", tag="blocks", low=1, high=100)
-    context_size: int = setting(
-        7, "dvp: number of low frequencies of the image along each side", tag="context", low=1, high=1024
-    )
+    context_size: int = setting(7, "dvp: number of low frequencies of the image along each side", tag="context", low=1,
+                                high=1024)
     diffusion_steps: int = setting(25, "dvp: steps of the diffusion that draws them", tag="T", low=1, high=1000)
     gamma_min: float = setting(-6.0, "dvp: log of their least noise variance", tag="gamma", low=-12, high=-5)
-    score_channels: int = setting(
-        16, "dvp: channels of the network that predicts the noise, an even number", tag="score", low=2, high=1024
-    )
+    score_channels: int = setting(16, "dvp: channels of the network that predicts the noise, an even number",
+                                  tag="score", low=2, high=1024)
     score_blocks: int = setting(2, "dvp: blocks of that network before its middle", tag="scoreblocks", low=1, high=100)
     score_dropout: float = setting(0.0, "dvp: dropout rate of that network", tag="dropout", low=0, high=0.9)
-    patience: int = setting(
-        0, "stop after this many epochs without a better validation bound; 0: never", tag="patience", low=0, high=INT32
-    )
-    beta_warmup: int = setting(
-        0, "epochs in which the weight of the rate rises from 0 to 1", tag="warmup", low=0, high=INT32
-    )
-    max_train_images: int = setting(
-        None, "train on the first N training images only", tag="n", low=1, high=INT32, kind=int
-    )
-    gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY", kind=str)
-    data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download", kind=str)
-    other_data: str = setting(
-        "off", "on: take data files that differ from the published ones, and say so beside every score",
-        choices=("off", "on"),
-    )  # fmt: skip
+    patience: int = setting(0, "stop after this many epochs without a better validation bound; 0: never",
+                            tag="patience", low=0, high=INT32)
+    beta_warmup: int = setting(0, "epochs in which the weight of the rate rises from 0 to 1", tag="warmup", low=0,
+                               high=INT32)
+    max_train_images: int = setting(None, "train on the first N training images only", tag="n", low=1, high=INT32)
+    gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY")
+    data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download")
+    other_data: str = setting("off", "on: take data files that differ from the published ones, and say so beside every "
+                              "score", choices=("off", "on"))
     runs_dir: str = setting("runs", "folder that runs are written to")
-    save_minutes: float = setting(
-        10.0, "minutes between saved training states inside an epoch; each epoch's end is saved, too", above=0
-    )
-    track: str = setting(
-        "tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; none: neither",
-        choices=tuple(tracking.TRACKERS),
-    )  # fmt: skip
-    jit: str = setting(
-        "auto", "compile with XLA; auto: on, except with TensorFlow on a CPU", choices=("auto", "on", "off")
-    )
-    steps_per_execution: int = setting(
-        0, "training steps per call into the backend; NaN checks, autosave and Ctrl-C happen between calls; auto: 8 on "
-        "a GPU and for dense networks, else 1", low=0, high=10_000, words={"auto": 0},
-    )  # fmt: skip
-    distribute: str = setting(
-        "none", "devices: split each batch over all devices of this machine; processes: over those of several "
-        "machines, on which the same command is started; both need --backend jax",
-        choices=("none", "devices", "processes"),
-    )  # fmt: skip
-    deterministic: str = setting(
-        "on", "on: repeated or resumed runs give the same bits on this machine; off: may be faster on a GPU",
-        choices=("on", "off"),
-    )  # fmt: skip
+    save_minutes: float = setting(10.0, "minutes between saved training states inside an epoch; each epoch's end is "
+                                  "saved, too", above=0)
+    track: str = setting("tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; "
+                         "none: neither", choices=tuple(tracking.TRACKERS))
+    jit: str = setting("auto", "compile with XLA; auto: on, except with TensorFlow on a CPU",
+                       choices=("auto", "on", "off"))
+    steps_per_execution: int = setting(0, "training steps per call into the backend; NaN checks, autosave and Ctrl-C "
+                                       "happen between calls; auto: 8 on a GPU and for dense networks, else 1", low=0,
+                                       high=10_000, words={"auto": 0})
+    distribute: str = setting("none", "devices: split each batch over all devices of this machine; processes: over "
+                              "those of several machines, on which the same command is started; both need --backend "
+                              "jax", choices=("none", "devices", "processes"))
+    deterministic: str = setting("on", "on: repeated or resumed runs give the same bits on this machine; off: may be "
+                                 "faster on a GPU", choices=("on", "off"))
+    # fmt: on
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -245,7 +192,7 @@ class Config:
     def terms(self):
         """The names of what the history has of each split."""
         rates = [f"rate_{layer}" for layer in self.layers]
-        return (*TERMS, *rates, *models.OBJECTIVES[self.objective].logged)
+        return ("loss", "elbo", "rate", "distortion", *rates, *models.OBJECTIVES[self.objective].logged)
 
     @property
     def columns(self):
@@ -258,26 +205,11 @@ class Config:
         return "val_bound" if "bound" in self.terms else "val_elbo"
 
     @property
-    def is_sized(self):
-        """Whether the networks have the size and the activation that the settings say, not those of a paper."""
-        return models.NETWORKS[self.network].is_sized
-
-    @property
     def size(self):
         """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
         if self.is_deep:
             return f"c{self.channels}"
-        return f"factor{self.network_size}" if self.is_sized else self.network
-
-    @property
-    def likelihood_tag(self):
-        """As of `naming.likelihood_tag`."""
-        return naming.likelihood_tag(self)
-
-    @property
-    def comparable(self):
-        """The same for all settings whose validation ELBOs can be compared: same images, same kind of likelihood."""
-        return self.data_set, self.likelihood_tag
+        return f"factor{self.network_size}" if models.NETWORKS[self.network].is_sized else self.network
 
     @property
     def is_autoregressive(self):
@@ -290,40 +222,79 @@ class Config:
         return self.lr_schedule in ("cosine", "cosine_restarts", "step")
 
     @property
-    def has_components(self):
-        """Whether the prior is a mixture, of K components."""
-        return models.PRIORS[self.prior].has_components
-
-    @property
     def has_pseudo_inputs(self):
-        """Whether these components are made of pseudo-inputs."""
+        """Whether the prior is a mixture whose components are made of pseudo-inputs."""
         return models.PRIORS[self.prior].has_pseudo_inputs
-
-    @property
-    def is_likelihood(self):
-        """Whether scores bound a likelihood; those of a Bernoulli on grey pixels do not."""
-        return self.observation != "bernoulli" or self.binarization != "none" or self.source.is_binary
 
     @property
     def note(self):
         """What has to be said beside every score with these settings, whatever the data files are."""
         if self.observation == "gaussian":
             return DENSITY_NOTE
-        return "" if self.is_likelihood else GREY_NOTE
+        is_grey = self.binarization == "none" and not self.source.is_binary
+        return GREY_NOTE if is_grey and self.observation == "bernoulli" else ""
 
     def note_on(self, data_note):
         """`note`, and that of the data files, which is "" for the published ones."""
         return "; ".join(filter(None, (self.note, data_note)))
 
     @property
-    def training_id(self):
-        """The name of the run, as of `naming.training_id`."""
-        return naming.training_id(self)
+    def settings(self):
+        """The settings that change the numbers, by name, without those that mean nothing beside the others.
+
+        What comes to the usual value is written so, as `auto` or None.
+        """
+        numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
+        found = {name: getattr(self, name) for name in numbers if self.has(name)}
+        if self.observation == self.source.likelihood:
+            found["likelihood"] = "auto"
+        if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
+            found["binarize"] = "auto"
+        for name in ("num_samples", "target_accept"):
+            usual = dataclasses.replace(self, **{name: None})
+            if (self.samples, self.acceptance) == (usual.samples, usual.acceptance):
+                found[name] = None
+        prior, is_sized = models.PRIORS[self.prior], models.NETWORKS[self.network].is_sized
+        used = dict.fromkeys(CHAIN_SETTINGS, models.OBJECTIVES[self.objective].is_annealed)
+        used |= {"num_pseudo_inputs": prior.has_components, "pseudo_init": prior.has_pseudo_inputs}
+        used |= {"network_size": is_sized, "activation": is_sized, "sigma": self.observation == "gaussian"}
+        return {name: value for name, value in found.items() if used.get(name, True)}
 
     @property
-    def settings(self):
-        """The settings that change the numbers, as of `naming.settings`."""
-        return naming.settings(self)
+    def _suffixes(self):
+        """The suffix of each setting that has one and is not as usual: a dict of name to text."""
+        found = self.settings
+        changed = [field for field in dataclasses.fields(self) if found.get(field.name, field.default) != field.default]
+        tags = {field.name: field.metadata["tag"] for field in changed}
+        return {name: f"_{tag}{found[name]}" for name, tag in tags.items() if tag}
+
+    @property
+    def training_id(self):
+        """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
+
+        A deep model is `<data_set>_<model>_L<layers>_c<channels>_bs<B>_epochs<E>`. A network without sizes has its name
+        in place of `factor<F>`; an unusual posterior or objective comes before the suffixes. A user's own images are
+        called `folder-<name>-<8 hex digits of the path>`.
+        """
+        name = f"{self.source.name}_{self.model}"
+        if self.is_deep:
+            name += f"_L{self.num_layers}_{self.size}_bs{self.batch_size}"
+        else:
+            name += f"_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}_{self.size}"
+        posterior = "" if self.posterior == "gaussian" else f"_{self.posterior}"
+        objective = "" if self.objective == "elbo" else f"_{self.objective}"
+        return f"{name}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes.values())
+
+    @property
+    def likelihood_tag(self):
+        """The suffixes that say which pixels are scored by which distribution; other scores differ in kind."""
+        suffixes = self._suffixes
+        return "".join(suffixes.get(name, "") for name in ("binarize", "likelihood", "sigma"))
+
+    @property
+    def comparable(self):
+        """The same for all settings whose validation ELBOs can be compared: same images, same kind of likelihood."""
+        return self.data_set, self.likelihood_tag
 
     def stream(self, use, *index):
         """The NumPy SeedSequence for one use of the seed, independent of every other use's."""

@@ -10,18 +10,16 @@ INT32 = 2**31 - 1
 CHAIN_SETTINGS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin steps
 
 
-def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, kind=None, words=None):
+def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, words=None):
     """A field of `Config`, from which its flag, its checks and its part of the training id are made.
 
     A field with a `tag` changes the numbers: "" has a place of its own in the training id, any other tag names its
     suffix. A field without one says only where things lie or how fast they run. `low` <= value <= `high`, or
-    `above` < value. None is allowed where it is the default; `kind` is then the type of other values. `words` are what
-    the flag takes for values of another type, a dict.
+    `above` < value. None is allowed where it is the default. `words` are what the flag takes for values of another
+    type, a dict.
     """
     bounds = {"low": low, "high": high, "above": above, "choices": choices, "words": words or {}}
-    return dataclasses.field(
-        default=default, metadata={"help": help, "tag": tag, "kind": kind or type(default)} | bounds
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "tag": tag} | bounds)
 
 
 def checked(field, value):
@@ -29,20 +27,17 @@ def checked(field, value):
     meta, flag = field.metadata, f"--{field.name}"
     if value is None and field.default is None:
         return None
-    if meta["kind"] is float and type(value) is int and abs(value) < INT32:
+    if field.type is float and type(value) is int and abs(value) < INT32:
         value = float(value)
-    if type(value) is not meta["kind"]:
-        raise UserError(f"{flag} {shown(value)} must be {meta['kind'].__name__}, not {type(value).__name__}")
+    if type(value) is not field.type:
+        raise UserError(f"{flag} {shown(value)} must be {field.type.__name__}, not {type(value).__name__}")
     if type(value) is float and not math.isfinite(value):
         raise UserError(f"{flag} {value} must be a finite number")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{flag} {shown(value)} is unknown; choose from {', '.join(meta['choices'])}")
+    at_most = "" if math.isinf(meta["high"]) else f" and at most {meta['high']}"
     if meta["above"] is not None and not meta["above"] < value <= meta["high"]:
-        raise UserError(f"{flag} {value} must be more than {meta['above']}{_at_most(meta)}")
+        raise UserError(f"{flag} {value} must be more than {meta['above']}{at_most}")
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
-        raise UserError(f"{flag} {value} must be at least {meta['low']}{_at_most(meta)}")
+        raise UserError(f"{flag} {value} must be at least {meta['low']}{at_most}")
     return value
-
-
-def _at_most(meta):
-    return "" if math.isinf(meta["high"]) else f" and at most {meta['high']}"

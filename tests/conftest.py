@@ -178,7 +178,7 @@ def validated(run):
 def other(name):
     """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
-    choices, kind = field.metadata["choices"], field.metadata["kind"]
+    choices, kind = field.metadata["choices"], field.type
     # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
     if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7"}):
         return chosen[name]

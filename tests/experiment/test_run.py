@@ -129,7 +129,7 @@ def test_the_id_of_an_objective_says_what_is_unusual():
     [("latent_dim", True), ("epochs", 3.0), ("lr", "1e-4"), ("lr", True), ("activation", 3), ("model", None)],
 )
 def test_a_value_of_another_type_is_refused(name, value):
-    with pytest.raises(UserError, match=f"--{name} .* must be {FIELDS[name].metadata['kind'].__name__}, not"):
+    with pytest.raises(UserError, match=f"--{name} .* must be {FIELDS[name].type.__name__}, not"):
         Config(**{name: value})
 
 
@@ -295,7 +295,7 @@ def test_binary_pixels_have_a_likelihood_without_binarization():
 
 
 def test_grey_pixels_have_no_likelihood():
-    assert [mode for mode in data.BINARIZE if not Config(binarize=mode).is_likelihood] == ["none"]
+    assert [mode for mode in data.BINARIZE if Config(binarize=mode).note] == ["none"]
 
 
 @given(st.lists(st.floats(0, 64, exclude_min=True), min_size=2, max_size=2, unique=True))
