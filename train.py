@@ -8,7 +8,7 @@ import sys
 
 import models
 from experiment import Config
-from experiment.flags import Range, add_backend, add_settings
+from experiment.flags import add_backend, add_settings, is_one_value
 from experiment.presets import preset, preset_names
 from grids import launch
 from grids.configs import configs_of, lists_of
@@ -22,34 +22,16 @@ SEVERAL = ("jobs", "cluster", "search")  # flags that train several runs
 # what may change when a run is resumed; another value of any other setting makes another run
 CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track", "distribute")
 FIXED = [field.name for field in dataclasses.fields(Config) if field.name not in CHANGEABLE]
-
-
-def is_resumed(args):
-    """Whether --resume is given."""
-    return args.resume is not None
-
-
-def is_one_value(value):
-    """Whether a setting on the command line is a single value: neither a list of several nor a Range."""
-    values = value if isinstance(value, list) else [value]
-    return len(values) == 1 and not isinstance(values[0], Range)
-
-
-def distribution(args):
-    """The value of --distribute."""
-    return getattr(args, "distribute", Config.distribute)
-
-
+REFUSED = f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can"
 RULES = [
-    *[Rule(name, is_resumed, f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can")
-      for name in (*FIXED, "overwrite", "preset", *SEVERAL)],
-    *[Rule(name, lambda args, name=name: is_resumed(args) and not is_one_value(getattr(args, name)),
+    *[Rule(name, lambda args: is_given(args, "resume"), REFUSED) for name in (*FIXED, "overwrite", "preset", *SEVERAL)],
+    *[Rule(name, lambda args, name=name: is_given(args, "resume") and not is_one_value(getattr(args, name)),
            "is more than the one value that --resume takes") for name in CHANGEABLE],
     *[needs(name, "cluster") for name in ("cpus_per_run", "gpus_per_run")],
     needs("trials", "search"),
     *[needs(name, "distribute", "processes") for name in processes.VARIABLES],
-    *[Rule(name, lambda args: distribution(args) != "none", "does not go with --distribute, which trains one run at "
-           "a time on all devices") for name in SEVERAL],
+    *[Rule(name, lambda args: getattr(args, "distribute", "none") != "none",
+           "does not go with --distribute, which trains one run at a time on all devices") for name in SEVERAL],
     *[Rule(name, lambda args: not is_given(args, "gs_key"), "is for a grid, which needs a name: add --gs_key NAME")
       for name in SEVERAL],
     *excludes("overwrite", "cluster", reason="as a run that loses its node would begin again instead of resuming"),
@@ -101,7 +83,7 @@ def run(args):
     check(RULES, args)
     if args.worker:
         end_with_parent()
-    if distribution(args) == "processes" and not args.member:
+    if getattr(args, "distribute", None) == "processes" and not args.member:
         return processes.guarded({name: value for name, value in vars(args).items() if name != "run"})
     if args.member:
         join(args)

@@ -15,27 +15,22 @@ from runtime.errors import UserError
 PATHS = ("runs_dir", "data_dir")  # settings
 
 
-WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
-
-
 def add_settings(parser):
     """Adds a flag for each field of Config; those that change the numbers take one value or more, which form a grid.
 
     Only what was given lands in the parsed arguments; `grids.configs.configs_of` fills in the rest.
     """
     trained = parser.add_argument_group("what is trained", "several values of a flag make a grid, which needs --gs_key")
-    trained.add_argument(
-        "--preset", metavar="NAME", help="settings that belong together; flags beside it override them"
-    )
+    text = "settings that belong together; flags beside it override them"
+    trained.add_argument("--preset", metavar="NAME", help=text)
     place = parser.add_argument_group("where things lie and how fast they run")
     for field in dataclasses.fields(Config):
         meta = field.metadata
         options = {"type": _reader(field), "default": argparse.SUPPRESS, "choices": meta["choices"]}
         options["help"] = f"{meta['help']} (default: {field.default})"
-        if not meta["choices"]:
-            options["metavar"] = field.name.split("_")[-1].upper()
-        group = place if meta["tag"] is None else trained
-        group.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
+        options["metavar"] = None if meta["choices"] else field.name.split("_")[-1].upper()
+        group, nargs = (place, None) if meta["tag"] is None else (trained, "+")
+        group.add_argument(f"--{field.name}", nargs=nargs, **options)
     return place
 
 
@@ -53,26 +48,22 @@ class Range(NamedTuple):
     def __repr__(self):
         return f"{self.low:g}..{self.high:g}"
 
-    @classmethod
-    def read(cls, text, kind):
-        """The Range of integers or floats that a text names. Raises ValueError, or argparse's error, for another."""
-        low, high = (kind(part) for part in text.split(".."))
-        if not low < high:
-            raise argparse.ArgumentTypeError(f"{text} is an empty range: the lower end comes first")
-        return cls(low, high)
 
-    @property
-    def is_logarithmic(self):
-        """Whether factors count in it, rather than differences."""
-        return self.low > 0 and self.high >= WIDE * self.low
+def is_one_value(value):
+    """Whether a setting on the command line is a single value: neither a list of several nor a Range."""
+    values = value if isinstance(value, list) else [value]
+    return len(values) == 1 and not isinstance(values[0], Range)
 
 
 def _reader(field):
-    kind, words = path if field.name in PATHS else field.metadata["kind"], field.metadata["words"]
+    kind, words = path if field.name in PATHS else field.type, field.metadata["words"]
 
     def read(text):
         if ".." in text and kind in (int, float):
-            return Range.read(text, kind)
+            low, high = (kind(part) for part in text.split(".."))
+            if not low < high:
+                raise argparse.ArgumentTypeError(f"{text} is an empty range: the lower end comes first")
+            return Range(low, high)
         if field.default is None and text == "None":
             return None
         return words[text] if text in words else kind(text)
@@ -83,9 +74,9 @@ def _reader(field):
 
 def add_backend(parser):
     """Adds --backend and --device."""
-    text = "what Keras runs on; auto: jax on a GPU that it can use, and to train dense networks, else tensorflow"
-    choices, usual = ("auto", *backend.BACKENDS), "the environment's KERAS_BACKEND, else tensorflow"
-    parser.add_argument("--backend", choices=choices, default=None, help=f"{text} (default: {usual})")
+    text = "what Keras runs on; auto: jax on a GPU that it can use, and to train dense networks, else tensorflow "
+    text += "(default: the environment's KERAS_BACKEND, else tensorflow)"
+    parser.add_argument("--backend", choices=("auto", *backend.BACKENDS), help=text)
     text = "auto: a GPU where there is one; gpu: stop where there is none; cpu: leave GPUs alone (default: auto)"
     parser.add_argument("--device", choices=backend.DEVICES, default="auto", help=text)
 
@@ -95,8 +86,7 @@ def add_runs(parser):
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
     parser.add_argument("--gs_key", help="take every run of this grid search")
     parser.add_argument("--runs_dir", type=path, default="runs", help="where the grid search lies (default: runs)")
-    text = "where the data files lie (default: where training found them)"
-    parser.add_argument("--data_dir", type=path, help=text)
+    parser.add_argument("--data_dir", type=path, help="where the data files lie (default: where training found them)")
     add_backend(parser)
 
 
@@ -108,12 +98,10 @@ def unusual(config):
 
 def words_of(config):
     """The flags that make this Config, as words of a command: those of every setting that has not its usual value."""
-    return [word for name, text in unusual(config).items() for word in _flag(name, text)]
-
-
-def _flag(name, text):
-    """A flag as words: one, if its value would look like another flag."""
-    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    words = []
+    for name, text in unusual(config).items():  # one word if the value would look like another flag
+        words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    return words
 
 
 def chosen_runs(args):

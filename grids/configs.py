@@ -1,6 +1,5 @@
 """The Configs that the flags of a grid ask for."""
 
-import dataclasses
 import itertools
 
 import models
@@ -8,24 +7,19 @@ from experiment import Config
 from experiment.flags import Range, given_settings
 from experiment.presets import preset
 from experiment.rules import not_of_model
-from experiment.settings import checked
 from runtime.errors import UserError
 
 
 def lists_of(args):
-    """The settings that the flags and the preset give: a dict of name to the list of its values."""
+    """The settings that the flags and the preset give: a dict of name to the list of its values.
+
+    The sizes of a preset are left out where a flag chooses a network that does not have them.
+    """
     lists = {name: value if isinstance(value, list) else [value] for name, value in given_settings(args).items()}
-    return lists if args.preset is None else _preset_settings(args.preset, lists) | lists
-
-
-def check_ranges(name, values):
-    """Raises UserError if a Range stands beside other values, or one of its ends is no value of this setting."""
-    if any(isinstance(value, Range) for value in values) and len(values) > 1:
-        raise UserError(f"--{name} takes a range or single values, not both")
-    field = next(field for field in dataclasses.fields(Config) if field.name == name)
-    for value in values:
-        for end in value if isinstance(value, Range) else (value,):
-            checked(field, end)
+    settings = {} if args.preset is None else preset(args.preset).settings
+    networks = lists.get("network", [settings.get("network", Config.network)])
+    dropped = () if all(models.NETWORKS[one].is_sized for one in networks) else ("network_size", "activation")
+    return {name: [value] for name, value in settings.items() if name not in dropped} | lists
 
 
 def configs_of(args):
@@ -35,8 +29,9 @@ def configs_of(args):
         if ranges := [value for value in values if isinstance(value, Range)]:
             raise UserError(f"--{name} {ranges[0]} is a range, which needs --search optuna")
     configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
-    if "network_size" in lists and (fixed := next((one.network for one in configs if not one.is_sized), None)):
-        raise UserError(f"--network_size does not go with --network {fixed}, which has the sizes of its paper")
+    unsized = [one.network for one in configs if not models.NETWORKS[one.network].is_sized]
+    if "network_size" in lists and unsized:
+        raise UserError(f"--network_size does not go with --network {unsized[0]}, which has the sizes of its paper")
     for model in {config.model for config in configs}:
         for name, values in lists.items():
             if name in models.OWNED and name not in models.MODELS[model].settings:
@@ -59,12 +54,3 @@ def _configs(choices):
         many = f" ({len(errors)} of the {len(choices)} runs of this grid are refused)" if len(choices) > 1 else ""
         raise UserError(f"{errors[0]}{many}")
     return configs
-
-
-def _preset_settings(name, overriding):
-    """The settings of a preset, as lists of one value, without the sizes that another chosen network does not have."""
-    settings = preset(name).settings
-    networks = overriding.get("network", [settings.get("network", Config.network)])
-    unsized = [one for one in networks if not models.NETWORKS[one].is_sized]
-    dropped = ("network_size", "activation") if unsized else ()
-    return {key: [value] for key, value in settings.items() if key not in dropped}

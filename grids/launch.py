@@ -1,17 +1,18 @@
 """Trains the runs of a grid or a search, each in a process of its own, and prints their table."""
 
 import contextlib
+import functools
 import os
 import sys
 
-from experiment.differences import labels
+from experiment.differences import label, labels
 from grids import cluster, leaderboard, search, workers
+from grids.leaderboard import ALREADY
 from grids.view import GridView
 from runtime.command import STOPPED
 from runtime.errors import DataError, UserError
 
 TRIALS = 20  # of a search
-ALREADY = "already trained"
 
 
 def launcher(args):
@@ -53,15 +54,16 @@ def train_here(configs, train):
             print(f"error: {config.path}: {said}", file=sys.stderr)
             notes[config] = said.splitlines()[0]
         if notes[config] == workers.STOPPED_NOTE:
-            return concluded(configs, notes, stopped=True)
-    return concluded(configs, notes, stopped=False)
+            break
+    return concluded(configs, notes, stopped=workers.STOPPED_NOTE in notes.values())
 
 
 def train_search(lists, args):
     """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
     trials = args.trials or TRIALS
     study = search.Search(lists, trials)
-    with launcher(args) as starter, GridView(study.label, trials - study.done, starter.slots > 1) as view:
+    left, named = trials - study.done, functools.partial(label, names=study.free)
+    with launcher(args) as starter, GridView(named, left, starter.slots > 1) as view:
         stopped = workers.work_off(study, starter, view, study.ended)
     if study.configs:
         print(leaderboard.standings(list(study.configs), study.notes)[0])

@@ -12,6 +12,7 @@ from runtime.errors import UserError
 
 SCORES = ("log_px", "elbo", "bits_per_dim")
 ABOUT = ("split", "tag", "num_images", "log_px_se")  # of one score
+ALREADY = "already trained"
 FILES_ONLY = ("finished", "scored", "split", "runs")  # columns that are not printed: said elsewhere, or long
 
 

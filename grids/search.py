@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import itertools
 from pathlib import Path
 
-from experiment import Config, differences
-from experiment.flags import Range
+from experiment import Config
+from experiment.flags import Range, is_one_value
+from experiment.settings import checked
 from grids import leaderboard
-from grids.configs import check_ranges
 from runtime.errors import UserError
 
 INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # ELBOs of different values cannot be compared
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
+WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
 
 
 class Search:
@@ -31,7 +33,7 @@ class Search:
             raise UserError("--search optuna needs Optuna: pip install -r requirements/extras.txt") from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.optuna, self.total = optuna, trials
-        self.fixed = {name: values[0] for name, values in lists.items() if is_fixed(values)}
+        self.fixed = {name: values[0] for name, values in lists.items() if is_one_value(values)}
         self.free = {name: values for name, values in lists.items() if name not in self.fixed}
         check_free(self.free)
         self.distributions = {name: self._distribution(values) for name, values in self.free.items()}
@@ -40,26 +42,23 @@ class Search:
         self.left = [trial for trial in trials if trial.state == states.RUNNING]
         self.done = len(trials) - len(self.left)
         self.configs = {self._config(trial): trial.number for trial in trials if trial.state == states.COMPLETE}
-        self.notes = dict.fromkeys(self.configs, "already trained")  # Config to text
+        self.notes = dict.fromkeys(self.configs, leaderboard.ALREADY)  # Config to text
 
     def _distribution(self, values):
         kinds = self.optuna.distributions
         if not isinstance(values[0], Range):
             return kinds.CategoricalDistribution(values)
-        kind = kinds.IntDistribution if isinstance(values[0].low, int) else kinds.FloatDistribution
-        return kind(*values[0], log=values[0].is_logarithmic)
+        low, high = values[0]
+        kind = kinds.IntDistribution if isinstance(low, int) else kinds.FloatDistribution
+        return kind(low, high, log=low > 0 and high >= WIDE * low)
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
         about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in NO_NUMBERS}
+        where = {"storage": f"sqlite:///{path.absolute()}", "study_name": gs_key, "load_if_exists": True}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            study = self.optuna.create_study(
-                storage=f"sqlite:///{path.absolute()}",
-                study_name=gs_key,
-                direction="maximize",
-                load_if_exists=True,
-            )
+            study = self.optuna.create_study(direction="maximize", **where)
         except Exception as error:  # SQLAlchemy raises many kinds for a file that is no database
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be used: {reason}; choose another --gs_key or --runs_dir") from error
@@ -89,7 +88,7 @@ class Search:
             self.configs[config] = trial.number
             if not leaderboard.is_finished(config):
                 return config
-            self.ended(config, "already trained")
+            self.ended(config, leaderboard.ALREADY)
         raise StopIteration
 
     def _config(self, trial):
@@ -106,7 +105,6 @@ class Search:
 
     @contextlib.contextmanager
     def _stored(self):
-        """Turns a failure to write the study into a UserError."""
         try:
             yield
         except self.optuna.exceptions.StorageInternalError as error:
@@ -119,10 +117,6 @@ class Search:
         if (value := self._value(config)) is not None:
             self._tell(self.configs[config], value)
 
-    def label(self, config):
-        """The settings of a trial that are searched, as text."""
-        return differences.label(config, self.free)
-
     @property
     def best(self):
         """The settings of the best trial, as flags; an empty text before the first is complete."""
@@ -132,19 +126,16 @@ class Search:
         return " ".join(f"--{name} {getattr(config, name)}" for name in self.free)
 
 
-def is_fixed(values):
-    """Whether a setting with these values is not searched."""
-    return len(values) == 1 and not isinstance(values[0], Range)
-
-
 def check_free(free):
     """Raises UserError unless these settings, a dict of name to values, can be searched."""
     if not free:
         raise UserError("--search optuna needs a range to search, as --lr 1e-5..1e-2, or several values of a flag")
-    for name in INCOMPARABLE:
-        if name in free:
-            raise UserError(f"--{name} takes one value in a search: ELBOs of several could not be compared")
+    if searched := [name for name in INCOMPARABLE if name in free]:
+        raise UserError(f"--{searched[0]} takes one value in a search: ELBOs of several could not be compared")
     for name, values in free.items():
-        check_ranges(name, values)
+        if any(isinstance(value, Range) for value in values) and len(values) > 1:
+            raise UserError(f"--{name} takes a range or single values, not both")
+        for end in itertools.chain(*(value if isinstance(value, Range) else [value] for value in values)):
+            checked(Config.__dataclass_fields__[name], end)
         if name in NO_NUMBERS:
             raise UserError(f"--{name} takes one value in a search: it changes no number of a run")
