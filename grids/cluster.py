@@ -74,30 +74,23 @@ class Task:
         self.ray, self.reference, self.code = ray, reference, None
 
     def poll(self):
-        """The exit code; None while the task runs or waits for room."""
-        if self.code is None and self.ray.wait([self.reference], timeout=0)[0]:
-            self.code = self._result()
+        if self.code is None and self.ray.wait([self.reference], timeout=0)[0]:  # it no longer runs or waits for room
+            errors = self.ray.exceptions
+            try:
+                self.code = self.ray.get(self.reference)
+            except (errors.TaskCancelledError, errors.RayTaskError):
+                self.code = STOPPED
+            except errors.RayError:  # node, process or memory was lost more than RETRIES times
+                self.code = -signal.SIGKILL
         return self.code
 
-    def _result(self):
-        errors = self.ray.exceptions
-        try:
-            return self.ray.get(self.reference)
-        except (errors.TaskCancelledError, errors.RayTaskError):
-            return STOPPED
-        except errors.RayError:  # node, process or memory was lost more than RETRIES times
-            return -signal.SIGKILL
-
     def terminate(self):
-        """Asks the task to stop between two steps."""
         self.ray.cancel(self.reference)
 
     def kill(self):
-        """Ends the task at once."""
         self.ray.cancel(self.reference, force=True)
 
     def wait(self):
-        """Waits until the task has ended."""
         while self.poll() is None:
             time.sleep(workers.TICK)
 
