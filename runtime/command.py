@@ -12,6 +12,8 @@ import threading
 from runtime.errors import DataError, UserError
 
 STOPPED = 130  # the shell's exit code for Ctrl-C
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+USUAL = (signal.SIG_DFL, signal.default_int_handler)  # handlers that no parent or user has set
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
 
 
@@ -19,7 +21,6 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and a hint instead of a page of usage; exit code 2."""
 
     def error(self, message):
-        """Prints the sentence and exits with 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -96,19 +97,21 @@ def _write_no_more(stream):
 
 
 @contextlib.contextmanager
-def stoppable():
-    """Makes SIGTERM and SIGHUP act like Ctrl-C in the block; signals that are ignored, as under nohup, stay ignored."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    usual = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
-        usual = []
+def stoppable(handler=signal.default_int_handler):
+    """Sets the handler of Ctrl-C, SIGTERM (a scheduler, or kill) and SIGHUP (a closed terminal) for the block.
+
+    Signals that are ignored, as under nohup, stay ignored.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # Python sets handlers only there
+    usual = {number: signal.getsignal(number) for number in STOPPING if is_main}
+    usual = {number: before for number, before in usual.items() if before in USUAL}
     for number in usual:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in usual:
-            signal.signal(number, signal.SIG_DFL)
+        for number, before in usual.items():
+            signal.signal(number, before)
 
 
 def end_with_parent():

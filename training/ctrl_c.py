@@ -3,38 +3,25 @@
 import os
 import signal
 import sys
-import threading
 
 import keras
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; a request of a scheduler or of kill; a closed terminal
+from training import processes
 
 
 class StopOnRequest(keras.callbacks.Callback):
-    """A context in which Ctrl-C, SIGTERM and SIGHUP stop the run between two steps, after its state is written.
+    """Stops the run between two steps, after its state is written, once `ask` was called as a handler of signals.
 
     A second Ctrl-C stops it at once. The first one cannot raise an exception in the middle of a step, because JAX
-    swallows exceptions that a signal raises inside its calls. Signals that are ignored when training begins, such as
-    SIGHUP under nohup, stay ignored.
+    swallows exceptions that a signal raises inside its calls.
     """
 
-    def __init__(self, writer, placement):
+    def __init__(self, writer):
         super().__init__()
-        self.writer, self.placement, self.asked, self.usual = writer, placement, False, {}
+        self.writer, self.asked = writer, False
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
-            for number in (getattr(signal, name) for name in STOPPING if hasattr(signal, name)):
-                if (usual := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
-                    self.usual[number] = usual
-                    signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for number, usual in self.usual.items():
-            signal.signal(number, usual)
-
-    def _ask(self, number, _):
+    def ask(self, number, _):
+        """Notes the request; raises KeyboardInterrupt for a second Ctrl-C."""
         if self.asked and number == signal.SIGINT:  # a closed terminal sends its SIGHUP twice
             raise KeyboardInterrupt
         if not self.asked and number == signal.SIGINT and sys.stderr.isatty():
@@ -42,15 +29,13 @@ class StopOnRequest(keras.callbacks.Callback):
         self.asked = True
 
     def on_train_batch_end(self, batch, logs=None):
-        """Stops if that was asked; after the last step, `on_epoch_end` does."""
-        if self.placement.any_asked(self.asked) and self.writer.save_inside(batch):
+        if processes.any_of(self.asked) and self.writer.save_inside(batch):  # after the last step, `on_epoch_end` stops
             self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Stops if that was asked."""
-        if self.placement.any_asked(self.asked):
+        if processes.any_of(self.asked):
             self._stop()
 
     def _stop(self):
-        self.placement.done()
+        processes.done()
         raise KeyboardInterrupt

@@ -13,13 +13,14 @@ import numpy as np
 import data
 import experiment
 import models
-from experiment import tracking
+from experiment import tracking, weights
 from experiment.folder import finish_replacing
 from experiment.record import versions
 from runtime import atomic, backend
+from runtime.command import stoppable
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
-from training import checkpoint, devices, optimizers
+from training import checkpoint, devices, optimizers, processes
 from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
 from training.callbacks import EMAWeights, EpochState, StopOnNonFinite
 from training.ctrl_c import StopOnRequest
@@ -39,11 +40,9 @@ def train(config, overwrite=False, source=None):
     Raises UserError or DataError before anything is written. Raises RunError if a term is not finite, memory is too
     small or the folder can no longer be written, and KeyboardInterrupt after Ctrl-C; `resume` then continues the run.
     """
-    if source and config.is_made_for_its_epochs and config.epochs != source.config.epochs:
-        raise UserError(
-            f"{source.path} has a learning rate that falls over its {source.config.epochs} epochs: "
-            "it cannot be trained longer"
-        )
+    if source and config.is_made_for_its_epochs and config.epochs != (before := source.config.epochs):
+        falls = f"has a learning rate that falls over its {before} epochs"
+        raise UserError(f"{source.path} {falls}: it cannot be trained longer")
     prepared = prepare(config)
     state = None
     if source:
@@ -70,9 +69,8 @@ def resume(run, config):
         _check_same(run, prepared.dataset)
         state = _newest_state(run, config, prepared, mend=True)
         if state is None and run.weights.is_file():
-            raise UserError(
-                f"{run.path} has epochs, but no state to resume from; its command with --overwrite starts it again"
-            )
+            again = "its command with --overwrite starts it again"
+            raise UserError(f"{run.path} has epochs, but no state to resume from; {again}")
         atomic.sweep(run.path)
         atomic.sweep(run.path / "last", alone=True)
         _fit(config, run.path, prepared, state)
@@ -92,25 +90,24 @@ def _fit(config, path, prepared, state):
     """
     batches, validation, model = prepared.batches, prepared.validation, prepared.model
     placement = batches.placement
-    with placement.reporting_lost_processes():
-        state = placement.shared(state, model, prepared.dataset)
-        if state:
+    with processes.reporting_losses():
+        if state := _shared(state, model, prepared.dataset):
             state.into(model)
     epoch, batches.skip = (state.epoch, state.step) if state else (0, 0)
     ema = EMAWeights() if config.ema else None
     note = config.note_on(prepared.dataset.note)
     writer = RunWriter(path, config, batches, state, note, ema.instead if ema else contextlib.nullcontext)
-    tracked = Tracked(writer, validation.images, placement) if placement.leads else None
-    progress = Progress(config, batches, len(validation), epoch) if placement.leads else None
-    stop = StopOnRequest(writer, placement)
+    stop, shows = StopOnRequest(writer), processes.leads()
+    tracked = Tracked(writer, validation.images, placement) if shows else None
+    progress = Progress(config, batches, len(validation), epoch) if shows else None
     callbacks = _callbacks(config, batches, state, ema, writer, tracked, progress, stop)
     with (
-        stop,  # outermost, so that no signal interrupts what the others write in the end
+        stoppable(stop.ask),  # outermost, so that no signal interrupts what the others write in the end
         tracked or contextlib.nullcontext(),
         writer.status_of_ending(),
         progress or contextlib.nullcontext(),
         reporting_unreadable(batches, validation),
-        placement.reporting_lost_processes(),
+        processes.reporting_losses(),
         placement.scope(),
     ):
         writer.write_results()
@@ -127,7 +124,11 @@ def _fit(config, path, prepared, state):
             batches.skip, epoch = 0, len(writer.rows)
     if path:
         shutil.rmtree(path / "replaced", ignore_errors=True)
-    _finish_together(placement, stop.asked)
+    with processes.reporting_losses():
+        any_asked = processes.any_of(stop.asked)
+    processes.done()
+    if any_asked:  # after the last step: the run is finished, but a grid must not continue
+        raise KeyboardInterrupt
 
 
 def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
@@ -148,13 +149,20 @@ def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
     return [callback for callback in ordered if callback]
 
 
-def _finish_together(placement, asked):
-    """Ends a run in all processes. Raises KeyboardInterrupt if one was asked to stop after its last step."""
-    with placement.reporting_lost_processes():
-        any_asked = placement.any_asked(asked)
-    placement.done()
-    if any_asked:  # the run is finished, but a grid must not continue
-        raise KeyboardInterrupt
+def _shared(state, model, dataset):
+    """The first process's State or None, for every process; each has made the same model before.
+
+    Raises UserError if the data of this process differ from those of the first one.
+    """
+    progress = state and {name: getattr(state, name) for name in (*checkpoint.PROGRESS, "rows")}
+    first = processes.order({"data": dataset.sha256, "state": progress})
+    if first["data"] != dataset.sha256:
+        raise UserError("the data files of this process differ from those of the first one; check its --data_dir")
+    if first["state"] is None:
+        return None
+    own = state.values if state else weights.values(checkpoint.variables(model))
+    values = {name: np.asarray(value) for name, value in processes.broadcast(own).items()}
+    return state or checkpoint.State(**first["state"], best={}, values=values)
 
 
 class Prepared(NamedTuple):
@@ -174,7 +182,7 @@ def prepare(config):
     tracking.check(config.track)
     keras.utils.clear_session()  # frees the graphs of a run that this process trained before
     placement = devices.placement(config)
-    placement.begin(config)
+    processes.begin(config)
     dataset = data.load(config.data_set, config.data_dir, config.other_data == "on")
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
@@ -189,7 +197,7 @@ def prepare(config):
         raise UserError(f"--accumulate {config.accumulate} is more than the {steps} steps there are; make it smaller")
     try:
         check_weights(config, dataset.image_shape)
-        with placement.reporting_lost_processes(), placement.scope():
+        with processes.reporting_losses(), placement.scope():
             model = _compiled(config, batches, dataset)
     except Exception as error:
         if is_out_of_memory(error):
@@ -206,7 +214,7 @@ def _compiled(config, batches, dataset):
     from_data = None
     if config.has_pseudo_inputs:
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
-    if config.has("context_size"):
+    elif config.has("context_size"):
         from_data = _context_scale(config, batches.split)
     backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
@@ -232,8 +240,7 @@ def _context_scale(config, split):
     """The `context_scale` of training images; with dynamic binarization, of one binarization of them."""
     from models.dvp import context_scale
 
-    binarize, rng = config.binarization, np.random.default_rng(config.stream("context"))
-    largest = 0
+    binarize, rng, largest = config.binarization, np.random.default_rng(config.stream("context")), 0
     for start in range(0, min(len(split.images), CONTEXT_IMAGES), CONTEXT_BATCH):
         grey = split.grey(slice(start, start + CONTEXT_BATCH))
         largest = np.maximum(largest, context_scale(data.binarized(grey, binarize, rng), config.context_size))
@@ -283,7 +290,6 @@ def _newest_state(run, config, prepared, mend=False):
                 one.replace(one.with_suffix(".damaged"))  # where it counts as no state
         return state
     if error:
-        raise UserError(
-            f"{run.path / 'last'} holds no undamaged state ({error}); its command with --overwrite starts it again"
-        )
+        again = "its command with --overwrite starts it again"
+        raise UserError(f"{run.path / 'last'} holds no undamaged state ({error}); {again}")
     return None

@@ -2,9 +2,11 @@
 
 JAX connects the processes. It ends a process by force if that has lost the first one, or no longer hears of another
 one. So the process that a user starts is only a guard: its child process trains, and the guard reports how that ended.
+In a process that has joined no others, what is for all of them concerns itself alone.
 """
 
-import functools
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,8 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from runtime.command import end_with_parent
-from runtime.errors import UserError
+from runtime.command import end_with_parent, stoppable
+from runtime.errors import RunError, UserError
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 STARTED = 300  # seconds within which all processes must have started
@@ -28,16 +30,10 @@ LOST = (
     "resumes from its newest state"
 )
 LOSSES = ("Gloo", "NCCL", "coordination service", "CoordinationService")  # words in the errors of a lost process
-VARIABLES = {
-    "process_address": "JAX_COORDINATOR_ADDRESS",
-    "num_processes": "JAX_NUM_PROCESSES",
-    "process_index": "JAX_PROCESS_ID",
-}
+VARIABLES = {"process_address": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES"}
+VARIABLES |= {"process_index": "JAX_PROCESS_ID"}
 
 _self = SimpleNamespace(joined=False, index=0, busy=False)  # this process; busy: in the middle of a run
-
-
-# ---------------------------------------------------------------------------------------------- the guard
 
 
 def guarded(flags):
@@ -46,17 +42,10 @@ def guarded(flags):
     Passes signals on to it. If it is ended by force, prints a likely reason and returns 1. It ends when this process
     ends, in whatever way.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), "--member", json.dumps(flags)], stdin=subprocess.PIPE, start_new_session=True
-    )
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [number for number in map(signal.Signals.__getitem__, names) if signal.getsignal(number) != signal.SIG_IGN]
-    usual = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in heard}
-    try:
+    words = [sys.executable, str(TRAIN), "--member", json.dumps(flags)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    with stoppable(lambda number, _: process.send_signal(number)):
         code = process.wait()
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
     if code >= 0:
         return code
     reason = "out of memory, or killed by hand" if code == -signal.SIGKILL else LOST
@@ -76,9 +65,6 @@ def serve(train):
         traceback.print_exc()
         code = 1
     return leave(code)
-
-
-# ---------------------------------------------------------------------------------------------- among the others
 
 
 def place(args):
@@ -120,12 +106,14 @@ def join(address, count, index):
 
 
 def leads():
-    """Whether this is the first process."""
+    """Whether this is the first process, which writes the run's folder and shows its progress, or the only one."""
     return _self.index == 0
 
 
 def order(what=None):
     """A JSON value that the first process sends to all; the others get it by calling this without one."""
+    if not _self.joined:
+        return what
     content = np.frombuffer(json.dumps(what).encode(), np.uint8) if leads() else np.zeros(0, np.uint8)
     size = int(broadcast(np.array(len(content))))
     return json.loads(broadcast(content if leads() else np.zeros(size, np.uint8)).tobytes())
@@ -133,31 +121,32 @@ def order(what=None):
 
 def broadcast(values):
     """The first process's arrays, in any structure; the other processes pass arrays of the same shapes."""
+    if not _self.joined:
+        return values
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(values)
 
 
 def any_of(flag):
-    """Whether `flag` is true in any process."""
-    import jax
+    """Whether `flag` is true in any process. All processes must call this at the same step."""
+    if not _self.joined:
+        return flag
+    from jax.experimental import multihost_utils
 
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
-    flags = np.full(jax.local_device_count(), flag)
-    everyone = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-    return bool(_greatest()(jax.make_array_from_process_local_data(everyone, flags)))
-
-
-@functools.cache
-def _greatest():
-    import jax
-
-    return jax.jit(lambda flags: flags.any())
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def is_loss(error):
-    """Whether an exception means that another process cannot be reached."""
-    return any(word in str(error) for word in LOSSES)
+def begin(config):
+    """Tells the other processes to train a run of this Config, by `fit.follow`."""
+    if leads():
+        order({"config": dataclasses.asdict(config)})
+    _self.busy = True
+
+
+def done():
+    """Notes that all processes have finished this run, or have stopped at the same step."""
+    _self.busy = False
 
 
 def is_busy():
@@ -165,9 +154,15 @@ def is_busy():
     return _self.busy
 
 
-def busy(is_busy):
-    """Notes whether this process is in the middle of a run, where the processes wait for one another."""
-    _self.busy = is_busy
+@contextlib.contextmanager
+def reporting_losses():
+    """Raises RunError if the block fails because another process cannot be reached."""
+    try:
+        yield
+    except Exception as error:
+        if _self.joined and any(word in str(error) for word in LOSSES):
+            raise RunError(LOST) from error
+        raise
 
 
 def leave(code):

@@ -24,9 +24,9 @@ import train
 from experiment import Config
 from experiment.folder import _set_aside, finish_replacing
 from grids.configs import configs_of
-from runtime.command import STOPPED, Parser
+from runtime.command import STOPPED, STOPPING, Parser
 from runtime.errors import RunError, UserError
-from training import callbacks, checkpoint, ctrl_c, fit, optimizers
+from training import callbacks, checkpoint, fit, optimizers
 from training.patience import Patience, Plateau
 from training.writer import RunWriter
 
@@ -167,12 +167,12 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
 def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
     """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
-    usual = [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ctrl_c.STOPPING]
+    usual = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]
     try:
         run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: ask(signal_))
     finally:
-        for name, handler in zip(ctrl_c.STOPPING, usual, strict=True):
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in zip(STOPPING, usual, strict=True):
+            signal.signal(number, handler)
     assert run.state == "stopped"
     epochs = epoch + (steps == 0)
     assert checkpoint.newest(run.path / "last")[0].name == f"epoch{epochs:09d}_step{steps:09d}.safetensors"
