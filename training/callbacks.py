@@ -31,7 +31,6 @@ class EpochState(keras.callbacks.Callback):
         self.config, self.batches, self.state = config, batches, state
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Sets the order, the training noise and beta, or every variable to its value in `state`."""
         self.batches.start_epoch(epoch)
         if self.batches.skip:
             self.state.into(self.model)
@@ -41,7 +40,6 @@ class EpochState(keras.callbacks.Callback):
         self.model.beta.assign(min(1.0, (epoch + 1) / warmup) if warmup else 1.0)
 
     def on_test_begin(self, logs=None):
-        """Rewinds the validation noise."""
         self.model.test_noise.state.assign(self._key("validation noise"))
 
     def _key(self, *use):
@@ -60,15 +58,12 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self.batches = batches
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Stores the epoch for the message."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        """Checks the running means; the first one that is not finite names the term."""
         self._check(logs, "", f"step {self.batches.done(batch)}")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Checks the validation terms and the weights."""
         self._check(logs, "val_", "validation")
         if path := weights.not_finite(self.model):
             raise RunError(f"epoch {epoch + 1}: weight {path} is not finite")
@@ -90,7 +85,6 @@ class EMAWeights(keras.callbacks.Callback):
     """
 
     def on_test_begin(self, logs=None):
-        """Assigns the averages, projected by the constraint of their weight, if it has one."""
         pairs = zip(self.model.trainable_variables, optimizers.averages(self.model.optimizer), strict=True)
         self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
         for weight, average in pairs:
@@ -98,7 +92,6 @@ class EMAWeights(keras.callbacks.Callback):
             weight.assign(weight.constraint(average) if weight.constraint else keras.ops.copy(average))
 
     def on_test_end(self, logs=None):
-        """Assigns the weights again, bit for bit."""
         for weight, value in self.raw:
             weight.assign(value)
 

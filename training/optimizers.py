@@ -53,7 +53,6 @@ class AdamNormGrad(internals.ChangesGradients, Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
     def changed(self, grads):
-        """Each gradient g as g / ||g||."""
         # not ops.norm, which on TensorFlow takes vectors and matrices only
         return [g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads]
 
@@ -73,13 +72,11 @@ class WarmUp(schedules.LearningRateSchedule):
         self.steps, self.after = steps, after
 
     def __call__(self, step):
-        """The learning rate of a step."""
         later = self.after(ops.maximum(step - self.steps, 0)) if callable(self.after) else self.after
         first = self.after(0) if callable(self.after) else self.after
         return ops.where(step < self.steps, first * ops.cast(step + 1, "float32") / self.steps, later)
 
     def get_config(self):
-        """The arguments."""
         return {"steps": self.steps, "after": self.after}
 
 

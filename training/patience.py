@@ -20,7 +20,6 @@ class ReplayedHistory(keras.callbacks.Callback):
         self.monitors, self.rows, self.lr = monitors, rows, lr
 
     def on_train_begin(self, logs=None):
-        """Replays each epoch, so that the model's `stop_training` and learning rate are as they were after it."""
         if self.lr is not None:
             self.model.optimizer.learning_rate = self.lr
         for row in self.rows:
@@ -36,7 +35,6 @@ class _NotInWarmUp:
         self.warmup = warmup
 
     def on_epoch_end(self, epoch, logs=None):
-        """Compares the value with the best one; counts the epoch only after the warm-up."""
         if epoch < self.warmup:
             self.wait = -1  # Keras adds 1
         super().on_epoch_end(epoch, logs)

@@ -23,7 +23,6 @@ class Progress(keras.callbacks.Callback):
         self.seconds, self.validated, self.has_warned = [], {}, False
 
     def __enter__(self):
-        """Opens the bar, which shows nothing if the output is not a terminal."""
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
             total=self.config.epochs,
@@ -35,7 +34,6 @@ class Progress(keras.callbacks.Callback):
         return self
 
     def on_train_batch_end(self, batch, logs=None):
-        """Moves the bar and, once, prints the expected time."""
         bound = self.config.monitor.removeprefix("val_")
         self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
         done = self.batches.done(batch)
@@ -53,11 +51,9 @@ class Progress(keras.callbacks.Callback):
         self.started, self.done = time.perf_counter(), done
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Does not time the first step of an epoch, which compiles or follows a validation."""
         self.epoch, self.started = epoch, None
 
     def on_epoch_end(self, epoch, logs=None):
-        """Shows the validation bound from now on, and warns once if many Langevin steps diverge."""
         self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
@@ -66,7 +62,6 @@ class Progress(keras.callbacks.Callback):
             self.has_warned = True
 
     def __exit__(self, *_):
-        """Closes the bar, so that the next message has a line of its own."""
         self.bar.close()
 
 

@@ -27,7 +27,6 @@ class Painter(keras.Model):
         self.compile(run_eagerly=keras.backend.backend() == "tensorflow")
 
     def call(self, x):
-        """SAMPLES images, and x (B, H, W, C) reconstructed."""
         x = without_padding(x)
         return self.model.sample(SAMPLES, self.noise), self.model.reconstruct(x, self.noise)
 
@@ -60,13 +59,11 @@ class Tracked(keras.callbacks.Callback):
         self.painter, self.draws = None, placement.draws and not self.config.is_autoregressive
 
     def __enter__(self):
-        """Starts the trackers with the history so far."""
         kinds = tracking.TRACKERS[self.config.track]
         self.trackers = tracking.Trackers(kinds, self.writer.path, self.config, self.writer.rows)
         return self
 
     def on_epoch_end(self, epoch, logs=None):
-        """Gives the epoch to the trackers, after the writer has added it to the history."""
         if not self.trackers.active:
             return
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
@@ -88,7 +85,6 @@ class Tracked(keras.callbacks.Callback):
             return self.painter.paint(self.validation[:COPIES], self.placement)
 
     def __exit__(self, kind, error, _):
-        """Tells the trackers how the training ended."""
         if kind is None:
             best = self.writer.best_row
             found = {"best/epoch": best["epoch"], f"best/{self.config.monitor}": best[self.config.monitor]}

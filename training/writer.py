@@ -40,19 +40,15 @@ class RunWriter(keras.callbacks.Callback):
         return max(self.rows, key=lambda row: row[self.config.monitor], default=None)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts the epoch's clock."""
         self.epoch, self.started = epoch, time.perf_counter() - (self.spent if self.batches.skip else 0.0)
 
     def on_test_begin(self, logs=None):
-        """Notes that what fails now does so in validation."""
         self.validates = True
 
     def on_test_end(self, logs=None):
-        """Notes that validation is over."""
         self.validates = False
 
     def on_train_batch_end(self, batch, logs=None):
-        """Writes the state where the last one is --save_minutes old."""
         if time.monotonic() - self.saved > 60 * self.config.save_minutes:
             self.save_inside(batch)
 
@@ -64,7 +60,6 @@ class RunWriter(keras.callbacks.Callback):
         return step < self.batches.steps
 
     def on_epoch_end(self, epoch, logs=None):
-        """Adds a row and writes all of it, each file atomically."""
         values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
