@@ -11,7 +11,7 @@ def moments(optimizer, variable):
 
 def averages(optimizer):
     """The moving averages that an optimizer with `use_ema` keeps, in the order of the weights: Keras Variables."""
-    return optimizer._model_variables_moving_average
+    return getattr(optimizer, "inner_optimizer", optimizer)._model_variables_moving_average
 
 
 class ChangesGradients:

@@ -18,7 +18,7 @@ class Batches(keras.utils.PyDataset):
     """Batches of grey images (B, H, W, C) whose order is a pure function of (seed, epoch), on every backend.
 
     An epoch has `steps` batches, of which the first `skip` are left out where training resumes inside an epoch. The
-    Placement says which part of each batch this process reads.
+    placement says which part of each batch this process reads.
     """
 
     error = None
@@ -50,17 +50,11 @@ class Batches(keras.utils.PyDataset):
         return min(self.skip + batch + 1, self.steps)
 
     def __getitem__(self, index):
-        chosen = self.left[index * self.config.batch_size :][: self.config.batch_size]
-        with keeping_errors(self):
-            images = self.split.grey(chosen[slice(*self.placement.bounds(len(chosen)))])
-            return (self.placement.padded(images, len(chosen)),)
+        return _part(self, self.left[index * self.config.batch_size :][: self.config.batch_size], self.split.grey)
 
 
 class InOrder(keras.utils.PyDataset):
-    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Stored, which reads them when needed.
-
-    The Placement says which part of each batch this process reads.
-    """
+    """Batches of images (N, H, W, C) in their order: of an array, or of a data.Stored, which reads them when needed."""
 
     error = None
 
@@ -72,11 +66,18 @@ class InOrder(keras.utils.PyDataset):
         return math.ceil(len(self.images) / self.batch_size)
 
     def __getitem__(self, index):
-        start = self.batch_size * index
-        n = min(self.batch_size, len(self.images) - start)
-        first, end = self.placement.bounds(n)
-        with keeping_errors(self):
-            return (self.placement.padded(self.images[start + first : start + end], n),)
+        chosen = range(len(self.images))[self.batch_size * index :][: self.batch_size]
+        return _part(self, chosen, lambda part: self.images[part.start : part.stop])
+
+
+def _part(batches, chosen, read):
+    """What `fit` is given for a batch of the `chosen` images, of which `read` is called for those of this process."""
+    try:
+        images = read(chosen[slice(*batches.placement.bounds(len(chosen)))])
+    except data.DataError as error:  # stored, because TensorFlow raises another error in its place
+        batches.error = error
+        raise
+    return (batches.placement.padded(images, len(chosen)),)
 
 
 def as_tf_dataset(batches):
@@ -124,16 +125,6 @@ def _from_memory(batches):
 
     epochs = tf.data.Dataset.from_generator(lambda: [batches.left], output_signature=tf.TensorSpec((None,), "int64"))
     return epochs.flat_map(each)
-
-
-@contextlib.contextmanager
-def keeping_errors(batches):
-    """Stores a DataError of the block as `batches.error`, because TensorFlow raises another error in its place."""
-    try:
-        yield
-    except data.DataError as error:
-        batches.error = error
-        raise
 
 
 @contextlib.contextmanager

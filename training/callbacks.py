@@ -6,8 +6,8 @@ import math
 import keras
 
 from experiment import weights
+from runtime import internals
 from runtime.errors import RunError
-from training import optimizers
 
 FORMULAS = {  # in the order in which they are checked
     "distortion": "distortion, -log p(x|z),",
@@ -85,7 +85,7 @@ class EMAWeights(keras.callbacks.Callback):
     """
 
     def on_test_begin(self, logs=None):
-        pairs = zip(self.model.trainable_variables, optimizers.averages(self.model.optimizer), strict=True)
+        pairs = zip(self.model.trainable_variables, internals.averages(self.model.optimizer), strict=True)
         self.raw = [(weight, keras.ops.convert_to_numpy(weight)) for weight in self.model.trainable_variables]
         for weight, average in pairs:
             # a copy, because on JAX validation donates the memory of the weights, which would also be the average's

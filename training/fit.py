@@ -25,7 +25,7 @@ from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadab
 from training.callbacks import EMAWeights, EpochState, StopOnNonFinite
 from training.ctrl_c import StopOnRequest
 from training.memory import check_step, check_weights, smaller
-from training.patience import ReplayedHistory, monitors, patience_is_over
+from training.patience import monitors, patience_is_over
 from training.progress import Progress
 from training.tracked import Tracked
 from training.writer import RunWriter
@@ -133,8 +133,6 @@ def _fit(config, path, prepared, state):
 
 def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
     """Those of `fit`, in the order in which Keras calls them; None is left out."""
-    monitoring = monitors(config)
-    lr = config.lr if config.lr_schedule == "plateau" else None
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
@@ -142,8 +140,7 @@ def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
         writer,  # before those that read its rows
         tracked,
         progress,
-        *monitoring,
-        ReplayedHistory(monitoring, writer.rows, lr),  # after the monitors, which it reminds
+        *monitors(config, writer.rows),
         stop,  # last, so that the epoch is written before it raises
     ]
     return [callback for callback in ordered if callback]

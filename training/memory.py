@@ -19,8 +19,8 @@ def smaller(config, with_batch=True):
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # encoded only
     names = sorted(costs, key=costs.get, reverse=True)
-    if config.is_sized or config.is_deep or not names:
-        names.append("channels" if config.is_deep else "network_size" if config.is_sized else "latent_dim")
+    sizes = [name for name in ("channels", "network_size") if name in config.settings]
+    names += sizes if sizes or names else ["latent_dim"]
     values = {"num_samples": config.samples}
     flags = [f"--{name} {values.get(name, getattr(config, name))}" for name in names]
     return f"lower {' or '.join(filter(None, (', '.join(flags[:-1]), flags[-1])))}"
@@ -34,10 +34,8 @@ def check_weights(config, image_shape):
     copies = COPIES + (config.accumulate > 1)
     needed = copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape).values())
     if needed > (there := memory()):
-        raise UserError(
-            f"weights and optimizer alone need {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; "
-            f"{smaller(config, with_batch=False)}"
-        )
+        sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
+        raise UserError(f"weights and optimizer alone need {sizes}; {smaller(config, with_batch=False)}")
 
 
 def check_step(config, model):
@@ -49,10 +47,8 @@ def check_step(config, model):
     pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
     kept = model.decoder.floats_per_sample  # for the gradient; without one, a deep decoder keeps only one layer
     at_once = getattr(model.decoder, "floats_at_once", kept)
-    steps = {
-        "training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs) * kept,
-        "validation": (2 * VALIDATION_BATCH + pseudo_inputs) * at_once,
-    }
+    steps = {"training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs) * kept}
+    steps |= {"validation": (2 * VALIDATION_BATCH + pseudo_inputs) * at_once}
     kind = max(steps, key=steps.get)
     needed = models.PRECISIONS[config.precision].bytes * steps[kind]
     if needed > (there := memory()):

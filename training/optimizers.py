@@ -20,7 +20,6 @@ class Fused:
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        """One update of a variable, by TensorFlow's operation if TensorFlow is the backend."""
         if keras.backend.backend() != "tensorflow" or self.amsgrad:
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
@@ -57,12 +56,7 @@ class AdamNormGrad(internals.ChangesGradients, Adam):
         return [g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads]
 
 
-OPTIMIZERS = {
-    "adam": Adam,
-    "adamax": keras.optimizers.Adamax,
-    "adamw": AdamW,
-    "adamnormgrad": AdamNormGrad,
-}
+OPTIMIZERS = {"adam": Adam, "adamax": keras.optimizers.Adamax, "adamw": AdamW, "adamnormgrad": AdamNormGrad}
 
 
 class WarmUp(schedules.LearningRateSchedule):
@@ -72,9 +66,9 @@ class WarmUp(schedules.LearningRateSchedule):
         self.steps, self.after = steps, after
 
     def __call__(self, step):
-        later = self.after(ops.maximum(step - self.steps, 0)) if callable(self.after) else self.after
-        first = self.after(0) if callable(self.after) else self.after
-        return ops.where(step < self.steps, first * ops.cast(step + 1, "float32") / self.steps, later)
+        after = self.after if callable(self.after) else lambda step: self.after
+        rising = after(0) * ops.cast(step + 1, "float32") / self.steps
+        return ops.where(step < self.steps, rising, after(ops.maximum(step - self.steps, 0)))
 
     def get_config(self):
         return {"steps": self.steps, "after": self.after}
@@ -88,24 +82,14 @@ def learning_rate(config, steps):
     factors, after half and three quarters of the training. The warm-up comes first, and its epochs count.
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
-    total = max(1, config.epochs * steps - warmup)
+    total, alpha = max(1, config.epochs * steps - warmup), final / config.lr
+    falls, rates = [round(part * total) for part in STEPS], [config.lr, (config.lr * final) ** 0.5, final]
     rate = {
-        "constant": lambda: config.lr,
-        "plateau": lambda: config.lr,
-        "cosine": lambda: schedules.CosineDecay(config.lr, total, alpha=final / config.lr),
-        "cosine_restarts": lambda: schedules.CosineDecayRestarts(
-            config.lr, max(1, math.ceil(total / 7)), t_mul=2.0, alpha=final / config.lr
-        ),
-        "step": lambda: schedules.PiecewiseConstantDecay(
-            [round(part * total) for part in STEPS], [config.lr, (config.lr * final) ** 0.5, final]
-        ),
-    }[config.lr_schedule]()
+        "cosine": schedules.CosineDecay(config.lr, total, alpha=alpha),
+        "cosine_restarts": schedules.CosineDecayRestarts(config.lr, max(1, math.ceil(total / 7)), t_mul=2, alpha=alpha),
+        "step": schedules.PiecewiseConstantDecay(falls, rates),
+    }.get(config.lr_schedule, config.lr)
     return WarmUp(warmup, rate) if warmup else rate
-
-
-def averages(optimizer):
-    """The moving averages of the weights that an `optimizer` with `ema` keeps, in the order of the weights."""
-    return internals.averages(getattr(optimizer, "inner_optimizer", optimizer))
 
 
 def optimizer(config, steps, model):

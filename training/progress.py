@@ -24,13 +24,8 @@ class Progress(keras.callbacks.Callback):
 
     def __enter__(self):
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
-        self.bar = tqdm(
-            total=self.config.epochs,
-            initial=self.first,
-            bar_format=layout,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
+        shown = {"bar_format": layout, "disable": not sys.stderr.isatty(), "dynamic_ncols": True}
+        self.bar = tqdm(total=self.config.epochs, initial=self.first, **shown)
         return self
 
     def on_train_batch_end(self, batch, logs=None):
@@ -51,7 +46,7 @@ class Progress(keras.callbacks.Callback):
         self.started, self.done = time.perf_counter(), done
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch, None
+        self.epoch, self.started = epoch, None  # the first step of an epoch compiles, or follows a validation
 
     def on_epoch_end(self, epoch, logs=None):
         self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
@@ -74,9 +69,6 @@ def expected_time(step, epochs, steps, validation_steps, config):
     text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
     if hours < 1:
         return text
-    flags = ["--epochs", "--max_train_images"]
-    if config.is_sized:
-        flags.append("--network_size")
-    if config.has_pseudo_inputs:
-        flags.append("--num_pseudo_inputs")
+    flags = ["--epochs", "--max_train_images"] + ["--network_size"] * ("network_size" in config.settings)
+    flags += ["--num_pseudo_inputs"] * config.has_pseudo_inputs
     return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"

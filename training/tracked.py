@@ -56,7 +56,8 @@ class Tracked(keras.callbacks.Callback):
     def __init__(self, writer, validation, placement=devices.ONE_DEVICE):
         super().__init__()
         self.writer, self.config, self.validation, self.placement = writer, writer.config, validation, placement
-        self.painter, self.draws = None, placement.draws and not self.config.is_autoregressive
+        # a picture is a program of its own, which all processes would have to run
+        self.painter, self.draws = None, not (self.config.distribute == "processes" or self.config.is_autoregressive)
 
     def __enter__(self):
         kinds = tracking.TRACKERS[self.config.track]
@@ -69,20 +70,16 @@ class Tracked(keras.callbacks.Callback):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.trackers.tell("numbers", tracking.curves(self.writer.rows[-1]) | {"learning_rate": rate}, epoch + 1)
         if self._is_drawn(epoch + 1):
-            with tracking.leaving_out("pictures", self._draw_no_more):
-                self.trackers.tell("pictures", self._pictures(), epoch + 1)
+            self.draws = False  # from now on, if they cannot be drawn
+            with tracking.leaving_out("pictures"), self.writer.instead():
+                self.painter = self.painter or Painter(self.model, self.config.seed)
+                pictures = self.painter.paint(self.validation[:COPIES], self.placement)
+                self.trackers.tell("pictures", pictures, epoch + 1)
+                self.draws = True
 
     def _is_drawn(self, epoch):
         often = max(1, round(self.config.epochs / 10))
         return self.draws and (epoch in (1, self.config.epochs) or epoch % often == 0)
-
-    def _draw_no_more(self):
-        self.draws = False
-
-    def _pictures(self):
-        self.painter = self.painter or Painter(self.model, self.config.seed)
-        with self.writer.instead():
-            return self.painter.paint(self.validation[:COPIES], self.placement)
 
     def __exit__(self, kind, error, _):
         if kind is None:

@@ -181,7 +181,7 @@ def test_the_average_of_weights_counts_updates_and_not_accumulated_steps():
         False,
         False,
     ]
-    np.testing.assert_allclose(optimizers.averages(optimizer)[0], 0.8 * seen[2] + 0.2 * seen[5], rtol=1e-5)
+    np.testing.assert_allclose(internals.averages(optimizer)[0], 0.8 * seen[2] + 0.2 * seen[5], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import train
 from experiment import Config
 from experiment.folder import _set_aside, finish_replacing
 from grids.configs import configs_of
+from runtime import internals
 from runtime.command import STOPPED, STOPPING, Parser
 from runtime.errors import RunError, UserError
 from training import callbacks, checkpoint, fit, optimizers
@@ -368,7 +369,7 @@ def test_an_average_of_the_weights_is_remembered_validated_and_kept(tmp_path, mo
         skipped = np.log2(trained.optimizer.initial_scale / float(trained.optimizer.dynamic_scale))
         assert skipped > 0 and int(trained.optimizer.iterations) == 4 * last - skipped
     kept = [np.asarray(variable) for variable in run.model.trainable_variables]
-    averages = optimizers.averages(trained.optimizer)
+    averages = internals.averages(trained.optimizer)
     for one, weight, average in zip(kept, trained.trainable_variables, averages, strict=True):
         expected = weight.constraint(average) if weight.constraint else average
         np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
@@ -383,7 +384,7 @@ def test_an_average_of_projected_weights_is_projected(tmp_path):
     u = prepared.model.top_prior.pseudo_inputs
     assert u.constraint is not None
     index = [one is u for one in prepared.model.trainable_variables].index(True)
-    average = optimizers.averages(prepared.model.optimizer)[index]
+    average = internals.averages(prepared.model.optimizer)[index]
     u.assign(np.full(u.shape, 0.25))
     average.assign(np.full(u.shape, 1.5))
     averaged = callbacks.EMAWeights()
@@ -396,8 +397,8 @@ def test_an_average_of_projected_weights_is_projected(tmp_path):
 @pytest.mark.parametrize("judge", [Patience, Plateau])
 def test_epochs_of_the_warm_up_may_be_the_best_but_are_not_counted(judge):
     """With a patience of 2 and a warm-up of 3, the best value in epoch 1 is noted and epochs 4 and 5 are counted."""
-    options = {"mode": "max", "patience": 2} | ({"factor": 0.5, "min_lr": 0.0} if judge is Plateau else {})
-    called = judge(3, "val_elbo", **options)
+    options = {"patience": 2} | ({"factor": 0.5, "min_lr": 0.0} if judge is Plateau else {})
+    called = judge(Config(beta_warmup=3), [], **options)
     optimizer = SimpleNamespace(learning_rate=np.array(1.0))
     called.set_model(SimpleNamespace(stop_training=False, optimizer=optimizer))
     called.on_train_begin()
