@@ -78,15 +78,13 @@ def create(config, path, dataset, overwrite=False, fill=None):
                 _set_aside(path)
             fresh.rename(path)
         finish_replacing(path)
-    except FileExistsError as error:
-        raise UserError(
-            f"{error.filename} is in the way: it is no folder of runs; choose another --runs_dir"
-        ) from error
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise UserError(f"{path} has just been made by another process; see what it does there") from error
-        reason = error.strerror or error
-        raise UserError(f"cannot write a run to {path}: {reason}; choose another --runs_dir") from error
+        reason = f"cannot write a run to {path}: {error.strerror or error}; choose another --runs_dir"
+        if isinstance(error, FileExistsError):
+            reason = f"{error.filename} is in the way: it is no folder of runs; choose another --runs_dir"
+        elif error.errno == errno.ENOTEMPTY:
+            reason = f"{path} has just been made by another process; see what it does there"
+        raise UserError(reason) from error
 
 
 def _aside(path):

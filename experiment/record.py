@@ -80,24 +80,11 @@ def check_record(record):
 def record_of(config, dataset):
     import keras
 
-    return {
-        "format": FORMAT,
-        "config": dataclasses.asdict(config) | _places(config),
-        "backend": keras.backend.backend(),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "data_sha256": dataset.sha256,
-        "data_note": dataset.note,
-        "image_shape": list(dataset.image_shape),
-    }
-
-
-def _places(config):
-    """The settings that name where data lie, so that they can be found from every folder."""
-    return {
-        "data_set": data.absolute(config.data_set),
-        "data_dir": config.data_dir and os.path.abspath(os.path.expanduser(config.data_dir)),
-    }
+    settings = dataclasses.asdict(config) | {"data_set": data.absolute(config.data_set)}
+    settings["data_dir"] = config.data_dir and os.path.abspath(os.path.expanduser(config.data_dir))
+    found = {"format": FORMAT, "config": settings, "backend": keras.backend.backend(), "git_commit": git_commit()}
+    about = {"data_sha256": dataset.sha256, "data_note": dataset.note, "image_shape": list(dataset.image_shape)}
+    return found | {"versions": versions()} | about
 
 
 def versions():
@@ -113,9 +100,8 @@ def git_commit():
     """The commit of this code, with "+changes" behind it where the work tree differs; None outside a checkout."""
 
     def git(*words):
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout
+        where = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout
 
     try:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")

@@ -65,6 +65,8 @@ class Run:
         trained_from = self.config.data_dir
         self.data_dir = data_dir or (trained_from if trained_from and os.path.isdir(trained_from) else None)
         self.status = read_status(self.path / "status.json")
+        self.backend = self.record["backend"]  # on which it was started: tensorflow or jax
+        self.weights = self.path / "best.safetensors"  # those with the best validation value of the trained bound
 
     @property
     def name(self):
@@ -86,16 +88,6 @@ class Run:
     def comparable(self):
         """As of its Config, and of the data files that it was trained on, of which a name may have had others once."""
         return *self.config.comparable, tuple(sorted(self.record["data_sha256"].items()))
-
-    @property
-    def backend(self):
-        """What Keras ran on when this run was started: tensorflow or jax."""
-        return self.record["backend"]
-
-    @property
-    def weights(self):
-        """The file of the weights with the best validation value of the trained bound."""
-        return self.path / "best.safetensors"
 
     @property
     def weights_sha256(self):
@@ -185,8 +177,8 @@ class Run:
         """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
         for file, sha256 in dataset.sha256.items():
             if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
-                raise UserError(f"{self.path} was trained on another {file}, of sha256 {before}; "
-                                "put that back, or name its --data_dir")  # fmt: skip
+                other = f"another {file}, of sha256 {before}"
+                raise UserError(f"{self.path} was trained on {other}; put that back, or name its --data_dir")
 
     def check_writable(self):
         """Raises UserError where an evaluation could not be stored: better before it takes hours."""
@@ -195,17 +187,17 @@ class Run:
 
     def save_evaluation(self, metrics, per_image):
         """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json."""
-        name = "{split}_{tag}_N{num_images}".format(**metrics)
+        stem = self.path / "evaluations" / "{split}_{tag}_N{num_images}".format(**metrics)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **per_image)
         try:
-            (self.path / "evaluations").mkdir(exist_ok=True)
-            atomic.write(self.path / "evaluations" / f"{name}.npz", buffer.getvalue())
-            atomic.write_json(self.path / "evaluations" / f"{name}.json", metrics)
+            stem.parent.mkdir(exist_ok=True)
+            atomic.write(Path(f"{stem}.npz"), buffer.getvalue())
+            atomic.write_json(Path(f"{stem}.json"), metrics)
             atomic.write_json(self.path / "metrics.json", metrics)
         except OSError as error:
             raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
-        return self.path / "evaluations" / f"{name}.json"
+        return Path(f"{stem}.json")
 
     @property
     def metrics(self):

@@ -1,7 +1,6 @@
 """Keras' backend: TensorFlow or JAX, on which device, with or without deterministic operations."""
 
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -65,7 +64,10 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     """
     _add_xla_flags(deterministic)
     with quiet():
-        keras = _keras()
+        try:
+            import keras
+        except ValueError as error:
+            raise UserError(f"Keras cannot be imported: {error} Correct its keras.json, in ~/.keras.") from error
         if not keep_settings:
             _restore_defaults(keras)
         backend = keras.backend.backend()
@@ -84,10 +86,8 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
             join()
         kinds = _device_kinds(backend) if device == "gpu" or backend == "jax" else None
     if device == "gpu" and "gpu" not in kinds:
-        raise UserError(
-            f"--device gpu: {backend} sees no GPU, only {', '.join(sorted(kinds))}; mend the driver, install {backend} "
-            "with GPU support, or leave --device out"
-        )
+        mend = f"mend the driver, install {backend} with GPU support, or leave --device out"
+        raise UserError(f"--device gpu: {backend} sees no GPU, only {', '.join(sorted(kinds))}; {mend}")
 
 
 def seed(number):
@@ -102,14 +102,6 @@ def _add_xla_flags(deterministic):
     if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOW_YNN):
         wanted += [BY_EIGEN] if "ynn_fusion_type" not in flags else []
     os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
-
-
-def _keras():
-    """The module. Raises UserError if Keras refuses a setting of the user's keras.json."""
-    try:
-        return importlib.import_module("keras")
-    except ValueError as error:
-        raise UserError(f"Keras cannot be imported: {error} Correct its keras.json, in ~/.keras.") from error
 
 
 def _restore_defaults(keras):

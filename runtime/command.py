@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import errno
-import math
 import os
 import signal
 import sys
@@ -31,25 +30,21 @@ def path(text):
 
 def whole(low, high=2**31 - 1):
     """A reader of integers from `low` to `high` for argparse."""
-
-    def read(text):
-        if not low <= (value := int(text)) <= high:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low} and at most {high}")
-        return value
-
-    read.__name__ = "int"  # for argparse's "invalid int value"
-    return read
+    return _reader(int, low, high, f" and at most {high}")
 
 
 def number(low):
     """A reader of finite numbers from `low` for argparse."""
+    return _reader(float, low, sys.float_info.max, ", and finite")
 
+
+def _reader(kind, low, high, words):
     def read(text):
-        if not low <= (value := float(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low}, and finite")
+        if not low <= (value := kind(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low}{words}")
         return value
 
-    read.__name__ = "float"
+    read.__name__ = kind.__name__  # for argparse's "invalid int value"
     return read
 
 

@@ -14,14 +14,9 @@ def predictor(model):
 
     On JAX, Keras' own hands all variables over to each call and takes them back.
     """
-    if keras.backend.backend() == "jax":
-        return _pure(model)
-    model.make_predict_function()  # before several threads ask for it
-    return lambda x: keras.Model.predict_on_batch(model, x)
-
-
-def _pure(model):
-    """A function from inputs to the model's outputs as arrays, on JAX."""
+    if keras.backend.backend() != "jax":
+        model.make_predict_function()  # before several threads ask for it
+        return lambda x: keras.Model.predict_on_batch(model, x)
     import jax
 
     variables = model.trainable_variables, model.non_trainable_variables
