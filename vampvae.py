@@ -15,9 +15,8 @@ SCRIPTS = {"train": train, "eval": evaluate, "plot": plot, "features": features}
 
 def add_data_arguments(parser):
     """Adds the flags of `vampvae.py data`."""
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
-    )
+    text = f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=text)
     text = "folder that is searched first and downloaded to (default: a per-user cache)"
     parser.add_argument("--data_dir", type=path, help=text)
     parser.add_argument("--list", action="store_true", help="list the data sets, and where their files were found")

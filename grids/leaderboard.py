@@ -124,7 +124,9 @@ def group_row(group, scores, names):
     columns |= {name: [scores[run.name][name] for run in scored] for name in SCORES}
     row = settings(group[0], names) | {"seeds": len(group), "finished": len(finished), "scored": len(scored)}
     for name, values in columns.items():
-        row |= moments(name, values)
+        known = [] if None in values else values
+        row[name] = statistics.mean(known) if known else None
+        row[f"{name}_sd"] = statistics.stdev(known) if len(known) > 1 else None
     notes = dict.fromkeys(note(run, scores.get(run.name)) for run in group)
     row |= {"split": next(iter(scores.values()))["split"], "runs": "; ".join(run.name for run in group)}
     return row | {"note": "; ".join(filter(None, notes))}
@@ -145,15 +147,6 @@ def settings(run, names):
 def note(run, score):
     """The note on a run's numbers."""
     return (score or run.status).get("note", "")
-
-
-def moments(name, values):
-    """The mean, and the sample standard deviation of two or more; None where a value is unknown."""
-    known = None not in values
-    return {
-        name: statistics.mean(values) if values and known else None,
-        f"{name}_sd": statistics.stdev(values) if len(values) > 1 and known else None,
-    }
 
 
 def shown(rows):
