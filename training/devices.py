@@ -7,27 +7,19 @@ import sys
 import keras
 import numpy as np
 
-import models
-from runtime import backend
 from runtime.errors import UserError
-
-MANY = 8  # steps in an execution; a request to stop is still heard soon
 
 
 class OneDevice:
     """A training on one device. As `Devices`, it tells what each of the number of `devices` computes.
 
-    `scope()` is a context for making a model and for `fit`; `steps_at_once(config)` are the steps in an execution for
-    `--steps_per_execution auto`; `bounds(n)` are the images of a batch of n that this process reads, the first one's
-    index and that behind the last one; `padded(images, n)` is what `fit` is given for these.
+    `scope()` is a context for making a model and for `fit`; `bounds(n)` are the images of a batch of n that this
+    process reads, the first one's index and that behind the last one; `padded(images, n)` is what `fit` is given for
+    these.
     """
 
     devices = 1
     scope = staticmethod(contextlib.nullcontext)
-
-    def steps_at_once(self, config):
-        """Several on a GPU and for dense networks, whose steps are as short as the work between two executions."""
-        return MANY if models.NETWORKS[config.network].is_dense or backend.has_gpu() else 1
 
     def bounds(self, n):
         return 0, n
@@ -39,29 +31,32 @@ class OneDevice:
 ONE_DEVICE = OneDevice()
 
 
-class Devices:
-    """Keras' DataParallel on JAX over all devices of all processes: one program computes the whole batch.
+class DataParallel(keras.distribution.DataParallel):
+    """Keras' DataParallel over all devices of all processes; vectors stay whole on each device."""
 
-    Each device has a part of it. The parts must be of equal size. If the devices do not divide a batch, zeros are added
-    behind its images, which the program removes again (`models.base.without_padding`). So all numbers are those of one
-    device, noise included, except for rounding. Raises UserError on TensorFlow, and if a batch has fewer images than
-    there are devices.
+    def get_data_layout(self, data_shape):
+        if len(data_shape) > 1:
+            return super().get_data_layout(data_shape)
+        return keras.distribution.TensorLayout([None], self.device_mesh)
+
+
+class Devices:
+    """A training on JAX on all devices of all processes: one program computes the whole batch, each device a part.
+
+    The parts must be of equal size. If the devices do not divide a batch, zeros are added behind its images, which the
+    program removes again (`models.base.without_padding`). So all numbers are those of one device, noise included,
+    except for rounding. Raises UserError on TensorFlow, and if a batch has fewer images than there are devices.
     """
 
     def __init__(self, config):
         if keras.backend.backend() != "jax":
             raise UserError(f"--distribute {config.distribute} needs --backend jax")
-        distribution = data_parallel()
+        distribution = DataParallel(auto_shard_dataset=False)
         self.scope, self.devices = distribution.scope, distribution.num_model_replicas
         self.index, self.processes = distribution.data_shard_id, distribution.num_processes
         if config.batch_size < self.devices:
-            raise UserError(
-                f"--batch_size {config.batch_size} must be at least {self.devices}, the number of devices of "
-                f"--distribute {config.distribute}"
-            )
-
-    def steps_at_once(self, config):
-        return 1
+            least = f"{self.devices}, the number of devices of --distribute {config.distribute}"
+            raise UserError(f"--batch_size {config.batch_size} must be at least {least}")
 
     def bounds(self, n):
         """A part of equal size for each process, as far as the images reach."""
@@ -74,18 +69,6 @@ class Devices:
 
     def _part(self, n):
         return math.ceil(n / self.devices) * self.devices // self.processes
-
-
-def data_parallel():
-    """Keras' DataParallel over all devices of all processes; vectors stay whole on each device."""
-
-    class DataParallel(keras.distribution.DataParallel):
-        def get_data_layout(self, data_shape):
-            if len(data_shape) > 1:
-                return super().get_data_layout(data_shape)
-            return keras.distribution.TensorLayout([None], self.device_mesh)
-
-    return DataParallel(auto_shard_dataset=False)
 
 
 def placement(config):

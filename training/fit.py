@@ -31,6 +31,7 @@ from training.tracked import Tracked
 from training.writer import RunWriter
 
 CONTEXT_IMAGES, CONTEXT_BATCH = 50_000, 1000  # training images that scale a context, and images computed at once
+MANY = 8  # steps in an execution where they are short; a request to stop is still heard soon
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' "auto" is off on TensorFlow's CPU and on elsewhere
 
 
@@ -215,11 +216,10 @@ def _compiled(config, batches, dataset):
         from_data = _context_scale(config, batches.split)
     backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
-    model.compile(
-        optimizers.optimizer(config, batches.steps, model),
-        jit_compile=JIT[config.jit],
-        steps_per_execution=config.steps_per_execution or batches.placement.steps_at_once(config),
-    )
+    is_short = models.NETWORKS[config.network].is_dense or backend.has_gpu()  # as the work between two executions
+    at_once = config.steps_per_execution or (MANY if is_short and batches.placement is devices.ONE_DEVICE else 1)
+    optimizer = optimizers.optimizer(config, batches.steps, model)
+    model.compile(optimizer, jit_compile=JIT[config.jit], steps_per_execution=at_once)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice to create these variables
     return model
 

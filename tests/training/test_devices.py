@@ -31,7 +31,7 @@ import jax, keras, numpy as np
 import models
 from experiment import Config
 from training import devices
-keras.distribution.set_distribution(devices.data_parallel())
+keras.distribution.set_distribution(devices.DataParallel(auto_shard_dataset=False))
 config = Config(model="hvae", network={network!r}, latent_dim=4, data_set="digits")
 model = models.build(config, (8, 8, 1), from_data=np.zeros((500, 8, 8, 1), "float32"))
 of_images = jax.sharding.PartitionSpec(None, "batch")
@@ -229,8 +229,8 @@ def placed(monkeypatch):
     """Makes the Devices that one process of JAX sees, without JAX."""
 
     def make(config, count, processes=1, index=0):
-        seen = SimpleNamespace(num_model_replicas=count, num_processes=processes, data_shard_id=index)
-        monkeypatch.setattr(devices, "data_parallel", lambda: seen)
+        seen = SimpleNamespace(num_model_replicas=count, num_processes=processes, data_shard_id=index, scope=None)
+        monkeypatch.setattr(devices, "DataParallel", lambda **_: seen)
         monkeypatch.setattr("keras.backend.backend", lambda: "jax")
         return devices.Devices(config)
 

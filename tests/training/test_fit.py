@@ -18,7 +18,7 @@ from grids.configs import configs_of
 from runtime import atomic, backend
 from runtime.command import Parser
 from runtime.errors import RunError, UserError
-from training import batches, callbacks, devices, fit
+from training import batches, callbacks, fit
 from training.batches import Batches, InOrder, as_tf_dataset
 from training.memory import smaller
 from training.progress import expected_time
@@ -394,7 +394,7 @@ def test_settings_to_lower_are_named_by_their_cost(settings, with_batch, expecte
 
 @pytest.mark.parametrize(
     ("has_gpu", "network", "expected"),
-    [(False, "mlp", devices.MANY), (False, "conv", 1), (True, "conv", devices.MANY)],
+    [(False, "mlp", fit.MANY), (False, "conv", 1), (True, "conv", fit.MANY)],
 )
 def test_auto_runs_several_steps_at_once_where_they_are_short(tmp_path, monkeypatch, has_gpu, network, expected):
     monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
