@@ -89,14 +89,14 @@ def _fit(config, path, prepared, state):
 
     A process that follows another one has no `path`, and writes nothing.
     """
-    batches, validation, model = prepared.batches, prepared.validation, prepared.model
+    dataset, batches, validation, model = prepared
     placement = batches.placement
     with processes.reporting_losses():
-        if state := _shared(state, model, prepared.dataset):
+        if state := _shared(state, model, dataset):
             state.into(model)
     epoch, batches.skip = (state.epoch, state.step) if state else (0, 0)
     ema = EMAWeights() if config.ema else None
-    note = config.note_on(prepared.dataset.note)
+    note = config.note_on(dataset.note)
     writer = RunWriter(path, config, batches, state, note, ema.instead if ema else contextlib.nullcontext)
     stop, shows = StopOnRequest(writer), processes.leads()
     tracked = Tracked(writer, validation.images, placement) if shows else None
@@ -113,15 +113,10 @@ def _fit(config, path, prepared, state):
     ):
         writer.write_results()
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
-            model.fit(
-                as_tf_dataset(batches),
-                initial_epoch=epoch,
-                epochs=epoch + 1 if batches.skip else config.epochs,  # the rest of one epoch, then all others
-                shuffle=False,  # Batches has its own order
-                validation_data=as_tf_dataset(validation),
-                callbacks=callbacks,
-                verbose=0,
-            )
+            end = epoch + 1 if batches.skip else config.epochs  # the rest of one epoch, then all others
+            images, held_out = as_tf_dataset(batches), as_tf_dataset(validation)
+            options = {"shuffle": False, "callbacks": callbacks, "verbose": 0}  # Batches has its own order
+            model.fit(images, validation_data=held_out, initial_epoch=epoch, epochs=end, **options)
             batches.skip, epoch = 0, len(writer.rows)
     if path:
         shutil.rmtree(path / "replaced", ignore_errors=True)
