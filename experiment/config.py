@@ -146,9 +146,8 @@ class Config:
     @property
     def layers(self):
         """Names of the layers of a deep model, the top one first: L to 1, below u if there is one; none of others."""
-        if not self.is_deep:
-            return ()
-        return (*["u"] * self.has("context_size"), *map(str, range(self.num_layers, 0, -1)))
+        names = (*["u"] * self.has("context_size"), *map(str, range(self.num_layers, 0, -1)))
+        return names if self.is_deep else ()
 
     @property
     def hidden_channels(self):

@@ -40,15 +40,10 @@ def train(words, environment=None, cores=(), log=None):
     The process gets a session of its own, so that Ctrl-C in the terminal reaches it only through `terminate`. Its
     standard input is a pipe: when this process dies, the pipe closes, and the training ends as with SIGTERM.
     """
+    command = [sys.executable, "-u", str(TRAIN), "--worker", *words]  # -u: the log of a killed process is complete
+    options = {"stdin": subprocess.PIPE, "env": os.environ | (environment or {}), "start_new_session": True}
     with open(log, "ab") if log else contextlib.nullcontext() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(TRAIN), "--worker", *words],  # -u: the log of a killed process is complete
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=os.environ | (environment or {}),
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, **options)
     if cores and hasattr(os, "sched_setaffinity"):  # before the process starts threads, which inherit this
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)

@@ -92,21 +92,15 @@ def as_tf_dataset(batches):
 
     options = tf.data.Options()
     options.autotune.enabled = False
-    is_in_memory = isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray)
-    dataset = _from_memory(batches) if is_in_memory else _from_python(batches)
+    if isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray):
+        dataset = _from_memory(batches)
+    else:
+        (first,) = batches[0]
+        signature = (tf.TensorSpec((None, *first.shape[1:]), first.dtype),)
+        every = range(len(batches))
+        dataset = tf.data.Dataset.from_generator(lambda: map(batches.__getitem__, every), output_signature=signature)
     dataset = dataset.prefetch(AHEAD).with_options(options)
     return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
-
-
-def _from_python(batches):
-    import tensorflow as tf
-
-    def each():
-        return (batches[index] for index in range(len(batches)))
-
-    (images,) = batches[0]
-    signature = (tf.TensorSpec((None, *images.shape[1:]), images.dtype),)
-    return tf.data.Dataset.from_generator(each, output_signature=signature)
 
 
 def _from_memory(batches):

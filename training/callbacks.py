@@ -9,13 +9,8 @@ from experiment import weights
 from runtime import internals
 from runtime.errors import RunError
 
-FORMULAS = {  # in the order in which they are checked
-    "distortion": "distortion, -log p(x|z),",
-    "rate": "rate, log q(z|x) - log p(z),",
-    "elbo": "elbo, -distortion - rate,",
-    "bound": "bound on log p(x)",
-    "loss": "loss",
-}
+FORMULAS = {"distortion": "distortion, -log p(x|z),", "rate": "rate, log q(z|x) - log p(z),"}  # in the order of checks
+FORMULAS |= {"elbo": "elbo, -distortion - rate,", "bound": "bound on log p(x)", "loss": "loss"}
 LEAST_SCALE = 2.0**-20  # of a loss, which is halved whenever gradients overflow; with a smaller one they do not
 
 

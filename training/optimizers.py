@@ -24,20 +24,13 @@ class Fused:
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
 
-        dtype, (first, second) = variable.dtype, internals.moments(self, variable)
-        step = tf.cast(self.iterations + 1, dtype)
-        return tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=first.value.handle,
-            v=second.value.handle,
-            beta1_power=tf.cast(self.beta_1, dtype) ** step,
-            beta2_power=tf.cast(self.beta_2, dtype) ** step,
-            lr=tf.cast(learning_rate, dtype),
-            beta1=tf.cast(self.beta_1, dtype),
-            beta2=tf.cast(self.beta_2, dtype),
-            epsilon=tf.cast(self.epsilon, dtype),
-            grad=tf.cast(gradient, dtype),
-        )
+        first, second = internals.moments(self, variable)
+        handles = {"var": variable.handle, "m": first.value.handle, "v": second.value.handle}
+        values = {"lr": learning_rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": self.epsilon}
+        values = {name: tf.cast(value, variable.dtype) for name, value in (values | {"grad": gradient}).items()}
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        powers = {"beta1_power": values["beta1"] ** step, "beta2_power": values["beta2"] ** step}
+        return tf.raw_ops.ResourceApplyAdam(**handles, **values, **powers)
 
 
 class Adam(Fused, keras.optimizers.Adam):
@@ -69,9 +62,6 @@ class WarmUp(schedules.LearningRateSchedule):
         after = self.after if callable(self.after) else lambda step: self.after
         rising = after(0) * ops.cast(step + 1, "float32") / self.steps
         return ops.where(step < self.steps, rising, after(ops.maximum(step - self.steps, 0)))
-
-    def get_config(self):
-        return {"steps": self.steps, "after": self.after}
 
 
 def learning_rate(config, steps):

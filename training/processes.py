@@ -25,10 +25,8 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 STARTED = 300  # seconds within which all processes must have started
 SILENT = 30  # seconds without a sign of life, after which a process counts as dead
 GATHERED = 30  # seconds within which all must have ended
-LOST = (
-    "another process of this run has ended, perhaps with a message of its own; start all of them again, and the run "
-    "resumes from its newest state"
-)
+LOST = "another process of this run has ended, perhaps with a message of its own; start all of them again, and the "
+LOST += "run resumes from its newest state"
 LOSSES = ("Gloo", "NCCL", "coordination service", "CoordinationService")  # words in the errors of a lost process
 VARIABLES = {"process_address": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES"}
 VARIABLES |= {"process_index": "JAX_PROCESS_ID"}
