@@ -2,6 +2,7 @@
 
 from experiment.config import Config
 from experiment.folder import create, held
-from experiment.run import Run, load
+from experiment.run import Run
 
+load = Run
 __all__ = ["Config", "Run", "create", "held", "load"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiment.config import Config
-from experiment.run import load
+from experiment.run import Run
 from runtime import backend
 from runtime.command import path
 from runtime.errors import UserError
@@ -128,7 +128,7 @@ def grid_folders(args):
 
 
 def _with_weights(path, data_dir):
-    run = load(path, data_dir)
+    run = Run(path, data_dir)
     if not run.weights.is_file():
         raise UserError(f"{path} has no weights yet (it is {run.state}); train it for at least one epoch")
     if run.state != "finished":

@@ -47,7 +47,8 @@ class Evaluation(NamedTuple):
 class Run:
     """A run on disk: `path`, `config`, `status`, and on first use `dataset`, `model` (best weights) and `history`.
 
-    Nothing in the folder is trusted: what does not fit is refused with a sentence, and nothing in it is ever run.
+    Raises UserError if it is none. Nothing in the folder is trusted: what does not fit is refused with a sentence, and
+    nothing in it is ever run.
     """
 
     def __init__(self, path, data_dir=None):
@@ -221,11 +222,6 @@ class Run:
                     if metrics["weights_sha256"] == self.weights_sha256:
                         return _evaluation(path)
         return None
-
-
-def load(path, data_dir=None):
-    """The Run in this folder, from which config, data set and model are rebuilt. Raises UserError if it is none."""
-    return Run(path, data_dir)
 
 
 # What reading a damaged .npz or .json raises: NumPy and zipfile let most of it through

@@ -146,10 +146,7 @@ def work_off(wanted, launcher, view, ended=lambda config, note: None):
 
 
 def stop(running):
-    """Ends these processes, a dict of Config to (slot, process), between two steps, on another Ctrl-C at once.
-
-    Returns a dict of Config to exit code.
-    """
+    """Ends processes, a dict of Config to (slot, process), between two steps, on Ctrl-C at once; returns the codes."""
     processes = [process for _, process in running.values()]
     try:
         for process in processes:

@@ -13,6 +13,7 @@ from runtime.errors import DataError, UserError
 STOPPED = 130  # the shell's exit code for Ctrl-C
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 USUAL = (signal.SIG_DFL, signal.default_int_handler)  # handlers that no parent or user has set
+path = os.path.expanduser  # a reader of paths: a shell expands no ~ in --out=~/pictures
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
 
 
@@ -21,11 +22,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def path(text):
-    """A path with ~ expanded, which a shell does not do in --out=~/pictures."""
-    return os.path.expanduser(text)
 
 
 def whole(low, high=2**31 - 1):
@@ -110,10 +106,7 @@ def stoppable(handler=signal.default_int_handler):
 
 
 def end_with_parent():
-    """From now on, sends this process SIGTERM when its standard input closes, as when the process that started it dies.
-
-    For a process whose standard input is a pipe to which nothing is written.
-    """
+    """Sends this process SIGTERM when its standard input, a pipe, closes: when the process that started it has died."""
 
     def watch():
         os.read(0, 1)

@@ -14,10 +14,7 @@ def gpus():
 
 
 def memory():
-    """Bytes of memory that this process may have: the machine's, or its container's if that is less.
-
-    $VAMPVAE_MEMORY is the share of a process in a grid.
-    """
+    """Bytes of memory that this process may have: the machine's, its container's or, in a grid, $VAMPVAE_MEMORY."""
     import psutil
 
     total = psutil.virtual_memory().total

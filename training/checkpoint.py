@@ -75,10 +75,7 @@ def newest(folder):
 
 
 def read(path, model, columns):
-    """The State in a file that was written for such a model and a history of these columns.
-
-    Raises Damaged for any other content, and OSError.
-    """
+    """The State in a file for such a model and a history of these columns. Raises Damaged if it is none; OSError."""
     named, best, rows = named_weights(model), {}, []
     try:
         with weights.opened(path) as file:

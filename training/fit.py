@@ -85,10 +85,7 @@ def follow(config):
 
 
 def _fit(config, path, prepared, state):
-    """Trains from this State, or from the beginning if it is None, to the end; writes the run's folder at `path`.
-
-    A process that follows another one has no `path`, and writes nothing.
-    """
+    """Trains from this State, or the beginning, to the end; without a `path`, as one that follows, writes nothing."""
     dataset, batches, validation, model = prepared
     placement = batches.placement
     with processes.reporting_losses():
@@ -168,10 +165,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config):
-    """What the run is trained with. Nothing is written.
-
-    Raises UserError or DataError if the run cannot be trained.
-    """
+    """What the run is trained with; nothing is written. Raises UserError or DataError if it cannot be trained."""
     tracking.check(config.track)
     keras.utils.clear_session()  # frees the graphs of a run that this process trained before
     placement = devices.placement(config)

@@ -9,7 +9,6 @@ from keras.optimizers import schedules
 import models
 from runtime import internals
 
-STEPS = (0.5, 0.75)  # fractions of the training after which the learning rate of `step` falls
 FINAL = 0.01  # the usual --lr_final, as a fraction of --lr
 
 
@@ -73,7 +72,7 @@ def learning_rate(config, steps):
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
     total, alpha = max(1, config.epochs * steps - warmup), final / config.lr
-    falls, rates = [round(part * total) for part in STEPS], [config.lr, (config.lr * final) ** 0.5, final]
+    falls, rates = [round(part * total) for part in (0.5, 0.75)], [config.lr, (config.lr * final) ** 0.5, final]
     rate = {
         "cosine": schedules.CosineDecay(config.lr, total, alpha=alpha),
         "cosine_restarts": schedules.CosineDecayRestarts(config.lr, max(1, math.ceil(total / 7)), t_mul=2, alpha=alpha),

@@ -10,18 +10,16 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import traceback
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from grids import workers
 from runtime.command import end_with_parent, stoppable
 from runtime.errors import RunError, UserError
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 STARTED = 300  # seconds within which all processes must have started
 SILENT = 30  # seconds without a sign of life, after which a process counts as dead
 GATHERED = 30  # seconds within which all must have ended
@@ -40,8 +38,7 @@ def guarded(flags):
     Passes signals on to it. If it is ended by force, prints a likely reason and returns 1. It ends when this process
     ends, in whatever way.
     """
-    words = [sys.executable, str(TRAIN), "--member", json.dumps(flags)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    process = workers.train(["--member", json.dumps(flags)])
     with stoppable(lambda number, _: process.send_signal(number)):
         code = process.wait()
     if code >= 0:
@@ -54,7 +51,7 @@ def guarded(flags):
 def serve(train):
     """Calls `train()` in the guard's child process, then leaves the others; returns the exit code.
 
-    If the guard dies, the training stops as after SIGTERM.
+    If the guard dies, the training stops as after SIGTERM. If this process failed, it does not wait for the others.
     """
     end_with_parent()
     try:
@@ -62,7 +59,18 @@ def serve(train):
     except BaseException:
         traceback.print_exc()
         code = 1
-    return leave(code)
+    sys.stdout.flush()
+    if not _self.joined:
+        return code
+    if _self.busy:  # this process failed, or another one did: waiting for a common end would take until a timeout
+        sys.stderr.flush()
+        os._exit(code)
+    import jax
+
+    if leads():
+        order({"code": code})
+    jax.distributed.shutdown()
+    return code
 
 
 def place(args):
@@ -161,19 +169,3 @@ def reporting_losses():
         if _self.joined and any(word in str(error) for word in LOSSES):
             raise RunError(LOST) from error
         raise
-
-
-def leave(code):
-    """Disconnects from the others, together with them unless this process failed; returns the exit code."""
-    sys.stdout.flush()
-    if not _self.joined:
-        return code
-    if _self.busy:  # this process failed, or another one did: waiting for a common end would take until a timeout
-        sys.stderr.flush()
-        os._exit(code)
-    import jax
-
-    if leads():
-        order({"code": code})
-    jax.distributed.shutdown()
-    return code
