@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from pathlib import Path
 
 from experiment import Config
@@ -132,10 +131,11 @@ def check_free(free):
         raise UserError("--search optuna needs a range to search, as --lr 1e-5..1e-2, or several values of a flag")
     if searched := [name for name in INCOMPARABLE if name in free]:
         raise UserError(f"--{searched[0]} takes one value in a search: ELBOs of several could not be compared")
+    fields = {field.name: field for field in dataclasses.fields(Config)}
     for name, values in free.items():
         if any(isinstance(value, Range) for value in values) and len(values) > 1:
             raise UserError(f"--{name} takes a range or single values, not both")
-        for end in itertools.chain(*(value if isinstance(value, Range) else [value] for value in values)):
-            checked(Config.__dataclass_fields__[name], end)
+        for end in values[0] if isinstance(values[0], Range) else values:
+            checked(fields[name], end)
         if name in NO_NUMBERS:
             raise UserError(f"--{name} takes one value in a search: it changes no number of a run")

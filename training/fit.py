@@ -168,7 +168,7 @@ def prepare(config):
     """What the run is trained with; nothing is written. Raises UserError or DataError if it cannot be trained."""
     tracking.check(config.track)
     keras.utils.clear_session()  # frees the graphs of a run that this process trained before
-    placement = devices.placement(config)
+    placement = devices.Placement(config)
     processes.begin(config)
     dataset = data.load(config.data_set, config.data_dir, config.other_data == "on")
     split = dataset.split("train")
@@ -206,7 +206,7 @@ def _compiled(config, batches, dataset):
     backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
     is_short = models.NETWORKS[config.network].is_dense or backend.has_gpu()  # as the work between two executions
-    at_once = config.steps_per_execution or (MANY if is_short and batches.placement is devices.ONE_DEVICE else 1)
+    at_once = config.steps_per_execution or (MANY if is_short and not batches.placement.is_distributed else 1)
     optimizer = optimizers.optimizer(config, batches.steps, model)
     model.compile(optimizer, jit_compile=JIT[config.jit], steps_per_execution=at_once)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice to create these variables

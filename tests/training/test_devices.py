@@ -226,13 +226,13 @@ def test_the_place_of_a_process_is_read_from_variables(monkeypatch):
 
 @pytest.fixture
 def placed(monkeypatch):
-    """Makes the Devices that one process of JAX sees, without JAX."""
+    """Makes the Placement of one process of JAX, without JAX."""
 
     def make(config, count, processes=1, index=0):
         seen = SimpleNamespace(num_model_replicas=count, num_processes=processes, data_shard_id=index, scope=None)
         monkeypatch.setattr(devices, "DataParallel", lambda **_: seen)
         monkeypatch.setattr("keras.backend.backend", lambda: "jax")
-        return devices.Devices(config)
+        return devices.Placement(config)
 
     return make
 
@@ -241,7 +241,7 @@ def placed(monkeypatch):
 def test_the_processes_read_parts_of_equal_size_that_are_the_whole_batch(placed, n, count, processes):
     read, sizes = [], set()
     for index in range(processes):
-        one = placed(Config(), count, processes, index)
+        one = placed(Config(distribute="processes"), count, processes, index)
         part = np.arange(n).reshape(n, 1)[slice(*one.bounds(n))]
         numbers, padded = one.padded(part, n)
         read += list(part[:, 0])
