@@ -29,7 +29,7 @@ def train_grid(configs, args):
     """Trains the unfinished runs of a grid, each in a process of its own; returns the exit code."""
     notes = {config: ALREADY for config in configs if leaderboard.is_finished(config)}
     wanted = [config for config in configs if config not in notes]
-    names = {config: label or "run" for config, label in zip(configs, labels(configs), strict=True)}
+    names = {config: name or "run" for config, name in zip(configs, labels(configs), strict=True)}
     with launcher(args) as starter, GridView(names.get, len(wanted), starter.slots > 1) as view:
         stopped = workers.work_off(iter(wanted), starter, view, notes.__setitem__)
     return concluded(configs, notes, stopped)
