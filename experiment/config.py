@@ -10,7 +10,7 @@ import models
 from experiment import rules, tracking
 from experiment.settings import CHAIN_SETTINGS, INT32, checked, setting
 from runtime.errors import UserError
-from runtime.rules import shown
+from runtime.rules import check, shown
 
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
@@ -118,7 +118,7 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
-        rules.check(self)
+        check(rules.RULES, self, given=lambda config, name: getattr(config, name) != getattr(type(config), name))
 
     @classmethod
     def from_dict(cls, values):

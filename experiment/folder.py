@@ -7,6 +7,8 @@ import shutil
 import socket
 from pathlib import Path
 
+import filelock
+
 from experiment.record import read_json, read_status, record_of
 from runtime import atomic
 from runtime.errors import UserError
@@ -20,8 +22,6 @@ def held(path):
 
     The lock is the operating system's and ends with its process, however that dies.
     """
-    import filelock
-
     lock = filelock.FileLock(Path(path, ".lock"), timeout=LOCK_WAIT)
     try:
         lock.acquire()
@@ -37,8 +37,6 @@ def held(path):
 
 def is_held(path):
     """Whether a process is training the run in `path`, as far as can be seen."""
-    import filelock
-
     if not Path(path, ".lock").is_file():
         return False
     try:

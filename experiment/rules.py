@@ -5,7 +5,6 @@ import re
 
 import models
 from experiment.settings import CHAIN_SETTINGS
-from runtime import rules
 from runtime.rules import Rule, needs
 
 MOST_LAYERS = 256  # of latents
@@ -83,8 +82,3 @@ RULES = (
     Rule("gs_key", lambda c: not re.fullmatch(r"\w[\w.-]{0,99}", c.gs_key),
          "must be a folder name of letters, digits, '.', '_' and '-'"),
 )  # fmt: skip
-
-
-def check(config):
-    """Raises UserError where two settings of a Config do not go together."""
-    rules.check(RULES, config, given=lambda config, name: getattr(config, name) != getattr(type(config), name))

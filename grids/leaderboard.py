@@ -127,7 +127,7 @@ def group_row(group, scores, names):
         known = [] if None in values else values
         row[name] = statistics.mean(known) if known else None
         row[f"{name}_sd"] = statistics.stdev(known) if len(known) > 1 else None
-    notes = dict.fromkeys(note(run, scores.get(run.name)) for run in group)
+    notes = dict.fromkeys((scores.get(run.name) or run.status).get("note") for run in group)
     row |= {"split": next(iter(scores.values()))["split"], "runs": "; ".join(run.name for run in group)}
     return row | {"note": "; ".join(filter(None, notes))}
 
@@ -135,18 +135,14 @@ def group_row(group, scores, names):
 def run_row(run, score, names):
     """The row of a Run. `score`: its metrics; None if it was not scored."""
     row = {"run": run.name} | settings(run, names) | {"seed": run.config.seed} | outcome(run)
-    return row | {name: (score or {}).get(name) for name in (*SCORES, *ABOUT)} | {"note": note(run, score)}
+    row |= {name: (score or {}).get(name) for name in (*SCORES, *ABOUT)}
+    return row | {"note": (score or run.status).get("note", "")}
 
 
 def settings(run, names):
     """The settings of these names as texts with every digit; empty for one that means nothing for this run."""
     values = run.config.settings
     return {name: "" if values.get(name) is None else str(values[name]) for name in names}
-
-
-def note(run, score):
-    """The note on a run's numbers."""
-    return (score or run.status).get("note", "")
 
 
 def shown(rows):

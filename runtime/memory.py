@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
+
 
 def gpus():
     """The NVIDIA GPUs that this process may use, named as in $CUDA_VISIBLE_DEVICES; this starts no backend."""
@@ -15,8 +17,6 @@ def gpus():
 
 def memory():
     """Bytes of memory that this process may have: the machine's, its container's or, in a grid, $VAMPVAE_MEMORY."""
-    import psutil
-
     total = psutil.virtual_memory().total
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -28,8 +28,6 @@ def free_memory():
 
     TensorFlow does not tell how much memory of a GPU is free.
     """
-    import psutil
-
     if "jax" in sys.modules and sys.modules["keras"].backend.backend() == "jax":
         stats = sys.modules["jax"].devices()[0].memory_stats()  # None on a CPU
         if stats and "bytes_limit" in stats:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -32,10 +33,7 @@ def needs(flag, owner, *kinds):
 def excludes(flag, *others, reason=""):
     """The Rules that `flag` does not go with any of the other flags; `reason` follows the sentence."""
     why = f", {reason}" if reason else ""
-    return [
-        Rule(flag, lambda values, other=other: is_given(values, other), f"does not go with --{other}{why}")
-        for other in others
-    ]
+    return [Rule(flag, partial(is_given, flag=other), f"does not go with --{other}{why}") for other in others]
 
 
 def is_given(values, flag):

@@ -16,6 +16,7 @@ import models
 from experiment import tracking, weights
 from experiment.folder import finish_replacing
 from experiment.record import versions
+from models.dvp import context_scale
 from runtime import atomic, backend
 from runtime.command import stoppable
 from runtime.errors import UserError
@@ -224,8 +225,6 @@ def _first_pseudo_inputs(config, source, split):
 
 def _context_scale(config, split):
     """The `context_scale` of training images; with dynamic binarization, of one binarization of them."""
-    from models.dvp import context_scale
-
     binarize, rng, largest = config.binarization, np.random.default_rng(config.stream("context")), 0
     for start in range(0, min(len(split.images), CONTEXT_IMAGES), CONTEXT_BATCH):
         grey = split.grey(slice(start, start + CONTEXT_BATCH))
