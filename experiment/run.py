@@ -91,7 +91,7 @@ class Run:
 
     @property
     def weights_sha256(self):
-        """The checksum of that file."""
+        """The checksum of the file of its weights."""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
     @cached_property
