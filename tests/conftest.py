@@ -58,6 +58,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's back
 on_tensorflow = pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "jax", reason="would take minutes to compile")
 
 
+def slow_on_jax(test):
+    """Marks a test as slow on JAX alone, which compiles all that it calls."""
+    return pytest.mark.slow(test) if os.environ["KERAS_BACKEND"] == "jax" else test
+
+
 def pytest_configure(config):
     """Imports Keras as scripts do, before a test file does, except in the process that only distributes tests.
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ID, QUICK, called, files_below, flags, read, refused, save_weights
+from conftest import ID, QUICK, called, files_below, flags, read, refused, save_weights, slow_on_jax
 from PIL import Image
 
 import evaluate
@@ -412,6 +412,7 @@ def test_samples_that_are_no_numbers_are_refused():
         next(score.draws(run, 3, 0, None))
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
     from evaluation import distances

@@ -27,6 +27,7 @@ from conftest import (
     flags,
     read,
     refused,
+    slow_on_jax,
 )
 
 import data
@@ -181,6 +182,7 @@ def test_a_folder_that_holds_another_run_is_not_taken_for_it(run, capfd):
     assert capfd.readouterr().err == f"error: {other} holds the run {ID}; give the folder that name again\n"
 
 
+@pytest.mark.slow
 def test_a_reader_of_our_output_that_goes_away_does_not_end_the_training(tmp_path):
     words = " ".join(flags(runs_dir=tmp_path, **QUICK | {"batch_size": 63}))
     command = ["bash", "-c", f"{sys.executable} train.py {words} | true; echo ${{PIPESTATUS[0]}}"]
@@ -215,6 +217,7 @@ def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
     assert "has no weights yet (it is failed)" in capfd.readouterr().err
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd):
     words = flags(runs_dir=tmp_path, epochs=50_000, batch_size=399)

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import sha256
+from conftest import sha256, slow_on_jax
 from PIL import Image
 
 import data
@@ -305,6 +305,7 @@ def test_trained_scored_and_drawn(tmp_path, capfd, objective):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_image_that_cannot_be_read_ends_training_in_a_sentence(tmp_path, capfd, split):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import slow_on_jax
 from keras import ops
 
 from models.diffusion import GAMMA_1, Diffused, DiffusionPrior
@@ -82,6 +83,7 @@ def test_the_bound_of_a_network_that_says_nothing_is_known():
     assert mean == pytest.approx(-first - last - 0.5 * (GAMMA_1 - GAMMA_0) * DIM, abs=4 * error)
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     ("v", "exact", "continuous", "discrete"),
     [(0.06, 0.60, 1.59, {25: 18.23, 50: 9.33}), (0.01, -43.30, -37.87, {25: -32.11, 50: -35.14})],
@@ -128,6 +130,7 @@ def test_draws_of_the_best_network_have_the_variance_that_its_steps_give():
     assert len(walk) == 52 and all(one.shape == (3, DIM) for one in walk)
 
 
+@slow_on_jax
 def test_many_paths_close_the_gap_and_stay_below():
     """log-mean-exp of K path weights: at K = 1000 within a nat of the exact value, and in expectation not above it."""
     v, steps = 0.06, 50
@@ -140,6 +143,7 @@ def test_many_paths_close_the_gap_and_stay_below():
     assert log_w.mean() < estimates.mean() - 5
 
 
+@slow_on_jax
 def test_a_network_begins_as_zero_and_each_of_its_weights_learns():
     prior = DiffusionPrior((4, 4, 2), 8, 1, 0.5, GAMMA_0, 5)
     u = rng.normal(size=(3, 7, 32)).astype("float32")

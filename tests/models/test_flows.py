@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -110,6 +111,7 @@ def test_a_vamp_prior_is_the_mean_of_the_bent_posteriors_of_its_pseudo_inputs(mo
     np.testing.assert_allclose(model.prior().top.log_prob(z[:, 0]), expected, rtol=1e-3, atol=1e-3)
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_samples_of_q_have_its_density_and_scores_and_diagnostics_take_it(model):
     x = images(20)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.fft
-from conftest import compiled, first_on_both, on_tensorflow, save_weights, shapes_of
+from conftest import compiled, first_on_both, on_tensorflow, save_weights, shapes_of, slow_on_jax
 from keras import ops
 from test_diffusion import gaussian
 
@@ -175,6 +175,7 @@ def test_shapes(model, x):
         assert shapes_of(lambda kept=kept: model.mixed(x, kept, seed())).shape == (B, dim)
 
 
+@slow_on_jax
 def test_a_density_is_that_of_its_draws(model, x):
     """Layer by layer and in one pass; and the mean of exp(log q - log p) over draws of p is 1."""
     u = model.posterior(x).top.sample(N, seed()) if is_dvp(model) else None
@@ -221,6 +222,7 @@ def test_expected_terms_have_the_mean_of_terms_and_vary_less(model, x):
     np.testing.assert_allclose(sum(expected.rates), expected.log_qz_x - expected.log_pz, rtol=1e-3, atol=1e-3)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", first_on_both("dvp", "ladder"))
 def test_weights_have_the_mean_that_draws_of_the_prior_have(name):
     """p(x) of all 16 images of 2x2 pixels, from both sides of the model: by what it draws, and by its weights."""
@@ -298,6 +300,7 @@ def test_layers_that_are_not_kept_are_the_prior_s(model, x):
     assert np.abs(one[:, top:] - other[:, top:]).max() > 0.1
 
 
+@slow_on_jax
 def test_a_lower_temperature_varies_less(model):
     spread = [array(model.warmer(400, one, seed())).std(axis=0).mean() for one in (1.0, 0.25, 0.01)]
     assert spread[0] > 1.3 * spread[1] > 1.3 * spread[2]

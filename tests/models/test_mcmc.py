@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 from scipy.stats import multivariate_normal
@@ -147,6 +148,7 @@ def test_acceptance_falls_with_the_step_size_and_decisions_have_their_probabilit
     np.testing.assert_allclose(walk.log_decisions, expected, rtol=1e-2, atol=1e-4)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("walk", [langevin, metropolis])
 @pytest.mark.parametrize("step", [0.3, 10.0, 1e6])
 def test_chains_that_diverge_are_counted_and_stay_finite_and_differentiable(walk, step):

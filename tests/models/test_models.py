@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import first_on_both, log_joint, on_tensorflow, save_weights, shapes_of
+from conftest import first_on_both, log_joint, on_tensorflow, save_weights, shapes_of, slow_on_jax
 from keras import ops
 
 import models
@@ -377,6 +377,7 @@ def tiny(model, network, **settings):
     return models.build(Config(model=model, **deep, **score, **settings), SHAPE)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("family", first_on_both(*LAST), ids=str)
 def test_hidden_layers_alone_are_rounded(family):
     """Weights, last layers and all that is said of images and latents are float32, and nothing is left behind."""
@@ -464,6 +465,7 @@ NAMED += [{"objective": "amcvae"}, {"model": "hvae", "posterior": "realnvp", "la
 NAMED += [{"model": model, "scales": "2x4,1x2"} for model, entry in models.MODELS.items() if entry.is_deep]
 
 
+@slow_on_jax
 @pytest.mark.parametrize("settings", NAMED, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_every_weight_has_a_name_of_its_own_whatever_was_built_before(settings):
     config = Config(**({} if "scales" in settings else {"latent_dim": 3}) | settings)

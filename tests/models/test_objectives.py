@@ -7,6 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 from scipy.stats import multivariate_normal
@@ -89,6 +90,7 @@ def bounds(*args, repeats=4000, **more):
 EXACT = np.float32([0, 0, 0, 1])
 
 
+@slow_on_jax
 @on_both_backends
 @pytest.mark.parametrize(("name", "n"), [("elbo", 1), ("elbo", 4), ("iwae", 5), ("dreg", 5), ("amcvae", 3)])
 def test_with_the_exact_posterior_every_bound_is_log_px(name, n):
@@ -170,6 +172,7 @@ def gradients(name, n, groups, theta=THETA, size=500, **settings):
     return np.array([np.asarray(one, "float64") for one in found])
 
 
+@slow_on_jax
 @on_both_backends
 @pytest.mark.parametrize("beta", [1.0, 0.4])
 def test_dreg_has_iwae_s_gradient_in_expectation_and_a_lower_variance(beta):
@@ -182,6 +185,7 @@ def test_dreg_has_iwae_s_gradient_in_expectation_and_a_lower_variance(beta):
         assert np.all(better.var(axis=0)[:3] < 0.6 * plain.var(axis=0)[:3])
 
 
+@pytest.mark.slow
 def test_decisions_are_trained_by_how_their_chains_fared(monkeypatch):
     """The gradient is that of E[W], by finite differences with common noise; without the score term it is another."""
     settings = {"num_steps": 2, "step_size": 0.9}
@@ -370,6 +374,7 @@ def test_a_schedule_begins_as_a_line_and_always_rises_from_0_to_1():
     assert np.all(np.diff([0, *betas, 1]) > 0)
 
 
+@slow_on_jax
 @on_both_backends
 def test_step_sizes_adapt_to_the_acceptance_that_is_wanted_in_training_only(monkeypatch):
     monkeypatch.setattr(objectives, "RISE", 0.03)

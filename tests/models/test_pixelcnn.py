@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import first_on_both, log_joint
+from conftest import first_on_both, log_joint, slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -63,6 +63,7 @@ def test_the_probabilities_of_all_images_sum_to_one():
     np.testing.assert_allclose(np.exp(log_p).sum(axis=0), 1, rtol=1e-4)
 
 
+@slow_on_jax
 def test_images_are_drawn_from_the_density():
     """Of nine pixels: XLA, as the tests have it, takes a hundred times as long for convolutions of fewer."""
     images = np.array(list(itertools.product([0, 1], repeat=9)), "float32").reshape(512, 1, 3, 3, 1)
@@ -93,6 +94,7 @@ def test_grey_images_have_values_of_the_bins(observation):
     np.testing.assert_allclose(drawn * (BINS - 1), np.round(drawn * (BINS - 1)), atol=1e-3)
 
 
+@slow_on_jax
 def test_the_model_draws_reconstructs_and_counts_passes():
     config = Config(model="hvae", network="pixel", latent_dim=3, num_pseudo_inputs=2)
     model = models.build(config, (4, 4, 1), from_data=rng.random((2, 4, 4, 1), np.float32))
@@ -135,6 +137,7 @@ def test_batches_are_normalised_in_training_and_traces_of_them_are_used_elsewher
     assert all(np.abs(old - np.asarray(new)).max() > 1e-4 for old, new in zip(before, traces, strict=True))
 
 
+@slow_on_jax
 def test_latents_and_pixels_of_a_sample_are_made_of_different_noise():
     model, drawn = pixel_model(), []
     for weight in model.decoder.net.layers[-1].weights:

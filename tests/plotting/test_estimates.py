@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import first_on_both
+from conftest import first_on_both, slow_on_jax
 from linear_models import IMAGES, NOISE, WEIGHTS, Linear, standard
 from made import evaluation, keep, small, stub, texts
 
@@ -78,6 +78,7 @@ def exact_log_px(image):
     return scipy.stats.multivariate_normal(np.zeros(6), covariance).logpdf(image.ravel())
 
 
+@slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize("settings", first_on_both({"objective": "lmcvae"}, {"model": "hvae", "prior": "vamp"}))
 def test_posteriors_stand_in_rows_over_the_same_plane(settings):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import save_weights
+from conftest import save_weights, slow_on_jax
 from made import noise, numpy, stub
 from PIL import Image
 
@@ -93,6 +93,7 @@ def test_a_sprite_holds_its_pictures(shape):
     np.testing.assert_array_equal(tiles(made, shape[2]), np.rint(255 * pictures).astype("uint8"))
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_a_panel_has_what_the_model_says():
     view = view_of((8, 12, 1), np.arange(24) % 3, ("a", "b", "c"), latent_dim=5, model="hvae")

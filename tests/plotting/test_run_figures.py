@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.special
+from conftest import slow_on_jax
 from made import KINDS, copies, evaluation, keep, noise, numpy, small, stub, texts
 from threadpoolctl import threadpool_limits
 
@@ -101,6 +102,7 @@ def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
     assert plot.main([path, "--figures", "samples", "layers", "--out", str(tmp_path)]) == 0
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_every_file_is_there_and_printed(plotted):
     runs, printed = plotted

@@ -101,6 +101,7 @@ def test_each_device_computes_its_own_images_of_several_samples(network):
     assert "num_partitions=2" in done.stdout and "all-gather" not in done.stdout
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_numbers_of_one_noise_included(alone, tmp_path):
     """Three devices, which divide neither the last batch nor the validation images."""
     run = trained(tmp_path, "devices")

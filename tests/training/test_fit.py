@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from conftest import validated
+from conftest import slow_on_jax, validated
 
 import data
 import experiment
@@ -124,6 +124,7 @@ def test_the_warm_up_ends_at_one():
     assert betas == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+@slow_on_jax
 @on_both_backends
 def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
     """More validation batches draw more validation noise, and the training history stays the same."""

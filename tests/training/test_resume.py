@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, first_on_both, flags, validated
+from conftest import ROOT, first_on_both, flags, slow_on_jax, validated
 from safetensors.numpy import load_file
 
 import experiment
@@ -180,6 +180,7 @@ def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, who
     assert gone_on(run) == whole
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
     """With --save_minutes next to nothing there is a state after each step, and resuming twice changes nothing."""
@@ -191,6 +192,7 @@ def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
     assert gone_on(experiment.load(run.path)) == whole
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_training_longer_gives_the_numbers_of_one_longer_run(tmp_path, whole, capfd):
     short = fit.train(config(tmp_path, epochs=2))
@@ -275,6 +277,7 @@ def test_when_all_states_are_damaged_nothing_is_touched(run, tmp_path, capfd):
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_patience_is_remembered(tmp_path, monkeypatch):
     """The learning rate is next to nothing: epoch 1 stays the best, and epoch 4 is the third without a better one."""
     settings = {"lr": 1e-30, "beta_warmup": 0, "patience": 3, "epochs": 9}

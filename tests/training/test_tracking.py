@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, TRACKING
+from conftest import ROOT, TRACKING, slow_on_jax
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 from test_resume import config, die, interrupted, numbers_of
@@ -82,6 +82,7 @@ def is_history(found, run):
 # ---------------------------------------------------------------------------------------------- TensorBoard
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_tracking_changes_no_bit_of_a_training(tracked, untracked):
     assert numbers_of(tracked) == numbers_of(untracked)
@@ -112,6 +113,7 @@ def test_tensorboard_s_table_of_hyperparameters_has_what_changes_the_numbers(tra
     assert "runs_dir" not in found and "track" not in found
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_each_step_is_there_once_after_a_kill_even_inside_a_record(on, tmp_path, monkeypatch, untracked):
     run = interrupted(tmp_path, monkeypatch, 2, 1, die)
