@@ -32,7 +32,7 @@ def configs_of(args):
     unsized = [one.network for one in configs if not models.NETWORKS[one.network].is_sized]
     if "network_size" in lists and unsized:
         raise UserError(f"--network_size does not go with --network {unsized[0]}, which has the sizes of its paper")
-    for model in {config.model for config in configs}:
+    for model in dict.fromkeys(config.model for config in configs):
         for name, values in lists.items():
             if name in models.OWNED and name not in models.MODELS[model].settings:
                 raise UserError(f"--{name} {values[0]} {not_of_model(model, name)}")
