@@ -43,6 +43,9 @@ class AdamW(Fused, keras.optimizers.AdamW):
 class AdamNormGrad(internals.ChangesGradients, Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
+    def __init__(self, learning_rate, **options):
+        super().__init__(learning_rate, epsilon=1e-8, **options)  # as there; Keras' usual one is 1e-7
+
     def changed(self, grads):
         # not ops.norm, which on TensorFlow takes vectors and matrices only
         return [g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads]

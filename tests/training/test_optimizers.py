@@ -85,6 +85,7 @@ def test_the_first_step_of_every_adam_is_the_sign_of_the_gradient(name):
 
 def test_normalised_gradients_have_norm_one_each_tensor_by_itself():
     optimizer, tensors = first_step(optimizer="adamnormgrad")
+    assert optimizer.epsilon == 1e-8  # as in the paper's code
     for moment, gradient in zip(first_moments(optimizer, tensors), GRADIENTS, strict=True):
         np.testing.assert_allclose(moment, 0.1 * gradient / np.linalg.norm(gradient), rtol=1e-5)
 
