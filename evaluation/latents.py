@@ -35,59 +35,29 @@ class Latents(NamedTuple):
 
 def latents(model, images, seed=0):
     """The `Latents` of a model on images (N, H, W, C). Stochastic, a function of `seed`."""
-    noise, top = keras.random.SeedGenerator(seed), model.prior().top
-    parts, means_so_far = [], RunningVariance()
+    noise, prior, parts, moments = keras.random.SeedGenerator(seed), model.prior().top, [], 0.0
     for start in range(0, len(images), BATCH):
-        means, *rest = _of_batch(model, images[start : start + BATCH], noise)
-        means_so_far.add(means)  # (B, D): too large to keep for a deep model
+        x = ops.convert_to_tensor(images[start : start + BATCH])
+        posterior = model.posterior(x)
+        top = posterior.top
+        z, log_q = top.sample_and_log_prob(1, noise)
+        values = (posterior.at_mean().mean, model.rates(x, noise), log_q[0], z[0], top.base.mean, top.base.logvar)
+        means, *rest = (ops.convert_to_numpy(value) for value in values)
+        means = means.astype("float64")  # (B, D): too large to keep for a deep model
+        moments += np.stack([means, means**2]).sum(axis=1) / len(images)
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    posterior = model.posterior(ops.convert_to_tensor(images[:1])).top
-    information = float(np.mean(own - _log_average(posterior, z, top_means, top_logvars)))
+    information = float(np.mean(own - _log_average(top, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
-    active = np.split(means_so_far.variance() > ACTIVE, np.cumsum(model.sizes)[:-1])
+    active = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
     return Latents(
         rates=rates,
         active_units=[int(layer.sum()) for layer in active],
         units=list(model.sizes),
         mutual_information=information,
         marginal_kl=rates[0] - information,
-        components_in_use=perplexity(responsibilities(top, z)) if isinstance(top.base, Mixture) else None,
+        components_in_use=perplexity(responsibilities(prior, z)) if isinstance(prior.base, Mixture) else None,
     )
-
-
-class RunningVariance:
-    """The variances of rows (B, D) that come in batches, around their common mean."""
-
-    def __init__(self):
-        self.count, self.start, self.total, self.squares = 0, 0.0, 0.0, 0.0
-
-    def add(self, rows):
-        """Adds rows (B, D)."""
-        if not self.count:
-            self.start = rows.mean(axis=0)  # near the common mean, so that squares lose no digits
-        off = rows.astype("float64") - self.start
-        self.count += len(rows)
-        self.total, self.squares = self.total + off.sum(axis=0), self.squares + np.square(off).sum(axis=0)
-
-    def variance(self):
-        """The variances over all rows so far: (D,)."""
-        return self.squares / self.count - np.square(self.total / self.count)
-
-
-def _of_batch(model, x, noise):
-    """Posterior means (B, D), rates (B, L); of the top layer log q(z|x) (B,), z, mean and log-variance (B, D2)."""
-    x = ops.convert_to_tensor(x)
-    posterior = model.posterior(x)
-    top = posterior.top
-    z, log_q = top.sample_and_log_prob(1, noise)
-    values = (posterior.at_mean().mean, model.rates(x, noise), log_q[0], z[0], top.base.mean, top.base.logvar)
-    return [ops.convert_to_numpy(value) for value in values]
-
-
-def _in_batches(function, z):
-    parts = [ops.convert_to_numpy(function(z[start : start + BATCH])) for start in range(0, len(z), BATCH)]
-    return np.concatenate(parts)
 
 
 def _log_average(posterior, z, means, logvars):
@@ -96,19 +66,15 @@ def _log_average(posterior, z, means, logvars):
     `posterior` is a q(z|x) of this kind, whose flow, if any, is inverted. In double precision, as single precision
     leaves few digits for narrow densities far apart.
     """
-    log_det = 0.0
+    log_det, starts = 0.0, range(0, len(z), BATCH)
     if posterior.base is not posterior:
-        starts = range(0, len(z), BATCH)
         y = [posterior.transform.inverse(ops.convert_to_tensor(z[start : start + BATCH])) for start in starts]
         z, log_det = (np.concatenate([ops.convert_to_numpy(one) for one in part]) for part in zip(*y, strict=True))
     z, means, precision = (part.astype("float64") for part in (z, means, np.exp(-logvars)))
     both = np.concatenate([precision, -2 * means * precision], axis=1)  # (N, 2D)
     constant = np.sum(np.log(2 * np.pi) + logvars + means**2 * precision, axis=1)
-    parts = []
-    for start in range(0, len(z), BATCH):
-        rows = z[start : start + BATCH]
-        squared = np.concatenate([rows**2, rows], axis=1) @ both.T
-        parts.append(scipy.special.logsumexp(-0.5 * (squared + constant), axis=1))
+    squared = (np.concatenate([z**2, z], axis=1)[start : start + BATCH] @ both.T for start in starts)
+    parts = [scipy.special.logsumexp(-0.5 * (part + constant), axis=1) for part in squared]
     return np.concatenate(parts) - np.log(len(means)) - log_det
 
 
@@ -131,7 +97,8 @@ def responsibilities(mixture, z):
         log_parts = mixture.log_parts(part)
         return ops.exp(log_parts - ops.logsumexp(log_parts, axis=-1, keepdims=True))
 
-    return _in_batches(shares, z).mean(axis=0, dtype="float64")
+    parts = [ops.convert_to_numpy(shares(z[start : start + BATCH])) for start in range(0, len(z), BATCH)]
+    return np.concatenate(parts).mean(axis=0, dtype="float64")
 
 
 def perplexity(shares):
