@@ -14,7 +14,7 @@ from runtime.command import number, whole
 from runtime.errors import UserError
 
 STARTS = 3  # of fits of further modes
-SAMPLES, FROM_POSTERIOR = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
+SAMPLES, MANY = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
 MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
 MOST_SAMPLES = 100_000  # per image, with --target_se
 SIMULATED = 64  # images, with --bracket
@@ -36,12 +36,12 @@ class Flag(NamedTuple):
     """
 
     help: str
-    usual: object = None
     short: str = ""
     type: Callable = str
+    usual: object = None
+    untagged: object = None
     choices: tuple | None = None
     const: object = None
-    untagged: object = None
 
 
 class Estimator(NamedTuple):
@@ -79,19 +79,23 @@ class Scoring(NamedTuple):
 
     @classmethod
     def of(cls, run, estimator=AUTO, seed=0, max_memory=None, **given):
-        """The Scoring of a run with the `given` settings; None stands for the usual value. `max_memory` is in GiB."""
+        """The Scoring of a run with the `given` settings; None stands for the usual value. `max_memory` is in GiB.
+
+        Raises UserError where the estimator cannot score the run.
+        """
         given = {name: value for name, value in given.items() if value is not None}
         fallback = None
         if estimator == AUTO:
             *others, estimator = PREFERRED
             for name in others:
-                entry = ESTIMATORS[name]
-                if given.keys() <= entry.flags.keys() and not entry.refusal(run, given):
+                if given.keys() <= ESTIMATORS[name].flags.keys() and not ESTIMATORS[name].refusal(run, given):
                     fallback, estimator = cls.of(run, estimator, seed, max_memory, **given), name
                     break
-        settings = {name: flag.usual for name, flag in ESTIMATORS[estimator].flags.items()} | given
-        max_bytes = max_memory and int(min(max_memory * 2**30, sys.maxsize))
-        return cls(estimator, ESTIMATORS[estimator].complete(run, settings), seed, max_bytes, fallback)
+        entry = ESTIMATORS[estimator]
+        settings = entry.complete(run, {name: flag.usual for name, flag in entry.flags.items()} | given)
+        if reason := entry.refusal(run, settings):
+            raise UserError(reason)
+        return cls(estimator, settings, seed, max_memory and int(min(max_memory * 2**30, sys.maxsize)), fallback)
 
     @property
     def entry(self):
@@ -121,11 +125,6 @@ class Scoring(NamedTuple):
         if backend.has_gpu():
             return min(2**30, share)
         return None if share > 2**28 else share // 4
-
-    def check(self, run):
-        """Raises UserError where this estimator cannot score the run."""
-        if reason := self.entry.refusal(run, self.settings):
-            raise UserError(reason)
 
 
 def add_arguments(parser):
@@ -165,101 +164,87 @@ def finite_or_none(value):
     return float(value) if math.isfinite(value) else None
 
 
-def by_importance_sampling(run, images, scoring, split, bar):
-    """An Estimate, and for fits what more of them find on a few of the images: `checked`, a dict, None without fits."""
-    from evaluation import importance
-
-    settings = scoring.settings
-    count, proposal = settings["max_samples"] or settings["num_samples"], settings["proposal"]
-    options = {"proposal": proposal, "target_se": settings["target_se"], "max_bytes": scoring.bytes_at_once}
-    if proposal != "fitted":
-        return importance.importance_sampling(run.model, images, count, scoring.seed, bar.update, **options), {}
-    options |= {"starts": settings["num_starts"]}
-    estimate = importance.importance_sampling(run.model, images, count, scoring.seed, bar.update, **options)
-    bar.set_postfix_str("looking for more modes")
-    index = np.unique(np.linspace(0, len(images) - 1, CHECKED).round().astype(int))
-    options |= {"starts": settings["num_starts"] + MORE_STARTS}
-    again = importance.importance_sampling(run.model, images[index], count, scoring.seed + 1, **options)
-    gain = again.log_px - estimate.log_px[index]
-    missed = gain > MISSED + 3 * np.hypot(again.log_px_se, estimate.log_px_se[index])
-    return estimate, {"checked": {"images": len(index), "gain": float(gain.max()), "missed": int(missed.sum())}}
-
-
-def _needs_posterior(run):
-    """Whether a run has too many latent dimensions, or too vague a posterior, for a density to be fitted to it."""
-    return run.config.is_deep or run.latent_dim > MOST_FITTED
+def error_of_mean(values):
+    """The standard error of the mean of N values, sd / sqrt(N); None for one value, or an unknown one."""
+    return finite_or_none(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def usual_proposal(run):
-    """The density that latents of a run are drawn from, unless --proposal or --start names another one."""
-    return "posterior" if _needs_posterior(run) else "fitted"
+    """The density that latents of a run are drawn from, unless --proposal or --start names another one.
+
+    With too many latent dimensions, or too vague a posterior, no density can be fitted to it.
+    """
+    return "posterior" if run.config.is_deep or run.latent_dim > MOST_FITTED else "fitted"
 
 
-def _complete_sampling(run, settings):
-    """The settings with a proposal that suits the run, and a number of samples that suits the proposal."""
-    proposal = settings["proposal"] or usual_proposal(run)
-    if proposal == "fitted":
-        settings = settings | {"num_starts": STARTS if settings["num_starts"] is None else settings["num_starts"]}
-    if settings["target_se"]:
-        return settings | {"proposal": proposal, "max_samples": settings["max_samples"] or MOST_SAMPLES}
-    usual = FROM_POSTERIOR if proposal == "posterior" and not run.config.is_deep else SAMPLES
-    return settings | {"proposal": proposal, "num_samples": settings["num_samples"] or usual}
-
-
-def _refusal_of_sampling(run, settings):
-    return _refusal_of_fits(run, "--proposal") if settings["proposal"] == "fitted" else None
-
-
-def _refusal_of_fits(run, flag):
-    if not _needs_posterior(run):
+def _refusal_of_fits(run, flag, value):
+    if value != "fitted" or usual_proposal(run) == "fitted":
         return None
     text = f"{flag} fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
     return text + f"is a {run.config.model} with {run.latent_dim}; try {flag} posterior"
 
 
-def _notes_on_modes(metrics):
-    if not (checked := metrics.get("checked")):
-        return []
-    said = (
-        f"with {MORE_STARTS} more starts, log p(x) of {checked['images']} images rises by {checked['gain']:.3f} at most"
-    )
-    return [said + f"; {checked['missed']} have a mode that was missed: raise --num_starts" * bool(checked["missed"])]
+def by_importance_sampling(run, images, scoring, split, bar):
+    """An Estimate, and for fits what more of them find on a few of the images: `checked`, a dict, None without fits."""
+    from evaluation.importance import importance_sampling
+
+    settings, seed = scoring.settings, scoring.seed
+    count, starts = settings["max_samples"] or settings["num_samples"], settings["num_starts"]
+    options = {name: settings[name] for name in ("proposal", "target_se")} | {"max_bytes": scoring.bytes_at_once}
+    estimate = importance_sampling(run.model, images, count, seed, bar.update, starts=starts, **options)
+    if settings["proposal"] != "fitted":
+        return estimate, {}
+    bar.set_postfix_str("looking for more modes")
+    index = np.unique(np.linspace(0, len(images) - 1, CHECKED).round().astype(int))
+    again = importance_sampling(run.model, images[index], count, seed + 1, starts=starts + MORE_STARTS, **options)
+    gain = again.log_px - estimate.log_px[index]
+    missed = gain > MISSED + 3 * np.hypot(again.log_px_se, estimate.log_px_se[index])
+    return estimate, {"checked": {"images": len(index), "gain": float(gain.max()), "missed": int(missed.sum())}}
+
+
+def _complete_sampling(run, settings):
+    """The settings with a proposal that suits the run, and a number of samples that suits the proposal."""
+    proposal = settings["proposal"] or usual_proposal(run)
+    found = settings | {"proposal": proposal}
+    if proposal == "fitted" and settings["num_starts"] is None:
+        found["num_starts"] = STARTS
+    if settings["target_se"]:
+        return found | {"max_samples": settings["max_samples"] or MOST_SAMPLES}
+    usual = MANY if proposal == "posterior" and not run.config.is_deep else SAMPLES
+    return found | {"num_samples": settings["num_samples"] or usual}
 
 
 def _remedy_of_sampling(run, settings):
-    if settings["proposal"] == "posterior" and not _needs_posterior(run):
+    if settings["proposal"] != usual_proposal(run):
         return "try --proposal fitted"
     return "raise --max_samples" if settings["target_se"] else "raise --num_samples"
 
 
+def _notes_on_modes(metrics):
+    if not (checked := metrics.get("checked")):
+        return []
+    text = "with {} more starts, log p(x) of {images} images rises by {gain:.3f} at most"
+    text += "; {missed} have a mode that was missed: raise --num_starts" * bool(checked["missed"])
+    return [text.format(MORE_STARTS, **checked)]
+
+
+OF_PROPOSAL = "draw latents from a density fitted to each p(z|x), or from q(z|x), as in most papers, which needs far "
+OF_PROPOSAL += "more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)"
+OF_STARTS = f"fits to look for further modes of each p(z|x), beside the one from q(z|x) (default: {STARTS})"
+OF_TARGET = "draw as many samples as each image needs for this error, not --num_samples"
+OF_MOST = f"with --target_se: at most so many (default: {MOST_SAMPLES})"
+SAMPLING_FLAGS = {
+    "num_samples": Flag(f"samples per image (default: {SAMPLES}; {MANY} from q(z|x) of vae and hvae)", "S", whole(2)),
+    "proposal": Flag(OF_PROPOSAL, choices=("fitted", "posterior"), untagged="posterior"),
+    "num_starts": Flag(OF_STARTS, "M", whole(0, 1000), untagged=STARTS),
+    "target_se": Flag(OF_TARGET, "se", number(1e-4)),
+    "max_samples": Flag(OF_MOST, "S", whole(2), untagged=MOST_SAMPLES),
+}
 IMPORTANCE_SAMPLING = Estimator(
     "importance sampling",
-    {
-        "num_samples": Flag(
-            f"samples per image (default: {SAMPLES}; {FROM_POSTERIOR} from q(z|x) of vae and hvae)", None, "S", whole(2)
-        ),
-        "proposal": Flag(
-            "draw latents from a density fitted to each p(z|x), or from q(z|x), as in most papers, which needs "
-            "far more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)",
-            choices=("fitted", "posterior"),
-            untagged="posterior",
-        ),
-        "num_starts": Flag(
-            f"fits to look for further modes of each p(z|x), beside the one from q(z|x) (default: {STARTS})",
-            None,
-            "M",
-            whole(0, 1000),
-            untagged=STARTS,
-        ),
-        "target_se": Flag(
-            "draw as many samples as each image needs for this error, not --num_samples", None, "se", number(1e-4)
-        ),
-        "max_samples": Flag(
-            f"with --target_se: at most so many (default: {MOST_SAMPLES})", None, "S", whole(2), untagged=MOST_SAMPLES
-        ),
-    },
-    estimate=by_importance_sampling,
-    refusal=_refusal_of_sampling,
+    SAMPLING_FLAGS,
+    by_importance_sampling,
+    refusal=lambda run, settings: _refusal_of_fits(run, "--proposal", settings["proposal"]),
     remedy=_remedy_of_sampling,
     rules=(
         *rules.excludes("num_samples", "target_se", reason="which chooses the number; limit it by --max_samples"),
@@ -303,7 +288,7 @@ def _refusal_of_quadrature(run, settings):
 QUADRATURE = Estimator(
     "a sum over a grid of latents, practically exact, for two latent dimensions at most",
     {},
-    estimate=by_quadrature,
+    by_quadrature,
     refusal=_refusal_of_quadrature,
     remedy=lambda run, settings: "try --estimator is",
     is_sampled=False,
@@ -314,66 +299,58 @@ def by_annealing(run, images, scoring, split, bar):
     """An Estimate, with the acceptance rate and, with --bracket, the means of both bounds on simulated images."""
     from evaluation.ais import AnnealedSampling, Annealing
 
-    settings = scoring.settings
-    annealing = Annealing(settings["num_samples"], settings["num_steps"], settings["leapfrogs"], settings["start"])
-    most = max(len(images), settings["bracket"] or 0)
+    annealing = Annealing(*(scoring.settings[name] for name in ("num_samples", "num_steps", "leapfrogs", "start")))
+    count = scoring.settings["bracket"] or 0
+    most = max(len(images), count)
     sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.bytes_at_once, images=most)
     bar.set_postfix_str("choosing step sizes")
     sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
     bar.set_postfix_str("")
     estimate = sampling.log_px(images, bar.update)
     more = {"acceptance": finite_or_none(sampling.acceptance)}
-    if count := settings["bracket"]:
+    if count:
         bar.set_postfix_str("bracketing")
         lower, upper = sampling.bracket(count)
-        error = np.std(upper - lower, ddof=1) / math.sqrt(count) if count > 1 else math.nan
-        means = {"lower": lower.mean(), "upper": upper.mean(), "gap": (upper - lower).mean(), "gap_se": error}
-        more["bracket"] = {name: finite_or_none(mean) for name, mean in means.items()} | {"num_images": count}
+        bounds = {"lower": lower, "upper": upper, "gap": upper - lower}
+        more["bracket"] = {name: finite_or_none(values.mean()) for name, values in bounds.items()}
+        more["bracket"] |= {"gap_se": error_of_mean(upper - lower), "num_images": count}
     return estimate, more
 
 
 def _refusal_of_annealing(run, settings):
-    if settings["start"] == "fitted" and (reason := _refusal_of_fits(run, "--start")):
-        return reason
     if models.MODELS[run.config.model].is_exact:
-        return None
+        return _refusal_of_fits(run, "--start", settings["start"])
     return f"--estimator ais needs the density of the prior, of which {run.path} has estimates only; try --estimator is"
 
 
 def _notes_on_annealing(metrics):
     rate, bracket = metrics["acceptance"], metrics["bracket"]
-    text = (
-        "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, a gap of {gap:.3f}; "
-    )
-    text += "scores of held-out images can be off by more"
+    text = "{num_images} images drawn from the model have log p(x) from {lower:.2f} to {upper:.2f}, "
+    text += "a gap of {gap:.3f}; scores of held-out images can be off by more"
     accepted = [] if rate is None else [f"{rate:.0%} of all steps were accepted"]
     return accepted + ([text.format(**bracket)] if bracket else [])
 
 
+OF_START = "start the chains at a density fitted to several modes of each p(z|x), at q(z|x), or at p(z), which needs "
+OF_START += "many more temperatures (default: as for --proposal)"
+OF_BRACKET = (
+    "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores of "
+)
+OF_BRACKET += f"other estimators can be off (without B: {SIMULATED})"
+ANNEALING_FLAGS = {
+    "num_samples": Flag("chains per image (default: 16)", "S", whole(2), 16),
+    "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", "T", whole(1), 100),
+    "leapfrogs": Flag("leapfrog steps per temperature (default: 5)", "L", whole(1, 100), 5),
+    "start": Flag(OF_START, choices=("fitted", "posterior", "prior"), untagged="posterior"),
+    "bracket": Flag(OF_BRACKET, "B", whole(1), const=SIMULATED),
+}
 ANNEALING = Estimator(
     "annealed importance sampling with Hamiltonian Monte Carlo, slow",
-    {
-        "num_samples": Flag("chains per image (default: 16)", 16, "S", whole(2)),
-        "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", 100, "T", whole(1)),
-        "leapfrogs": Flag("leapfrog steps per temperature (default: 5)", 5, "L", whole(1, 100)),
-        "start": Flag(
-            "start the chains at a density fitted to several modes of each p(z|x), at q(z|x), or at p(z), which needs "
-            "many more temperatures (default: as for --proposal)",
-            choices=("fitted", "posterior", "prior"),
-            untagged="posterior",
-        ),
-        "bracket": Flag(
-            "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores of "
-            f"other estimators can be off (without B: {SIMULATED})",
-            short="B",
-            type=whole(1),
-            const=SIMULATED,
-        ),
-    },
-    estimate=by_annealing,
-    complete=lambda run, settings: settings | {"start": settings["start"] or usual_proposal(run)},
+    ANNEALING_FLAGS,
+    by_annealing,
     refusal=_refusal_of_annealing,
     remedy=lambda run, settings: "raise --num_steps",
+    complete=lambda run, settings: settings | {"start": settings["start"] or usual_proposal(run)},
     notes=_notes_on_annealing,
 )
 ESTIMATORS = {"is": IMPORTANCE_SAMPLING, "quadrature": QUADRATURE, "ais": ANNEALING}

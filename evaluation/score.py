@@ -11,25 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 import experiment
-from evaluation.estimators import NotApplicableError, Scoring, finite_or_none
+from evaluation.distances import frechet, kernel
+from evaluation.estimators import NotApplicableError, Scoring, error_of_mean, finite_or_none
 from experiment import tracking
 from experiment.record import git_commit, versions
 from experiment.run import PER_IMAGE
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 
-COLUMNS = [
-    "num_images",
-    "estimator",
-    "log_px",
-    "log_px_se",
-    "log_px_se_images",
-    "bits_per_dim",
-    "elbo",
-    "rate",
-    "distortion",
-]
-COLUMNS += ["ess_median", "samples_mean", "doubtful", "seconds"]
+COLUMNS = ("num_images", "estimator", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate")
+COLUMNS += ("distortion", "ess_median", "samples_mean", "doubtful", "seconds")
 LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
 GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
@@ -61,7 +52,6 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     UserError for a run that cannot be scored.
     """
     scoring = scoring or Scoring.of(run)
-    scoring.check(run)
     if network:
         network.check(run.image_shape)
     run.check_writable()
@@ -70,7 +60,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     started = time.perf_counter()
     of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours
-        of_samples = {"distances": distances(run, network, split, count, scoring.seed)}
+        of_samples["distances"] = distances(run, network, split, count, scoring.seed)
         tag = f"_F{network.sha256[:8]}_G{count}"
     try:
         estimate, latents, more = estimated(run, images, scoring, split)
@@ -91,8 +81,6 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         | {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
         | circumstances(run, images, split)
     )
-    if not math.isfinite(metrics["log_px"]):
-        raise unusable(run, split, int(np.flatnonzero(~np.isfinite(estimate.log_px))[0]))
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
     stored = run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
     tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
@@ -108,30 +96,26 @@ def estimated(run, images, scoring, split):
     from evaluation.compiled import NotFiniteError
     from evaluation.latents import latents
 
-    with progress(run, len(images)) as bar, enough_memory(run):
+    with progress(run, len(images)) as bar:
         try:
             carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
             estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
+            NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
-            raise unusable(run, split, error.image) from error
+            text = f"{run.path}: log p(x) of {split} image {error.image} is not finite; the weights are not usable"
+            raise UserError(text) from error
     return estimate, carried, more
 
 
-def unusable(run, split, image):
-    """The UserError for weights with which an image has no log p(x)."""
-    return UserError(f"{run.path}: log p(x) of {split} image {image} is not finite; the weights are not usable")
-
-
-def progress(run, total):
-    """A progress bar over `total` images, silent where stderr is no terminal."""
-    return tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty())
-
-
 @contextlib.contextmanager
-def enough_memory(run):
-    """Turns an exception of the block that means "out of memory" into a UserError."""
+def progress(run, total):
+    """A progress bar over `total` images, silent where stderr is no terminal, for a block that uses the model.
+
+    An exception that means "out of memory" becomes a UserError.
+    """
     try:
-        yield
+        with tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
+            yield bar
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -172,15 +156,12 @@ def distances(run, network, split, count, seed):
     run.check_data(run.dataset)
     if min(len(images), len(chosen)) < 2:
         raise UserError(f"{run.path} has fewer than two images in a split, too few for --features")
-    with progress(run, count) as bar, enough_memory(run):
+    with progress(run, count) as bar:
         held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
         drawn = np.concatenate([network.of(batch) for batch in draws(run, count, seed, bar)])
+    found = distance(held_out, drawn, seed) | {"real": distance(held_out, real, seed)}
     known_of_it = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
-    return (
-        distance(held_out, drawn, seed)
-        | {"real": distance(held_out, real, seed)}
-        | {"network": known_of_it | {"file": network.path.name, "sha256": network.sha256}}
-    )
+    return found | {"network": known_of_it | {"file": network.path.name, "sha256": network.sha256}}
 
 
 def draws(run, count, seed, bar):
@@ -202,25 +183,22 @@ def draws(run, count, seed, bar):
 
 def distance(held_out, others, seed):
     """FID and KID of two sets of features, (N, F) and (M, F), and the sizes of the sets: a dict."""
-    from evaluation.distances import frechet, kernel
-
     found = {"fid": frechet(others, held_out)} | kernel(others, held_out, seed)
     return found | {"num_images": len(others), "num_held_out": len(held_out)}
 
 
 def summary(estimate, pixels, is_sampled):
     """The means of an `Estimate` over N images, with both standard errors of log p(x); None for what is unknown."""
-    n = len(estimate.log_px)
-    log_px = float(np.mean(estimate.log_px))
+    log_px, n = float(np.mean(estimate.log_px)), len(estimate.log_px)
     error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
     means = {"log_px_se": error, "bits_per_dim": -log_px / (pixels * math.log(2))}
     means |= {name: np.mean(getattr(estimate, name)) for name in ("elbo", "rate", "distortion")}
     means |= {"ess_median": np.median(estimate.ess)}
     means |= {"samples_mean": np.mean(estimate.samples), "samples_max": np.max(estimate.samples)}
-    for name in ("log_px", "elbo", "rate", "distortion"):
-        means[f"{name}_se_images"] = np.std(getattr(estimate, name), ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    means = {name: finite_or_none(value) for name, value in means.items()}
-    return {"log_px": log_px} | means | {"doubtful": int(np.count_nonzero(doubtful(estimate)))}
+    found = {"log_px": log_px} | {name: finite_or_none(value) for name, value in means.items()}
+    names = ("log_px", "elbo", "rate", "distortion")
+    found |= {f"{name}_se_images": error_of_mean(getattr(estimate, name)) for name in names}
+    return found | {"doubtful": int(np.count_nonzero(doubtful(estimate)))}
 
 
 def doubtful(estimate):
@@ -250,17 +228,6 @@ def compared(one, base):
     difference = one.estimate.log_px - base.estimate.log_px
     elbo = one.estimate.elbo - base.estimate.elbo
     errors = [scored.metrics["log_px_se"] or 0.0 for scored in (one, base)]
-    return {
-        "run": one.name,
-        "difference": float(difference.mean()),
-        "se": error_of_mean(difference),
-        "estimators_se": math.hypot(*errors),
-        "better": float(np.mean(difference > 0)),
-        "elbo_difference": finite_or_none(elbo.mean()),
-        "elbo_se": error_of_mean(elbo),
-    }
-
-
-def error_of_mean(values):
-    """The standard error of the mean of N values, sd / sqrt(N); None for one value, or an unknown one."""
-    return finite_or_none(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    found = {"run": one.name, "difference": float(difference.mean()), "se": error_of_mean(difference)}
+    found |= {"estimators_se": math.hypot(*errors), "better": float(np.mean(difference > 0))}
+    return found | {"elbo_difference": finite_or_none(elbo.mean()), "elbo_se": error_of_mean(elbo)}

@@ -273,7 +273,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
     assert estimators.Scoring.of(run, "ais", bracket=3, seed=2).tag == "aisfitted_S16_T100_L5_B3_seed2"
     assert estimators.Scoring.of(run, "ais", start="posterior").tag == "ais_S16_T100_L5"
     assert estimators.Scoring.of(run, num_starts=0).tag == "isfitted_S1000_M0"
-    assert estimators.Scoring.of(run, "quadrature").tag == "quadrature"
+    assert estimators.Scoring.of(SimpleNamespace(config=Config(), latent_dim=2), "quadrature").tag == "quadrature"
     for kind in ({"model": "dvp"}, {"latent_dim": 257}):
         config = Config(**kind)
         wide = SimpleNamespace(path="a run", config=config, latent_dim=config.latent_dim)
@@ -371,7 +371,7 @@ def test_what_an_estimator_cannot_score_is_refused(words, settings, latents, exp
     asked = {"proposal": words} if words == "fitted" else {"estimator": words}
     asked |= {"start": "fitted"} if "--start" in expected else {}
     with pytest.raises(UserError, match=expected):
-        estimators.Scoring.of(run, **asked).check(run)
+        estimators.Scoring.of(run, **asked)
 
 
 def test_a_remedy_is_one_that_the_run_can_take():
