@@ -32,24 +32,20 @@ def add_arguments(parser):
     parser.add_argument("--num_generated", type=whole(2), metavar="N", help=text)
 
 
-def _strangers(args):
-    """The runs whose images or likelihood are not those of the first run."""
-    wanted = args.runs[0].config.likelihood_tag, args.runs[0].image_shape
-    return [one for one in args.runs if (one.config.likelihood_tag, one.image_shape) != wanted]
+def _difference(args):
+    """What is wrong where the images or the likelihood of a run are not those of the first one, else None."""
+    first, *others = args.runs
+    for one in others:
+        if (one.config.likelihood_tag, one.image_shape) != (first.config.likelihood_tag, first.image_shape):
+            return f"needs runs with the same images and likelihood; those of {one.path} and {first.path} differ"
+    return None
 
 
 RULES = [
     *estimators.flag_rules(),
     rules.needs("num_generated", "features"),
     Rule("compare", lambda args: len(args.runs) < 2, "needs two runs or more"),
-    Rule(
-        "compare",
-        _strangers,
-        lambda args: (
-            f"needs runs with the same images and likelihood; those of {_strangers(args)[0].path} and "
-            f"{args.runs[0].path} differ"
-        ),
-    ),
+    Rule("compare", _difference, _difference),
 ]
 
 

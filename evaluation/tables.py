@@ -20,7 +20,12 @@ def print_scores(found, split, network):
     print(table([row(one, LATENTS) for one in found]))
     if network:
         print(f"\nall {split} images compared with samples and with real images, by the features of {network.said}")
-        print(table([line for one in found for line in distance_rows(one)]))
+        rows = []
+        for one in found:
+            drawn = one.metrics["distances"]
+            for kind, of in {"samples": drawn, "real images": drawn["real"]}.items():
+                rows.append({"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES})
+        print(table(rows))
 
 
 def print_comparison(found):
@@ -40,13 +45,6 @@ def print_notes(one):
 def row(one, columns):
     """A row of a table: the name of the run, and these of its metrics."""
     return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
-
-
-def distance_rows(one):
-    """Two rows of a table: the distances of a run's samples, and those of real images."""
-    found = one.metrics["distances"]
-    rows = {"samples": found, "real images": found["real"]}
-    return [{"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES} for kind, of in rows.items()]
 
 
 def shown(value):
@@ -85,8 +83,6 @@ def missed_target(one):
     target, errors = one.scoring.settings.get("target_se"), one.estimate.log_px_se
     if target is None or (errors <= target).all():
         return ""
-    return (
-        f"{np.count_nonzero(errors > target)} of {len(errors)} images did not reach --target_se {target} with "
-        f"{one.scoring.settings['max_samples']} samples; their standard errors go up to {errors.max():.2g}; "
-        "raise --max_samples"
-    )
+    text = f"{np.count_nonzero(errors > target)} of {len(errors)} images did not reach --target_se {target} with "
+    text += f"{one.scoring.settings['max_samples']} samples; their standard errors go up to {errors.max():.2g}; "
+    return text + "raise --max_samples"
