@@ -161,15 +161,6 @@ class Chains(Compiled):
         starts["fitted"] = lambda: FittedMixture(*fits, posterior, prior)
         return starts[self.annealing.start](), posterior
 
-    def path(self, x, start):
-        """The Path of images x from the distribution `start`."""
-        prior = self.prior()
-
-        def log_joint(z):
-            return self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ()
-
-        return Path(start.log_prob, log_joint)
-
 
 class ChainStart(Chains):
     """From `arrays` and a key to the first positions, draws of the start: (B, M, D). Stochastic."""
@@ -188,7 +179,7 @@ class ChainPlace(Chains):
 
     def call(self, inputs):
         *arrays, z = inputs
-        return _fields(self.path(arrays[0], self.begin(arrays)[0]).at(by_image(z)))
+        return _fields(Path(self.begin(arrays)[0].log_prob, self.log_joint(arrays[0])).at(by_image(z)))
 
 
 class ChainMove(Chains):
@@ -204,7 +195,7 @@ class ChainMove(Chains):
         if self.annealing.start == "prior":
             precision = (1 - b) / self.prior_sd**2 + b * precision
         point = Point(*(by_image(field) for field in (z, log_start, log_end, grad_start, grad_end)), ())
-        path, leapfrogs = self.path(arrays[0], start), self.annealing.leapfrogs
+        path, leapfrogs = Path(start.log_prob, self.log_joint(arrays[0])), self.annealing.leapfrogs
         point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, KeyedSeeds(key))
         return *_fields(point), ops.transpose(log_accept)
 

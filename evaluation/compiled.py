@@ -4,7 +4,7 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
+from keras import Variable, ops
 
 from runtime.threads import predictor
 
@@ -38,7 +38,7 @@ class Compiled(keras.Model):
         self.top = top_of.top if top_of else keras.tree.map_structure(self._constant, model.top_prior.distribution())
         self.built = True
         self.compile(jit_compile="auto")
-        self._predict = predictor(self)
+        self.predict_on_batch = predictor(self)  # Keras' own, but several threads may call it at once on JAX too
 
     def _constant(self, tensor):
         if not ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
@@ -47,31 +47,29 @@ class Compiled(keras.Model):
         variable.assign(tensor)
         return variable
 
-    def predict_on_batch(self, x):
-        """Keras' own, but several threads may call it at once on JAX too."""
-        return self._predict(x)
-
     def prior(self):
         """p(z), as from `LatentModel.prior`, inside `call`."""
-        return self.model.prior(
-            keras.tree.map_structure(
-                lambda value: ops.convert_to_tensor(value) if isinstance(value, keras.Variable) else value, self.top
-            )
-        )
+        top = keras.tree.map_structure(lambda v: ops.convert_to_tensor(v) if isinstance(v, Variable) else v, self.top)
+        return self.model.prior(top)
+
+    def log_joint(self, x):
+        """The function from z (n, B, D) to log p(x, z), (n, B), and (), inside `call` for images x (B, H, W, C)."""
+        prior = self.prior()
+        return lambda z: (self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ())
+
+    def drawn(self, arrays, seeds=None):
+        """The outputs for image-first arrays, as float64. With `seeds`, a SeedSequence, `call` gets its key as well."""
+        inputs = [*arrays] if seeds is None else [*arrays, key_of(seeds)]
+        outputs = self.predict_on_batch(inputs if len(inputs) > 1 else inputs[0])
+        return [np.asarray(output, "float64") for output in outputs]
 
     def on(self, arrays, rows, seeds=None):
-        """The outputs for image-first arrays of any length, as float64, in batches of `rows`; the last one is padded.
-
-        With `seeds`, a SeedSequence, `call` gets one more array, the key of the batch.
-        """
+        """As `drawn`, for arrays of any length in batches of `rows`; the last one is padded."""
         parts = []
         for start in range(0, len(arrays[0]), rows):
             part = [padded(array[start : start + rows], rows) for array in arrays]
-            if seeds is not None:
-                part.append(key_of(seeds.spawn(1)[0]))
-            outputs = self.predict_on_batch(part if len(part) > 1 else part[0])
-            length = min(rows, len(arrays[0]) - start)
-            parts.append([np.asarray(output, "float64")[:length] for output in outputs])
+            outputs = self.drawn(part, seeds and seeds.spawn(1)[0])
+            parts.append([output[: len(arrays[0]) - start] for output in outputs])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 

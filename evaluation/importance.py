@@ -1,6 +1,5 @@
 """Estimates of the marginal log-likelihood log p(x) by importance sampling, with their errors."""
 
-import functools
 import math
 import threading
 import warnings
@@ -8,14 +7,19 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import threadpoolctl
+from threadpoolctl import threadpool_limits
 
 from evaluation.compiled import NotFiniteError, evenly, padded
 from evaluation.proposals import PROPOSALS, STARTS, Calls
 from runtime.threads import number_of_threads, side_by_side
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # about packages for data frames that are not installed
+    from arviz_stats.base import array_stats
+
 CHUNK_BYTES = 64 * 2**20  # of activations in one compiled call; larger calls leave the caches and gain nothing
 XLA_GAINS = 4  # XLA is fastest with calls so many times smaller, whose loops stay in the caches
+ONE_THREAD = threadpool_limits.wrap(limits=1, user_api="blas")  # more slow a fit's small matrices down a hundredfold
 FEWEST = 200  # samples at once, in all threads, however many bytes that takes: each call has its own cost
 
 
@@ -125,16 +129,7 @@ def pareto_k(largest, count):
     if tail < 5 or values[-1] - values[-tail - 1] < 1e-9:
         return math.nan
     with np.errstate(all="ignore"):
-        return float(_arviz().psislw(-values, r_eff=len(values) / count)[1])
-
-
-@functools.cache
-def _arviz():
-    """ArviZ's statistics of arrays."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about packages for data frames that are not installed
-        from arviz_stats.base import array_stats
-    return array_stats
+        return float(array_stats.psislw(-values, r_eff=len(values) / count)[1])
 
 
 class ActiveImages(NamedTuple):
@@ -155,6 +150,7 @@ class ActiveImages(NamedTuple):
         return keras.tree.map_structure(lambda *both: np.concatenate(both), self, other)
 
 
+@ONE_THREAD
 def importance_sampling(
     model,
     images,
@@ -192,12 +188,11 @@ def importance_sampling(
             if stopped():
                 return
 
-    _arviz()  # here, as its import changes the warnings of all threads
-    with _one_thread_for_blas():
-        side_by_side(thread, parts)
+    side_by_side(thread, parts)
     return estimate
 
 
+@ONE_THREAD
 def log_weights(model, images, n, seed=0, proposal="fitted", *, starts=STARTS, max_bytes=None):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
@@ -207,15 +202,14 @@ def log_weights(model, images, n, seed=0, proposal="fitted", *, starts=STARTS, m
     calls = _calls(model, len(images), n, None, max_bytes)
     sampler = Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
     log_w = np.empty((len(images), n))
-    with _one_thread_for_blas():
-        for start in range(0, len(images), sampler.source.at_once):
-            prepared = sampler.prepared(images, range(start, min(len(images), start + sampler.source.at_once)))
-            for first in range(0, len(prepared.index), calls.rows):
-                active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
-                while count < n:
-                    parts.append(sum(sampler.terms(active, count)))
-                    count += parts[-1].shape[1]
-                log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
+    for start in range(0, len(images), sampler.source.at_once):
+        prepared = sampler.prepared(images, range(start, min(len(images), start + sampler.source.at_once)))
+        for first in range(0, len(prepared.index), calls.rows):
+            active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
+            while count < n:
+                parts.append(sum(sampler.terms(active, count)))
+                count += parts[-1].shape[1]
+            log_w[active.index] = np.concatenate(parts, axis=1)[:, :n]
     return log_w
 
 
@@ -227,11 +221,6 @@ def _calls(model, images, num_samples, target_se, max_bytes, threads=1):
     most = max(1 if max_bytes else FEWEST // threads, most)
     n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
     return Calls(num_samples, n, evenly(images, most // n), most, images)
-
-
-def _one_thread_for_blas():
-    """A context in which NumPy uses one thread: more slow the small matrices of a fit down a hundredfold."""
-    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
 class Sampler(NamedTuple):
@@ -247,18 +236,22 @@ class Sampler(NamedTuple):
     def finished(self, images, part, target_se):
         """Yields ActiveImages when they have all their samples; `part` are the indices of the images to draw for."""
         waiting = active = self.prepared(images, part[:0])
-        loaded = 0
+        loaded, rows, most = 0, self.calls.rows, self.calls.num_samples
         while loaded < len(part) or len(waiting.index) or len(active.index):
-            if not len(waiting.index) and loaded < len(part) and len(active.index) < self.calls.rows:
+            if not len(waiting.index) and loaded < len(part) and len(active.index) < rows:
                 waiting = self.prepared(images, part[loaded : loaded + self.source.at_once])
                 loaded += len(waiting.index)
-            room = self.calls.rows - len(active.index)
+            room = rows - len(active.index)
             active, waiting = active.joined(waiting.rows(slice(room))), waiting.rows(slice(room, None))
-            active = active._replace(sums=self._drawn(active))
-            sums = active.sums
-            done = sums.count >= self.calls.num_samples
+            log_px_z, log_ratio = self.terms(active, int(active.sums.count[0]))
+            counted = np.arange(log_ratio.shape[1]) < (most - active.sums.count)[:, None]
+            sums = active.sums.weighed(log_px_z + log_ratio, counted)
+            if self.source.draws_terms:
+                sums = sums.told(log_px_z, log_ratio, counted)
+            done = sums.count >= most
             if target_se is not None:
-                done |= (sums.count >= min(FEWEST, self.calls.num_samples)) & (sums.errors() <= target_se)
+                done |= (sums.count >= min(FEWEST, most)) & (sums.errors() <= target_se)
+            active = active._replace(sums=sums)
             yield active.rows(done)
             active = active.rows(~done)
 
@@ -268,7 +261,8 @@ class Sampler(NamedTuple):
         if not len(part):
             return ActiveImages(index, [], sums)
         first = int(index[0])
-        arrays, terms = self.source.prepared(images[first : first + len(part)], first, self._seeds(0, first))
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(0, first))
+        arrays, terms = self.source.prepared(images[first : first + len(part)], first, seeds)
         return ActiveImages(index, arrays, sums if terms is None else sums.told(*terms))
 
     def terms(self, active, count):
@@ -279,19 +273,10 @@ class Sampler(NamedTuple):
         """
         copies = self.calls.rows // len(active.index)
         arrays = [padded(np.repeat(array, copies, axis=0), self.calls.rows) for array in active.arrays]
-        rows, seeds = len(active.index) * copies, self._seeds(1, int(active.index[0]), count)
-        log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in self.source.drawn(arrays, seeds))
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(1, int(active.index[0]), count))
+        rows, drawn = len(active.index) * copies, self.source.drawn(arrays, seeds)
+        log_px_z, log_ratio = (part[:rows].reshape(len(active.index), -1) for part in drawn)
         bad = ~(log_px_z + log_ratio < np.inf).all(axis=1)
         if bad.any():
             raise NotFiniteError(int(active.index[bad][0]))
         return log_px_z, log_ratio
-
-    def _drawn(self, active):
-        """The Sums after one more call."""
-        log_px_z, log_ratio = self.terms(active, int(active.sums.count[0]))
-        counted = np.arange(log_ratio.shape[1]) < (self.calls.num_samples - active.sums.count)[:, None]
-        sums = active.sums.weighed(log_px_z + log_ratio, counted)
-        return sums.told(log_px_z, log_ratio, counted) if self.source.draws_terms else sums
-
-    def _seeds(self, *numbers):
-        return np.random.SeedSequence(self.seed, spawn_key=numbers)

@@ -86,8 +86,7 @@ class Joint(Compiled):
 
     def call(self, inputs):
         x, z = inputs
-        z = ops.expand_dims(z, 0)
-        return [(self.model.likelihood(z).log_prob(x) + self.prior().log_prob(z))[0]]
+        return [self.log_joint(x)(ops.expand_dims(z, 0))[0][0]]
 
 
 def responsibilities(mixture, z):

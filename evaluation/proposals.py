@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, random
 
-from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly, key_of
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly
 from evaluation.modes import ModeSearch, is_outside
 from models.gradients import value_and_gradient
 
@@ -66,10 +66,6 @@ class PosteriorProposal(Compiled):
         """
         return [x], None if self.expected is None else self.expected.on([x], self.expected_rows, seeds)
 
-    def drawn(self, arrays, seeds):
-        """`call` on these arrays, as float64."""
-        return [np.asarray(part, "float64") for part in self.predict_on_batch([*arrays, key_of(seeds)])]
-
 
 class ExpectedTerms(Compiled):
     """From images and a key to log p(x|z) and log p(z) - log q(z|x) of a model's `expected_terms`, each (B, EXPECTED).
@@ -100,6 +96,7 @@ class FittedProposal:
         self.start = InitialDraws(model)
         self.gradients = Gradients(model, self.start)
         self.draws = FittedDraws(model, calls.n, self.start)
+        self.drawn = self.draws.drawn
         self.num_samples, self.most = calls.num_samples, calls.most
         self.at_once = min(calls.images, max(calls.rows, calls.most // MOMENTS))
         self.search = ModeSearch(model, starts, calls.num_samples, seed, self.gradients) if starts else None
@@ -132,9 +129,11 @@ class FittedProposal:
         for _ in range(min(MOST_ROUNDS, 1 + self.num_samples // (GRADIENT * 2 * dim * turns))):
             if not len(moving):
                 break
-            e = directions(rng, len(moving), dim, turns)
-            round = self._round(x[moving], mean[moving], scale[moving], e, rows)
-            mean[moving], scale[moving], elbo[moving], change = round
+            bases = np.linalg.qr(rng.normal(size=(len(moving), turns, dim, dim)))[0]
+            e = np.sqrt(dim) * bases.reshape(len(moving), -1, dim)
+            e = np.concatenate([e, -e], axis=1)
+            fit = self._round(x[moving], mean[moving], scale[moving], e, rows)
+            mean[moving], scale[moving], elbo[moving], change = fit
             moving = moving[change > SETTLED]
         return Fits(mean, scale, elbo)
 
@@ -145,8 +144,8 @@ class FittedProposal:
         dim = mean.shape[1]
         z = mean[:, None] + e @ scale.swapaxes(1, 2)
         log_joint, g = self.gradients.on([x, z.astype("float32")], rows)
-        elbo = log_joint.mean(axis=1) + entropy(scale)
-        g = g @ scale
+        entropy = dim / 2 * math.log(2 * math.pi * math.e) + np.linalg.slogdet(scale)[1]
+        g, elbo = g @ scale, log_joint.mean(axis=1) + entropy
         curvature = -e.swapaxes(1, 2) @ g / e.shape[1]
         usable = np.isfinite(curvature).all(axis=(1, 2))
         symmetric = np.where(usable[:, None, None], curvature + curvature.swapaxes(1, 2), 2 * np.eye(dim)) / 2
@@ -158,10 +157,6 @@ class FittedProposal:
         values = np.minimum(values, WIDEST)  # limits the width alone: steps along high curvatures stay short
         change = 0.5 * (np.sum(1 / values + np.log(values) - 1, axis=(1, 2)) + np.sum(step**2, axis=1))
         return mean + np.einsum("bij,bj->bi", scale, step), scale @ (vectors / np.sqrt(values)), elbo, change
-
-    def drawn(self, arrays, seeds):
-        """log p(x|z) and log p(z) - log r(z) of draws from r, each (B, n). Stochastic."""
-        return [np.asarray(part, "float64") for part in self.draws.predict_on_batch([*arrays, key_of(seeds)])]
 
 
 class Fits(NamedTuple):
@@ -197,17 +192,6 @@ class Fits(NamedTuple):
         return [value.astype("float32") for value in values]
 
 
-def entropy(scale):
-    """The entropy of Gaussians in nats, D / 2 log(2 pi e) + log |scale|: (..., D, D) -> (...)."""
-    return scale.shape[-1] / 2 * math.log(2 * math.pi * math.e) + np.linalg.slogdet(scale)[1]
-
-
-def directions(rng, batch, dim, turns):
-    """Points on spheres of radius sqrt(D), in `turns` random bases of orthogonal pairs +e, -e: (B, 2 D turns, D)."""
-    e = np.sqrt(dim) * np.linalg.qr(rng.normal(size=(batch, turns, dim, dim)))[0].reshape(batch, -1, dim)
-    return np.concatenate([e, -e], axis=1)
-
-
 class InitialDraws(Compiled):
     """From images and a key to log p(x|z), log p(z) - log q(z|x), and z, of MOMENTS draws of q(z|x)."""
 
@@ -225,12 +209,7 @@ class Gradients(Compiled):
 
     def call(self, inputs):
         x, z = inputs
-        prior = self.prior()
-
-        def log_joint(z):
-            return self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ()
-
-        value, _, gradient = value_and_gradient(log_joint, by_image(z))
+        value, _, gradient = value_and_gradient(self.log_joint(x), by_image(z))
         return [by_image(value), by_image(gradient)]
 
 
