@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, key_of, padded
-from evaluation.importance import CHUNK_BYTES, Sums, unknown
+from evaluation.importance import CHUNK_BYTES, Estimate, Sums
 from evaluation.proposals import Calls, FittedMixture, FittedProposal
 from models.base import generator
 from models.mcmc import Path, Point, hamiltonian
@@ -70,7 +70,7 @@ class AnnealedSampling:
         """Chooses step sizes with which 65 % of all steps are accepted, on the first of these images (N, H, W, C)."""
         arrays = self._prepared(images[: self.rows], 0)
         for _ in range(PILOTS):
-            self._walked(arrays, self._begun(arrays), tuning=True)
+            self._walked(arrays, tuning=True)
 
     def log_px(self, images, progress=lambda done: None):
         """log p(x) = log mean exp of the log-weights of M chains: an `Estimate`. Its expectation is at most log p(x).
@@ -78,19 +78,17 @@ class AnnealedSampling:
         Images (N, H, W, C); `samples` is M. Sets `acceptance`, the rate of accepted steps. Stochastic. Raises
         NotFiniteError for a weight that is NaN.
         """
-        estimate, accepted = unknown(len(images)), []
+        parts, accepted = [], []
         for first in range(0, len(images), self.rows):
             x = images[first : first + self.rows]
             arrays = self._prepared(x, first)
-            log_w = self._walked(arrays, self._begun(arrays))[: len(x)]
+            log_w = self._walked(arrays)[: len(x)]
             NotFiniteError.check(first, log_w)
-            sums = Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool))
-            for values, those in zip(estimate, sums.estimate(), strict=True):
-                values[first : first + len(x)] = those
+            parts.append(Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool)).estimate())
             accepted.append(self.acceptance)
             progress(len(x))
         self.acceptance = float(np.mean(accepted))
-        return estimate
+        return Estimate(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def bracket(self, count):
         """Stochastic lower and upper bounds on log p(x) of `count` images drawn from the model, (N,) each.
@@ -104,9 +102,9 @@ class AnnealedSampling:
             x = np.asarray(ops.convert_to_numpy(self.model.likelihood(z).sample(1, noise))[0], "float32")
             known = np.repeat(ops.convert_to_numpy(z)[:, None], self.annealing.chains, axis=1)
             arrays = self._prepared(x, 0)
-            forth = self._walked(arrays, self._begun(arrays))
-            back = self._walked(arrays, known, backwards=True)
-            parts.append([_log_mean(forth), -_log_mean(back)])
+            walks = self._walked(arrays), self._walked(arrays, known)
+            forth, back = (np.logaddexp.reduce(log_w, axis=1) - math.log(log_w.shape[1]) for log_w in walks)
+            parts.append([forth, -back])
         return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
     def _prepared(self, x, first):
@@ -114,24 +112,21 @@ class AnnealedSampling:
         arrays = self.fits.prepared(x, first, self.seeds.spawn(1)[0])[0] if self.fits else [x]
         return [padded(array, self.rows) for array in arrays]
 
-    def _begun(self, arrays):
-        """The first positions of the chains: (B, M, D). Stochastic."""
-        return self.start.predict_on_batch([*arrays, key_of(self.seeds.spawn(1)[0])])
-
-    def _walked(self, arrays, z, tuning=False, backwards=False):
-        """Log-weights (B, M) of chains from z (B, M, D) along the betas, or backwards."""
-        betas = self.annealing.betas[:: -1 if backwards else 1]
-        steps = self.steps[:: -1 if backwards else 1]  # a view
+    def _walked(self, arrays, known=None, tuning=False):
+        """Log-weights (B, M) of chains along the betas, or backwards from `known` latents (B, M, D). Stochastic."""
+        way = 1 if known is None else -1
+        betas, steps = self.annealing.betas[::way], self.steps[::way]  # a view
+        z = self.start.predict_on_batch([*arrays, key_of(self.seeds.spawn(1)[0])]) if known is None else known
         state, accepted = self.place.predict_on_batch([*arrays, z]), []
         log_w = (betas[1] - betas[0]) * _difference(state)
         for t in range(1, len(betas) - 1):
-            settings, key = np.tile(np.float32([betas[t], steps[t - 1]]), (len(z), 1)), key_of(self.seeds.spawn(1)[0])
-            *state, log_accept = self.move.predict_on_batch([*arrays, *state, settings, key])
+            settings = np.tile(np.float32([betas[t], steps[t - 1]]), (len(z), 1))
+            *state, log_accept = self.move.predict_on_batch([*arrays, *state, settings, key_of(self.seeds.spawn(1)[0])])
             accepted.append(float(np.mean(np.exp(log_accept))))
             log_w = log_w + (betas[t + 1] - betas[t]) * _difference(state)
             if tuning:  # later temperatures begin with the size found here
                 steps[t - 1 :] *= math.exp(RATE * (accepted[-1] - TARGET))
-        if accepted and not backwards:
+        if accepted and known is None:
             self.acceptance = float(np.mean(accepted))
         return log_w
 
@@ -140,10 +135,6 @@ def _difference(state):
     """log p(x, z) - log start(z) of chains."""
     _, log_start, log_end, *_ = state
     return np.asarray(log_end, "float64") - np.asarray(log_start, "float64")
-
-
-def _log_mean(log_w):
-    return np.logaddexp.reduce(log_w, axis=1) - math.log(log_w.shape[1])
 
 
 class Chains(Compiled):
@@ -157,9 +148,9 @@ class Chains(Compiled):
         """The distribution of the start with batch (B,), p(z) if that is it, and q(z|x)."""
         x, *fits = arrays
         posterior, prior = self.model.posterior(x), self.prior()
-        starts = {"posterior": lambda: posterior, "prior": lambda: prior}
-        starts["fitted"] = lambda: FittedMixture(*fits, posterior, prior)
-        return starts[self.annealing.start](), posterior
+        if fits:
+            return FittedMixture(*fits, posterior, prior), posterior
+        return prior if self.annealing.start == "prior" else posterior, posterior
 
 
 class ChainStart(Chains):

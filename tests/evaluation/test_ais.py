@@ -72,7 +72,7 @@ def test_the_bracket_holds_the_truth_and_closes():
     for steps in (2, 60):
         made, drawn = sampling(model, 4, steps, 3), []
         walked = made._walked
-        made._walked = lambda a, z, drawn=drawn, walked=walked, **how: drawn.append(a[0]) or walked(a, z, **how)
+        made._walked = lambda a, *z, drawn=drawn, walked=walked: drawn.append(a[0]) or walked(a, *z)
         lower, upper = made.bracket(150)
         x = np.concatenate(drawn[::2])[:150].reshape(150, 6)
         weights = model.w.astype("float64")
