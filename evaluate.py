@@ -42,7 +42,7 @@ def _difference(args):
 
 
 RULES = [
-    *estimators.flag_rules(),
+    *estimators.RULES,
     rules.needs("num_generated", "features"),
     Rule("compare", lambda args: len(args.runs) < 2, "needs two runs or more"),
     Rule("compare", _difference, _difference),
@@ -57,7 +57,7 @@ def run(args):
     backend.settle(args.backend, args.device)
     backend.start(args.device)
     network = features.load(args.features) if args.features else None
-    settings = estimators.given(args)
+    settings = {name: getattr(args, name) for name in estimators.OWNERS}
     found, failed = [], False
     while args.runs:  # popped, so that one model is in memory at a time
         one = args.runs.pop(0)

@@ -132,31 +132,11 @@ def add_arguments(parser):
     helps = f"{AUTO}: the first that applies of {', '.join(PREFERRED)}; "
     helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
     parser.add_argument("--estimator", choices=(AUTO, *ESTIMATORS), default=AUTO, help=f"{helps} (default: {AUTO})")
-    for name, owners in _owners().items():
+    for name, owners in OWNERS.items():
         flag, text = next(iter(owners.values())), "; ".join(f"{owner}: {flag.help}" for owner, flag in owners.items())
         nargs, metavar = "?" if flag.const else None, flag.short.upper() or None
         options = {"type": flag.type, "choices": flag.choices, "const": flag.const, "nargs": nargs, "metavar": metavar}
         parser.add_argument(f"--{name}", help=text, **options)
-
-
-def flag_rules():
-    """The Rules on the flags of all estimators."""
-    owned = [
-        rules.needs(flag, "estimator", *[AUTO] * any(name in owners for name in PREFERRED), *owners)
-        for flag, owners in _owners().items()
-    ]
-    return owned + [rule for entry in ESTIMATORS.values() for rule in entry.rules]
-
-
-def given(args):
-    """The settings of estimators that stand on the command line: a dict of name to value."""
-    return {name: value for name in _owners() if (value := getattr(args, name)) is not None}
-
-
-def _owners():
-    """For each flag, the estimators that have it: a dict of dicts of name to Flag."""
-    flags = dict.fromkeys(flag for entry in ESTIMATORS.values() for flag in entry.flags)
-    return {one: {name: entry.flags[one] for name, entry in ESTIMATORS.items() if one in entry.flags} for one in flags}
 
 
 def finite_or_none(value):
@@ -333,10 +313,8 @@ def _notes_on_annealing(metrics):
 
 OF_START = "start the chains at a density fitted to several modes of each p(z|x), at q(z|x), or at p(z), which needs "
 OF_START += "many more temperatures (default: as for --proposal)"
-OF_BRACKET = (
-    "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores of "
-)
-OF_BRACKET += f"other estimators can be off (without B: {SIMULATED})"
+OF_BRACKET = "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores "
+OF_BRACKET += f"of other estimators can be off (without B: {SIMULATED})"
 ANNEALING_FLAGS = {
     "num_samples": Flag("chains per image (default: 16)", "S", whole(2), 16),
     "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", "T", whole(1), 100),
@@ -354,3 +332,12 @@ ANNEALING = Estimator(
     notes=_notes_on_annealing,
 )
 ESTIMATORS = {"is": IMPORTANCE_SAMPLING, "quadrature": QUADRATURE, "ais": ANNEALING}
+OWNERS = {}  # for each flag, the estimators that have it: a dict of name to Flag
+for name, entry in ESTIMATORS.items():
+    for flag, one in entry.flags.items():
+        OWNERS.setdefault(flag, {})[name] = one
+RULES = [
+    rules.needs(flag, "estimator", *[AUTO] * any(name in owners for name in PREFERRED), *owners)
+    for flag, owners in OWNERS.items()
+]
+RULES += [rule for entry in ESTIMATORS.values() for rule in entry.rules]

@@ -151,32 +151,19 @@ class ActiveImages(NamedTuple):
 
 
 @ONE_THREAD
-def importance_sampling(
-    model,
-    images,
-    num_samples,
-    seed=0,
-    progress=lambda done: None,
-    *,
-    proposal="fitted",
-    starts=STARTS,
-    target_se=None,
-    max_bytes=None,
-):
+def importance_sampling(model, images, num_samples, seed=0, progress=lambda done: None, *, target_se=None, **options):
     """log p(x) ~= logsumexp_s [log p(x|z_s) + log p(z_s) - log r(z_s)] - log S over all latents: an `Estimate`.
 
     (Burda et al. 2016, eq. 8.) The expectation of `log_px` is at most log p(x). images (N, H, W, C); S = `num_samples`
-    samples z_s per image from r(z): q(z|x) or, with `proposal` "fitted", a density fitted to p(z|x), from q(z|x) and up
-    to so many other `starts` (see proposals.py).
-    With `target_se`, each image gets as many samples as this standard error needs, at least 200 and at most
-    `num_samples`; stopping there adds a bias, of either sign, that is small against the target. Memory is bounded: all
-    threads together use some `max_bytes` of activations, by default CHUNK_BYTES each, on JAX a quarter of that.
-    `progress` gets the number of images done since its last call. Stochastic, a function of `seed`. Raises
-    NotFiniteError for a log-weight that is NaN.
+    samples z_s per image from r(z). With `target_se`, each image gets as many samples as this standard error needs, at
+    least 200 and at most `num_samples`; stopping there adds a bias, of either sign, that is small against the target.
+    `progress` gets the number of images done since its last call. Options: `proposal`, "posterior" for r(z) = q(z|x),
+    or "fitted" (default) for a density fitted to p(z|x), from q(z|x) and up to so many other `starts` (see
+    proposals.py); `max_bytes` of activations of all threads together, by default CHUNK_BYTES each, on JAX a quarter of
+    that. Stochastic, a function of `seed`. Raises NotFiniteError for a log-weight that is NaN.
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
-    calls = _calls(model, len(images), num_samples, target_se, max_bytes, len(parts))
-    sampler = Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
+    sampler = _sampler(model, len(images), num_samples, seed, target_se, len(parts), **options)
     estimate, reporting = unknown(len(images)), threading.Lock()
 
     def thread(part, stopped):
@@ -193,19 +180,18 @@ def importance_sampling(
 
 
 @ONE_THREAD
-def log_weights(model, images, n, seed=0, proposal="fitted", *, starts=STARTS, max_bytes=None):
+def log_weights(model, images, n, seed=0, **options):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
-    r is the same as in `importance_sampling` with this `proposal` and so many `starts`. Stochastic, a function
-    of `seed`. Raises NotFiniteError for a log-weight that is NaN.
+    r and the options are those of `importance_sampling`. Stochastic, a function of `seed`. Raises NotFiniteError for a
+    log-weight that is NaN.
     """
-    calls = _calls(model, len(images), n, None, max_bytes)
-    sampler = Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
-    log_w = np.empty((len(images), n))
-    for start in range(0, len(images), sampler.source.at_once):
-        prepared = sampler.prepared(images, range(start, min(len(images), start + sampler.source.at_once)))
-        for first in range(0, len(prepared.index), calls.rows):
-            active, parts, count = prepared.rows(slice(first, first + calls.rows)), [], 0
+    sampler, log_w = _sampler(model, len(images), n, seed, **options), np.empty((len(images), n))
+    rows, at_once = sampler.calls.rows, sampler.source.at_once
+    for start in range(0, len(images), at_once):
+        prepared = sampler.prepared(images, range(start, min(len(images), start + at_once)))
+        for first in range(0, len(prepared.index), rows):
+            active, parts, count = prepared.rows(slice(first, first + rows)), [], 0
             while count < n:
                 parts.append(sum(sampler.terms(active, count)))
                 count += parts[-1].shape[1]
@@ -213,14 +199,17 @@ def log_weights(model, images, n, seed=0, proposal="fitted", *, starts=STARTS, m
     return log_w
 
 
-def _calls(model, images, num_samples, target_se, max_bytes, threads=1):
-    """The Calls of one of so many threads, which share the images, `max_bytes` and FEWEST."""
+def _sampler(
+    model, images, num_samples, seed, target_se=None, threads=1, *, proposal="fitted", starts=STARTS, max_bytes=None
+):
+    """The Sampler of so many threads, which share `images`, their number, `max_bytes` and FEWEST."""
     images = math.ceil(images / threads)
     usual = CHUNK_BYTES // XLA_GAINS if keras.backend.backend() == "jax" else CHUNK_BYTES
     most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # of all images in a call
     most = max(1 if max_bytes else FEWEST // threads, most)
     n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
-    return Calls(num_samples, n, evenly(images, most // n), most, images)
+    calls = Calls(num_samples, n, evenly(images, most // n), most, images)
+    return Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
 
 
 class Sampler(NamedTuple):
