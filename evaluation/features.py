@@ -73,9 +73,6 @@ def keras_file(path):
     return path
 
 
-# ---------------------------------------------------------------------------------------------- a classifier
-
-
 def classifier(image_shape, num_classes):
     """Two convolutions and a layer of features (B, 64), then logits: a Keras model of grey images (B, H, W, C)."""
     import keras
@@ -97,7 +94,8 @@ def train(dataset, epochs=5, seed=0):
     import keras
 
     backend.seed(seed)
-    training, validation = (_labelled(dataset, split) for split in ("train", "val"))
+    parts = (dataset.split(name) for name in ("train", "val", "test"))
+    training, validation, test = ((part.grey(), part.labels) for part in parts)
     model = classifier(dataset.image_shape, len(dataset.class_names))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
@@ -106,17 +104,12 @@ def train(dataset, epochs=5, seed=0):
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update(TRAINING_BATCH))
         options = {"batch_size": TRAINING_BATCH, "epochs": epochs, "callbacks": [best, step], "verbose": 0}
         model.fit(*training, validation_data=validation, **options)
-    _, test_accuracy = model.evaluate(*_labelled(dataset, "test"), batch_size=BATCH, verbose=0)
+    _, test_accuracy = model.evaluate(*test, batch_size=BATCH, verbose=0)
     record = {"data_set": dataset.name, "layer": LAYER, "val_accuracy": float(best.best)}
     record |= {"test_accuracy": float(test_accuracy), "best_epoch": best.best_epoch + 1, "epochs": epochs, "seed": seed}
     record |= {"num_train_images": len(training[0]), "image_shape": list(dataset.image_shape), "note": dataset.note}
     record |= {"data_sha256": dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
     return model, record | {"versions": versions()}
-
-
-def _labelled(dataset, name):
-    split = dataset.split(name)
-    return split.grey(), split.labels
 
 
 def save(path, model, record):
@@ -139,9 +132,6 @@ def _blamed_on(path):
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
-
-
-# ---------------------------------------------------------------------------------------------- a network of features
 
 
 class Network:
@@ -176,8 +166,7 @@ class Network:
     def check(self, image_shape):
         """Raises UserError unless the network takes images (H, W, C)."""
         wanted = tuple(self.model.inputs[0].shape)[1:]
-        fits = len(wanted) == len(image_shape) and all(a in (None, b) for a, b in zip(wanted, image_shape, strict=True))
-        if not fits:
+        if len(wanted) != len(image_shape) or any(a not in (None, b) for a, b in zip(wanted, image_shape, strict=True)):
             raise UserError(f"--features {self.path} takes images {wanted}, but these are {image_shape}")
 
     def of(self, images):
@@ -200,8 +189,7 @@ def load(path):
         with atomic.opened(path) as file:
             content = file.read(MOST + 1)
     except OSError as error:
-        hint = "python vampvae.py features trains a network"
-        raise UserError(f"cannot read {path}: {error.strerror}; {hint}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; python vampvae.py features trains a network") from error
     sha256 = hashlib.sha256(content).hexdigest()
     record = _record(path, sha256)
     try:
