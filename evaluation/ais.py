@@ -1,5 +1,6 @@
 """log p(x) by annealed importance sampling with Hamiltonian steps, and bounds from both sides on simulated images."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -60,9 +61,9 @@ class AnnealedSampling:
         most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample
         calls = Calls(FIT_SAMPLES, 1, self.rows, most, self.rows)
         self.fits = FittedProposal(model, calls, seed=self.seed) if annealing.start == "fitted" else None
-        self.start = ChainStart(model, annealing)
-        self.place = ChainPlace(model, annealing)
-        self.move = ChainMove(model, annealing, prior_sd)
+        self.start = Compiled(model, functools.partial(chain_start, annealing=annealing))
+        self.place = Compiled(model, functools.partial(chain_place, annealing=annealing), self.start)
+        self.move = Compiled(model, functools.partial(chain_move, annealing=annealing, prior_sd=prior_sd), self.start)
         self.steps = np.full(annealing.temperatures - 1, STEP)  # for b_1, ..., b_{T-1}
         self.acceptance = math.nan
 
@@ -137,58 +138,49 @@ def _difference(state):
     return np.asarray(log_end, "float64") - np.asarray(log_start, "float64")
 
 
-class Chains(Compiled):
-    """Compiled parts of the chains of images. `arrays` are the images and, for the start "fitted", their fits."""
+def chain_ends(compiled, arrays, annealing):
+    """The distribution of the start with batch (B,), or p(z) if that is it, and q(z|x).
 
-    def __init__(self, model, annealing, prior_sd=None):
-        super().__init__(model)
-        self.annealing, self.prior_sd = annealing, prior_sd
-
-    def begin(self, arrays):
-        """The distribution of the start with batch (B,), p(z) if that is it, and q(z|x)."""
-        x, *fits = arrays
-        posterior, prior = self.model.posterior(x), self.prior()
-        if fits:
-            return FittedMixture(*fits, posterior, prior), posterior
-        return prior if self.annealing.start == "prior" else posterior, posterior
+    `arrays` are the images and, for the start "fitted", their fits.
+    """
+    x, *fits = arrays
+    posterior, prior = compiled.model.posterior(x), compiled.prior()
+    if fits:
+        return FittedMixture(*fits, posterior, prior), posterior
+    return prior if annealing.start == "prior" else posterior, posterior
 
 
-class ChainStart(Chains):
+def chain_start(compiled, *inputs, annealing):
     """From `arrays` and a key to the first positions, draws of the start: (B, M, D). Stochastic."""
-
-    def call(self, inputs):
-        *arrays, key = inputs
-        chains, batch, seed = self.annealing.chains, arrays[0].shape[0], KeyedSeeds(key)
-        start, _ = self.begin(arrays)
-        if self.annealing.start != "prior":
-            return by_image(start.sample(chains, seed))
-        return ops.reshape(start.sample(batch * chains, seed), (batch, chains, -1))
+    *arrays, key = inputs
+    chains, batch, seed = annealing.chains, arrays[0].shape[0], KeyedSeeds(key)
+    start, _ = chain_ends(compiled, arrays, annealing)
+    if annealing.start != "prior":
+        return by_image(start.sample(chains, seed))
+    return ops.reshape(start.sample(batch * chains, seed), (batch, chains, -1))
 
 
-class ChainPlace(Chains):
+def chain_place(compiled, *inputs, annealing):
     """From `arrays` and positions z (B, M, D) to z, log_start, log_end, grad_start, grad_end, all image-first."""
+    *arrays, z = inputs
+    start, _ = chain_ends(compiled, arrays, annealing)
+    return _fields(Path(start.log_prob, compiled.log_joint(arrays[0])).at(by_image(z)))
 
-    def call(self, inputs):
-        *arrays, z = inputs
-        return _fields(Path(self.begin(arrays)[0].log_prob, self.log_joint(arrays[0])).at(by_image(z)))
 
-
-class ChainMove(Chains):
+def chain_move(compiled, *inputs, annealing, prior_sd):
     """One Hamiltonian step of chains: from `arrays`, the fields of Points, b and the step size (equal in all rows), and
     a key to the fields of the new Points and log_accept. Stochastic.
     """
-
-    def call(self, inputs):
-        *arrays, z, log_start, log_end, grad_start, grad_end, settings, key = inputs
-        b, step = settings[0, 0], settings[0, 1]
-        start, posterior = self.begin(arrays)
-        precision = ops.exp(-posterior.at_mean().logvar)
-        if self.annealing.start == "prior":
-            precision = (1 - b) / self.prior_sd**2 + b * precision
-        point = Point(*(by_image(field) for field in (z, log_start, log_end, grad_start, grad_end)), ())
-        path, leapfrogs = Path(start.log_prob, self.log_joint(arrays[0])), self.annealing.leapfrogs
-        point, log_accept = hamiltonian(path, point, b, step, ops.rsqrt(precision), leapfrogs, KeyedSeeds(key))
-        return *_fields(point), ops.transpose(log_accept)
+    *arrays, z, log_start, log_end, grad_start, grad_end, settings, key = inputs
+    b, step = settings[0, 0], settings[0, 1]
+    start, posterior = chain_ends(compiled, arrays, annealing)
+    precision = ops.exp(-posterior.at_mean().logvar)
+    if annealing.start == "prior":
+        precision = (1 - b) / prior_sd**2 + b * precision
+    point = Point(*(by_image(field) for field in (z, log_start, log_end, grad_start, grad_end)), ())
+    path, scale = Path(start.log_prob, compiled.log_joint(arrays[0])), ops.rsqrt(precision)
+    point, log_accept = hamiltonian(path, point, b, step, scale, annealing.leapfrogs, KeyedSeeds(key))
+    return *_fields(point), by_image(log_accept)
 
 
 def _fields(point):

@@ -25,20 +25,23 @@ class NotFiniteError(ValueError):
 
 
 class Compiled(keras.Model):
-    """A function `call` of image-first arrays, compiled for one shape and called by `predict_on_batch`.
+    """`function(self, *arrays)` of image-first arrays, compiled for one shape and called by `predict_on_batch`.
 
     The distribution of the model's top prior is computed once, here, or taken from `top_of`: K pseudo-inputs are not
-    encoded again in each call. Nothing is kept from call to call, so several threads may call it at once; `call` draws
-    from a `KeyedSeeds` of a key that it is given.
+    encoded again in each call. Nothing is kept from call to call, so several threads may call it at once; the function
+    draws from a `KeyedSeeds` of a key that it is given.
     """
 
-    def __init__(self, model, top_of=None):
+    def __init__(self, model, function, top_of=None):
         super().__init__()
-        self.model = model
+        self.model, self.function = model, function
         self.top = top_of.top if top_of else keras.tree.map_structure(self._constant, model.top_prior.distribution())
         self.built = True
         self.compile(jit_compile="auto")
         self.predict_on_batch = predictor(self)  # Keras' own, but several threads may call it at once on JAX too
+
+    def call(self, inputs):
+        return self.function(self, *inputs)
 
     def _constant(self, tensor):
         if not ops.is_tensor(tensor) and not isinstance(tensor, np.ndarray):  # a flow's functions
@@ -48,20 +51,19 @@ class Compiled(keras.Model):
         return variable
 
     def prior(self):
-        """p(z), as from `LatentModel.prior`, inside `call`."""
+        """p(z), as from `LatentModel.prior`, inside the function."""
         top = keras.tree.map_structure(lambda v: ops.convert_to_tensor(v) if isinstance(v, Variable) else v, self.top)
         return self.model.prior(top)
 
     def log_joint(self, x):
-        """The function from z (n, B, D) to log p(x, z), (n, B), and (), inside `call` for images x (B, H, W, C)."""
+        """The function from z (n, B, D) to log p(x, z), (n, B), and (), for images x, inside the function."""
         prior = self.prior()
         return lambda z: (self.model.likelihood(z).log_prob(x) + prior.log_prob(z), ())
 
     def drawn(self, arrays, seeds=None):
-        """The outputs for image-first arrays, as float64. With `seeds`, a SeedSequence, `call` gets its key as well."""
-        inputs = [*arrays] if seeds is None else [*arrays, key_of(seeds)]
-        outputs = self.predict_on_batch(inputs if len(inputs) > 1 else inputs[0])
-        return [np.asarray(output, "float64") for output in outputs]
+        """The outputs for these arrays and, with `seeds`, a SeedSequence, its key, as float64."""
+        keys = [] if seeds is None else [key_of(seeds)]
+        return [np.asarray(output, "float64") for output in self.predict_on_batch([*arrays, *keys])]
 
     def on(self, arrays, rows, seeds=None):
         """As `drawn`, for arrays of any length in batches of `rows`; the last one is padded."""
@@ -79,13 +81,16 @@ class Points(Compiled):
     log p(z) is left to the caller, as XLA loses another digit of a mixture's density, in which squares cancel.
     """
 
-    def call(self, z):
+    def __init__(self, model, top_of=None):
+        super().__init__(model, Points._parts, top_of)
+
+    def _parts(self, z):
         self.traced = self.model.likelihood(z)
         return [part for part in keras.tree.flatten(self.traced) if ops.is_tensor(part)]
 
     def likelihood(self, z):
         """p(x|z) of latents (B, D), a distribution with batch (B,); B is the same in each call."""
-        left = iter(self.predict_on_batch(z))
+        left = iter(self.predict_on_batch([z]))
         return keras.tree.map_structure(lambda part: next(left) if ops.is_tensor(part) else part, self.traced)
 
 

@@ -180,13 +180,14 @@ def importance_sampling(model, images, num_samples, seed=0, progress=lambda done
 
 
 @ONE_THREAD
-def log_weights(model, images, n, seed=0, **options):
+def log_weights(model, images, n, seed=0, proposal="fitted", **options):
     """log p(x|z) + log p(z) - log r(z) of n draws from r for each image (N, H, W, C), in nats: float64 (N, n).
 
     r and the options are those of `importance_sampling`. Stochastic, a function of `seed`. Raises NotFiniteError for a
     log-weight that is NaN.
     """
-    sampler, log_w = _sampler(model, len(images), n, seed, **options), np.empty((len(images), n))
+    sampler = _sampler(model, len(images), n, seed, proposal=proposal, **options)
+    log_w = np.empty((len(images), n))
     rows, at_once = sampler.calls.rows, sampler.source.at_once
     for start in range(0, len(images), at_once):
         prepared = sampler.prepared(images, range(start, min(len(images), start + at_once)))

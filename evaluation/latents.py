@@ -84,9 +84,8 @@ class Joint(Compiled):
     Compiled with log p(z), which XLA rounds more than `quadrature` tolerates, but less than a figure shows.
     """
 
-    def call(self, inputs):
-        x, z = inputs
-        return [self.log_joint(x)(ops.expand_dims(z, 0))[0][0]]
+    def __init__(self, model):
+        super().__init__(model, lambda self, x, z: [self.log_joint(x)(ops.expand_dims(z, 0))[0][0]])
 
 
 def responsibilities(mixture, z):

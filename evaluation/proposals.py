@@ -1,5 +1,6 @@
 """The densities from which importance sampling draws latents: q(z|x), or a t-density fitted to p(z|x) per image."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -40,25 +41,21 @@ class Calls(NamedTuple):
     images: int
 
 
-class PosteriorProposal(Compiled):
-    """Draws of q(z|x): one compiled call from images (B, H, W, C) to the log-weights of n samples each.
+class PosteriorProposal:
+    """Draws of q(z|x).
 
     Like every proposal, it is made for `calls`, takes `at_once` images at a time, and may be used by several threads:
-    what it draws is a function of the SeedSequence that it gets.
+    what it draws is a function of the SeedSequence that it gets. `drawn` gives log p(x|z) and log p(z) - log r(z) of n
+    draws from the proposal r for each image, (B, n), from the arrays that `prepared` returns.
     """
 
     def __init__(self, model, calls, starts=0, seed=0):  # the last two are those of fits
-        super().__init__(model)
-        self.n, self.at_once = calls.n, calls.rows
-        self.expected = ExpectedTerms(model, self) if model.layer_rates else None
+        self.at_once = calls.rows
+        self.draws = Compiled(model, functools.partial(posterior_draws, n=calls.n))
+        self.drawn = self.draws.drawn
+        self.expected = Compiled(model, expected_terms, self.draws) if model.layer_rates else None
         self.draws_terms = self.expected is None  # its draws estimate the ELBO too
         self.expected_rows = max(1, min(calls.most // EXPECTED, self.at_once))
-
-    def call(self, inputs):
-        """log p(x|z) and log p(z) - log q(z|x), each (B, n), of images (B, H, W, C) and a key. Stochastic."""
-        x, key = inputs
-        terms = self.model.terms(x, self.n, KeyedSeeds(key), self.prior())
-        return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
 
     def prepared(self, x, first, seeds):
         """The arrays of B rows that `drawn` takes for images (B, H, W, C), and the expectations of log p(x|z) and
@@ -67,15 +64,16 @@ class PosteriorProposal(Compiled):
         return [x], None if self.expected is None else self.expected.on([x], self.expected_rows, seeds)
 
 
-class ExpectedTerms(Compiled):
-    """From images and a key to log p(x|z) and log p(z) - log q(z|x) of a model's `expected_terms`, each (B, EXPECTED).
-    Stochastic.
-    """
+def posterior_draws(compiled, x, key, n):
+    """log p(x|z) and log p(z) - log q(z|x), each (B, n), of images (B, H, W, C) and a key. Stochastic."""
+    terms = compiled.model.terms(x, n, KeyedSeeds(key), compiled.prior())
+    return by_image(terms.log_px_z), by_image(terms.log_pz - terms.log_qz_x)
 
-    def call(self, inputs):
-        x, key = inputs
-        terms = self.model.expected_terms(x, EXPECTED, KeyedSeeds(key))
-        return ops.transpose(terms.log_px_z), ops.transpose(terms.log_pz - terms.log_qz_x)
+
+def expected_terms(compiled, x, key):
+    """The same of a model's `expected_terms`, each (B, EXPECTED). Stochastic."""
+    terms = compiled.model.expected_terms(x, EXPECTED, KeyedSeeds(key))
+    return by_image(terms.log_px_z), by_image(terms.log_pz - terms.log_qz_x)
 
 
 class FittedProposal:
@@ -93,9 +91,9 @@ class FittedProposal:
     draws_terms = False
 
     def __init__(self, model, calls, starts=STARTS, seed=0):
-        self.start = InitialDraws(model)
-        self.gradients = Gradients(model, self.start)
-        self.draws = FittedDraws(model, calls.n, self.start)
+        self.start = Compiled(model, initial_draws)
+        self.gradients = Compiled(model, gradients, self.start)
+        self.draws = Compiled(model, functools.partial(fitted_draws, n=calls.n), self.start)
         self.drawn = self.draws.drawn
         self.num_samples, self.most = calls.num_samples, calls.most
         self.at_once = min(calls.images, max(calls.rows, calls.most // MOMENTS))
@@ -115,7 +113,8 @@ class FittedProposal:
         if self.search:
             images, starts = self.search.found(x, fits, self.most, rng)
             more = self._fitted(x[images], starts, fits.scale[images], rng)
-            kept = is_outside(fits.whitened(images, more.mean)) & (more.elbo > fits.elbo[images] - NEGLIGIBLE)
+            e = np.linalg.solve(fits.scale[images], (more.mean - fits.mean[images])[..., None])[..., 0]
+            kept = is_outside(e) & (more.elbo > fits.elbo[images] - NEGLIGIBLE)
             owners = np.concatenate([owners, images[kept]])
             fits = Fits(*(np.concatenate([one, other[kept]]) for one, other in zip(fits, more, strict=True)))
         return [x, *fits.arrays(owners, 1 + (self.search.modes if self.search else 0))], (log_px_z, log_ratio)
@@ -168,10 +167,6 @@ class Fits(NamedTuple):
     scale: np.ndarray
     elbo: np.ndarray
 
-    def whitened(self, rows, z):
-        """Points z (M, D) in standard deviations of the Gaussians of these rows (M,)."""
-        return np.linalg.solve(self.scale[rows], (z - self.mean[rows])[..., None])[..., 0]
-
     def arrays(self, owners, most):
         """The float32 arrays of B images with up to J = `most` of these fits each, which belong to the image `owners`
         (M,): mean (B, J, D), scale and its inverse (B, J, D, D), log |scale| and the log of the share of draws (B, J).
@@ -192,25 +187,17 @@ class Fits(NamedTuple):
         return [value.astype("float32") for value in values]
 
 
-class InitialDraws(Compiled):
-    """From images and a key to log p(x|z), log p(z) - log q(z|x), and z, of MOMENTS draws of q(z|x)."""
-
-    def call(self, inputs):
-        x, key = inputs
-        z, log_qz_x = self.model.posterior(x).sample_and_log_prob(MOMENTS, KeyedSeeds(key))
-        log_ratio = self.prior().log_prob(z) - log_qz_x
-        return [by_image(value) for value in (self.model.likelihood(z).log_prob(x), log_ratio, z)]
+def initial_draws(compiled, x, key):
+    """From images and a key to log p(x|z), log p(z) - log q(z|x), and z, of MOMENTS draws of q(z|x). Stochastic."""
+    z, log_qz_x = compiled.model.posterior(x).sample_and_log_prob(MOMENTS, KeyedSeeds(key))
+    log_ratio = compiled.prior().log_prob(z) - log_qz_x
+    return [by_image(value) for value in (compiled.model.likelihood(z).log_prob(x), log_ratio, z)]
 
 
-class Gradients(Compiled):
-    """From images (B, H, W, C) and latents (B, n, D) to log p(x, z), (B, n), and its gradients with respect to z,
-    (B, n, D).
-    """
-
-    def call(self, inputs):
-        x, z = inputs
-        value, _, gradient = value_and_gradient(self.log_joint(x), by_image(z))
-        return [by_image(value), by_image(gradient)]
+def gradients(compiled, x, z):
+    """log p(x, z) of images (B, H, W, C) and latents (B, n, D), (B, n), and its gradients with respect to z."""
+    value, _, gradient = value_and_gradient(compiled.log_joint(x), by_image(z))
+    return by_image(value), by_image(gradient)
 
 
 class FittedMixture(NamedTuple):
@@ -265,20 +252,14 @@ class FittedMixture(NamedTuple):
         return ops.logsumexp(ops.stack(parts), axis=0)
 
 
-class FittedDraws(Compiled):
-    """From the arrays of `FittedProposal.prepared` and a key to log p(x|z) and log p(z) - log r(z), each (B, n)."""
-
-    def __init__(self, model, n, top_of):
-        super().__init__(model, top_of)
-        self.n = n
-
-    def call(self, inputs):
-        x, *fits, key = inputs
-        prior = self.prior()
-        r = FittedMixture(*fits, self.model.posterior(x), prior)
-        z = r.sample(self.n, KeyedSeeds(key))
-        log_px_z, log_pz = self.model.likelihood(z).log_prob(x), prior.log_prob(z)
-        return ops.transpose(log_px_z), ops.transpose(log_pz - r.log_prob(z, log_pz))
+def fitted_draws(compiled, x, *arrays, n):
+    """log p(x|z) and log p(z) - log r(z), each (B, n), from what `FittedProposal.prepared` returns, and a key."""
+    *fits, key = arrays
+    prior = compiled.prior()
+    r = FittedMixture(*fits, compiled.model.posterior(x), prior)
+    z = r.sample(n, KeyedSeeds(key))
+    log_px_z, log_pz = compiled.model.likelihood(z).log_prob(x), prior.log_prob(z)
+    return by_image(log_px_z), by_image(log_pz - r.log_prob(z, log_pz))
 
 
 PROPOSALS = {"posterior": PosteriorProposal, "fitted": FittedProposal}

@@ -8,7 +8,7 @@ from keras import ops
 
 from evaluation.compiled import Compiled, NotFiniteError, Points, evenly, padded
 from evaluation.importance import CHUNK_BYTES, unknown
-from evaluation.proposals import MOMENTS, InitialDraws
+from evaluation.proposals import MOMENTS, initial_draws
 from models.base import generator
 
 MOST_DIMENSIONS = 2
@@ -82,11 +82,6 @@ class Shares(NamedTuple):
     rest: np.ndarray
     counts: np.ndarray
 
-    @property
-    def spread(self):
-        """The effective number of cells, (sum p)^2 / sum p^2: (N,)."""
-        return np.exp(2 * self.total - self.squares)
-
 
 def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
     """log p(x) = log sum_g p(x|z_g) p(z_g) |cell g|, by the midpoint rule: an `Estimate`.
@@ -119,7 +114,8 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
         new = np.logaddexp(left[active], halved.total)
         change = np.abs(new - log_px[active])
         moved[active], before[active], log_px[active] = np.maximum(change, before[active] / 3), change, new
-        done = (moved[active] <= tolerance) & (halved.spread >= RESOLVED ** means.shape[1])
+        spread = np.exp(2 * halved.total - halved.squares)  # the effective number of cells, (sum p)^2 / sum p^2
+        done = (moved[active] <= tolerance) & (spread >= RESOLVED ** means.shape[1])
         done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
         progress(int(done.sum()))
         active = active[~done]
@@ -130,7 +126,7 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
 
 def elbo_terms(model, grid, images, seed):
     """`elbo`, `rate` and `distortion` of each image by draws of q(z|x): a dict of arrays (N,). Stochastic."""
-    draws = InitialDraws(model, top_of=grid.points)
+    draws = Compiled(model, initial_draws, grid.points)
     rows = evenly(len(images), grid.most // (MOMENTS * model.bytes_per_sample))
     log_px_z, log_ratio, _ = draws.on([images], rows, np.random.SeedSequence(seed))
     rate, distortion = -log_ratio.mean(axis=1), -log_px_z.mean(axis=1)
@@ -139,8 +135,7 @@ def elbo_terms(model, grid, images, seed):
 
 def _first_grid(model, grid, images, seed):
     """Means and standard deviations of q(z|x) (N, D), the first cells, and log p(x) as summed over them, (N,)."""
-    posteriors = Posteriors(model, top_of=grid.points)
-    means, sds = posteriors.on([images], min(500, len(images)))
+    means, sds = Compiled(model, posteriors, grid.points).on([images], min(500, len(images)))
     NotFiniteError.check(0, means, sds)
     drawn = np.asarray(ops.convert_to_numpy(model.prior().sample(DRAWS, generator(seed))), "float64")
     ends = np.concatenate([drawn, means - REACH * sds, means + REACH * sds])
@@ -157,12 +152,10 @@ def _first_grid(model, grid, images, seed):
     raise NotResolvedError(f"p(z|x) reaches beyond z = {low.round(1)} to {high.round(1)}")
 
 
-class Posteriors(Compiled):
+def posteriors(compiled, x):
     """From images (B, H, W, C) to means and standard deviations of q(z|x), (B, D); lower layers at the upper mean."""
-
-    def call(self, x):
-        centre = self.model.posterior(x).at_mean()
-        return centre.mean, ops.exp(0.5 * centre.logvar)
+    centre = compiled.model.posterior(x).at_mean()
+    return centre.mean, ops.exp(0.5 * centre.logvar)
 
 
 class Integrand:

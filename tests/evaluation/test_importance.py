@@ -22,7 +22,7 @@ from linear_models import (
     two_layers,
 )
 
-from evaluation import importance, proposals
+from evaluation import importance
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError
 from evaluation.importance import Sums, importance_sampling, log_weights, pareto_k
 from models.distributions import Mixture, Normal
@@ -135,20 +135,20 @@ def test_exactly_s_samples_in_bounded_chunks(samples, images, budget, fewest, mo
     monkeypatch.setattr(importance, "CHUNK_BYTES", budget)
     monkeypatch.setattr(importance, "FEWEST", fewest)
     calls, done = [], []
-    predict = proposals.PosteriorProposal.predict_on_batch
-    monkeypatch.setattr(
-        proposals.PosteriorProposal, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x[0]) * w.n))
-    )
+    monkeypatch.setattr(Compiled, "drawn", _recording(Compiled.drawn, calls))
     model = Linear(standard(), bytes_each=4000)
     estimate = from_q(model, IMAGES[:images], samples, progress=done.append)
     assert set(estimate.samples) == {samples} and sum(done) == images == len(estimate.log_px)
     assert max(calls) <= max(fewest, budget // 4000)
 
 
-def _recording(method, record):
+def _recording(drawn, calls):
+    """`Compiled.drawn` that adds to `calls` how many samples a call has."""
+
     def wrapped(self, *args):
-        record(self, *args)
-        return method(self, *args)
+        outputs = drawn(self, *args)
+        calls.append(outputs[0].size)
+        return outputs
 
     return wrapped
 
@@ -270,10 +270,7 @@ def test_a_weight_that_is_no_number_names_its_image(proposal):
 
 def test_memory_is_bounded_by_the_bytes_that_are_given(monkeypatch):
     calls = []
-    predict = proposals.PosteriorProposal.predict_on_batch
-    monkeypatch.setattr(
-        proposals.PosteriorProposal, "predict_on_batch", _recording(predict, lambda w, x: calls.append(len(x[0]) * w.n))
-    )
+    monkeypatch.setattr(Compiled, "drawn", _recording(Compiled.drawn, calls))
     for count in (1, 2):
         monkeypatch.setattr(importance, "number_of_threads", lambda count=count: count)
         from_q(Linear(standard(), bytes_each=4000), IMAGES, 60, max_bytes=24_000)
