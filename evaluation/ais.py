@@ -139,10 +139,7 @@ def _difference(state):
 
 
 def chain_ends(compiled, arrays, annealing):
-    """The distribution of the start with batch (B,), or p(z) if that is it, and q(z|x).
-
-    `arrays` are the images and, for the start "fitted", their fits.
-    """
+    """The start's distribution and q(z|x), given images and, for the start "fitted", their fits."""
     x, *fits = arrays
     posterior, prior = compiled.model.posterior(x), compiled.prior()
     if fits:
@@ -164,7 +161,8 @@ def chain_place(compiled, *inputs, annealing):
     """From `arrays` and positions z (B, M, D) to z, log_start, log_end, grad_start, grad_end, all image-first."""
     *arrays, z = inputs
     start, _ = chain_ends(compiled, arrays, annealing)
-    return _fields(Path(start.log_prob, compiled.log_joint(arrays[0])).at(by_image(z)))
+    point = Path(start.log_prob, compiled.log_joint(arrays[0])).at(by_image(z))
+    return [by_image(field) for field in point[:-1]]
 
 
 def chain_move(compiled, *inputs, annealing, prior_sd):
@@ -180,8 +178,4 @@ def chain_move(compiled, *inputs, annealing, prior_sd):
     point = Point(*(by_image(field) for field in (z, log_start, log_end, grad_start, grad_end)), ())
     path, scale = Path(start.log_prob, compiled.log_joint(arrays[0])), ops.rsqrt(precision)
     point, log_accept = hamiltonian(path, point, b, step, scale, annealing.leapfrogs, KeyedSeeds(key))
-    return *_fields(point), by_image(log_accept)
-
-
-def _fields(point):
-    return [by_image(field) for field in point[:-1]]
+    return [by_image(field) for field in (*point[:-1], log_accept)]

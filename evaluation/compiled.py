@@ -105,7 +105,6 @@ class KeyedSeeds(keras.random.SeedGenerator):
         self.used = 0
 
     def next(self, ordered=True):
-        """The next seed: (2,)."""
         self.used += 1
         return self.key + ops.cast([0, self.used], self.key.dtype)
 

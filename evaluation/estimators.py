@@ -150,10 +150,7 @@ def error_of_mean(values):
 
 
 def usual_proposal(run):
-    """The density that latents of a run are drawn from, unless --proposal or --start names another one.
-
-    With too many latent dimensions, or too vague a posterior, no density can be fitted to it.
-    """
+    """What latents are drawn from by default: "fitted", or "posterior" where a fit takes too long or does not suit."""
     return "posterior" if run.config.is_deep or run.latent_dim > MOST_FITTED else "fitted"
 
 
@@ -237,10 +234,7 @@ IMPORTANCE_SAMPLING = Estimator(
 
 
 def by_quadrature(run, images, scoring, split, bar):
-    """An Estimate, and no other metrics.
-
-    Raises NotApplicableError for too many images on disk, or an integral not resolved.
-    """
+    """An Estimate, and no other metrics. Raises NotApplicableError for too many images, or an integral not resolved."""
     from evaluation.quadrature import NotResolvedError, quadrature
 
     if isinstance(images, data.Stored):

@@ -77,23 +77,17 @@ class Sums(NamedTuple):
         peak = np.maximum(self.peak, log_w.max(axis=1))
         level = np.where(np.isfinite(peak), peak, 0)
         shrink, w = np.exp(np.minimum(self.peak - level, 0)), np.exp(log_w - level[:, None])
-        kept = self.largest.shape[1]
-        both = np.concatenate([self.largest, log_w], axis=1)
-        return self._replace(
-            count=self.count + counted.sum(axis=1),
-            peak=peak,
-            w=self.w * shrink + w.sum(axis=1),
-            w2=self.w2 * shrink**2 + np.square(w).sum(axis=1),
-            largest=np.partition(both, -kept, axis=1)[:, -kept:],
-        )
+        w, w2 = self.w * shrink + w.sum(axis=1), self.w2 * shrink**2 + np.square(w).sum(axis=1)
+        both, kept = np.concatenate([self.largest, log_w], axis=1), self.largest.shape[1]
+        largest = np.partition(both, -kept, axis=1)[:, -kept:]
+        return self._replace(count=self.count + counted.sum(axis=1), peak=peak, w=w, w2=w2, largest=largest)
 
     def told(self, log_px_z, log_ratio, counted=True):
         """These sums with log p(x|z) and log p(z) - log q(z|x) of n more draws of q(z|x), each (B, n)."""
-        return self._replace(
-            drawn=self.drawn + np.broadcast_to(counted, log_ratio.shape).sum(axis=1),
-            reconstruction=self.reconstruction + np.where(counted, log_px_z, 0).sum(axis=1),
-            ratio=self.ratio + np.where(counted, log_ratio, 0).sum(axis=1),
-        )
+        drawn = self.drawn + np.broadcast_to(counted, log_ratio.shape).sum(axis=1)
+        reconstruction = self.reconstruction + np.where(counted, log_px_z, 0).sum(axis=1)
+        ratio = self.ratio + np.where(counted, log_ratio, 0).sum(axis=1)
+        return self._replace(drawn=drawn, reconstruction=reconstruction, ratio=ratio)
 
     def errors(self):
         """The standard error of each log p(x), sd(w) / (sqrt(S) mean(w)) by the delta method: (B,).
@@ -200,16 +194,14 @@ def log_weights(model, images, n, seed=0, proposal="fitted", **options):
     return log_w
 
 
-def _sampler(
-    model, images, num_samples, seed, target_se=None, threads=1, *, proposal="fitted", starts=STARTS, max_bytes=None
-):
+def _sampler(model, images, samples, seed, target_se=None, threads=1, proposal="fitted", starts=STARTS, max_bytes=None):
     """The Sampler of so many threads, which share `images`, their number, `max_bytes` and FEWEST."""
     images = math.ceil(images / threads)
     usual = CHUNK_BYTES // XLA_GAINS if keras.backend.backend() == "jax" else CHUNK_BYTES
     most = (usual if max_bytes is None else max_bytes // threads) // model.bytes_per_sample  # of all images in a call
     most = max(1 if max_bytes else FEWEST // threads, most)
-    n = evenly(num_samples if target_se is None else min(num_samples, FEWEST), most)
-    calls = Calls(num_samples, n, evenly(images, most // n), most, images)
+    n = evenly(samples if target_se is None else min(samples, FEWEST), most)
+    calls = Calls(samples, n, evenly(images, most // n), most, images)
     return Sampler(PROPOSALS[proposal](model, calls, starts, seed), calls, seed)
 
 

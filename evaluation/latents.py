@@ -50,14 +50,9 @@ def latents(model, images, seed=0):
     information = float(np.mean(own - _log_average(top, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
     active = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
-    return Latents(
-        rates=rates,
-        active_units=[int(layer.sum()) for layer in active],
-        units=list(model.sizes),
-        mutual_information=information,
-        marginal_kl=rates[0] - information,
-        components_in_use=perplexity(responsibilities(prior, z)) if isinstance(prior.base, Mixture) else None,
-    )
+    active, units = [int(layer.sum()) for layer in active], list(model.sizes)
+    in_use = perplexity(responsibilities(prior, z)) if isinstance(prior.base, Mixture) else None
+    return Latents(rates, active, units, information, rates[0] - information, in_use)
 
 
 def _log_average(posterior, z, means, logvars):

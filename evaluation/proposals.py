@@ -53,7 +53,8 @@ class PosteriorProposal:
         self.at_once = calls.rows
         self.draws = Compiled(model, functools.partial(posterior_draws, n=calls.n))
         self.drawn = self.draws.drawn
-        self.expected = Compiled(model, expected_terms, self.draws) if model.layer_rates else None
+        expected = functools.partial(posterior_draws, n=EXPECTED, expected=True)
+        self.expected = Compiled(model, expected, self.draws) if model.layer_rates else None
         self.draws_terms = self.expected is None  # its draws estimate the ELBO too
         self.expected_rows = max(1, min(calls.most // EXPECTED, self.at_once))
 
@@ -64,15 +65,12 @@ class PosteriorProposal:
         return [x], None if self.expected is None else self.expected.on([x], self.expected_rows, seeds)
 
 
-def posterior_draws(compiled, x, key, n):
-    """log p(x|z) and log p(z) - log q(z|x), each (B, n), of images (B, H, W, C) and a key. Stochastic."""
-    terms = compiled.model.terms(x, n, KeyedSeeds(key), compiled.prior())
-    return by_image(terms.log_px_z), by_image(terms.log_pz - terms.log_qz_x)
-
-
-def expected_terms(compiled, x, key):
-    """The same of a model's `expected_terms`, each (B, EXPECTED). Stochastic."""
-    terms = compiled.model.expected_terms(x, EXPECTED, KeyedSeeds(key))
+def posterior_draws(compiled, x, key, n, expected=False):
+    """log p(x|z) and log p(z) - log q(z|x) of images (B, H, W, C) and a key, or with `expected` terms with the same
+    means, each (B, n). Stochastic.
+    """
+    model, seeds = compiled.model, KeyedSeeds(key)
+    terms = model.expected_terms(x, n, seeds) if expected else model.terms(x, n, seeds, compiled.prior())
     return by_image(terms.log_px_z), by_image(terms.log_pz - terms.log_qz_x)
 
 
@@ -177,7 +175,7 @@ class Fits(NamedTuple):
         chosen, share = np.zeros((batch, most), int), np.zeros((batch, most))
         for image in range(batch):
             rows = np.flatnonzero(owners == image)
-            weight = np.maximum(np.exp(self.elbo[rows] - self.elbo[rows].max()), LEAST_SHARE)
+            weight = np.fmax(np.exp(self.elbo[rows] - self.elbo[rows].max()), LEAST_SHARE)  # also where it is NaN
             chosen[image], chosen[image, : len(rows)] = rows[0], rows
             share[image, : len(rows)] = weight / weight.sum()
         scale = WIDER * self.scale[chosen]
@@ -216,18 +214,13 @@ class FittedMixture(NamedTuple):
     posterior: object
     prior: object
 
-    @property
-    def nu(self):
-        """The degrees of freedom."""
-        return max(HEAVIEST, self.mean.shape[-1])
-
     def sample(self, n, seed):
         """`n` draws: (n, B, D). Images share the draws of p(z). Stochastic."""
-        batch, fits, dim = self.mean.shape
-        dtype = self.mean.dtype
+        (batch, fits, dim), dtype = self.mean.shape, self.mean.dtype
+        nu = max(HEAVIEST, dim)
         noise = random.normal((n, batch, dim), dtype=dtype, seed=seed)
-        chi2 = 2 * random.gamma((n, batch, 1), self.nu / 2, dtype=dtype, seed=seed)
-        noise = noise * ops.sqrt(self.nu / chi2)
+        chi2 = 2 * random.gamma((n, batch, 1), nu / 2, dtype=dtype, seed=seed)
+        noise = noise * ops.sqrt(nu / chi2)
         log_shares = ops.broadcast_to(math.log1p(-OF_POSTERIOR - OF_PRIOR) + self.log_share, (batch, fits))
         others = ops.broadcast_to(ops.convert_to_tensor(np.log([OF_POSTERIOR, OF_PRIOR]), dtype), (batch, 2))
         kind = random.categorical(ops.concatenate([log_shares, others], axis=-1), n, seed=seed)  # (B, n)
@@ -240,7 +233,8 @@ class FittedMixture(NamedTuple):
 
     def log_prob(self, z, log_pz=None):
         """log r(z) in nats: (n, B, D) -> (n, B). `log_pz`: log p(z), if it is at hand."""
-        dim, nu = self.mean.shape[-1], self.nu
+        dim = self.mean.shape[-1]
+        nu = max(HEAVIEST, dim)
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
         parts = [math.log(OF_POSTERIOR) + self.posterior.log_prob(z)]
         parts += [math.log(OF_PRIOR) + (self.prior.log_prob(z) if log_pz is None else log_pz)]

@@ -71,16 +71,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
         estimate, latents, more = estimated(run, images, scoring, split)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
-    metrics = (
-        summary(estimate, pixels, scoring.entry.is_sampled)
-        | latents._asdict()
-        | scoring.settings
-        | more
-        | of_samples
-        | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
-        | {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
-        | circumstances(run, images, split)
-    )
+    metrics = summary(estimate, pixels, scoring.entry.is_sampled) | latents._asdict() | scoring.settings
+    metrics |= more | of_samples | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
+    metrics |= {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
+    metrics |= circumstances(run, images, split)
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
     stored = run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
     tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
@@ -109,10 +103,7 @@ def estimated(run, images, scoring, split):
 
 @contextlib.contextmanager
 def progress(run, total):
-    """A progress bar over `total` images, silent where stderr is no terminal, for a block that uses the model.
-
-    An exception that means "out of memory" becomes a UserError.
-    """
+    """A progress bar over `total` images, where stderr is a terminal. "Out of memory" in the block is a UserError."""
     try:
         with tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
             yield bar

@@ -164,8 +164,8 @@ def test_gradients_that_are_no_numbers_leave_the_fit_where_it_was(monkeypatch):
     source = FittedProposal(Linear(standard()), Calls(100, 100, 1, 100, len(IMAGES)))
     nothing = [np.full((len(IMAGES), 32), np.nan), np.full((len(IMAGES), 32, 2), np.nan)]
     monkeypatch.setattr(source.gradients, "on", lambda a, rows: [one[: len(a[0]), : a[1].shape[1]] for one in nothing])
-    (_, mean, scale, *_), log_terms = prepared(source)
+    (_, mean, scale, *_, log_share), log_terms = prepared(source)
     mean, scale = mean[:, 0], scale[:, 0]
-    assert np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
+    assert np.isfinite(log_share).all() and np.isfinite(mean).all() and np.isfinite(scale).all() and len(log_terms) == 2
     q_mean, q_logvar = (np.asarray(part) for part in Linear(standard()).posterior(IMAGES))
     assert np.all(np.abs(mean - q_mean) < 5 * np.exp(q_logvar / 2) / np.sqrt(MOMENTS))
