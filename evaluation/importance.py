@@ -42,11 +42,6 @@ class Estimate(NamedTuple):
     distortion: np.ndarray
 
 
-def unknown(n):
-    """An Estimate of n images with nan everywhere."""
-    return Estimate(*(np.full(n, np.nan) for _ in Estimate._fields))
-
-
 class Sums(NamedTuple):
     """What is kept of the samples of B images, arrays of B rows: memory grows with the root of their number.
 
@@ -158,7 +153,7 @@ def importance_sampling(model, images, num_samples, seed=0, progress=lambda done
     """
     parts = np.array_split(np.arange(len(images)), min(number_of_threads(), len(images)))
     sampler = _sampler(model, len(images), num_samples, seed, target_se, len(parts), **options)
-    estimate, reporting = unknown(len(images)), threading.Lock()
+    estimate, reporting = Estimate(*np.empty((len(Estimate._fields), len(images)))), threading.Lock()
 
     def thread(part, stopped):
         for finished in sampler.finished(images, part, target_se):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from evaluation.compiled import Compiled, NotFiniteError, Points, evenly, padded
-from evaluation.importance import CHUNK_BYTES, unknown
+from evaluation.importance import CHUNK_BYTES, Estimate
 from evaluation.proposals import MOMENTS, initial_draws
 from models.base import generator
 
@@ -100,16 +100,15 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
     n = len(images)
     active, left, points = np.arange(n), np.full(n, -np.inf), len(cells.index)
     moved, before = np.full((2, n), np.inf)
-    while True:
+    while len(active):
         shares = grid.shares(cells, active, log_px[active], means)
         left[active] = np.logaddexp(left[active], shares.rest)
         cells = cells.divided(cells.beside(shares.counts))  # midpoints miss a p(z|x) much narrower than a cell
         points += len(cells.index)
         if points > MOST_POINTS:
-            raise NotResolvedError(
-                f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
-                + (f"; it still changes by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else "")
-            )
+            text = f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
+            text += f"; it still changes by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else ""
+            raise NotResolvedError(text)
         halved = grid.shares(cells, active, log_px[active], means)
         new = np.logaddexp(left[active], halved.total)
         change = np.abs(new - log_px[active])
@@ -119,18 +118,11 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
         done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
         progress(int(done.sum()))
         active = active[~done]
-        if not len(active):
-            found = unknown(n)._replace(log_px=log_px, log_px_se=moved, samples=np.full(n, float(points)))
-            return found._replace(**elbo_terms(model, grid, images, seed))
-
-
-def elbo_terms(model, grid, images, seed):
-    """`elbo`, `rate` and `distortion` of each image by draws of q(z|x): a dict of arrays (N,). Stochastic."""
-    draws = Compiled(model, initial_draws, grid.points)
-    rows = evenly(len(images), grid.most // (MOMENTS * model.bytes_per_sample))
-    log_px_z, log_ratio, _ = draws.on([images], rows, np.random.SeedSequence(seed))
-    rate, distortion = -log_ratio.mean(axis=1), -log_px_z.mean(axis=1)
-    return {"elbo": -rate - distortion, "rate": rate, "distortion": distortion}
+    rows = evenly(n, grid.most // (MOMENTS * model.bytes_per_sample))
+    draws = Compiled(model, initial_draws, grid.points).on([images], rows, np.random.SeedSequence(seed))
+    distortion, rate = (-values.mean(axis=1) for values in draws[:2])
+    nothing, samples = np.full(n, np.nan), np.full(n, float(points))
+    return Estimate(log_px, moved, nothing, nothing, samples, -rate - distortion, rate, distortion)
 
 
 def _first_grid(model, grid, images, seed):
@@ -176,8 +168,7 @@ class Integrand:
         total, squares, rest = np.full((3, len(active)), -np.inf)
         for start in range(0, len(cells.index), self.rows):
             part = counts[start : start + self.rows]  # a view
-            z = padded(cells.centres[start : start + self.rows], self.rows)
-            z = z.astype("float32")
+            z = padded(cells.centres[start : start + self.rows], self.rows).astype("float32")
             log_pz = self.prior.log_prob(ops.convert_to_tensor(z)) + cells.log_size
             log_p = self.points.likelihood(z).log_prob_of_each(x) + log_pz  # (N, M)
             part |= ops.convert_to_numpy(ops.max(log_p - known, axis=0))[: len(part)] > NEGLIGIBLE
