@@ -16,7 +16,7 @@ from runtime.errors import UserError
 STARTS = 3  # of fits of further modes
 SAMPLES, MANY = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
 MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
-MOST_SAMPLES = 100_000  # per image, with --target_se
+MOST = 100_000  # per image, with --target_se
 SIMULATED = 64  # images, with --bracket
 CHECKED, MORE_STARTS = 10, 16  # images for which so many more modes are looked for, to see whether any was missed
 MISSED = 0.05  # nats, beside three standard errors, by which a missed mode raises log p(x)
@@ -79,7 +79,7 @@ class Scoring(NamedTuple):
 
     @classmethod
     def of(cls, run, estimator=AUTO, seed=0, max_memory=None, **given):
-        """The Scoring of a run with the `given` settings; None stands for the usual value. `max_memory` is in GiB.
+        """The Scoring of a run with the `given` settings, None for the usual value; `max_memory` is in GiB.
 
         Raises UserError where the estimator cannot score the run.
         """
@@ -186,7 +186,7 @@ def _complete_sampling(run, settings):
     if proposal == "fitted" and settings["num_starts"] is None:
         found["num_starts"] = STARTS
     if settings["target_se"]:
-        return found | {"max_samples": settings["max_samples"] or MOST_SAMPLES}
+        return found | {"max_samples": settings["max_samples"] or MOST}
     usual = MANY if proposal == "posterior" and not run.config.is_deep else SAMPLES
     return found | {"num_samples": settings["num_samples"] or usual}
 
@@ -209,13 +209,12 @@ OF_PROPOSAL = "draw latents from a density fitted to each p(z|x), or from q(z|x)
 OF_PROPOSAL += "more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)"
 OF_STARTS = f"fits to look for further modes of each p(z|x), beside the one from q(z|x) (default: {STARTS})"
 OF_TARGET = "draw as many samples as each image needs for this error, not --num_samples"
-OF_MOST = f"with --target_se: at most so many (default: {MOST_SAMPLES})"
 SAMPLING_FLAGS = {
     "num_samples": Flag(f"samples per image (default: {SAMPLES}; {MANY} from q(z|x) of vae and hvae)", "S", whole(2)),
     "proposal": Flag(OF_PROPOSAL, choices=("fitted", "posterior"), untagged="posterior"),
     "num_starts": Flag(OF_STARTS, "M", whole(0, 1000), untagged=STARTS),
     "target_se": Flag(OF_TARGET, "se", number(1e-4)),
-    "max_samples": Flag(OF_MOST, "S", whole(2), untagged=MOST_SAMPLES),
+    "max_samples": Flag(f"with --target_se: at most so many (default: {MOST})", "S", whole(2), untagged=MOST),
 }
 IMPORTANCE_SAMPLING = Estimator(
     "importance sampling",

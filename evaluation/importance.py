@@ -212,8 +212,8 @@ class Sampler(NamedTuple):
 
     def finished(self, images, part, target_se):
         """Yields ActiveImages when they have all their samples; `part` are the indices of the images to draw for."""
-        waiting = active = self.prepared(images, part[:0])
         loaded, rows, most = 0, self.calls.rows, self.calls.num_samples
+        waiting = active = ActiveImages(np.arange(0), [], Sums.none(0, most))
         while loaded < len(part) or len(waiting.index) or len(active.index):
             if not len(waiting.index) and loaded < len(part) and len(active.index) < rows:
                 waiting = self.prepared(images, part[loaded : loaded + self.source.at_once])
@@ -235,8 +235,6 @@ class Sampler(NamedTuple):
     def prepared(self, images, part):
         """Images of consecutive indices as ActiveImages for which nothing is drawn yet."""
         index, sums = np.asarray(part, int), Sums.none(len(part), self.calls.num_samples)
-        if not len(part):
-            return ActiveImages(index, [], sums)
         first = int(index[0])
         seeds = np.random.SeedSequence(self.seed, spawn_key=(0, first))
         arrays, terms = self.source.prepared(images[first : first + len(part)], first, seeds)

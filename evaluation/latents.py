@@ -49,8 +49,8 @@ def latents(model, images, seed=0):
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
     information = float(np.mean(own - _log_average(top, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
-    active = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
-    active, units = [int(layer.sum()) for layer in active], list(model.sizes)
+    layers = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
+    active, units = [int(layer.sum()) for layer in layers], list(model.sizes)
     in_use = perplexity(responsibilities(prior, z)) if isinstance(prior.base, Mixture) else None
     return Latents(rates, active, units, information, rates[0] - information, in_use)
 

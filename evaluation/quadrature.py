@@ -71,18 +71,6 @@ class Cells(NamedTuple):
         return np.isin(own, wanted)
 
 
-class Shares(NamedTuple):
-    """Logs of sums over M cells for N images, (N,), and which cells count for any image, `counts` (M,).
-
-    `total` sums all cells, `squares` their squares, and `rest` the cells that do not count.
-    """
-
-    total: np.ndarray
-    squares: np.ndarray
-    rest: np.ndarray
-    counts: np.ndarray
-
-
 def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0, max_bytes=None):
     """log p(x) = log sum_g p(x|z_g) p(z_g) |cell g|, by the midpoint rule: an `Estimate`.
 
@@ -101,19 +89,19 @@ def quadrature(model, images, tolerance=0.01, progress=lambda done: None, seed=0
     active, left, points = np.arange(n), np.full(n, -np.inf), len(cells.index)
     moved, before = np.full((2, n), np.inf)
     while len(active):
-        shares = grid.shares(cells, active, log_px[active], means)
-        left[active] = np.logaddexp(left[active], shares.rest)
-        cells = cells.divided(cells.beside(shares.counts))  # midpoints miss a p(z|x) much narrower than a cell
+        _, _, rest, counts = grid.shares(cells, active, log_px[active], means)
+        left[active] = np.logaddexp(left[active], rest)
+        cells = cells.divided(cells.beside(counts))  # midpoints miss a p(z|x) much narrower than a cell
         points += len(cells.index)
         if points > MOST_POINTS:
             text = f"log p(x) of {len(active)} of {n} images is not resolved by {MOST_POINTS:,} points"
             text += f"; it still changes by up to {moved[active].max():.2g} nats" if np.isfinite(moved).any() else ""
             raise NotResolvedError(text)
-        halved = grid.shares(cells, active, log_px[active], means)
-        new = np.logaddexp(left[active], halved.total)
+        total, squares, _, _ = grid.shares(cells, active, log_px[active], means)
+        new = np.logaddexp(left[active], total)
         change = np.abs(new - log_px[active])
         moved[active], before[active], log_px[active] = np.maximum(change, before[active] / 3), change, new
-        spread = np.exp(2 * halved.total - halved.squares)  # the effective number of cells, (sum p)^2 / sum p^2
+        spread = np.exp(2 * total - squares)  # the effective number of cells, (sum p)^2 / sum p^2
         done = (moved[active] <= tolerance) & (spread >= RESOLVED ** means.shape[1])
         done &= (cells.width <= COARSEST * sds[active]).all(axis=1)
         progress(int(done.sum()))
@@ -134,8 +122,8 @@ def _first_grid(model, grid, images, seed):
     low, high = ends.min(axis=0), ends.max(axis=0)
     for _ in range(WIDENINGS):
         cells, everyone = Cells.over(low, high), np.arange(len(images))
-        log_px = grid.shares(cells, everyone, np.zeros(len(images)), means).total
-        counts = grid.shares(cells, everyone, log_px, means).counts
+        log_px, *_ = grid.shares(cells, everyone, np.zeros(len(images)), means)
+        *_, counts = grid.shares(cells, everyone, log_px, means)
         side = cells.index.max()
         at_low, at_high = ((cells.index[counts] == end).any(axis=0) for end in (0, side))
         if not (at_low.any() or at_high.any()):
@@ -159,7 +147,8 @@ class Integrand:
         self.rows = max(1, min(self.most // model.bytes_per_sample, self.most // (12 * len(images))))
 
     def shares(self, cells, active, reference, means):
-        """The Shares of cells in p(x) of the `active` images, whose log p(x) is near `reference`.
+        """Logs of sums over cells, (N,) each: of p = p(x, z) |cell|, of p^2, and of p of the cells that do not count;
+        and which cells count, (M,). `reference` is about log p(x) of the N `active` images.
 
         A cell counts if its share for some image is not negligible, or if it contains the mean of some q(z|x).
         """
@@ -176,7 +165,7 @@ class Integrand:
             total, squares, rest = (np.logaddexp(*pair) for pair in zip((total, squares, rest), sums, strict=True))
         if not (total < np.inf).all():
             raise NotFiniteError(int(active[~(total < np.inf)][0]))
-        return Shares(total, squares, rest, counts)
+        return total, squares, rest, counts
 
 
 def _log_sums(log_p, counts):

@@ -95,8 +95,8 @@ def estimated(run, images, scoring, split):
             estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
-            text = f"{run.path}: log p(x) of {split} image {error.image} is not finite; the weights are not usable"
-            raise UserError(text) from error
+            said = f"{run.path}: log p(x) of {split} image {error.image} is not finite; the weights are not usable"
+            raise UserError(said) from error
     return estimate, carried, more
 
 
@@ -179,12 +179,11 @@ def distance(held_out, others, seed):
 
 def summary(estimate, pixels, is_sampled):
     """The means of an `Estimate` over N images, with both standard errors of log p(x); None for what is unknown."""
-    log_px, n = float(np.mean(estimate.log_px)), len(estimate.log_px)
+    log_px, n, samples = float(np.mean(estimate.log_px)), len(estimate.log_px), estimate.samples
     error = np.sqrt(np.sum(np.square(estimate.log_px_se))) / n if is_sampled else np.mean(estimate.log_px_se)
     means = {"log_px_se": error, "bits_per_dim": -log_px / (pixels * math.log(2))}
     means |= {name: np.mean(getattr(estimate, name)) for name in ("elbo", "rate", "distortion")}
-    means |= {"ess_median": np.median(estimate.ess)}
-    means |= {"samples_mean": np.mean(estimate.samples), "samples_max": np.max(estimate.samples)}
+    means |= {"ess_median": np.median(estimate.ess), "samples_mean": np.mean(samples), "samples_max": np.max(samples)}
     found = {"log_px": log_px} | {name: finite_or_none(value) for name, value in means.items()}
     names = ("log_px", "elbo", "rate", "distortion")
     found |= {f"{name}_se_images": error_of_mean(getattr(estimate, name)) for name in names}
