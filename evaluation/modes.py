@@ -21,7 +21,7 @@ HOPELESS = 12.0, 0.25  # nats, and nats per dimension, by which the share of a m
 
 
 def is_outside(e):
-    """Which points e (..., D), in a Gaussian's standard deviations, are hardly its draws: |e|^2 > D + 6 sqrt(2 D)."""
+    """Which points e (..., D), in standard deviations of a Gaussian, lie outside of it: |e|^2 > D + 6 sqrt(2 D)."""
     dim = e.shape[-1]
     return np.square(e).sum(axis=-1) > dim + 6 * math.sqrt(2 * dim)
 
@@ -67,7 +67,7 @@ class ModeSearch:
         return self.z[np.resize(_apart(e, best, CLIMBS * self.modes), CLIMBS * self.modes)]
 
     def _climbed(self, x, z, scale, rows, rng):
-        """The points (B, J, D) after their climbs, log p(x, z) + D / 2 log 2 pi - sum log(curvatures) / 2 there,
+        """The points (B, J, D) after their climbs, log p(x, z) near them + D / 2 log 2 pi - sum log(curvatures) / 2,
         (B, J), and these curvatures of -log p(x, z) along the axes of scale^-1 z, (B, J, D). Stochastic.
         """
         first = second = 0.0

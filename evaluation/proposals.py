@@ -23,7 +23,7 @@ HEAVIEST = 3  # degrees of freedom of the tails, at least: posteriors of few dim
 OF_POSTERIOR, OF_PRIOR = 0.1, 0.05  # shares of draws from q(z|x) and p(z), so that no weight exceeds p(x|z) / 0.05
 STARTS = 3  # of fits of further modes; evaluation/estimators.py has the same number, which a test compares
 NEGLIGIBLE = 12.0  # nats, by which the share of a mode in p(x) may be smaller than the largest, else it is left out
-NEVER = -1e4  # log of the share of a fit that an image has not
+NEVER = -1e4  # log of the share of a fit that an image does not have
 LEAST_SHARE = 0.05  # of the draws from fits, of each, relative to the largest share
 
 

@@ -91,13 +91,13 @@ def estimated(run, images, scoring, split):
 
     with progress(run, len(images)) as bar:
         try:
-            carried = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
+            statistics = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
             estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
             said = f"{run.path}: log p(x) of {split} image {error.image} is not finite; the weights are not usable"
             raise UserError(said) from error
-    return estimate, carried, more
+    return estimate, statistics, more
 
 
 @contextlib.contextmanager
@@ -150,8 +150,8 @@ def distances(run, network, split, count, seed):
         held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
         drawn = np.concatenate([network.of(batch) for batch in draws(run, count, seed, bar)])
     found = distance(held_out, drawn, seed) | {"real": distance(held_out, real, seed)}
-    known_of_it = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
-    return found | {"network": known_of_it | {"file": network.path.name, "sha256": network.sha256}}
+    about = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
+    return found | {"network": about | {"file": network.path.name, "sha256": network.sha256}}
 
 
 def draws(run, count, seed, bar):
