@@ -105,9 +105,9 @@ class Source:
     name: str
     title: str
     origin: str
-    image_shape: tuple[int, int, int] | None
     num_images: dict[str, int] | None
     read: Callable[["Dataset", str], tuple[np.ndarray, np.ndarray | None]]
+    image_shape: tuple[int, int, int] | None = (28, 28, 1)
     files: tuple[PublicFile, ...] = ()
     max_value: int = 255
     class_names: tuple[str, ...] = ()

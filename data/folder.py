@@ -60,7 +60,7 @@ def source(name) -> Source:
         return images, None
 
     title, binarize = f"Your own images in {path}", "dynamic"
-    return Source(label, title, str(path), None, None, read, binarize=binarize, pseudo_pixels=(0.5, 0.02))
+    return Source(label, title, str(path), None, read, None, binarize=binarize, pseudo_pixels=(0.5, 0.02))
 
 
 def _path(name):

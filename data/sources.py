@@ -13,8 +13,6 @@ from runtime.errors import DataError
 
 DIGIT_NAMES = tuple("0123456789")
 GITHUB = "https://raw.githubusercontent.com/"
-
-
 UNSIGNED_BYTE, MAX_AXES = 0x08, 4
 IDX_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
@@ -55,7 +53,6 @@ def idx_source(name, mirrors, **about):
     """The Source of a data set in four idx files, each to be found below every mirror."""
     return Source(
         name=name,
-        image_shape=(28, 28, 1),
         num_images={"train": 50_000, "val": 10_000, "test": 10_000},
         binarize="dynamic",
         read=read_idx,
@@ -114,7 +111,6 @@ STATIC_FILES = tuple(f"binarized_mnist_{part}.amat" for part in ("train", "valid
 staticmnist = Source(
     name="staticmnist",
     title="Static MNIST: MNIST, binarized once",
-    image_shape=(28, 28, 1),
     num_images={"train": 50_000, "val": 10_000, "test": 10_000},
     max_value=1,
     read=read_static,
@@ -158,7 +154,6 @@ SILHOUETTES_MIRRORS = (
 caltech101 = Source(
     name="caltech101",
     title="Caltech 101 Silhouettes: outlines of objects, split 1",
-    image_shape=(28, 28, 1),
     num_images={"train": 4_100, "val": 2_264, "test": 2_307},
     max_value=1,
     read=read_silhouettes,
@@ -183,7 +178,6 @@ def read_omniglot(dataset, split):
 omniglot = Source(
     name="omniglot",
     title="OMNIGLOT: handwritten characters of 50 alphabets, as Burda et al. prepared them",
-    image_shape=(28, 28, 1),
     num_images={"train": 23_000, "val": 1_345, "test": 8_070},
     binarize="dynamic",
     read=read_omniglot,
@@ -238,7 +232,6 @@ def read_histopathology(dataset, split):
 histopathology = Source(
     name="histopathology",
     title="Histopathology: grey patches of tissue",
-    image_shape=(28, 28, 1),
     num_images={"train": 6_800, "val": 2_000, "test": 2_000},
     read=read_histopathology,
     likelihood="logistic",

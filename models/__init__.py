@@ -103,12 +103,8 @@ OBJECTIVES = {
     "amcvae": ObjectiveEntry("objectives.MetropolisMcvae", 5, 2, WALKED, has_gradients=True, is_annealed=True),
 }
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
-LIKELIHOODS = {
-    "bernoulli": "pixels.bernoulli",
-    "logistic": "pixels.discretized_logistic",
-    "mixlogistic": "pixels.mixture_of_logistics",
-    "gaussian": "pixels.pixels",
-}
+LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",
+               "mixlogistic": "pixels.mixture_of_logistics", "gaussian": "pixels.pixels"}  # fmt: skip
 PRECISIONS = {  # Keras' names of them
     "float32": PrecisionEntry(4),
     "mixed_bfloat16": PrecisionEntry(2),

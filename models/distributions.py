@@ -16,12 +16,6 @@ MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some
 AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
 
-def _sample_and_log_prob(distribution, n, seed):
-    """`n` draws and their log-densities: (n, ..., D) and (n, ...). Stochastic."""
-    z = distribution.sample(n, seed)
-    return z, distribution.log_prob(z)
-
-
 def itself(distribution):
     """The distribution itself, which has no parts: its `top` (see `Chain`), `base` (see `Flow`) or `at_mean`."""
     return distribution
@@ -120,13 +114,8 @@ class Mixture(NamedTuple):
     log_weights: object
     mean: object
     logvar: object
-    sample_and_log_prob = _sample_and_log_prob
     log_prob_of_layers = _one_layer
-
-    @property
-    def top(self):
-        """This Mixture itself; see `Chain`."""
-        return self
+    top = base = property(itself)
 
     def sample(self, n, seed):
         """`n` draws: a component by its weight, then a point of that component: (n, D). Stochastic."""
@@ -134,10 +123,10 @@ class Mixture(NamedTuple):
         chosen = Normal(ops.take(self.mean, k, axis=0), ops.take(self.logvar, k, axis=0))
         return chosen.sample(1, seed)[0]
 
-    @property
-    def base(self):
-        """This Mixture itself; see `Flow`."""
-        return self
+    def sample_and_log_prob(self, n, seed):
+        """`n` draws and their log-densities: (n, D) and (n,). Stochastic."""
+        z = self.sample(n, seed)
+        return z, self.log_prob(z)
 
     def log_prob(self, z):
         """log-sum-exp over the K components in nats: (..., D) -> (...)."""

@@ -25,7 +25,7 @@ SOURCES = {
     for room in MAY_IMPORT
     for path in ([ROOT / f"{room}.py"] if room in SCRIPTS else (ROOT / room).rglob("*.py"))
 }
-MOST_LINES, MOST_IN_FUNCTION = 400, 40
+MOST_LINES, MOST_IN_FUNCTION, MOST_IN_ALL = 400, 40, 13_500
 
 
 def imported(source, module):
@@ -85,6 +85,12 @@ def test_packages_import_no_keras_before_it_is_needed():
             names = {alias.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import)
                      for alias in node.names}  # fmt: skip
             assert not names & {"keras", "tensorflow", "jax"}, module
+
+
+def test_the_whole_source_stays_small():
+    """Of each addition, something as long has to go."""
+    lines = {module: path.read_text().count("\n") for module, path in SOURCES.items()}
+    assert sum(count for module, count in lines.items() if not module.startswith("benchmarks")) <= MOST_IN_ALL
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("benchmarks")])
