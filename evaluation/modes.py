@@ -43,16 +43,16 @@ class ModeSearch:
         points = Points(model, top_of=gradients)
         self.likelihoods = [points.likelihood(part) for part in np.split(self.z, len(self.z) // CHUNK)]
 
-    def found(self, x, fits, most, rng):
+    def found(self, x, fits, at_once, most, rng):
         """Which images, (M,), and points z (M, D) from which fits of further modes may start. Stochastic.
 
-        For images (B, H, W, C) with a fit each, in calls of at most `most` gradients.
+        For images (B, H, W, C) with a fit each, `at_once` of them at most, in calls of at most `most` gradients.
         """
         image = ops.convert_to_tensor(x)
         parts = [ops.convert_to_numpy(likelihood.log_prob_of_each(image)) for likelihood in self.likelihoods]
         whitening, log_px_z = np.linalg.inv(fits.scale), np.concatenate(parts, axis=1)  # (B, P)
         z = np.stack([self._starts(*one) for one in zip(log_px_z, fits.mean, whitening, strict=True)])  # (B, J, D)
-        z, log_share, curvatures = self._climbed(x, z, fits.scale, evenly(len(x), most // (3 * z.shape[1])), rng)
+        z, log_share, curvatures = self._climbed(x, z, fits.scale, evenly(at_once, most // (3 * z.shape[1])), rng)
         e = (z - fits.mean[:, None]) @ whitening.swapaxes(1, 2)
         kept = is_outside(e) & (log_share > fits.elbo[:, None] - HOPELESS[0] - HOPELESS[1] * z.shape[-1])
         for image, order in enumerate(np.argsort(-np.where(kept, log_share, -np.inf), axis=1)):

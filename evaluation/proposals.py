@@ -109,7 +109,7 @@ class FittedProposal:
         fits = self._fitted(x, z.mean(axis=1), scale, rng)
         owners = np.arange(len(x))
         if self.search:
-            images, starts = self.search.found(x, fits, self.most, rng)
+            images, starts = self.search.found(x, fits, self.at_once, self.most, rng)
             more = self._fitted(x[images], starts, fits.scale[images], rng)
             e = np.linalg.solve(fits.scale[images], (more.mean - fits.mean[images])[..., None])[..., 0]
             kept = is_outside(e) & (more.elbo > fits.elbo[images] - NEGLIGIBLE)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -332,4 +333,6 @@ def test_quadrature_takes_no_more_from_disk_than_memory_should_hold(monkeypatch)
     stored = Stored(None, np.arange(9), (3, 2, 1))
     monkeypatch.setattr(estimators, "MOST_READ", 8 * 3 * 2 * 4)
     with pytest.raises(evaluate.UserError, match="quadrature keeps all images in memory; add --max_images 8"):
-        estimators.by_quadrature(None, data.Split(stored, None, 255).grey(), None, "test", None)
+        estimators.by_quadrature(
+            SimpleNamespace(path="a run"), data.Split(stored, None, 255).grey(), None, "test", None
+        )

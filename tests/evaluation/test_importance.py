@@ -321,7 +321,7 @@ def test_what_threads_draw_does_not_depend_on_which_is_first(proposal, target, m
             return drawn(self, active, count)
 
         monkeypatch.setattr(importance.Sampler, "terms", late)
-        found.append(importance_sampling(model, IMAGES, 3000, 2, done.append, proposal=proposal, target_se=target))
+        found.append(importance_sampling(model, IMAGES, 3000, 3, done.append, proposal=proposal, target_se=target))
     assert sum(done) == 3 * len(IMAGES)
     for estimate in found[1:]:
         np.testing.assert_array_equal(estimate, found[0])
