@@ -116,9 +116,8 @@ def hamiltonian(path, point, b, step, scale, leapfrogs, seed):
 class Walk(NamedTuple):
     """What chains of T steps were: `points`, T + 1 of them, and for each step, (T, n, B), what follows.
 
-    `log_accept`: the log-probability with which Metropolis accepts it, whether it is asked or not; `diverged`: 1 where
-    it diverged. `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all that was
-    decided on the way, 0 where nothing was.
+    `log_accept`: the log-probability with which Metropolis accepts it, asked or not; `diverged`: 1 where it diverged.
+    `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all decisions, 0 where there are none.
     """
 
     points: list
@@ -132,10 +131,10 @@ def langevin(path, point, betas, steps, seed):
     """Unadjusted Langevin steps from z_0 ~ exp(log_start), the k-th towards gamma_{betas[k]}: a Walk. Stochastic.
 
     W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T), all of it differentiable
-    (Thin et al. 2021, L-MCVAE). A step that diverged is left out, z and W as they were; as the step back would be left
-    out, too, W remains valid.
+    (Thin et al. 2021, L-MCVAE). W remains valid without a step that diverged, as the step back is left out, too.
     """
-    points, accepts, diverged, log_weight = [point], [], [], -point.log_start
+    none = ops.zeros_like(point.log_start)  # before the first step
+    points, accepts, diverged, log_weight = [point], [none], [none], -point.log_start
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
         is_sane = proposal.is_inside & (ops.abs(proposal.log_ratio) < DIVERGED)
@@ -145,7 +144,7 @@ def langevin(path, point, betas, steps, seed):
         accepts.append(proposal.log_accept)
         diverged.append(ops.cast(ops.logical_not(is_sane), point.z.dtype))
     log_weight = log_weight + point.log_end
-    return Walk(points, ops.stack(accepts), ops.stack(diverged), log_weight, ops.zeros_like(log_weight))
+    return Walk(points, ops.stack(accepts)[1:], ops.stack(diverged)[1:], log_weight, none)
 
 
 def metropolis(path, point, betas, steps, seed):
@@ -154,7 +153,8 @@ def metropolis(path, point, betas, steps, seed):
     W = sum_{k=0..T} (b_{k+1} - b_k) (log_end - log_start)(z_k) with b_0 = 0, b_{T+1} = 1, and `betas` between them
     (Neal 2001, eq. 3; Thin et al. 2021, A-MCVAE). Stochastic; z is differentiable, the decisions are not.
     """
-    points, accepts, diverged, log_decisions = [point], [], [], ops.zeros_like(point.log_start)
+    none = log_decisions = ops.zeros_like(point.log_start)  # before the first step
+    points, accepts, diverged = [point], [none], [none]
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
         log_accept = proposal.log_accept
@@ -169,4 +169,4 @@ def metropolis(path, point, betas, steps, seed):
         diverged.append(ops.cast(log_accept <= -DIVERGED, point.z.dtype))
     ends = itertools.pairwise([0.0, *betas, 1.0])
     parts = [(end - start) * (p.log_end - p.log_start) for (start, end), p in zip(ends, points, strict=True)]
-    return Walk(points, ops.stack(accepts), ops.stack(diverged), sum(parts), log_decisions)
+    return Walk(points, ops.stack(accepts)[1:], ops.stack(diverged)[1:], sum(parts), log_decisions)
