@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,9 +20,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a f
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence and a hint instead of a page of usage; exit code 2."""
+    """An argument parser that takes no abbreviations; its errors are one sentence with a hint, and exit code 2."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            flag, known = message.split()[2].partition("=")[0], set(re.findall(r"--\w+", self.format_help()))
+            message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(flag, known, 1))
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
