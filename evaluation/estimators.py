@@ -9,16 +9,16 @@ import numpy as np
 
 import data
 import models
+from evaluation import STARTS
 from runtime import backend, memory, rules
 from runtime.command import number, whole
 from runtime.errors import UserError
 
-STARTS = 3  # of fits of further modes
 SAMPLES, MANY = 1000, 5000  # per image; deep models take 1000 in any case, as in the paper of DVP-VAE
 MOST_FITTED = 256  # latent dimensions: a fit takes some 6 gradients for each of them, and stores a D x D matrix
 MOST = 100_000  # per image, with --target_se
 SIMULATED = 64  # images, with --bracket
-CHECKED, MORE_STARTS = 10, 16  # images for which so many more modes are looked for, to see whether any was missed
+CHECKED, MORE_STARTS, FEWEST_CHECKED = 10, 16, 100  # images for which so many more modes are looked for, of so many
 MISSED = 0.05  # nats, on top of three standard errors, by which a missed mode raises log p(x)
 MOST_READ = 2**28  # bytes of images on disk that quadrature reads into memory
 AUTO = "auto"  # the first of PREFERRED that can score a run and has the settings that were given
@@ -162,14 +162,14 @@ def _refusal_of_fits(run, flag, value):
 
 
 def by_importance_sampling(run, images, scoring, split, bar):
-    """An Estimate, and for fits what more of them find on a few of the images: `checked`, a dict, None without fits."""
+    """An Estimate, and for fits what more of them find on a few of many images: `checked`, a dict."""
     from evaluation.importance import importance_sampling
 
     settings, seed = scoring.settings, scoring.seed
     count, starts = settings["max_samples"] or settings["num_samples"], settings["num_starts"]
     options = {name: settings[name] for name in ("proposal", "target_se")} | {"max_bytes": scoring.bytes_at_once}
     estimate = importance_sampling(run.model, images, count, seed, bar.update, starts=starts, **options)
-    if settings["proposal"] != "fitted":
+    if settings["proposal"] != "fitted" or len(images) < FEWEST_CHECKED:
         return estimate, {}
     bar.set_postfix_str("looking for more modes")
     index = np.unique(np.linspace(0, len(images) - 1, CHECKED).round().astype(int))

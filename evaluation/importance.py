@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from evaluation import STARTS
 from evaluation.compiled import NotFiniteError, evenly, padded
-from evaluation.proposals import PROPOSALS, STARTS, Calls
+from evaluation.proposals import PROPOSALS, Calls
 from runtime.threads import number_of_threads, side_by_side
 
 with warnings.catch_warnings():

@@ -73,14 +73,12 @@ def _log_average(posterior, z, means, logvars):
     return np.concatenate(parts) - np.log(len(means)) - log_det
 
 
-class Joint(Compiled):
-    """From images (B, H, W, C) and latents (B, D) to log p(x, z) of each pair, in nats: one array, (B,).
+def joint_of(model):
+    """A Compiled from images (B, H, W, C) and latents (B, D) to log p(x, z) of each pair, in nats: one array, (B,).
 
     Compiled with log p(z), which XLA rounds more than `quadrature` tolerates, but less than a figure shows.
     """
-
-    def __init__(self, model):
-        super().__init__(model, lambda self, x, z: [self.log_joint(x)(ops.expand_dims(z, 0))[0][0]])
+    return Compiled(model, lambda self, x, z: [self.log_joint(x)(ops.expand_dims(z, 0))[0][0]])
 
 
 def responsibilities(mixture, z):

@@ -38,10 +38,10 @@ class ModeSearch:
     def __init__(self, model, modes, count, seed, gradients):
         self.modes, self.gradients = modes, gradients
         count = min(POOL, count, max(CHUNK, POOL_BYTES // model.bytes_per_sample))
-        z = model.prior().sample(math.ceil(count / CHUNK) * CHUNK, generator(seed))
-        self.z = ops.convert_to_numpy(z)
+        chunks = math.ceil(count / CHUNK)
+        self.z = ops.convert_to_numpy(model.prior().sample(math.ceil(count / chunks) * chunks, generator(seed)))
         points = Points(model, top_of=gradients)
-        self.likelihoods = [points.likelihood(part) for part in np.split(self.z, len(self.z) // CHUNK)]
+        self.likelihoods = [points.likelihood(part) for part in np.split(self.z, chunks)]
 
     def found(self, x, fits, at_once, most, rng):
         """Which images, (M,), and points z (M, D) from which fits of further modes may start. Stochastic.

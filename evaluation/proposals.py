@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, random
 
+from evaluation import STARTS
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly
 from evaluation.modes import ModeSearch, is_outside
 from models.gradients import value_and_gradient
@@ -21,7 +22,6 @@ NARROWEST, WIDEST = 0.25, 10.0  # limits of a curvature in one round, relative t
 WIDER = 1.05  # times the fitted scale, as a proposal should rather be too wide than too narrow
 HEAVIEST = 3  # degrees of freedom of the tails, at least: posteriors of few dimensions differ most from a Gaussian
 OF_POSTERIOR, OF_PRIOR = 0.1, 0.05  # shares of draws from q(z|x) and p(z), so that no weight exceeds p(x|z) / 0.05
-STARTS = 3  # of fits of further modes; evaluation/estimators.py has the same number, which a test compares
 NEGLIGIBLE = 12.0  # nats, by which the share of a mode in p(x) may be smaller than the largest, else it is left out
 NEVER = -1e4  # log of the share of a fit that an image does not have
 LEAST_SHARE = 0.05  # of the draws from fits, of each, relative to the largest share

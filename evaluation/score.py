@@ -193,11 +193,10 @@ def summary(estimate, pixels, is_sampled):
 def doubtful(estimate):
     """For each image of an Estimate, whether log p(x) and its error are unreliable: (N,), booleans.
 
-    They are where k-hat is above `highest_khat`, or fewer than ten samples are effective, or fewer than half of all:
-    k-hat knows no weights that were not drawn, and a few draws show no tail.
+    They are where k-hat is above `highest_khat`, or fewer than ten samples are effective: k-hat knows no weights that
+    were not drawn, and a few draws show no tail.
     """
-    few = estimate.ess < np.minimum(FEW, estimate.samples / 2)
-    return few | (estimate.khat > highest_khat(estimate.samples))
+    return (estimate.ess < FEW) | (estimate.khat > highest_khat(estimate.samples))
 
 
 def highest_khat(samples):

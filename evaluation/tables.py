@@ -43,15 +43,12 @@ def print_notes(one):
 
 
 def row(one, columns):
-    """A row of a table: the name of the run, and these of its metrics."""
-    return {"run": one.name} | {name: shown(one.metrics[name]) for name in columns}
-
-
-def shown(value):
-    """A value, or a list with a value per layer, as a cell of a table: 12.3 + 4.56."""
-    if not isinstance(value, list):
-        return value
-    return " + ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
+    """A row of a table: the name of the run, and these of its metrics; a value per layer as 12.30 + 4.56."""
+    cells = {"run": one.name} | {name: one.metrics[name] for name in columns}
+    for name, value in cells.items():
+        if isinstance(value, list):
+            cells[name] = " + ".join(f"{part:.2f}" if isinstance(part, float) else str(part) for part in value)
+    return cells
 
 
 def notes(one):

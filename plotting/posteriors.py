@@ -38,9 +38,9 @@ class ImagePosterior(NamedTuple):
 def draw_posterior(view):
     from matplotlib.lines import Line2D
 
-    from evaluation.latents import Joint
+    from evaluation.latents import joint_of
 
-    chosen, joint, labels = view.spread(POSTERIORS), Joint(view.model), view.split.labels
+    chosen, joint, labels = view.spread(POSTERIORS), joint_of(view.model), view.split.labels
     rows = [image_posterior(view, index, joint) for index in chosen]
     names = ["", "p(z|x)", "q(z|x)", *rows[0].points]
     figure = new_figure(1.75 * len(names) - 0.2, 1.75 * len(rows) + 0.6, layout="constrained")
@@ -82,7 +82,7 @@ def draw_image_posterior(panels, row):
 
 
 def image_posterior(view, index, joint):
-    """The ImagePosterior of a test image; `joint` is the evaluation.latents.Joint of the model.
+    """The ImagePosterior of a test image; `joint` is the evaluation.latents.joint_of the model.
 
     Its points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains if the objective has any.
     """

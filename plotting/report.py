@@ -87,7 +87,7 @@ def scores(run):
     about = {name: metrics[name] for name in ABOUT if metrics.get(name) is not None}
     about = [f"{name} {rounded(value) if isinstance(value, float) else value}" for name, value in about.items()]
     words = f"{', '.join(about)}; bits_per_dim in bits, the others in nats per image"
-    return [table(["", "mean", "± Monte Carlo", "± images"], rows, texts=1), f"<p>{escaped(words)}</p>"]
+    return [table(["", "mean", "± estimator", "± images"], rows, texts=1), f"<p>{escaped(words)}</p>"]
 
 
 def commands(run):

@@ -146,6 +146,7 @@ def plane(tmp_path_factory):
     return next(place.iterdir())
 
 
+@pytest.mark.slow
 def test_all_estimators_agree_on_a_trained_model_and_its_elbo_is_below(plane, capfd):
     """Two latent dimensions: the integral, both ways of importance sampling, and annealing, image by image."""
     ask = {
@@ -233,18 +234,25 @@ def test_one_temperature_and_one_simulated_image_are_stored_too(run, capfd):
     assert "accepted" not in capfd.readouterr().out
 
 
-def test_two_samples_are_doubtful(run, capfd):
+def test_fewer_than_ten_effective_samples_are_doubtful(run, capfd):
     assert called(evaluate.main, run, "--num_samples", 12, "--proposal", "posterior", "--max_images", 300) == 0
     metrics = read(run / "metrics.json")
     with np.load(run / "evaluations" / "test_is_S12_N300.npz") as file:
-        assert np.isnan(file["khat"]).all() and metrics["doubtful"] == (file["ess"] < 6).sum()
+        assert np.isnan(file["khat"]).all() and metrics["doubtful"] == (file["ess"] < 10).sum() > 0
 
 
 def test_an_estimate_is_doubtful_by_its_k_hat_or_for_too_few_samples_that_count():
     """A k-hat that is high for 64 samples is none for 5000, and three effective samples are too few whatever it is."""
     nan = math.nan
     cases = [(0.5, 30, 64, True), (0.4, 30, 64, False), (0.6, 3.4, 5000, True), (0.69, 90, 5000, False)]
-    cases += [(0.71, 90, 5000, True), (nan, 2, 16, True), (nan, 9, 16, False), (nan, 1, 1, False), (nan, nan, 9, False)]
+    cases += [
+        (0.71, 90, 5000, True),
+        (nan, 2, 16, True),
+        (nan, 9, 16, True),
+        (nan, 10, 16, False),
+        (nan, 1, 1, True),
+        (nan, nan, 9, False),
+    ]
     khat, ess, samples, expected = map(np.array, zip(*cases, strict=True))
     found = score.doubtful(SimpleNamespace(khat=khat, ess=ess, samples=samples))
     np.testing.assert_array_equal(found, expected)
@@ -314,7 +322,7 @@ def test_a_run_that_a_grid_does_not_resolve_is_scored_by_importance_sampling(pla
 
 def test_more_modes_are_looked_for_on_a_few_images(plane, capfd, monkeypatch):
     """What they find is stored and printed; a fit that lost most of p(x) is noticed."""
-    assert called(evaluate.main, plane, "--max_images", 30, "--num_samples", 500) == 0
+    assert called(evaluate.main, plane, "--max_images", 100, "--num_samples", 500) == 0
     found = read(plane / "metrics.json")["checked"]
     assert found["images"] == 10 and found["missed"] == 0 and abs(found["gain"]) < 0.3
     assert "with 16 more starts, log p(x) of 10 images rises by" in capfd.readouterr().out
@@ -324,10 +332,10 @@ def test_more_modes_are_looked_for_on_a_few_images(plane, capfd, monkeypatch):
 
     def losing(model, images, *args, **options):
         estimate = real(model, images, *args, **options)
-        return estimate._replace(log_px=estimate.log_px - (len(images) == 30))
+        return estimate._replace(log_px=estimate.log_px - (len(images) == 100))
 
     monkeypatch.setattr(importance, "importance_sampling", losing)
-    assert called(evaluate.main, plane, "--max_images", 30, "--num_samples", 500) == 0
+    assert called(evaluate.main, plane, "--max_images", 100, "--num_samples", 500) == 0
     assert "; 10 have a mode that was missed: raise --num_starts" in capfd.readouterr().out
 
 
@@ -493,7 +501,7 @@ def test_an_estimator_gets_its_bytes(run, monkeypatch):
         importance, "importance_sampling", lambda *a, **k: asked.append(k["max_bytes"]) or real(*a, **k)
     )
     assert called(evaluate.main, run, "--num_samples", 5, "--max_images", 3, "--max_memory", 0.001) == 0
-    assert asked == 2 * [int(0.001 * 2**30)]  # of all images, and of those for which more modes are looked for
+    assert asked == [int(0.001 * 2**30)]
 
 
 def test_an_evaluation_that_could_not_be_stored_does_not_begin(run, capfd, monkeypatch):
@@ -577,6 +585,7 @@ def test_scores_on_other_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     assert expected in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch):
     """From a path that is relative; the run is then found and understood from everywhere."""
     images = np.random.default_rng(0).integers(0, 256, (130, 9, 6, 3), np.uint8)
@@ -618,6 +627,7 @@ def test_own_images_that_cannot_be_trained_on_are_refused(tmp_path, capfd, monke
     refused(capfd, train.main, ["--batch_size", "4", *words, "--runs_dir", "runs"], expected, tmp_path / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED.parent / "freyfaces").is_dir(), reason="needs the Frey faces in $VAMPVAE_DATA")
 def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_path, capfd):
     words = flags(data_set="freyfaces", network="mlp", epochs=1, max_train_images=128, runs_dir=tmp_path)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import slow_on_jax
 from keras import ops, random
 from linear_models import IMAGES, NOISE, Linear, assert_lower_bound, exact, many_modes, standard, two_layers
 
@@ -36,6 +37,7 @@ def test_it_gives_the_known_log_likelihood(layers, start):
     assert np.all(np.abs(found.log_px - exact(covariance)) < 4.5 * found.log_px_se)
 
 
+@slow_on_jax
 def test_chains_that_start_at_several_modes_find_what_q_does_not_know():
     model, truth, _ = many_modes(3, 3, 8.0, 1)
     found, alone = (sampling(model, 200, 10, 3, start).log_px(IMAGES) for start in ("fitted", "posterior"))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import slow_on_jax
 from keras import random
 from linear_models import (
     IMAGES,
@@ -299,6 +300,7 @@ def test_the_seed_decides_the_samples():
     assert np.all(first != other)
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     ("proposal", "target"),
     [

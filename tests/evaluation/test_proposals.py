@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import slow_on_jax
 from linear_models import (
     IMAGES,
     Linear,
@@ -14,7 +15,6 @@ from linear_models import (
     two_layers,
 )
 
-from evaluation import estimators, proposals
 from evaluation.importance import importance_sampling
 from evaluation.proposals import HEAVIEST, MOMENTS, MOST_ROUNDS, NEVER, OF_POSTERIOR, OF_PRIOR, Calls, FittedProposal
 
@@ -104,6 +104,7 @@ def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch, sta
             assert np.mean(part / r) == pytest.approx(share, abs=5 * 0.5 / np.sqrt(4000))  # E_r[part / r] = share
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     ("d", "modes", "apart", "seed"),
     [(3, 3, 6.0, 0), (40, 4, 10.0, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in
@@ -134,10 +135,6 @@ def test_fits_of_further_modes_share_the_draws():
         assert len(set(nearest)) == len(drawn)
         missed += len({*np.flatnonzero(shares[:, row] > 0.02)} - {*nearest})
     assert missed <= 1
-
-
-def test_the_flag_has_the_usual_number_of_starts():
-    assert estimators.STARTS == proposals.STARTS
 
 
 @pytest.mark.parametrize("wider", [0.2, 6.0])

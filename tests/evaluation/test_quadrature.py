@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import ROOT, called, on_tensorflow
+from conftest import ROOT, called, on_tensorflow, slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 from linear_models import IMAGES, NOISE, WEIGHTS, Linear, exact, standard, two_layers
@@ -109,6 +109,7 @@ def test_narrow_posteriors_are_resolved():
     assert found.samples[0] < 200_000
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     ("wider", "narrower"),
     [(40.0, 20), pytest.param(1.0, 20, marks=pytest.mark.slow), pytest.param(3.0, 10, marks=pytest.mark.slow)],
@@ -189,6 +190,7 @@ def test_cells_divide_without_gaps():
     assert cells.beside(np.arange(64**2) == 700).sum() == 9
 
 
+@slow_on_jax
 @pytest.mark.parametrize("kind", ["bernoulli", "pixels", "logistic", "mixlogistic"])
 def test_every_image_is_compared_with_every_distribution(kind):
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from made import evaluation, keep, small, stub, texts
 
 import experiment
 import plot
-from evaluation.latents import Joint
+from evaluation.latents import joint_of
 from experiment.config import UserError
 from plotting import comparisons, posteriors, run_figures, scores, style
 from plotting.view import View
@@ -57,7 +57,7 @@ def test_resampled_draws_have_the_moments_of_the_exact_posterior(monkeypatch):
     monkeypatch.setattr(posteriors, "DRAWS", 5000)
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model, run.images = Beside(standard()), lambda name: IMAGES
-    row = posteriors.image_posterior(View(run, "pca"), 4, Joint(run.model))
+    row = posteriors.image_posterior(View(run, "pca"), 4, joint_of(run.model))
     mean = IMAGES[4].reshape(6) @ run.model.to_mean
     (points,) = row.points.values()
     sd = np.exp(run.model.logvar / 2) / 1.5

@@ -118,11 +118,11 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     parser = Parser()
     evaluate.add_arguments(parser)
 
-    shallow = SimpleNamespace(config=experiment.Config(), latent_dim=3)
+    shallow = SimpleNamespace(path="a run", config=experiment.Config(), latent_dim=2)
 
     def scoring(flags):
         args = parser.parse_args(["run", *flags])
-        own = {name: getattr(args, name) for name in estimators.ESTIMATORS[args.estimator].flags}
+        own = {name: getattr(args, name) for name in estimators.OWNERS}
         return estimators.Scoring.of(shallow, args.estimator, args.seed, None, **own)
 
     one = scoring(words)
