@@ -100,7 +100,11 @@ def ranking(runs, scores):
         ranks[group[0].comparable] += 1
         rank = {"rank": None if row["val_elbo"] is None else ranks[group[0].comparable]}
         rows.append(rank | row)
-        lines += [rank | run_row(run, scores.get(run.name), names) for run in group]
+        for run in group:
+            score = scores.get(run.name) or {}
+            line = {"run": run.name} | settings(run, names) | {"seed": run.config.seed} | outcome(run)
+            line |= {name: score.get(name) for name in (*SCORES, *ABOUT)}
+            lines.append(rank | line | {"note": (score or run.status).get("note", "")})
     return rows, lines
 
 
@@ -130,13 +134,6 @@ def group_row(group, scores, names):
     notes = dict.fromkeys((scores.get(run.name) or run.status).get("note") for run in group)
     row |= {"split": next(iter(scores.values()))["split"], "runs": "; ".join(run.name for run in group)}
     return row | {"note": "; ".join(filter(None, notes))}
-
-
-def run_row(run, score, names):
-    """The row of a Run. `score`: its metrics; None if it was not scored."""
-    row = {"run": run.name} | settings(run, names) | {"seed": run.config.seed} | outcome(run)
-    row |= {name: (score or {}).get(name) for name in (*SCORES, *ABOUT)}
-    return row | {"note": (score or run.status).get("note", "")}
 
 
 def settings(run, names):

@@ -14,6 +14,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psutil
+
 _mine = set()  # names of the temporary files and folders that this process is writing
 _making = threading.RLock()  # held while one is made and entered into `_mine`, so that no thread sweeps it in between
 PART = re.compile(r"\.(\d+)@([^.]+)\..*\.?part")  # a temporary name: process number and host of its writer
@@ -106,8 +108,6 @@ def _me():
 
 def _is_at_work(pid, host):
     """Whether this is another process that is still running, or may be because it is on another host."""
-    import psutil
-
     me = _me().partition("@")
     return host != me[2] or (pid != me[0] and psutil.pid_exists(int(pid)))
 
