@@ -96,6 +96,7 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch, capsys):
     flags = ["--readme", "--network_size", "0.25", "--epochs", "1", "--runs_dir", str(tiny / "runs")]
     assert readme_pictures.main([*flags, "--hardware", "a machine"]) == 0

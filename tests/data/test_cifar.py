@@ -268,7 +268,8 @@ def test_channels_come_first_in_a_batch():
 # ---------------------------------------------------------------------------------------------- end to end
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae", pytest.param("lmcvae", marks=pytest.mark.slow), "amcvae"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "lmcvae", "amcvae"])
 def test_trained_scored_and_drawn(tmp_path, monkeypatch, capfd, objective):
     published(monkeypatch)
     words = (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -250,6 +251,7 @@ def test_a_channel_sums_to_one_given_those_before_it(log_scales):
         np.testing.assert_allclose(scipy.special.logsumexp(log_p, axis=0), of_given, rtol=1e-6, atol=1e-4)
 
 
+@slow_on_jax
 def test_colours_are_drawn_from_the_mixture_of_logistics():
     """Counts of the frequent ones among some colours, which other draws choose, and of all others together."""
     law, n = mixture((B, 1, 1), 3, [-6, -5]), 40_000

@@ -194,6 +194,7 @@ def test_a_density_is_that_of_its_draws(model, x):
         assert ratio.mean() == pytest.approx(1, abs=4 * ratio.std() / np.sqrt(4000))
 
 
+@slow_on_jax
 def test_one_pass_gives_what_both_distributions_give(model, x):
     """log p(z_l | z_>l) and log q(z_l | z_>l, x) of `drawn` are those of prior() and posterior(x) at its z."""
     features = model.encoder(x)
@@ -244,6 +245,7 @@ def test_weights_have_the_mean_that_draws_of_the_prior_have(name):
     assert w.mean(axis=0).sum() == pytest.approx(1, abs=5 * np.sqrt(np.sum(errors**2)))
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_importance_sampling_of_more_samples_gives_more(model, x):
     few, many = (importance_sampling(model, x, s, proposal="posterior") for s in (2, 400))
@@ -394,6 +396,7 @@ def steps(config, count, lr=0.01, jit=False):
     return {name: np.array([float(log[name]) for log in logs]) for name in logs[0]}, still, model
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", first_on_both("dvp", "ladder"))
 def test_it_learns_with_every_weight_but_the_unused_one(name):
     history, still, model = steps(Config(model=name, **SETTINGS[name]), 60)

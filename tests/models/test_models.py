@@ -97,6 +97,7 @@ def test_each_likelihood_is_that_of_its_maps(network, likelihood):
     assert all(np.any(np.asarray(w) != b) for w, b in zip(built.trainable_variables, before, strict=True))
 
 
+@slow_on_jax
 @pytest.mark.parametrize("bound", [soft_bound, hard_clip])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_mixture_of_logistics_has_ten_for_each_pixel(channels, bound):
@@ -167,6 +168,7 @@ def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
     np.testing.assert_allclose(model.prior().log_prob(z)[:, 0], np.log(np.exp(each).mean(1)), rtol=1e-4, atol=1e-4)
 
 
+@slow_on_jax
 @pytest.mark.parametrize(("model", "prior"), ALL)
 def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior):
     """Over two latents, log p(x) by a sum over a grid is exact: posterior, prior and likelihood fit one another."""

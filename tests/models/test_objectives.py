@@ -289,7 +289,11 @@ if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of th
 
 
 @on_both_backends
-@pytest.mark.parametrize(("network", "name", "chosen"), CASES, ids=["-".join((*c[:2], *c[2].values())) for c in CASES])
+@pytest.mark.parametrize(
+    ("network", "name", "chosen"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[0] == "conv" else ()) for case in CASES],
+    ids=["-".join((*c[:2], *c[2].values())) for c in CASES],
+)
 def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}

@@ -87,6 +87,7 @@ def test_drawing_looks_at_the_rows_that_matter_only():
     np.testing.assert_allclose(near[:, -1], whole[:, -1], rtol=1e-4, atol=1e-5)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("observation", OBSERVATIONS[1:], ids=["logistic", "mixlogistic"])
 def test_grey_images_have_values_of_the_bins(observation):
     drawn = np.asarray(decoder((5, 2, 3), observation)(latents(4, 3)).sample(1, SeedGenerator(0))[0])
@@ -106,6 +107,7 @@ def test_the_model_draws_reconstructs_and_counts_passes():
     assert log_joint(model, x, latents(6, 2, 3)).shape == (6, 2)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("likelihood", first_on_both(*models.LIKELIHOODS))
 def test_every_weight_gets_a_gradient(likelihood):
     binarize = "dynamic" if likelihood == "bernoulli" else "none"
@@ -124,6 +126,7 @@ def pixel_model(**settings):
     return models.build(config, (4, 4, 1))
 
 
+@slow_on_jax
 def test_batches_are_normalised_in_training_and_traces_of_them_are_used_elsewhere():
     """JAX's trainer says nothing of training to layers inside a model, unlike TensorFlow's."""
     model, x = pixel_model(), (rng.random((8, 4, 4, 1)) > 0.5).astype("float32")

@@ -207,6 +207,7 @@ def explored(*words):
     assert plot.main([*map(str, words), "--explore"]) == 0
 
 
+@pytest.mark.slow
 def test_one_run_is_explored_in_one_file_and_several_share_another(runs, capsys):
     explored(runs[0])
     path = runs[0] / "figures" / f"{runs[0].name}_explore.html"

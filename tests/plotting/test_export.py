@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 from made import copies, numpy
 
 import experiment
@@ -21,6 +22,7 @@ def run(tmp_path_factory):
     return experiment.load(copies(tmp_path_factory)["hvae3"])
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_an_npz_has_samples_reconstructions_and_embeddings(run, capsys):
     assert plot.main([str(run.path), "--export", "npz"]) == 0

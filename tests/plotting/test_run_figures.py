@@ -121,6 +121,7 @@ def test_every_file_is_there_and_printed(plotted):
     assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
 
 
+@slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize("name", KINDS)
 def test_the_embedding_is_the_posterior(views, name):

@@ -133,6 +133,7 @@ def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
     np.testing.assert_allclose(train(tmp_path / "b").history["train_elbo"], plain["train_elbo"], rtol=1e-5)
 
 
+@slow_on_jax
 @on_both_backends
 @pytest.mark.parametrize("name", [name for name in models.OBJECTIVES if name != "elbo"])
 def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
@@ -195,6 +196,7 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, 
     assert np.isfinite(run.model.get_weights()[0]).all()
 
 
+@pytest.mark.slow
 def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path, monkeypatch):
     """The first ones overflow, which is no failure; nothing would ever be trained once the scale is next to 0."""
     settings = {"precision": "mixed_float16", "epochs": 3}

@@ -147,6 +147,7 @@ def gone_on(run):
     return numbers_of(run.path)
 
 
+@slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize(("epoch", "step"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)])
 def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole, epoch, step):
@@ -155,6 +156,7 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
     assert gone_on(run) == whole
 
 
+@slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize(
     ("epoch", "step", "signal_", "steps"),
@@ -180,6 +182,7 @@ def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, who
     assert gone_on(run) == whole
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
@@ -221,6 +224,7 @@ def test_training_longer_resumes_after_a_kill_in_its_first_epoch(tmp_path, monke
         shutil.rmtree(longer.path)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_after_a_full_disk_in_its_first_epoch(tmp_path, monkeypatch, whole):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -127,6 +127,7 @@ def test_each_step_is_there_once_after_a_kill_even_inside_a_record(on, tmp_path,
     assert numbers_of(run.path) == numbers_of(untracked)
 
 
+@pytest.mark.slow
 def test_epochs_that_were_not_told_are_told_when_training_goes_on(on, tmp_path, monkeypatch, capfd):
     run = interrupted(tmp_path, monkeypatch, 1, 1, die, track="none", epochs=2)
     assert train.main(["--resume", str(run.path), "--track", "tensorboard"]) == 0
