@@ -14,7 +14,7 @@ from linear_models import IMAGES, NOISE, WEIGHTS, Linear, exact, standard, two_l
 import experiment
 import train
 from evaluation import quadrature as module
-from evaluation.compiled import NotFiniteError
+from evaluation.compiled import Compiled, NotFiniteError
 from evaluation.quadrature import Cells, NotResolvedError, quadrature
 from models.distributions import Mixture, Normal
 from models.pixels import Bernoulli, DiscretizedLogistic, MixtureOfLogistics, Pixels
@@ -70,7 +70,8 @@ def test_scores_of_the_demo_are_those_of_a_fine_grid(tmp_path):
     run = experiment.load(next(tmp_path.iterdir()))
     images, model = run.images("test"), run.model
     x, prior = images.reshape(len(images), -1).astype("float64"), model.prior()
-    found, (means, sds) = quadrature(model, images), module.Posteriors(model).on([images], len(images))
+    found = quadrature(model, images)
+    means, sds = Compiled(model, module.posteriors).on([images], len(images))
     z = ops.convert_to_numpy(prior.sample(4000, SeedGenerator(0)))
     ends = np.concatenate([z, means - 6 * sds, means + 6 * sds])
     low, high = ends.min(axis=0) - 0.5, ends.max(axis=0) + 0.5
