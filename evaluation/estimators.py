@@ -50,8 +50,8 @@ class Estimator(NamedTuple):
     `estimate(run, images, scoring, split, bar)` returns an Estimate of the images and more metrics, a dict.
     `refusal(run, settings)` says why it cannot score a run, None if it can; `remedy(run, settings)` what to do about
     unreliable estimates; `notes(metrics)` lists sentences to print. `rules` are on the flags. `complete(run, settings)`
-    fills in values that depend on the run or on other settings. `is_sampled`: `log_px_se` is a Monte-Carlo error, not a
-    bound.
+    fills in values that depend on the run or on other settings. `is_sampled`: `log_px_se` is a Monte-Carlo error, which
+    averages out over images.
     """
 
     help: str

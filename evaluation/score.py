@@ -45,7 +45,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
 
     With a features.Network, `count` images drawn from the model are scored as well (see `distances`). `log_px` is the
     mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature the mean of the
-    images' bounds; `log_px_se_images` the standard deviation over images / sqrt(N), like the `_se_images` of `elbo`,
+    images' errors; `log_px_se_images` the standard deviation over images / sqrt(N), like the `_se_images` of `elbo`,
     `rate` and `distortion`; `doubtful` the number of images whose estimate is unreliable; `diffusion_steps` those of
     the prior in log p(x), None for a model without (the ELBO has infinitely many). Raises UserError for a run that
     cannot be scored.
