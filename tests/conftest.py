@@ -112,6 +112,13 @@ def seeded_test():
     _seed()
 
 
+@pytest.fixture(autouse=True)
+def handlers_stay():
+    """A test that left another handler behind would let the next one that stops a run end the whole process."""
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def _seed():
     import keras
 

@@ -169,8 +169,7 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
 )
 def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
     """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
-    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whatever this test's parent ignores
-    usual = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]
+    usual = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]  # whatever this test's parent ignores
     try:
         run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: ask(signal_))
     finally:
