@@ -4,10 +4,12 @@
 # make test-all      both
 # make test-cluster  grids on a Ray cluster
 # make test-browser  pages in Chromium; SCREENSHOTS=DIR keeps pictures of them
-# Each makes its environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer.
+# Each makes its environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer. A worker that dies is not
+# replaced, since pytest-xdist may then wait forever.
 
 PYTHON ?= python3
 BIN := .venv/bin
+SIDE_BY_SIDE := -n 2 --dist loadfile --max-worker-restart 0
 DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_size 64 --lr 1e-3 --network_size 1 \
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
@@ -21,12 +23,12 @@ demo: .venv/run
 	@echo "Look at the pictures in $(DEMO_RUN)/figures"
 
 test: .venv/dev
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist loadfile
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m keras
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m keras
 
 test-slow: .venv/dev
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and keras"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and keras"
 
 test-all: test test-slow
 
