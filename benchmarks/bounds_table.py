@@ -1,4 +1,4 @@
-"""Train one VAE by each bound, score all alike, measure what a step costs, and write the README's table of bounds.
+"""Train one VAE by each bound, score all alike, time a step, and write the table of bounds in docs/results.md.
 
     python benchmarks/bounds_table.py [ROW ...] [--backend jax] [--hardware "two cores of ..."]
     python benchmarks/bounds_table.py --cost [--rounds 7]
@@ -20,7 +20,7 @@ from statistics import mean, median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import paper_table, readme
+from benchmarks import paper_table, results_page
 from benchmarks.paper_table import RESULTS
 from benchmarks.train_step import in_turn
 from experiment import presets
@@ -31,13 +31,13 @@ from runtime.backend import settle, start
 ROWS = [name.removeprefix("bounds_") for name in preset_names() if name.startswith("bounds_")]
 COST = RESULTS / "bounds_cost.json"
 HEADER = (
-    *("trained by", "log p(x)", "ELBO", "active units", "s a step", "of elbo's", "memory, MiB", "training, min"),
-    *("hardware", "reference"),
+    *("trained by", "log p(x)", "ELBO", "active units", "s a step", "of elbo's", "memory, MiB", "reference"),
+    *("training, min", "hardware"),
 )
 
 
-def line(row, costs):
-    """A line of the table."""
+def cells_of(row, costs):
+    """The cells of a row."""
     preset, results = presets.preset(f"bounds_{row}"), paper_table.results_of(f"bounds_{row}")
     cells = ["not run here", *[""] * 2]
     trained = ["", ""]
@@ -48,15 +48,14 @@ def line(row, costs):
     spent = [""] * 3
     if cost := costs.get(row):
         spent = [f"{cost['seconds']:.3f}", f"{cost['seconds'] / costs['elbo']['seconds']:.1f}", f"{cost['mib']:.0f}"]
-    return f"| {' | '.join(map(str, [f'`{row}`', *cells, *spent, *trained, preset.expected]))} |"
+    return [f"`{row}`", *cells, *spent, preset.expected, *trained]
 
 
 def table():
     """The whole table, in the order of cost."""
     costs = json.loads(COST.read_text())["rows"] if COST.exists() else {}
     ordered = sorted(ROWS, key=lambda row: costs.get(row, {"seconds": 0})["seconds"])
-    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 7 + "---|---|"]
-    return "\n".join([*head, *(line(row, costs) for row in ordered), ""])
+    return results_page.table(HEADER, "lrrrrrrlrl", [cells_of(row, costs) for row in ordered])
 
 
 def work(row, backend):
@@ -112,7 +111,7 @@ def main():
     if args.cost:
         about = {"backend": args.backend or "tensorflow", "rounds": args.rounds, "hardware": args.hardware}
         atomic.write_json(COST, about | {"cores": os.cpu_count(), "rows": measured(args)})
-    readme.write("bounds_table.py", table())
+    results_page.write("bounds_table.py", table())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Train and score the small deep models, and write the README's table of them from their results.
+"""Train and score the small deep models, and write their table in docs/results.md from the results.
 
     python benchmarks/deep_table.py [ROW ...] [--features FILE.keras] [--hardware "two cores of ..."]
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import data
 import experiment
-from benchmarks import paper_table, readme
+from benchmarks import paper_table, results_page
 from benchmarks.paper_table import RESULTS, call, with_backend
 from evaluation.score import GENERATED
 from experiment.presets import preset
@@ -152,8 +152,7 @@ def table():
     lines = [cells_of(name) for name in ROWS]
     for name, (nats, bits) in json.loads(BASELINES.read_text()).items():
         lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 7])
-    head = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 6 + "---|---|---:|---|"]
-    return "\n".join([*head, *(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""])
+    return results_page.table(HEADER, "lrrrrrrllrl", lines)
 
 
 def main():
@@ -172,7 +171,7 @@ def main():
     for name in args.rows:
         produce(name, args)
     atomic.write_json(BASELINES, baselines(args.other_data == "on"))
-    readme.write("deep_table.py", table())
+    results_page.write("deep_table.py", table())
 
 
 if __name__ == "__main__":

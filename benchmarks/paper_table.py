@@ -1,4 +1,4 @@
-"""Train and score rows of the VampPrior paper's table, and write the README's table from their results.
+"""Train and score rows of the VampPrior paper's table, and write docs/results.md's and README's tables of them.
 
     python benchmarks/paper_table.py [ROW ...] [--seeds 0 1 2] [--backend jax] [--hardware "two cores of ..."]
 
@@ -17,7 +17,7 @@ from statistics import mean, stdev
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import experiment
-from benchmarks import readme
+from benchmarks import results_page
 from experiment import presets
 from experiment.presets import preset, preset_names
 from runtime import atomic, backend
@@ -31,8 +31,13 @@ SCORES = {  # what is scored, how its file is named, and the words that ask for 
     "fitted": ("isfitted_S500", ("--proposal", "fitted", "--num_samples", "500")),
 }
 HEADER = (
-    *("data", "model", "prior", "K", "log p(x) by q", "log p(x)", "doubtful", "ELBO", "active units", "ESS by q"),
-    *("seeds", "training, min", "hardware", "reference", "command"),
+    *("ROW", "K", "log p(x) by q", "log p(x)", "doubtful", "ELBO", "active units", "ESS by q", "reference"),
+    *("seeds", "backend", "training, min", "hardware"),
+)
+
+BEST = (  # the rows of the README
+    *("staticmnist_vae_standard", "staticmnist_vae_vamp", "staticmnist_hvae_standard", "staticmnist_hvae_vamp"),
+    *("caltech101_hvae_vamp", "freyfaces_hvae_vamp"),
 )
 
 
@@ -113,32 +118,25 @@ def results_of(name):
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"paper_{name}_seed*.json"))]
 
 
-def line(name):
-    """A line of the table."""
+def cells_of(name):
+    """The cells of a row."""
     preset, results = presets.preset(name), results_of(name)
     config = experiment.Config(**preset.settings)
-    what = [config.data_set, f"{config.model}, {config.network}", config.prior]
-    what.append(config.settings.get("num_pseudo_inputs", ""))
-    command = " ".join(["python benchmarks/paper_table.py", name, *backends(results)])
-    cells = numbers(results, config.observation) if results else ["not run here", *[""] * 8]
-    return f"| {' | '.join(map(str, [*what, *cells, preset.expected, f'`{command}`']))} |"
+    what = [f"`{name}`", config.settings.get("num_pseudo_inputs", "")]
+    if not results:
+        return [*what, "not run here", *[""] * 5, preset.expected, *[""] * 4]
+    metrics = [one["metrics"] for one in results]
+    scores = [log_px([one.get(score) for one in results], config.observation) for score in SCORES]
+    scores += [doubtful([one.get("fitted") for one in results]), elbo(metrics), active_units(metrics)]
+    scores.append(f"{mean(one['ess_median'] for one in metrics):.0f}")
+    trained = [len(results), backends(results), f"{mean(minutes_of(results)):.0f}", results[0]["hardware"]]
+    return [*what, *scores, preset.expected, *trained]
 
 
 def backends(results):
-    """The words that choose what results were trained on and, where it was another, scored on; none without results."""
-    trained = sorted({one["backend"] for one in results})
-    scored = sorted({one[name].get("backend", one["backend"]) for one in results for name in SCORES if name in one})
-    words = [f"--backend {one}" for one in trained]
-    return words if scored == trained else [*words, *(f"--score_backend {one}" for one in scored)]
-
-
-def numbers(results, observation):
-    """The cells of what was measured, from the first log p(x) to the hardware."""
-    metrics = [one["metrics"] for one in results]
-    ess, minutes = (mean(values) for values in ([one["ess_median"] for one in metrics], minutes_of(results)))
-    scores = [log_px([one.get(name) for one in results], observation) for name in SCORES]
-    cells = [*scores, doubtful([one.get("fitted") for one in results]), elbo(metrics), active_units(metrics)]
-    return [*cells, f"{ess:.0f}", len(results), f"{minutes:.0f}", results[0]["hardware"]]
+    """The backends of training and, where it was another, of scoring."""
+    scored = [one[name].get("backend", one["backend"]) for one in results for name in SCORES if name in one]
+    return ", ".join(dict.fromkeys([*(one["backend"] for one in results), *scored]))
 
 
 def minutes_of(results):
@@ -177,8 +175,20 @@ def active_units(metrics):
 def table():
     """The whole table, the rows with results first."""
     ordered = sorted(ROWS, key=lambda name: not results_of(name))
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 9 + "---|---|---|"]
-    return "\n".join([*head, *map(line, ordered), ""])
+    return results_page.table(HEADER, "lrrrrrrrlrlrl", [cells_of(name) for name in ordered])
+
+
+def best():
+    """The README's table: of the rows BEST, the scores, the reference and the minutes of training."""
+    columns = [HEADER.index(name) for name in ("ROW", "log p(x) by q", "log p(x)", "reference", "training, min")]
+    lines = [[cells_of(name)[column] for column in (*columns, -1)] for name in BEST]
+    return results_page.table([*(HEADER[column] for column in columns), "hardware"], "lrrlrl", lines)
+
+
+def write():
+    """Writes both tables."""
+    results_page.write("paper_table.py", table())
+    results_page.write("paper_table.py", best(), results_page.README)
 
 
 def main():
@@ -196,8 +206,8 @@ def main():
     for name in args.rows:
         for seed in args.seeds:
             produce(name, seed, args)
-            readme.write("paper_table.py", table())
-    readme.write("paper_table.py", table())
+            write()
+    write()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Trains, scores and draws the README's runs, and writes its table and pictures.
+"""Trains, scores and draws the eight runs of docs/results.md, and writes their table and pictures.
 
     python plot.py --readme [--network_size 16] [--epochs 250] [--lr 1e-4] [--hardware "two cores of ..."]
 
 Two data sets and four models with two latent dimensions. What is finished is skipped, and what was interrupted
-continues. Each run leaves a file in benchmarks/results/; the README shows the largest setting for which all runs are
-there. Without --readme, this script only writes that part of the README.
+continues. Each run leaves a file in benchmarks/results/; the page shows the largest setting for which all runs are
+there. Without --readme, this script only writes that part of the page.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import evaluate
 import experiment
 import plot
 import train
-from benchmarks import readme
+from benchmarks import results_page
 from evaluation.estimators import Scoring
 from experiment import Config
 from experiment.flags import words_of
@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from runtime.rules import check
 
 RESULTS = Path(__file__).parent / "results"
-IMG = readme.README.parent / "img"
+IMG = Path(__file__).parent.parent / "img"
 DATA_SETS = ("mnist", "fashionmnist")
 MODELS = tuple((model, prior) for model in ("vae", "hvae") for prior in ("standard", "vamp"))
 FIXED = {"latent_dim": 2}  # of all these runs, even if the default changes
@@ -61,8 +61,8 @@ def produce(args):
 
 
 def write(args):
-    """Writes the README's table and pictures; returns the exit code."""
-    readme.write("readme_pictures.py", part())
+    """Writes the page's table and pictures; returns the exit code."""
+    results_page.write("readme_pictures.py", part())
     return 0
 
 
@@ -84,7 +84,7 @@ def scored(config, place):
 
 
 def collect(config, hardware):
-    """Writes what the README needs of a run: settings, commit, how training ended, scores and hardware."""
+    """Writes what the page needs of a run: settings, commit, how training ended, scores and hardware."""
     run = experiment.load(config.path, config.data_dir)
     settings = {name: value for name, value in dataclasses.asdict(run.config).items() if not name.endswith("_dir")}
     kept = {name: run.record[name] for name in ("backend", "git_commit", "versions", "data_sha256")}
@@ -97,7 +97,7 @@ def collect(config, hardware):
 
 
 def shown():
-    """A dict of the Configs of the README's runs to their results, for the largest complete setting.
+    """A dict of the Configs of the page's runs to their results, for the largest complete setting.
 
     Raises UserError if there is none.
     """
@@ -116,7 +116,7 @@ def shown():
 
 
 def part():
-    """The README's table and pictures."""
+    """The table and the pictures."""
     results = shown()
     head = [f"| {' | '.join(HEADER)} |", "|---|---|---|---:|---|" + "---:|" * 9]
     lines = [*head, *(row(config, result) for config, result in results.items()), "", about(results)]
@@ -202,7 +202,7 @@ def folded(summary, words, is_open=False):
 
 def images(words):
     """Lines that show pictures in img/, a dict of stems to words, at full width."""
-    return [line for stem, text in words.items() for line in ("", f"![{text}](img/{stem}.png)")]
+    return [line for stem, text in words.items() for line in ("", f"![{text}](../img/{stem}.png)")]
 
 
 def main(argv=None):

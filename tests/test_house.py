@@ -60,7 +60,7 @@ def test_a_room_imports_from_the_rooms_below_it_only(module):
         ("experiment.run", "def f():\n    import evaluation.score"),
         ("evaluation.score", "from plotting.style import PALETTE"),
         ("plotting.style", "import training.fit"),
-        ("plotting.explorer.page", "from benchmarks import readme"),
+        ("plotting.explorer.page", "from benchmarks import results_page"),
         ("train", "import plot"),
     ],
 )

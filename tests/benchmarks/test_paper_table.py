@@ -1,11 +1,11 @@
-"""The README's tables are those of the result files, and a result says what it takes to repeat it."""
+"""The tables of docs/results.md are those of the result files, and a result says what it takes to repeat it."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import bounds_table, deep_table, paper_table, readme
+from benchmarks import bounds_table, deep_table, paper_table, results_page
 from experiment import Config, presets
 from experiment.presets import preset
 
@@ -15,24 +15,29 @@ FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
 @pytest.mark.parametrize(
     "module, rows",
     [
-        (paper_table, [f" {name}" for name in paper_table.ROWS]),
+        (paper_table, [f"| `{name}` |" for name in paper_table.ROWS]),
         (bounds_table, [f"| `{row}` |" for row in bounds_table.ROWS]),
         (deep_table, [f"| `{name}`" for name in deep_table.ROWS] + ["| independent pixels, mnist |"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_readme_has_the_table_of_the_results(module, rows):
-    text = readme.README.read_text()
-    assert readme.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.table()) == text
+def test_the_page_has_the_table_of_the_results(module, rows):
+    text = results_page.PAGE.read_text()
+    assert results_page.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.table()) == text
     assert all(row in module.table() for row in rows)
+
+
+def test_the_readme_has_the_best_rows():
+    text = results_page.README.read_text()
+    assert results_page.replaced(text, "paper_table.py", paper_table.best()) == text
 
 
 def test_a_part_without_a_place_is_refused():
     marked = "a\n<!-- benchmarks/x.py writes from here -->\nold\n<!-- benchmarks/x.py wrote to here -->\nb\n"
-    assert readme.replaced(marked, "x.py", "new").splitlines()[2:5] == ["", "new", ""]
+    assert results_page.replaced(marked, "x.py", "new").splitlines()[2:5] == ["", "new", ""]
     for text in ("", marked + marked, marked.replace("wrote", "wrought")):
         with pytest.raises(ValueError, match=r"not one place for benchmarks/x\.py"):
-            readme.replaced(text, "x.py", "new")
+            results_page.replaced(text, "x.py", "new")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -55,9 +60,9 @@ def test_a_result_is_of_its_preset_the_whole_test_split_and_all_samples(path):
 def test_rows_without_a_result_say_so_and_have_no_number_of_others_in_our_columns(monkeypatch, tmp_path):
     monkeypatch.setattr(paper_table, "RESULTS", tmp_path)
     for name in paper_table.ROWS:
-        cells = paper_table.line(name).strip("| ").split(" | ")
-        assert cells[4] == "not run here" and not any(cells[5:13])
-        assert cells[-1] == f"`python benchmarks/paper_table.py {name}`"
+        cells = paper_table.cells_of(name)
+        assert len(cells) == len(paper_table.HEADER) and cells[0] == f"`{name}`" and cells[2] == "not run here"
+        assert not any(cells[3:8]) and cells[8] == preset(name).expected and not any(cells[9:])
 
 
 def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path):
@@ -69,25 +74,29 @@ def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path)
         result = {"metrics": metrics, "fitted": fitted, "status": {"seconds": 600.0}}
         result |= {"hardware": "a machine", "backend": "jax"}
         (tmp_path / f"paper_staticmnist_vae_vamp_seed{seed}.json").write_text(json.dumps(result))
-    cells = [cell.strip() for cell in paper_table.line("staticmnist_vae_vamp").split("|")[1:-1]]
-    assert cells[:4] == ["staticmnist", "vae, mlp", "vamp", "500"]
-    assert cells[4:8] == ["-86.00 ± 1.4", "-85.00 ± 1.4", "3.5 of 9", "-90.00"]
-    assert cells[8:13] == ["20.5 + 7 of 80", "12", "2", "10", "a machine"]
-    assert cells[14] == "`python benchmarks/paper_table.py staticmnist_vae_vamp --backend jax`"
+    cells = paper_table.cells_of("staticmnist_vae_vamp")
+    assert cells[:6] == ["`staticmnist_vae_vamp`", 500, "-86.00 ± 1.4", "-85.00 ± 1.4", "3.5 of 9", "-90.00"]
+    assert cells[6:8] == ["20.5 + 7 of 80", "12"] and cells[9:] == [2, "jax", "10", "a machine"]
 
 
 def test_what_was_not_scored_is_left_empty(monkeypatch):
     result = json.loads(paper_table.result_file("staticmnist_vae_vamp", 0).read_text())
     monkeypatch.setattr(paper_table, "results_of", lambda name: [result])
-    whole = paper_table.line("staticmnist_vae_vamp").split(" | ")
+    whole = paper_table.cells_of("staticmnist_vae_vamp")
     del result["fitted"]
-    assert paper_table.line("staticmnist_vae_vamp").split(" | ") == [*whole[:5], "", "", *whole[7:]]
+    assert paper_table.cells_of("staticmnist_vae_vamp") == [*whole[:3], "", "", *whole[5:]]
 
 
-def test_a_command_names_where_a_row_was_scored_if_that_was_elsewhere():
+def test_a_row_names_where_it_was_scored_if_that_was_elsewhere():
     rows = [{"backend": "jax", "metrics": {"backend": scored}} for scored in ("tensorflow", "jax")]
-    assert paper_table.backends(rows[:1]) == ["--backend jax", "--score_backend tensorflow"]
-    assert paper_table.backends(rows[1:]) == ["--backend jax"] and paper_table.backends([]) == []
+    assert paper_table.backends(rows[:1]) == "jax, tensorflow" and paper_table.backends(rows[1:]) == "jax"
+
+
+def test_a_machine_is_named_once_below_a_table():
+    rows = [["x", "here"], ["y", ""], ["z", "there"], ["w", "here"]]
+    lines = results_page.table(("row", "hardware"), "lr", rows).splitlines()
+    assert lines[:2] == ["| row | hardware |", "|---|---:|"]
+    assert lines[2:] == ["| x | a |", "| y |  |", "| z | b |", "| w | a |", "", "Hardware a: here; b: there."]
 
 
 def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
@@ -129,7 +138,8 @@ def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
     }
     result = {"fitted": scored, "status": {"seconds": 120.0}, "hardware": "a machine"}
     (tmp_path / "paper_bounds_iwae5_seed0.json").write_text(json.dumps(result))
-    cells = [cell.strip() for cell in bounds_table.line("iwae5", costs).split("|")[1:-1]]
+    cells = bounds_table.cells_of("iwae5", costs)
     assert cells[:5] == ["`iwae5`", "-85.50 ± 0.02", "-90.00", "20 of 50", "0.050"]
-    assert cells[5:9] == ["2.5", "912", "2", "a machine"]
-    assert [cell.strip() for cell in bounds_table.line("elbo", {}).split("|")[2:-2]] == ["not run here", *[""] * 7]
+    assert cells[5:7] == ["2.5", "912"] and cells[8:] == ["2", "a machine"]
+    cells = bounds_table.cells_of("elbo", {})
+    assert cells[1] == "not run here" and not any([*cells[2:7], *cells[8:]])

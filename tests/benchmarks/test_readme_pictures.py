@@ -1,4 +1,4 @@
-"""The README's pictures are those of its runs: what is trained and scored, and that all of it is shown."""
+"""The pictures of docs/results.md are those of its runs: what is trained and scored, and that all of it is shown."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import experiment
 import plot
 import train
-from benchmarks import readme, readme_pictures
+from benchmarks import readme_pictures, results_page
 from experiment.config import UserError
 from plotting import sheets
 from runtime.command import STOPPED, Parser
@@ -27,9 +27,9 @@ def arguments(*words):
     return parser.parse_args(["--readme", *words])
 
 
-def test_the_readme_shows_the_results():
-    text = readme.README.read_text()
-    assert readme.replaced(text, "readme_pictures.py", readme_pictures.part()) == text
+def test_the_page_shows_the_results():
+    text = results_page.PAGE.read_text()
+    assert results_page.replaced(text, "readme_pictures.py", readme_pictures.part()) == text
 
 
 def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_ones():
@@ -80,19 +80,20 @@ def test_the_program_ends_with_its_own_exit_code(script):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Two small runs in the place of the eight, and a README, img/ and results of this test's own."""
+    """Two small runs in the place of the eight, and a page, img/ and results of this test's own."""
     for module, name, value in (
         (readme_pictures, "DATA_SETS", ("digits",)),
         (readme_pictures, "MODELS", (("vae", "standard"), ("vae", "vamp"))),
         (readme_pictures, "MOST_IMAGES", 30),
         (readme_pictures, "IMG", tmp_path / "img"),
         (readme_pictures, "RESULTS", tmp_path / "results"),
-        (readme, "README", tmp_path / "README.md"),
+        (results_page, "PAGE", tmp_path / "docs" / "results.md"),
         (sheets, "SHEET_PIXELS", (300, 300)),
     ):
         monkeypatch.setattr(module, name, value)
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text(f"above\n{START}\n{END}\n")
+    (tmp_path / "docs").mkdir()
+    results_page.PAGE.write_text(f"above\n{START}\n{END}\n")
     return tmp_path
 
 
@@ -100,12 +101,12 @@ def tiny(tmp_path, monkeypatch):
 def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch, capsys):
     flags = ["--readme", "--network_size", "0.25", "--epochs", "1", "--runs_dir", str(tiny / "runs")]
     assert readme_pictures.main([*flags, "--hardware", "a machine"]) == 0
-    text = (tiny / "README.md").read_text()
+    text = results_page.PAGE.read_text()
     shown = [path for _, path in IMAGE.findall(text)]
-    assert sorted(shown) == sorted(f"img/{path.name}" for path in (tiny / "img").iterdir())
+    assert sorted(shown) == sorted(f"../img/{path.name}" for path in (tiny / "img").iterdir())
     name = "digits_vae_vamp_bs256_dim2_factor0.25_epochs1"
-    expected = {f"img/{name}_{one}.png" for one in ("reconmanifold", "embedding_mean", "pseudouse")}
-    assert expected | {"img/digits_input.png", "img/digits_ldim2_factor0.25_losshistory.png"} <= set(shown)
+    expected = {f"../img/{name}_{one}.png" for one in ("reconmanifold", "embedding_mean", "pseudouse")}
+    assert expected | {"../img/digits_input.png", "../img/digits_ldim2_factor0.25_losshistory.png"} <= set(shown)
     (result,) = [json.loads(path.read_text()) for path in (tiny / "results").glob(f"readme_{name}.json")]
     assert f"| digits | vae | vamp | {result['metrics']['log_px']:.2f} | quadrature |" in text
     assert "a machine" in text and "network size 0.25, 1 epochs" in text
@@ -114,7 +115,7 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
     monkeypatch.setattr("training.fit.train", None)  # nothing is left to train
     monkeypatch.setattr("evaluate.evaluate", None)  # or to score
     assert readme_pictures.main(flags) == 0
-    assert (tiny / "README.md").read_text() == text and capsys.readouterr().out.count("is finished already") == 2
+    assert results_page.PAGE.read_text() == text and capsys.readouterr().out.count("is finished already") == 2
 
 
 def result(config, log_px):
@@ -143,7 +144,7 @@ def test_the_largest_complete_setting_is_shown(tiny):
     assert "-150.00" in readme_pictures.part() and "factor16" not in readme_pictures.part()
     write_results(tiny / "results", -140.0, models, network_size=16.0, epochs=250)
     shown = readme_pictures.part()
-    assert "-140.00" in shown and "-150.00" not in shown and "img/digits_ldim2_factor16_losshistory.png" in shown
+    assert "-140.00" in shown and "-150.00" not in shown and "../img/digits_ldim2_factor16_losshistory.png" in shown
     assert (
         "network size 16, 250 epochs, learning rate 0.0001" in shown
         and "learning rate 0.0001, 1.0 min; log p(x) -140.00" in shown
