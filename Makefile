@@ -4,6 +4,7 @@
 # make test-all      both
 # make test-cluster  grids on a Ray cluster
 # make test-browser  pages in Chromium; SCREENSHOTS=DIR keeps pictures of them
+# make docs          the README and the guides as a site with search, in site/
 # Each makes its environment in .venv first. PYTHON chooses the interpreter, 3.11 or newer. A worker that dies is not
 # replaced, since pytest-xdist may then wait forever.
 
@@ -14,13 +15,17 @@ DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_s
   --num_pseudo_inputs 50 --beta_warmup 100
 DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
 
-.PHONY: demo test test-slow test-all test-cluster test-browser lint clean
+.PHONY: demo docs test test-slow test-all test-cluster test-browser lint clean
 
 demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
 	$(BIN)/python evaluate.py $(DEMO_RUN)
 	$(BIN)/python plot.py $(DEMO_RUN)
 	@echo "Look at the pictures in $(DEMO_RUN)/figures"
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Look at site/index.html"
 
 test: .venv/dev
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -58,6 +63,10 @@ lint: .venv/dev
 
 .venv/browser: requirements/browser.txt .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/browser.txt
+	@touch $@
+
+.venv/docs: requirements/docs.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch $@
 
 clean:

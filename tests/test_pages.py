@@ -72,7 +72,17 @@ def test_every_picture_is_shown_and_no_other():
 
 def test_the_readme_links_every_guide():
     linked = {target for _, _, target in links(README)}
-    assert {str(path.relative_to(ROOT)) for path in (ROOT / "docs").iterdir()} <= linked
+    guides = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".bib", ".ipynb")]
+    assert {str(path.relative_to(ROOT)) for path in guides} <= linked
+
+
+def test_the_site_has_a_place_for_every_guide():
+    named = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert {path.name for path in GUIDES} <= set(named) and len(named) == len(set(named))
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) <= 12_000
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.name)
