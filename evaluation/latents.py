@@ -47,7 +47,7 @@ def latents(model, images, seed=0):
         moments += np.stack([means, means**2]).sum(axis=1) / len(images)
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    information = float(np.mean(own - _log_average(top, z, top_means, top_logvars)))
+    information = float(np.mean(own - log_aggregate(top, z, top_means, top_logvars)))
     rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
     layers = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
     active, units = [int(layer.sum()) for layer in layers], list(model.sizes)
@@ -55,7 +55,7 @@ def latents(model, images, seed=0):
     return Latents(rates, active, units, information, rates[0] - information, in_use)
 
 
-def _log_average(posterior, z, means, logvars):
+def log_aggregate(posterior, z, means, logvars):
     """log (1/N) sum_n q(z | x_n) in nats of all z (N, D), q with these means and log-variances (N, D): (N,) float64.
 
     `posterior` is a q(z|x) of this kind, whose flow, if any, is inverted. In double precision, as single precision

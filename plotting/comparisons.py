@@ -11,13 +11,15 @@ import numpy as np
 import experiment
 import models
 from experiment.differences import alike, groups, labels
-from plotting import curves, sheets
+from plotting import curves, planes, sheets
 from plotting.output import Figure
 from plotting.style import PALETTE, decimals, new_figure, style
 
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
 LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
+PANELS = 4  # side by side
+INSIDE = 0.95  # of the aggregated posterior; the rest of the plane are holes
 OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which runs of different priors may differ
 
 
@@ -30,6 +32,7 @@ class Drawn(NamedTuple):
     originals: np.ndarray
     reconstructions: np.ndarray
     samples: np.ndarray
+    densities: tuple | None  # as of a View
     note: str
 
     @property
@@ -41,9 +44,9 @@ class Drawn(NamedTuple):
 def drawn_of(view):
     """The Drawn of a view's run."""
     chosen, run = view.spread(EACH), view.run
-    reconstructions = view.reconstructed(view.images[chosen])
+    originals, reconstructions = view.split.grey(chosen), view.reconstructed(view.images[chosen])
     samples = view.samples[: max(EACH, SAMPLES[0] * SAMPLES[1])]
-    return Drawn(run.path, run.config, run.history, view.split.grey(chosen), reconstructions, samples, run.note)
+    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, view.densities, run.note)
 
 
 def group_of(config):
@@ -137,6 +140,20 @@ def draw_priors(members):
     return sheets.sheet(grid, "samples, with z from the trained prior", names, priors, **breaks)
 
 
+@style()
+def draw_densities(members):
+    shown = [(name, one) for name, one in zip(names_of(members), members, strict=True) if one.densities]
+    rows = -(-len(shown) // PANELS)
+    figure = new_figure(3.1 * min(PANELS, len(shown)), 3.1 * rows, layout="constrained")
+    for number, (name, one) in enumerate(shown, 1):
+        aggregate, prior = one.densities
+        axes = figure.add_subplot(rows, min(PANELS, len(shown)), number)
+        axes.set_title(f"{name}\n{prior.outside(aggregate, INSIDE):.0%} of p(z) in holes")
+        planes.shade(axes, aggregate, levels=())
+        planes.draw_levels(axes, prior, planes.SHARES, colors=PALETTE[3])
+    return figure
+
+
 FIGURES = (  # of a list of Drawn
     Figure("overlay", "Validation ELBO of each run by epoch; the legend begins with the best run.", draw_overlay,
            stem="{subject}_losshistory"),
@@ -147,6 +164,10 @@ FIGURES = (  # of a list of Drawn
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
            lambda members: any(len({one.config.prior for one in several}) > 1
                                for several in groups(members, *OF_PRIORS))),
+    Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of test images in grey, and lines around "
+           f"{planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) lies outside of the region that holds "
+           f"{INSIDE:.0%} of the aggregated posterior; {1 - INSIDE:.0%} where both are the same.", draw_densities,
+           lambda members: sum(one.densities is not None for one in members) > 1),
 )  # fmt: skip
 
 

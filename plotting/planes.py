@@ -25,6 +25,11 @@ class Density(NamedTuple):
         peak, cell = self.log_p.max(), (self.x[1] - self.x[0]) * (self.y[1] - self.y[0])
         return float(peak + np.log(np.exp(self.log_p - peak, dtype="float64").sum() * cell))
 
+    def outside(self, other, share):
+        """The share of this density's mass where `other`, on the same grid, is below its level for `share`: a float."""
+        p = np.exp(self.log_p - self.log_p.max(), dtype="float64")
+        return float(p[other.log_p < mass_levels(other.log_p, (share,))].sum() / p.sum())
+
     def held(self, share):
         """The points of highest density that hold this share of the mass: (M, 2)."""
         rows, columns = np.nonzero(self.log_p >= mass_levels(self.log_p, (share,)))
@@ -51,12 +56,13 @@ def on_grid(log_p, limits, side):
     return Density(x, y, log_p(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(side, side))
 
 
-def shade(axes, density, black=1.6):
-    """A density in grey, where `black` times its maximum would be black, with contours around SHARES of its mass."""
+def shade(axes, density, black=1.6, levels=SHARES):
+    """A density in grey, where `black` times its maximum would be black, with contours around shares of its mass."""
     shades = np.exp(density.log_p - density.log_p.max())
     options = {"origin": "lower", "cmap": "Greys", "vmin": 0, "vmax": black, "aspect": "auto"}
     axes.imshow(shades, extent=density.limits.T.ravel(), **options)
-    draw_levels(axes, density, SHARES)
+    if levels:
+        draw_levels(axes, density, levels)
 
 
 def draw_levels(axes, density, shares, **options):

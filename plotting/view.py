@@ -14,6 +14,8 @@ BATCH = 500  # images or latents through the model at once
 PER_CLASS = 10  # images of each class on a sheet
 SAMPLES = 100  # of the model's own prior
 DENSITY = 240  # points along each axis of the prior's density
+AGGREGATE = 120  # points along each axis of the aggregated posterior's
+AGGREGATED = 1000  # images, at most, whose posteriors it is the mean of
 MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are embedded
 
 
@@ -103,6 +105,21 @@ class View:
         drawn = as_numpy(prior.sample(500, self.noise()))
         limits = planes.window(np.concatenate([self.embedding.z, self.embedding.mean, self.components, drawn]))
         return planes.on_grid(lambda z: in_batches(prior.log_prob, z), limits, DENSITY)
+
+    @cached_property
+    def densities(self):
+        """The aggregated posterior, (1/N) sum_n q(z|x_n), and the prior as two Densities on one grid.
+
+        None unless `density` is there, q(z|x) is Gaussian, and there is one layer.
+        """
+        from evaluation.latents import log_aggregate
+
+        if self.density is None or len(self.model.sizes) > 1 or self.config.posterior != "gaussian":
+            return None
+        mean, logvar = (evenly(part, AGGREGATED) for part in (self.embedding.mean, self.embedding.logvar))
+        posterior, limits = self.model.posterior(self.images[:1]).top, self.density.limits
+        aggregate = planes.on_grid(lambda z: log_aggregate(posterior, z, mean, logvar), limits, AGGREGATE)
+        return aggregate, planes.on_grid(lambda z: in_batches(self.model.prior().log_prob, z), limits, AGGREGATE)
 
     @cached_property
     def evaluation(self):

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 from made import texts
 
 import experiment
 from experiment.config import UserError
-from plotting import comparisons, run_figures, style
+from plotting import comparisons, planes, run_figures, style
 from plotting.output import Output, os
 
 
@@ -29,7 +30,7 @@ def member(*elbos, shade=0.5, **settings):
     config = experiment.Config(**({"data_set": "digits", "network_size": 1.0} | settings))
     pictures = np.full((32, 8, 8, 1), shade, np.float32)
     return comparisons.Drawn(
-        Path(config.training_id), config, history(*elbos or (-3.0,)), *[pictures[:10]] * 2, pictures, note=""
+        Path(config.training_id), config, history(*elbos or (-3.0,)), *[pictures[:10]] * 2, pictures, None, note=""
     )
 
 
@@ -40,6 +41,32 @@ def test_only_runs_that_can_be_compared_stand_together():
     drawn = []
     comparisons.draw_groups(members, SimpleNamespace(draw=lambda *found, subject: drawn.append((found[2], subject))))
     assert drawn == [(members[:2], first)] * 4
+
+
+def normal(x, y, mean, sd):
+    """The Density of an isotropic Gaussian around (mean, 0)."""
+    squared = (x - mean) ** 2 + y[:, None] ** 2
+    return planes.Density(x, y, -squared / (2 * sd**2) - 2 * np.log(sd))
+
+
+@pytest.mark.parametrize("mean, sd", [(0.0, 1.0), (0.0, 2.0), (3.0, 1.0)])
+def test_holes_are_what_a_prior_has_outside_of_the_aggregated_posterior(mean, sd):
+    """A Gaussian has the mass of a noncentral chi-square outside of the disc that holds 95 % of N(0, I)."""
+    x, y = np.linspace(-10, 13, 231), np.linspace(-10, 10, 201)
+    aggregate, prior = normal(x, y, 0.0, 1.0), normal(x, y, mean, sd)
+    radius = scipy.stats.chi2(2).ppf(comparisons.INSIDE)
+    expected = scipy.stats.ncx2(2, (mean / sd) ** 2 + 1e-12).sf(radius / sd**2)
+    assert prior.outside(aggregate, comparisons.INSIDE) == pytest.approx(expected, abs=0.01)
+
+
+def test_densities_are_drawn_of_runs_that_have_a_plane():
+    (figure,) = [one for one in comparisons.FIGURES if one.name == "densities"]
+    one = normal(np.linspace(-3, 3, 61), np.linspace(-3, 3, 61), 0.0, 1.0)
+    members = [member(prior=prior)._replace(densities=(one, one)) for prior in ("standard", "vamp", "mog")]
+    members.append(member(model="hvae"))
+    assert figure.applies(members) and not figure.applies(members[2:])
+    titles = [axes.get_title(loc="left") for axes in figure.draw(members).axes]
+    assert titles == [f"{name}\n5% of p(z) in holes" for name in ("vae, standard", "vae, vamp", "vae, mog")]
 
 
 def test_runs_without_a_difference_are_named_by_their_folders():
@@ -118,11 +145,13 @@ def test_samples_of_one_model_have_no_names_beside_them():
 
 
 def test_what_was_drawn_is_kept_with_its_caption(tmp_path):
+    one = normal(np.linspace(-3, 3, 61), np.linspace(-3, 3, 61), 0.0, 1.0)
     members = [member(-9.0, -5.0), member(-8.0, -7.0, prior="vamp")]
+    members = [drawn._replace(densities=(one, one)) for drawn in members]
     out = Output(tmp_path, "svg")
     for figure in comparisons.FIGURES:
         out.draw(Path("runs"), figure, members, subject="two")
-    names = [f"two_{name}.svg" for name in ("losshistory", "comparison", "curves", "priors")]
+    names = [f"two_{name}.svg" for name in ("losshistory", "comparison", "curves", "priors", "densities")]
     assert [shown.name for shown in out.shown[Path("runs")]] == names
     for shown, figure in zip(out.shown[Path("runs")], comparisons.FIGURES, strict=True):
         assert shown.caption == figure.caption

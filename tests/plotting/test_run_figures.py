@@ -114,7 +114,7 @@ def test_every_file_is_there_and_printed(plotted):
         expected |= {path / "figures" / f"{path.name}_{one}.png" for one in own + more[name]}
         expected.add(path / "figures" / "digits_input.png")
     beside = runs["vamp2"].parent / "figures"
-    together = ("losshistory", "comparison", "curves", "priors")
+    together = ("losshistory", "comparison", "curves", "priors", "densities")
     expected |= {beside / f"digits_ldim2_factor0.25_{name}.png" for name in together}
     assert sorted(printed) == sorted(map(str, expected))
     on_disk = set(runs["vamp2"].parent.rglob("figures/*"))
