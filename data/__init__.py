@@ -11,7 +11,7 @@ import numpy as np
 from data import folder
 from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored
 from data.faces import celeba
-from data.files import MEND, as_folder, cache_folder, candidates, places, read_first
+from data.files import as_folder, cache_folder, candidates, places, read_first
 from data.folder import absolute
 from data.sources import SOURCES
 from runtime.errors import DataError
@@ -66,7 +66,7 @@ def fetch(name, data_dir=None) -> dict[Path, str]:
     for file in source(name).files:
         copy = _obtain(file, data_dir, place)
         if copy.difference:
-            raise DataError(f"{copy.difference}: {MEND}")
+            raise DataError(f"{copy.difference}: {file.mend}")
         verdicts[copy.path] = "verified" if file.unpacked.checksum else "found; its checksum is not known"
     return verdicts
 
@@ -118,6 +118,8 @@ def _obtain(file, data_dir, place, optional=False):
     known = [one for every in DATA_SETS.values() for one in every.files]
     if (found := read_first(file, places(file.data_set, data_dir), known)) or optional:
         return found
+    if file.package:
+        raise DataError(f"{file} was not found: {file.mend}")
     from data.download import download  # here, because pooch and requests are slow to import
 
     try:

@@ -100,6 +100,7 @@ class Source:
     `binarize` and `likelihood` are what `auto` stands for in --binarize and --likelihood.
     `is_lazy`: images stay on disk (a `Stored`), so they cannot be binarized.
     `pseudo_pixels` are mean and standard deviation of random pseudo-inputs' pixels (Tomczak & Welling 2018, code).
+    `note` is what every score on this data set has to say.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Source:
     binarize: str = "none"
     likelihood: str = "bernoulli"
     pseudo_pixels: tuple[float, float] = (0.05, 0.01)
+    note: str = ""
     is_lazy: bool = False
 
     @property
@@ -173,7 +175,7 @@ class Dataset:
             if found is None:
                 return None
             if found.difference:
-                self.take_other(found.difference)
+                self.take_other(found.difference, file.mend)
             self._contents[file], self.sha256[file.unpacked_name] = found.content, found.sha256
         return self._contents[file]
 

