@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import math
 import pickle
 import stat
 import tarfile
@@ -85,6 +86,21 @@ def _within(content, most, what):
     if len(content) > most:
         raise DataError(f"{what} has more than {most:,} bytes unpacked")
     return content
+
+
+def parse_npy(content, path) -> np.ndarray:
+    """The array of numbers in the content of a .npy file: a read-only view. Raises DataError for anything else."""
+    file, formats = io.BytesIO(content), np.lib.format
+    readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+    try:
+        shape, fortran, dtype = readers[formats.read_magic(file)](file)
+    except Exception as error:  # the header is a Python literal, which can be damaged in many ways
+        raise DataError(f"{path} is damaged, or no array of numbers") from error
+    if dtype.kind not in "biuf" or min(shape, default=0) < 0:
+        raise DataError(f"{path} holds no array of numbers but {dtype}")
+    if len(content) - file.tell() != math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path} is damaged: its array of shape {shape} has other bytes")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def unpickle(content, name):

@@ -9,7 +9,7 @@ import numpy as np
 from data.archives import ZipFolder
 from data.dataset import SPLITS, Source, Stored
 from data.files import REGISTRY, published, unreadable
-from data.folder import MOST_FILE, file_content, pillow, stated, words
+from data.pictures import MOST_FILE, file_content, pillow, stated, words
 from runtime.errors import DataError
 
 PARTITION = "list_eval_partition.txt"

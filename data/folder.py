@@ -1,6 +1,5 @@
 """A user's own images, `folder:PATH`: the image files in a folder, or the array in one .npy or .npz file."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -8,24 +7,19 @@ import math
 import os
 import re
 import stat
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from data.archives import ZipFolder, reading
+from data.archives import ZipFolder, parse_npy
 from data.dataset import Source, as_bytes, shuffled
 from data.files import as_folder, unreadable
-from runtime import atomic
+from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, stated, words
 from runtime.errors import DataError
 
 PREFIX = "folder:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow knows more, and starts other programs for some
-CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # by Pillow's modes; the other modes have more than 8 bits, or an alpha
 FEWEST = 10
-MOST_PIXELS = 1 << 22  # in an image
-MOST_FILE = 64 << 20  # bytes of an image file
 MOST_BYTES = 4 << 30  # of all images, unpacked
 
 
@@ -49,10 +43,10 @@ def source(name) -> Source:
     path = _path(name)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", path.name)[:40] or "root"
     label = f"folder-{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-    opened = functools.cache(lambda: _opened(path))  # once for all splits
+    look = functools.cache(lambda: _looked(path))  # once for all splits
 
     def read(dataset, split):
-        count, sha256, read_rows = opened()
+        count, sha256, read_rows = look()
         images, of_split = read_rows(_indices(count, split, path))
         if images.max() <= 1:
             raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
@@ -67,7 +61,7 @@ def _path(name):
     return Path(os.path.abspath(as_folder(name.removeprefix(PREFIX))))
 
 
-def _opened(path):
+def _looked(path):
     """Of all images at `path` their number, a sha256, and a function of rows, with these and a sha256 of them.
 
     Images are uint8 (n, H, W, C). Raises DataError if there are none.
@@ -92,13 +86,13 @@ def _indices(count, split, path):
 
 
 def _pictures(folder):
-    """`_opened` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
+    """`_looked` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
     names = tuple(sorted(_names(folder)))
     if not names:
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
     first = None
     for name in names:
-        with _open(folder / name) as file:
+        with opened(folder / name) as file:
             shape = pillow(file, folder / name, stated)
         first = first or shape
         if shape != first:
@@ -113,7 +107,7 @@ def _pictures(folder):
             path = folder / names[row]
             content = file_content(path, MOST_FILE)
             digest.update(hashlib.sha256(content).digest())
-            image[:] = pillow(io.BytesIO(content), path, _decoded, first)
+            image[:] = pillow(io.BytesIO(content), path, decoded, first)
         return images, digest.hexdigest()
 
     return len(names), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read
@@ -132,40 +126,8 @@ def _names(folder):
                 yield Path(here, name).relative_to(folder).as_posix()
 
 
-def words(shape):
-    """An image's shape (H, W, C) in words."""
-    return f"{shape[0]}x{shape[1]} with {shape[2]} channel{'s' * (shape[2] > 1)}"
-
-
-def pillow(file, path, use, *args):
-    """`use(image, path, *args)` of an image file. Raises DataError if it is damaged or no image."""
-    from PIL import Image
-
-    with reading(f"{path} is damaged, or no image"), warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
-            return use(image, path, *args)
-
-
-def stated(image, path):
-    """(H, W, C) from the header. Raises DataError for an image that must not be decoded."""
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: make it smaller")
-    if image.mode not in CHANNELS:
-        raise DataError(f"{path} is of Pillow's mode {image.mode}: store it in 8 bits, grey or RGB, not transparent")
-    return height, width, CHANNELS[image.mode]
-
-
-def _decoded(image, path, shape):
-    """The pixels, uint8 (H, W, C)."""
-    if stated(image, path) != shape:
-        raise DataError(f"{path} has just been changed")
-    return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
-
-
 def _rows(path):
-    """`_opened` of an array; its sha256 are those of its file, and of the rows that are read.
+    """`_looked` of an array; its sha256 are those of its file, and of the rows that are read.
 
     In a .npz file it is the only array, or the one that is called images.
     """
@@ -186,21 +148,6 @@ def _rows(path):
     return len(array), hashlib.sha256(content).hexdigest(), read
 
 
-def parse_npy(content, path) -> np.ndarray:
-    """The array of numbers in the content of a .npy file: a read-only view. Raises DataError for anything else."""
-    file, formats = io.BytesIO(content), np.lib.format
-    readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
-    try:
-        shape, fortran, dtype = readers[formats.read_magic(file)](file)
-    except Exception as error:  # the header is a Python literal, which can be damaged in many ways
-        raise DataError(f"{path} is damaged, or no array of numbers") from error
-    if dtype.kind not in "biuf" or min(shape, default=0) < 0:
-        raise DataError(f"{path} holds no array of numbers but {dtype}")
-    if len(content) - file.tell() != math.prod(shape) * dtype.itemsize:
-        raise DataError(f"{path} is damaged: its array of shape {shape} has other bytes")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
-
-
 def _as_images(array, path):
     """uint8 (N, H, W, C) of an array of bytes, booleans, or floats from 0 to 1, (N, H, W) or (N, H, W, C)."""
     images = array[..., None] if array.ndim == 3 else array
@@ -209,21 +156,3 @@ def _as_images(array, path):
     if images.dtype == np.uint8:
         return images
     return images * np.uint8(255) if images.dtype == bool else as_bytes(images, path)
-
-
-@contextlib.contextmanager
-def _open(path):
-    try:
-        with atomic.opened(path) as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def file_content(path, most) -> bytes:
-    """The content of a regular file. Raises DataError for anything else, and for more than `most` bytes."""
-    with _open(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise DataError(f"{path} has more than {most:,} bytes")
-    return content
