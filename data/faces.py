@@ -9,7 +9,7 @@ import numpy as np
 from data.archives import ZipFolder
 from data.dataset import SPLITS, Source, Stored
 from data.files import REGISTRY, published, unreadable
-from data.pictures import MOST_FILE, file_content, pillow, stated, words
+from data.pictures import MOST_FILE, file_content, pillow, stated, upright, words
 from runtime.errors import DataError
 
 PARTITION = "list_eval_partition.txt"
@@ -112,7 +112,7 @@ def _cropped(image, path):
         size = f"{words(shape)}, but those of CelebA are {words(STORED)}"
         raise DataError(f"{path} is {size}: put the published one there")
     left, top = (STORED[1] - CROP) // 2, (STORED[0] - CROP) // 2
-    middle = image.convert("RGB").crop((left, top, left + CROP, top + CROP))
+    middle = upright(image, path).crop((left, top, left + CROP, top + CROP))
     return np.asarray(middle.resize((SIDE, SIDE), Image.Resampling.BILINEAR))  # over all pixels that one stands for
 
 

@@ -1,5 +1,6 @@
 """A user's own images, `folder:PATH`: the image files in a folder, or the array in one .npy or .npz file."""
 
+import collections
 import functools
 import hashlib
 import io
@@ -14,7 +15,7 @@ import numpy as np
 from data.archives import ZipFolder, parse_npy
 from data.dataset import Source, as_bytes, shuffled
 from data.files import as_folder, unreadable
-from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, stated, words
+from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, stated_pages, words
 from runtime.errors import DataError
 
 PREFIX = "folder:"
@@ -87,30 +88,36 @@ def _indices(count, split, path):
 
 def _pictures(folder):
     """`_looked` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
-    names = tuple(sorted(_names(folder)))
-    if not names:
-        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
-    first = None
-    for name in names:
+    pages, first = [], None  # of each image its file and page
+    for name in sorted(_names(folder)):
         with opened(folder / name) as file:
-            shape = pillow(file, folder / name, stated)
-        first = first or shape
-        if shape != first:
-            other = f"{folder / name} is {words(shape)}, but {folder / names[0]} is {words(first)}"
-            raise DataError(f"{other}: make all images alike")
-    if len(names) * math.prod(first) > MOST_BYTES:
+            shapes = pillow(file, folder / name, stated_pages)
+        for page, shape in shapes.items():
+            first = first or shape
+            pages.append((name, page))
+            if shape != first:
+                where = f"{folder / name}{f', page {page + 1},' * (page > 0)}"
+                other = f"{where} is {words(shape)}, but {folder / pages[0][0]} is {words(first)}"
+                raise DataError(f"{other}: make all images alike")
+    if not pages:
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
+    if len(pages) * math.prod(first) > MOST_BYTES:
         raise DataError(f"{folder} holds more than {MOST_BYTES >> 30} GiB of images")
 
     def read(rows):
-        images, digest = np.empty((len(rows), *first), np.uint8), hashlib.sha256()
-        for image, row in zip(images, rows, strict=True):
-            path = folder / names[row]
-            content = file_content(path, MOST_FILE)
-            digest.update(hashlib.sha256(content).digest())
-            image[:] = pillow(io.BytesIO(content), path, decoded, first)
-        return images, digest.hexdigest()
+        images, sums, places = np.empty((len(rows), *first), np.uint8), [b""] * len(rows), collections.defaultdict(list)
+        for place, row in enumerate(rows):
+            places[pages[row][0]].append(place)
+        for name, index in places.items():  # a file with many pages is opened once
+            content = file_content(folder / name, MOST_FILE)
+            wanted = [pages[rows[place]][1] for place in index]
+            images[index] = pillow(io.BytesIO(content), folder / name, decoded, wanted, first)
+            for place in index:
+                sums[place] = hashlib.sha256(content).digest()
+        return images, hashlib.sha256(b"".join(sums)).hexdigest()
 
-    return len(names), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read
+    names = [f"{name}{f'#{page}' * (page > 0)}" for name, page in pages]
+    return len(pages), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read
 
 
 def _names(folder):

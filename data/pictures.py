@@ -13,6 +13,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow knows more, an
 CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # by Pillow's modes; the other modes have more than 8 bits, or an alpha
 MOST_PIXELS = 1 << 22  # in an image
 MOST_FILE = 64 << 20  # bytes of an image file
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for images whose height is their width
+SUBFILE, PREVIEW_OR_MASK = 0x00FE, 0b101  # TIFF's tag, and its bits for pages that are no images of their own
 
 
 def words(shape):
@@ -25,26 +27,67 @@ def pillow(file, path, use, *args):
     from PIL import Image
 
     with reading(f"{path} is damaged, or no image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF data, which are not needed
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as image:
             return use(image, path, *args)
 
 
 def stated(image, path):
-    """(H, W, C) from the header. Raises DataError for an image that must not be decoded."""
+    """(H, W, C) from the header, upright. Raises DataError for an image that must not be decoded."""
+    from PIL import Image
+
+    _check(image, path)
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: make it smaller")
-    if image.mode not in CHANNELS:
-        raise DataError(f"{path} is of Pillow's mode {image.mode}: store it in 8 bits, grey or RGB, not transparent")
+    if image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION) in SIDEWAYS:  # Pillow turns TIFFs itself
+        height, width = width, height
     return height, width, CHANNELS[image.mode]
 
 
-def decoded(image, path, shape):
-    """The pixels, uint8 (H, W, C)."""
-    if stated(image, path) != shape:
-        raise DataError(f"{path} has just been changed")
-    return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+def _check(image, path):
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: make it smaller")
+    if image.has_transparency_data:
+        mend = "lay it on a background, as `magick mogrify -background white -alpha remove -alpha off FILE` does"
+        raise DataError(f"{path} is transparent (Pillow's mode {image.mode}): {mend}")
+    if image.mode not in CHANNELS:
+        raise DataError(f"{path} is of Pillow's mode {image.mode}: store it in 8 bits, grey or RGB")
+
+
+def stated_pages(image, path):
+    """`stated` of each image in a file, by the number of its page: a TIFF may have many, other files have one.
+
+    Raises DataError for an animation, too.
+    """
+    if image.format in ("PNG", "WEBP") and image.is_animated:
+        raise DataError(f"{path} is an animation of {image.n_frames} frames: store each as an image, or one of them")
+    shapes = {}
+    for page in range(image.n_frames if image.format == "TIFF" else 1):
+        image.seek(page)
+        if image.format != "TIFF" or not image.tag_v2.get(SUBFILE, 0) & PREVIEW_OR_MASK:
+            shapes[page] = stated(image, path)
+    return shapes
+
+
+def decoded(image, path, pages, shape):
+    """The pixels of these pages, upright: uint8 (n, H, W, C). Raises DataError unless each is of `shape`, (H, W, C)."""
+    images = np.empty((len(pages), *shape), np.uint8)
+    for pixels, page in zip(images, pages, strict=True):
+        image.seek(page)
+        found = np.atleast_3d(upright(image, path))
+        if found.shape != shape:
+            raise DataError(f"{path} is {words(found.shape)}, and not {words(shape)} as it was: has it been changed?")
+        pixels[:] = found
+    return images
+
+
+def upright(image, path):
+    """The image of an opened page, grey or RGB, turned as its EXIF data ask. Raises DataError as `stated` does."""
+    from PIL import ImageOps
+
+    _check(image, path)
+    return ImageOps.exif_transpose(image).convert("L" if CHANNELS[image.mode] == 1 else "RGB")
 
 
 @contextlib.contextmanager

@@ -202,7 +202,7 @@ def saved(image, kind="PNG"):
         (png_header(60_000, 60_000), "is damaged, or no image: Image size .* decompression bomb"),
         (saved(Image.fromarray(GREY[0].T)), "is 8x12 with 1 channel, but .*000.png is 12x8 with 1 channel: make all"),
         (saved(Image.fromarray(COLOUR[0])), "is 12x8 with 3 channels, but"),
-        (saved(Image.fromarray(COLOUR[0]).convert("RGBA")), "is of Pillow's mode RGBA: store it in 8 bits"),
+        (saved(Image.fromarray(COLOUR[0]).convert("RGBA")), r"is transparent \(Pillow's mode RGBA\): lay it on"),
         (saved(Image.fromarray(GREY[0].astype(np.uint16))), "is of Pillow's mode I;16: store it in 8 bits"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 12\n%%EndComments\n", "is damaged, or no image"),
     ],

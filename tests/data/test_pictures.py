@@ -1,0 +1,94 @@
+"""Image files of a user's own: turned upright, all pages of them, and nothing transparent or animated."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from data import pictures
+from runtime.errors import DataError
+
+N, H, W = 23, 12, 8
+GREY = np.random.default_rng(0).integers(0, 256, (N, H, W), np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (N, H, W, 3), np.uint8)
+TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+def write(folder, arrays, suffix=".png", **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{number:03d}{suffix}", **options)
+    return folder
+
+
+def split(folder, name="train"):
+    return data.load(f"folder:{folder}").split(name)
+
+
+def everything(folder):
+    """All images, in the order in which they are stored."""
+    images = np.concatenate([split(folder, name).images for name in ("val", "test", "train")])
+    return images[np.argsort(np.random.RandomState(20_180_409).permutation(len(images)))]
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_photographs_are_turned_upright(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path, GREY[:20], suffix, **({"lossless": True} if suffix == ".webp" else {}))
+    for number in range(20, N):  # upright as the others only once they are turned
+        stored = Image.fromarray(GREY[number]).transpose(TURNS[orientation])
+        stored.save(tmp_path / f"{number:03d}{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB"])
+def test_transparency_is_refused_by_name_however_it_is_stored(tmp_path, kind):
+    image = Image.fromarray(COLOUR[0]).convert(kind)
+    write(tmp_path, COLOUR)
+    options = {"P": {"transparency": 3}, "L": {"transparency": 3}, "RGB": {"transparency": (1, 2, 3)}}
+    image.save(tmp_path / "003.png", **options.get(kind, {}))
+    with pytest.raises(DataError, match=rf"003\.png is transparent \(Pillow's mode {kind}\): lay it on a background"):
+        split(tmp_path)
+
+
+def test_every_page_of_a_stack_is_an_image(tmp_path):
+    first, *rest = (Image.fromarray(image) for image in GREY[:20])
+    tmp_path.joinpath("a").mkdir()
+    first.save(tmp_path / "a" / "stack.tif", save_all=True, append_images=rest)
+    write(tmp_path / "b", GREY[20:], ".tiff")
+    np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
+    Image.fromarray(GREY[0]).save(tmp_path / "c.tif", save_all=True, append_images=[Image.fromarray(GREY[0].T)])
+    with pytest.raises(DataError, match=r"c\.tif, page 2, is 8x12 with 1 channel, but .*stack\.tif is 12x8"):
+        split(tmp_path)
+
+
+def test_previews_and_masks_in_a_tiff_are_no_images(tmp_path):
+    write(tmp_path, GREY, ".tif")
+    small = Image.fromarray(GREY[0, ::2, ::2])
+    small.encoderinfo = {"tiffinfo": {pictures.SUBFILE: 1}}  # a version at a lower resolution
+    Image.fromarray(GREY[0]).save(tmp_path / "000.tif", save_all=True, append_images=[small])
+    np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
+
+
+def test_a_stack_is_opened_once_for_all_of_its_pages(tmp_path, monkeypatch):
+    first, *rest = (Image.fromarray(image) for image in GREY)
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=rest)
+    images, decoded = [], pictures.decoded
+    monkeypatch.setattr("data.folder.decoded", lambda image, *args: images.append(image) or decoded(image, *args))
+    assert len(split(tmp_path).images) == 19 and len(images) == 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_animation_is_refused_with_the_number_of_its_frames(tmp_path, suffix):
+    write(tmp_path, COLOUR[:12])
+    first, *rest = (Image.fromarray(image) for image in COLOUR[12:])
+    first.save(tmp_path / f"moving{suffix}", save_all=True, append_images=rest)
+    with pytest.raises(DataError, match=rf"moving\{suffix} is an animation of 11 frames: store each as an image"):
+        split(tmp_path)
+
+
+def test_damaged_exif_data_are_left_alone(tmp_path, recwarn):
+    write(tmp_path, GREY, ".jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert len(split(tmp_path).images) == 19 and not recwarn
