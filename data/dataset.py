@@ -1,5 +1,6 @@
 """A data set as the rest of the project sees it: three splits of images, each opened when it is asked for."""
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,11 +141,12 @@ class Dataset:
 
     `sha256` maps the name of each file opened so far to the sha256 of its unpacked content. `is_other` becomes True
     when one of them is not the published file, which is refused unless `takes_other`. `read_file(file, optional)`
-    returns the `files.Found` of a file of the source, or None if it is optional.
+    returns the `files.Found` of a file of the source, or None if it is optional. Of a user's own images, `about` says
+    what was read and what was left out, and `class_names` are known, once a split is read.
     """
 
     def __init__(self, source, read_file, takes_other=False):
-        self.source, self.name, self.class_names = source, source.name, source.class_names
+        self.source, self.name, self.class_names, self.about = source, source.name, source.class_names, ""
         self.takes_other, self.is_other, self.sha256 = takes_other, False, {}
         self._read_file, self._contents, self._splits = read_file, {}, {}
 
@@ -157,6 +159,11 @@ class Dataset:
     def note(self) -> str:
         """What every score on the files opened so far has to say; mostly ""."""
         return OTHER_DATA if self.is_other else ""
+
+    def tell(self):
+        """Prints `about` if there is something to say, and once in a process."""
+        if self.about:
+            _tell(self.about)
 
     def split(self, name) -> Split:
         """The split "train", "val" or "test". Raises DataError if it is missing, or not what the source states."""
@@ -207,3 +214,8 @@ class Dataset:
             raise DataError(f"{self.name}'s {name} labels have shape {labels.shape}, expected {(count,)}")
         if labels is not None and labels.max() >= len(self.class_names):
             raise DataError(f"{self.name}'s {name} labels go beyond its {len(self.class_names)} classes")
+
+
+@functools.cache
+def _tell(text):
+    print(text, file=sys.stderr)

@@ -1,6 +1,7 @@
 """A user's own images, `folder:PATH`: the image files in a folder, or the array in one .npy or .npz file."""
 
 import collections
+import contextlib
 import functools
 import hashlib
 import io
@@ -8,19 +9,22 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.archives import ZipFolder, parse_npy
-from data.dataset import Source, as_bytes, shuffled
+from data.dataset import SPLITS, Source, as_bytes
 from data.files import as_folder, unreadable
 from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, stated_pages, words
+from data.splits import arranged
 from runtime.errors import DataError
 
 PREFIX = "folder:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-FEWEST = 10
+MOST_KINDS = 8  # of files left out that are named
 MOST_BYTES = 4 << 30  # of all images, unpacked
 
 
@@ -44,15 +48,18 @@ def source(name) -> Source:
     path = _path(name)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", path.name)[:40] or "root"
     label = f"folder-{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-    look = functools.cache(lambda: _looked(path))  # once for all splits
+    look = functools.cache(lambda: _arranged(path))  # once for all splits
 
     def read(dataset, split):
-        count, sha256, read_rows = look()
-        images, of_split = read_rows(_indices(count, split, path))
+        own, (rows, labels, dataset.class_names, said) = look()
+        count, counts = sum(map(len, rows.values())), ", ".join(f"{len(rows[name]):,} {name}" for name in SPLITS)
+        what = f"{PREFIX}{path.name or path}: {count:,} images {words(own.shape)} ({counts})"
+        dataset.about = "; ".join([what, *said, *_left_out(own.left_out)])
+        images, of_split = own.read(rows[split])
         if images.max() <= 1:
             raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
-        dataset.sha256 |= {label: sha256, f"{label} {split}": of_split}
-        return images, None
+        dataset.sha256 |= {label: own.sha256, f"{label} {split}": of_split}
+        return images, None if labels is None else labels[rows[split]]
 
     title, binarize = f"Your own images in {path}", "dynamic"
     return Source(label, title, str(path), None, read, None, binarize=binarize, pseudo_pixels=(0.5, 0.02))
@@ -62,11 +69,36 @@ def _path(name):
     return Path(os.path.abspath(as_folder(name.removeprefix(PREFIX))))
 
 
-def _looked(path):
-    """Of all images at `path` their number, a sha256, and a function of rows, with these and a sha256 of them.
+def _left_out(counts):
+    """A list with the sentence on what was not read, the most common kinds first; an empty one if there is nothing."""
+    kinds = sorted((-count, kind) for kind, count in counts.items() if count)
+    words = [f"{-count:,} {kind}" for count, kind in kinds[:MOST_KINDS]]
+    words += [f"{-sum(count for count, _ in kinds[MOST_KINDS:]):,} of other kinds"] * (len(kinds) > MOST_KINDS)
+    return [f"left out: {', '.join(words)}"] if words else []
 
-    Images are uint8 (n, H, W, C). Raises DataError if there are none.
+
+class Own(NamedTuple):
+    """What lies at a path: images of one `shape` (H, W, C), and the sha256 of what tells which they are.
+
+    `read(rows)` returns images, uint8 (n, H, W, C), and their sha256. `names` are those of their files in a folder, and
+    "" in an array; `labels` is an array (N,) or None. `left_out` counts what was not read by its kind.
     """
+
+    names: list[str]
+    shape: tuple[int, int, int]
+    sha256: str
+    read: Callable
+    left_out: collections.Counter
+    labels: np.ndarray | None = None
+
+
+def _arranged(path):
+    own = _looked(path)
+    return own, arranged(own.names, own.labels, path)
+
+
+def _looked(path):
+    """The Own of a path. Raises DataError if there are no images."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -78,18 +110,10 @@ def _looked(path):
     raise DataError(f"{path} is neither a folder nor a .npy or .npz file")
 
 
-def _indices(count, split, path):
-    """The images of a split among `count`, in one shuffled order: val and test have a tenth each, rounded down."""
-    if count < FEWEST:
-        raise DataError(f"{path} holds {count} images, and at least {FEWEST} are needed to split them")
-    order, tenth = shuffled(count), count // 10
-    return {"val": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}[split]
-
-
 def _pictures(folder):
     """`_looked` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
-    pages, first = [], None  # of each image its file and page
-    for name in sorted(_names(folder)):
+    pages, first, left_out = [], None, collections.Counter()  # of each image its file and page
+    for name in sorted(_names(folder, left_out)):
         with opened(folder / name) as file:
             shapes = pillow(file, folder / name, stated_pages)
         for page, shape in shapes.items():
@@ -117,42 +141,60 @@ def _pictures(folder):
         return images, hashlib.sha256(b"".join(sums)).hexdigest()
 
     names = [f"{name}{f'#{page}' * (page > 0)}" for name, page in pages]
-    return len(pages), hashlib.sha256(os.fsencode("\0".join(names))).hexdigest(), read
+    sha256 = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+    return Own([name for name, _ in pages], first, sha256, read, left_out)
 
 
-def _names(folder):
-    """Names of the image files in and below a folder, without hidden files, hidden folders and linked folders."""
+def _names(folder, left_out):
+    """Names of the image files in and below a folder; counts by kind in `left_out` what else is there."""
 
     def complain(error):
         raise unreadable(error.filename, error)
 
     for here, folders, files in os.walk(folder, onerror=complain):
+        left_out["linked as a folder"] += sum(os.path.islink(os.path.join(here, name)) for name in folders)
+        left_out["hidden"] += sum(name.startswith(".") for name in folders + files)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+        for name in (name for name in files if not name.startswith(".")):
+            if name.lower().endswith(SUFFIXES):
                 yield Path(here, name).relative_to(folder).as_posix()
+            else:
+                left_out[Path(name).suffix.lower() or "without a suffix"] += 1
 
 
 def _rows(path):
     """`_looked` of an array; its sha256 are those of its file, and of the rows that are read.
 
-    In a .npz file it is the only array, or the one that is called images.
+    In a .npz file it is the only array, or the one that is called images; that called labels has their classes.
     """
+    labels, left_out = None, collections.Counter()
     if path.suffix.lower() == ".npz":
         archive = ZipFolder(path)
         name = next(iter(archive.infos)) if len(archive.infos) == 1 else "images.npy"
         if name not in archive.infos:
             raise DataError(f"{path} holds {len(archive.infos)} arrays, none of which is called images")
-        content = archive.read(name, MOST_BYTES)
+        content, left_out = archive.read(name, MOST_BYTES), collections.Counter(set(archive.infos) - {name})
     else:
         content = file_content(path, MOST_BYTES)
     array = _as_images(parse_npy(content, path), path)
+    if "labels.npy" in left_out and (labels := _labels(archive, len(array))) is not None:
+        del left_out["labels.npy"]
 
     def read(rows):
         images = np.ascontiguousarray(array[rows])
         return images, hashlib.sha256(images).hexdigest()
 
-    return len(array), hashlib.sha256(content).hexdigest(), read
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Own([""] * len(array), array.shape[1:], sha256, read, left_out, labels)
+
+
+def _labels(archive, count):
+    """The array labels of a .npz, whole numbers (count,); None if it is anything else, as texts."""
+    with contextlib.suppress(DataError):
+        labels = parse_npy(archive.read("labels.npy", MOST_BYTES), archive.path).ravel()
+        if labels.dtype.kind in "iu" and len(labels) == count:
+            return labels
+    return None
 
 
 def _as_images(array, path):

@@ -170,6 +170,7 @@ class Run:
         self.check_data(self.dataset)
         if images.shape[1:] != self.image_shape:
             raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")
+        self.dataset.tell()
         return images
 
     def check_data(self, dataset):

@@ -34,8 +34,8 @@ class View:
         self.run, self.config, self.model = run, run.config, run.model
         self.projection = projection
         self.shown = "draw from" if run.config.is_autoregressive else "mean of"
-        self.class_names = run.dataset.class_names
         self.images = run.images("test")  # as the model sees them
+        self.class_names = run.dataset.class_names
         self.split = run.dataset.split("test")
         self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 import data
 from data import folder
+from data.splits import arranged
 from runtime.errors import DataError
 
 N, H, W = 23, 12, 8
@@ -36,6 +37,11 @@ def everything(path):
     """The three splits of a user's own images, in order, and their Dataset."""
     dataset = load(path)
     return [dataset.split(name) for name in data.SPLITS], dataset
+
+
+def rows(split, count=N):
+    """The rows of a split of so many images without folders."""
+    return arranged([""] * count, None, "x").rows[split]
 
 
 def in_order(splits, count=N):
@@ -151,7 +157,7 @@ def test_checksums_change_with_the_images_and_with_their_names(tmp_path):
     before, name = sums(tmp_path), load(tmp_path).name
     assert set(before) == {name, f"{name} train"} and sums(tmp_path) == before
     assert set(sums(tmp_path, "test")) == {name, f"{name} test"}
-    train = folder._indices(N, "train", tmp_path)
+    train = rows("train")
     Image.fromarray(GREY[0] // 2).save(tmp_path / f"{train[0]:03d}.png")
     changed = sums(tmp_path)
     assert changed[name] == before[name] and changed[f"{name} train"] != before[f"{name} train"]
@@ -166,13 +172,13 @@ def test_training_decodes_no_test_image(tmp_path, monkeypatch):
     dataset = load(tmp_path)
     dataset.split("train")
     dataset.split("val")
-    assert sorted([*opened, *folder._indices(N, "test", tmp_path)]) == list(range(N))
+    assert sorted([*opened, *rows("test")]) == list(range(N))
 
 
 @given(st.integers(10, 400))
 @settings(max_examples=30, deadline=None)
 def test_every_image_is_in_one_split(count):
-    parts = [folder._indices(count, split, "x") for split in data.SPLITS]
+    parts = [rows(split, count) for split in data.SPLITS]
     assert sorted(np.concatenate(parts)) == list(range(count)) and len(parts[1]) == len(parts[2]) == count // 10
 
 
@@ -209,7 +215,7 @@ def saved(image, kind="PNG"):
 )
 def test_an_image_that_cannot_be_taken_is_named(tmp_path, content, complaint):
     write_pictures(tmp_path, GREY)
-    train = folder._indices(N, "train", tmp_path)
+    train = rows("train")
     path = tmp_path / f"{max(train):03d}.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=complaint) as caught:
