@@ -9,6 +9,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -56,8 +57,8 @@ def source(name) -> Source:
         what = f"{PREFIX}{path.name or path}: {count:,} images {words(own.shape)} ({counts})"
         dataset.about = "; ".join([what, *said, *_left_out(own.left_out)])
         images, of_split = own.read(rows[split])
-        if images.max() <= 1:
-            raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
+        if split == "train" and own.are_bytes:  # here alone, so that no trained run is refused for a blank test image
+            _check_range(int(images.max()), path)
         dataset.sha256 |= {label: own.sha256, f"{label} {split}": of_split}
         return images, None if labels is None else labels[rows[split]]
 
@@ -67,6 +68,16 @@ def source(name) -> Source:
 
 def _path(name):
     return Path(os.path.abspath(as_folder(name.removeprefix(PREFIX))))
+
+
+def _check_range(largest, path):
+    """Raises DataError where the largest byte of all training images is 1 at most; warns where it is not above half."""
+    if largest <= 1:
+        raise DataError(f"{path} has no value above 1 of 255: store 0 and 255, or a .npy of booleans or floats")
+    if largest < 128:
+        dark = f"the largest value in {path} is {largest} of 255, so that all images are dark"
+        mend = f"if {largest} stands for white, train on floats: np.save('floats.npy', images / {largest})"
+        print(f"warning: {dark}; {mend}", file=sys.stderr)
 
 
 def _left_out(counts):
@@ -81,7 +92,8 @@ class Own(NamedTuple):
     """What lies at a path: images of one `shape` (H, W, C), and the sha256 of what tells which they are.
 
     `read(rows)` returns images, uint8 (n, H, W, C), and their sha256. `names` are those of their files in a folder, and
-    "" in an array; `labels` is an array (N,) or None. `left_out` counts what was not read by its kind.
+    "" in an array; `labels` is an array (N,) or None. `left_out` counts what was not read by its kind. `are_bytes`
+    unless pixels were booleans or floats.
     """
 
     names: list[str]
@@ -90,6 +102,7 @@ class Own(NamedTuple):
     read: Callable
     left_out: collections.Counter
     labels: np.ndarray | None = None
+    are_bytes: bool = True
 
 
 def _arranged(path):
@@ -176,7 +189,8 @@ def _rows(path):
         content, left_out = archive.read(name, MOST_BYTES), collections.Counter(set(archive.infos) - {name})
     else:
         content = file_content(path, MOST_BYTES)
-    array = _as_images(parse_npy(content, path), path)
+    stored = parse_npy(content, path)
+    array = _as_images(stored, path)
     if "labels.npy" in left_out and (labels := _labels(archive, len(array))) is not None:
         del left_out["labels.npy"]
 
@@ -185,7 +199,7 @@ def _rows(path):
         return images, hashlib.sha256(images).hexdigest()
 
     sha256 = hashlib.sha256(content).hexdigest()
-    return Own([""] * len(array), array.shape[1:], sha256, read, left_out, labels)
+    return Own([""] * len(array), array.shape[1:], sha256, read, left_out, labels, stored.dtype == np.uint8)
 
 
 def _labels(archive, count):

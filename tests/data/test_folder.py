@@ -292,6 +292,32 @@ def test_another_array_is_refused(tmp_path, content, complaint, packed):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_blank_images_in_a_small_split_are_taken(tmp_path, split):
+    blank = GREY.copy()
+    blank[rows(split)] = 0
+    assert not load(write_pictures(tmp_path, blank)).split(split).images.any()
+    with pytest.raises(DataError, match="has no value above 1 of 255"):
+        load(write_pictures(tmp_path, 0 * GREY)).split("train")
+
+
+@pytest.mark.parametrize("array", [GREY > 255, np.zeros((N, H, W)), (GREY / 255 / 255).astype(np.float32)])
+def test_booleans_and_floats_have_no_range_to_be_judged(tmp_path, array, capsys):
+    np.save(tmp_path / "x.npy", array)
+    assert [split.images.max() <= 1 for split in everything(tmp_path / "x.npy")[0]] == [True] * 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("array", "largest"), [(GREY // 15, 17), (GREY // 2, 127), (GREY // 2 + 1, None)])
+def test_bytes_of_less_than_eight_bits_are_warned_of_with_the_remedy(tmp_path, array, largest, capsys):
+    for path in (write_pictures(tmp_path / "x", array), tmp_path / "x.npy"):
+        np.save(tmp_path / "x.npy", array)
+        everything(path)
+        said = capsys.readouterr().err
+        assert said.count("warning: ") == said.count("\n") == (largest is not None)
+        assert f"is {largest} of 255" in said and f"images / {largest})" in said if largest else said == ""
+
+
 def test_an_archive_that_is_none_or_a_bomb_is_refused(tmp_path, monkeypatch):
     (tmp_path / "x.npz").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match="is damaged, or no archive"):
