@@ -37,21 +37,24 @@ BINARIZE = ("auto", "dynamic", "threshold", "none")
 HELD_OUT_SEED = 20_180_409  # part of every published number: never change it
 
 
-def source(name) -> Source:
-    """What is known of the data set `name` before a file is opened. Raises DataError for an unknown name."""
+def source(name, image_size=None) -> Source:
+    """What is known of the data set `name` before a file is opened. Raises DataError for an unknown name.
+
+    A user's own images are resized to `image_size` if that is given.
+    """
     if name not in NAMES:
         raise DataError(f"unknown data set {str(name)[:60]!r}: choose one of {', '.join(NAMES)}")
-    return DATA_SETS[name] if name in DATA_SETS else folder.source(name)
+    return DATA_SETS[name] if name in DATA_SETS else folder.source(name, image_size)
 
 
-def load(name, data_dir=None, other_data=False) -> Dataset:
+def load(name, data_dir=None, other_data=False, image_size=None) -> Dataset:
     """The data set `name`, with no file opened yet: each split is found, or downloaded, when it is asked for.
 
     Files are looked for in data_dir, data_dir/name, $VAMPVAE_DATA, $VAMPVAE_DATA/name and the user's cache, and
-    downloaded into the cache. One that is not the published file is refused unless `other_data`. Raises DataError for
-    an unknown name or a data_dir that is not a folder.
+    downloaded into the cache. One that is not the published file is refused unless `other_data`. A user's own
+    images are resized to `image_size`. Raises DataError for an unknown name or a data_dir that is not a folder.
     """
-    one = source(name)
+    one = source(name, image_size)
     if data_dir and not os.path.isdir(as_folder(data_dir)):
         raise DataError(f"data_dir {data_dir} is not a folder: name the folder that holds {name}")
     return Dataset(one, lambda file, optional: _obtain(file, data_dir, cache_folder(one.name), optional), other_data)

@@ -19,7 +19,7 @@ import numpy as np
 from data.archives import ZipFolder, parse_npy
 from data.dataset import SPLITS, Source, as_bytes
 from data.files import as_folder, unreadable
-from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, stated_pages, words
+from data.pictures import MOST_FILE, decoded, file_content, opened, pillow, resized, stated_pages, words
 from data.splits import arranged
 from runtime.errors import DataError
 
@@ -44,12 +44,15 @@ def absolute(name) -> str:
     return PREFIX + str(_path(name)) if is_name(name) else name
 
 
-def source(name) -> Source:
-    """The Source of a folder:PATH; its images are not looked at before the first split is read."""
+def source(name, image_size=None) -> Source:
+    """The Source of a folder:PATH; its images are not looked at before the first split is read.
+
+    With an `image_size` each is resized, so that its shorter side has as many pixels, and cropped to a square.
+    """
     path = _path(name)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", path.name)[:40] or "root"
     label = f"folder-{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-    look = functools.cache(lambda: _arranged(path))  # once for all splits
+    look = functools.cache(lambda: _arranged(path, image_size))  # once for all splits
 
     def read(dataset, split):
         own, (rows, labels, dataset.class_names, said) = look()
@@ -105,37 +108,39 @@ class Own(NamedTuple):
     are_bytes: bool = True
 
 
-def _arranged(path):
-    own = _looked(path)
+def _arranged(path, size):
+    own = _looked(path, size)
     return own, arranged(own.names, own.labels, path)
 
 
-def _looked(path):
+def _looked(path, size):
     """The Own of a path. Raises DataError if there are no images."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): name your folder, .npy or .npz file") from error
     if stat.S_ISDIR(mode):
-        return _pictures(path)
+        return _pictures(path, size)
     if stat.S_ISREG(mode) and path.suffix.lower() in (".npy", ".npz"):
-        return _rows(path)
+        return _rows(path, size)
     raise DataError(f"{path} is neither a folder nor a .npy or .npz file")
 
 
-def _pictures(folder):
+def _pictures(folder, size):
     """`_looked` of a folder; its sha256 are those of the names, and of the sha256 of each file that is read."""
     pages, first, left_out = [], None, collections.Counter()  # of each image its file and page
     for name in sorted(_names(folder, left_out)):
         with opened(folder / name) as file:
-            shapes = pillow(file, folder / name, stated_pages)
+            shapes = pillow(file, folder / name, stated_pages, size)
         for page, shape in shapes.items():
             first = first or shape
             pages.append((name, page))
             if shape != first:
                 where = f"{folder / name}{f', page {page + 1},' * (page > 0)}"
                 other = f"{where} is {words(shape)}, but {folder / pages[0][0]} is {words(first)}"
-                raise DataError(f"{other}: make all images alike")
+                raise DataError(
+                    f"{other}: make all images alike{', or resize them with --image_size' * (shape[2] == first[2])}"
+                )
     if not pages:
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
     if len(pages) * math.prod(first) > MOST_BYTES:
@@ -148,7 +153,7 @@ def _pictures(folder):
         for name, index in places.items():  # a file with many pages is opened once
             content = file_content(folder / name, MOST_FILE)
             wanted = [pages[rows[place]][1] for place in index]
-            images[index] = pillow(io.BytesIO(content), folder / name, decoded, wanted, first)
+            images[index] = pillow(io.BytesIO(content), folder / name, decoded, wanted, first, size)
             for place in index:
                 sums[place] = hashlib.sha256(content).digest()
         return images, hashlib.sha256(b"".join(sums)).hexdigest()
@@ -175,7 +180,7 @@ def _names(folder, left_out):
                 left_out[Path(name).suffix.lower() or "without a suffix"] += 1
 
 
-def _rows(path):
+def _rows(path, size):
     """`_looked` of an array; its sha256 are those of its file, and of the rows that are read.
 
     In a .npz file it is the only array, or the one that is called images; that called labels has their classes.
@@ -196,10 +201,18 @@ def _rows(path):
 
     def read(rows):
         images = np.ascontiguousarray(array[rows])
-        return images, hashlib.sha256(images).hexdigest()
+        return _resized(images, size) if size else images, hashlib.sha256(images).hexdigest()
 
     sha256 = hashlib.sha256(content).hexdigest()
-    return Own([""] * len(array), array.shape[1:], sha256, read, left_out, labels, stored.dtype == np.uint8)
+    shape = (size, size, array.shape[3]) if size else array.shape[1:]
+    return Own([""] * len(array), shape, sha256, read, left_out, labels, stored.dtype == np.uint8)
+
+
+def _resized(images, size):
+    from PIL import Image
+
+    pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
+    return np.stack([np.atleast_3d(resized(picture, size)) for picture in pictures])
 
 
 def _labels(archive, count):

@@ -11,7 +11,7 @@ from runtime.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")  # Pillow knows more, and starts other programs for some
 CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # by Pillow's modes; the other modes have more than 8 bits, or an alpha
-MOST_PIXELS = 1 << 22  # in an image
+MOST_PIXELS = 1 << 22  # in an image that is not resized; Pillow has a limit for the others
 MOST_FILE = 64 << 20  # bytes of an image file
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for images whose height is their width
 SUBFILE, PREVIEW_OR_MASK = 0x00FE, 0b101  # TIFF's tag, and its bits for pages that are no images of their own
@@ -33,21 +33,25 @@ def pillow(file, path, use, *args):
             return use(image, path, *args)
 
 
-def stated(image, path):
-    """(H, W, C) from the header, upright. Raises DataError for an image that must not be decoded."""
+def stated(image, path, size=None):
+    """(H, W, C) from the header, upright and with sides of `size` if that is given.
+
+    Raises DataError for an image that must not be decoded.
+    """
     from PIL import Image
 
-    _check(image, path)
-    width, height = image.size
+    _check(image, path, size)
+    width, height = (size, size) if size else image.size
     if image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION) in SIDEWAYS:  # Pillow turns TIFFs itself
         height, width = width, height
     return height, width, CHANNELS[image.mode]
 
 
-def _check(image, path):
+def _check(image, path, size):
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: make it smaller")
+    if width * height > MOST_PIXELS and not size:
+        mend = "make it smaller, or resize all with --image_size, as --image_size 64"
+        raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: {mend}")
     if image.has_transparency_data:
         mend = "lay it on a background, as `magick mogrify -background white -alpha remove -alpha off FILE` does"
         raise DataError(f"{path} is transparent (Pillow's mode {image.mode}): {mend}")
@@ -55,7 +59,7 @@ def _check(image, path):
         raise DataError(f"{path} is of Pillow's mode {image.mode}: store it in 8 bits, grey or RGB")
 
 
-def stated_pages(image, path):
+def stated_pages(image, path, size):
     """`stated` of each image in a file, by the number of its page: a TIFF may have many, other files have one.
 
     Raises DataError for an animation, too.
@@ -66,28 +70,44 @@ def stated_pages(image, path):
     for page in range(image.n_frames if image.format == "TIFF" else 1):
         image.seek(page)
         if image.format != "TIFF" or not image.tag_v2.get(SUBFILE, 0) & PREVIEW_OR_MASK:
-            shapes[page] = stated(image, path)
+            shapes[page] = stated(image, path, size)
     return shapes
 
 
-def decoded(image, path, pages, shape):
-    """The pixels of these pages, upright: uint8 (n, H, W, C). Raises DataError unless each is of `shape`, (H, W, C)."""
+def decoded(image, path, pages, shape, size):
+    """The pixels of these pages, uint8 (n, H, W, C), upright and with sides of `size` if that is given.
+
+    Raises DataError unless each is of `shape`, (H, W, C).
+    """
     images = np.empty((len(pages), *shape), np.uint8)
     for pixels, page in zip(images, pages, strict=True):
         image.seek(page)
-        found = np.atleast_3d(upright(image, path))
+        found = np.atleast_3d(upright(image, path, size))
         if found.shape != shape:
             raise DataError(f"{path} is {words(found.shape)}, and not {words(shape)} as it was: has it been changed?")
         pixels[:] = found
     return images
 
 
-def upright(image, path):
-    """The image of an opened page, grey or RGB, turned as its EXIF data ask. Raises DataError as `stated` does."""
+def upright(image, path, size=None):
+    """The image of an opened page, grey or RGB, turned as its EXIF data ask, and `resized` if a size is given.
+
+    Raises DataError as `stated` does.
+    """
     from PIL import ImageOps
 
-    _check(image, path)
-    return ImageOps.exif_transpose(image).convert("L" if CHANNELS[image.mode] == 1 else "RGB")
+    _check(image, path, size)
+    if size:
+        image.draft(None, (2 * size, 2 * size))  # large JPEGs are decoded at a half, a quarter or an eighth at once
+    picture = ImageOps.exif_transpose(image).convert("L" if CHANNELS[image.mode] == 1 else "RGB")
+    return resized(picture, size) if size else picture
+
+
+def resized(picture, size):
+    """The square in the middle of a grey or RGB picture with sides of `size`, by Lanczos' filter, which averages."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ class Config:
     learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
     data_set: str = setting("mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="",
                             choices=data.NAMES)
+    image_size: int = setting(None, "own images: resize the shorter side to so many pixels, and crop to a square",
+                              tag="size", low=4, high=2048)
     latent_dim: int = setting(2, "latent dimensions in all; hvae splits them in half", tag="", low=1, high=4096)
     network_size: float = setting(4.0, "factor of the number of convolution filters", tag="", above=0, high=64)
     hidden_units: int = setting(None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks",
@@ -157,7 +159,7 @@ class Config:
     @property
     def source(self):
         """What is known of the data set before anything is opened, a data.Source."""
-        return data.source(self.data_set)
+        return data.source(self.data_set, self.image_size)
 
     @property
     def observation(self):
@@ -287,7 +289,7 @@ class Config:
     def likelihood_tag(self):
         """The suffixes that say which pixels are scored by which distribution; other scores differ in kind."""
         suffixes = self._suffixes
-        return "".join(suffixes.get(name, "") for name in ("binarize", "likelihood", "sigma"))
+        return "".join(suffixes.get(name, "") for name in ("image_size", "binarize", "likelihood", "sigma"))
 
     @property
     def comparable(self):

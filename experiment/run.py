@@ -97,7 +97,7 @@ class Run:
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""
-        return data.load(self.config.data_set, self.data_dir, self.config.other_data == "on")
+        return data.load(self.config.data_set, self.data_dir, self.config.other_data == "on", self.config.image_size)
 
     @property
     def image_shape(self):

@@ -132,7 +132,10 @@ class ConvDecoder(layers.Layer):
         super().__init__()
         height, width, channels = image_shape
         if height % 4 or width % 4:
-            raise ValueError(f"images of {height}x{width} pixels do not fit: both sides must be divisible by 4")
+            side = 4 * math.ceil(min(height, width) / 4)
+            mend = f"such as {side}x{side} (for own images, --image_size {side}); --network mlp takes any size"
+            reason = "do not fit --network conv: both sides must be divisible by 4"
+            raise ValueError(f"images of {height}x{width} pixels {reason}, {mend}")
         start = (height // 4, width // 4, 32)
         net = [layers.Input((latent_dim,)), layers.Dense(math.prod(start), activation=activation)]
         net.append(layers.Reshape(start))

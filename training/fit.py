@@ -173,7 +173,7 @@ def prepare(config):
     keras.utils.clear_session()  # frees the graphs of a run that this process trained before
     placement = devices.Placement(config)
     processes.begin(config)
-    dataset = data.load(config.data_set, config.data_dir, config.other_data == "on")
+    dataset = data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size)
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
     split = split.first(config.max_train_images)

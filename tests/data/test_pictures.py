@@ -92,3 +92,66 @@ def test_an_animation_is_refused_with_the_number_of_its_frames(tmp_path, suffix)
 def test_damaged_exif_data_are_left_alone(tmp_path, recwarn):
     write(tmp_path, GREY, ".jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     assert len(split(tmp_path).images) == 19 and not recwarn
+
+
+# ---------------------------------------------------------------------------------------------- resized
+
+
+def sized(path, size, name="train"):
+    return data.load(f"folder:{path}", image_size=size).split(name).images
+
+
+def smooth(height, width, seed=0):
+    corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_images_of_mixed_sizes_become_the_squares_in_their_middle(tmp_path, suffix):
+    for number, shape in enumerate([(40, 60), (90, 64), (33, 33), (16, 20), (400, 900)] * 3):
+        smooth(*shape, number).save(tmp_path / f"{number:02d}{suffix}", quality=98)
+    order = np.random.RandomState(20_180_409).permutation(15)[2:]
+    images = sized(tmp_path, 32)
+    assert images.shape == (13, 32, 32, 3)
+    for image, number in zip(images, order, strict=True):
+        with Image.open(tmp_path / f"{number:02d}{suffix}") as picture:
+            side = min(picture.size)
+            left, top = ((length - side) / 2 for length in picture.size)
+            square = picture.resize((32, 32), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+        assert np.abs(image.astype(int) - np.asarray(square)).mean() < 4
+
+
+def test_photographs_beyond_the_limit_are_taken_where_they_are_resized(tmp_path):
+    for number in range(10):
+        smooth(2100, 2000).save(tmp_path / f"{number}.jpg")
+    with pytest.raises(
+        DataError, match=r"2100x2000, more than 4,194,304 pixels: make it smaller, or .* --image_size 64"
+    ):
+        split(tmp_path)
+    assert sized(tmp_path, 64).shape == (8, 64, 64, 3)
+
+
+def test_images_of_other_sizes_are_refused_with_the_way_to_resize_them(tmp_path):
+    write(tmp_path, [*GREY, GREY[0].T])
+    with pytest.raises(
+        DataError, match=r"023\.png is 8x12 .*: make all images alike, or resize them with --image_size$"
+    ):
+        split(tmp_path)
+    assert sized(tmp_path, 16).shape == (20, 16, 16, 1)
+
+
+@pytest.mark.parametrize("array", [GREY, COLOUR, GREY > 127])
+def test_arrays_are_resized_as_files_are(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    files = write(tmp_path / "files", 255 * array.astype(np.uint8) if array.dtype == bool else array)
+    np.testing.assert_array_equal(sized(tmp_path / "x.npy", 6), sized(files, 6))
+
+
+def test_rotated_photographs_are_resized_once_they_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = smooth(64, 48)
+    for number in range(10):
+        turned = picture.transpose(Image.Transpose.ROTATE_90) if number % 2 else picture
+        turned.save(tmp_path / f"{number}.png", **({"exif": exif} if number % 2 else {}))
+    assert np.ptp(sized(tmp_path, 24).astype(int), axis=0).max() <= 1

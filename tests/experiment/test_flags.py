@@ -30,7 +30,7 @@ def configs(*words):
 
 def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     assert configs() == [Config()]
-    apart = ["network", "lr_warmup", "likelihood", "sigma"]  # which do not go with the rest
+    apart = ["network", "lr_warmup", "likelihood", "sigma", "image_size"]  # which do not go with the rest
     apart += ["objective", "num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size"]
     names = [name for name in FIELDS if name not in (*apart, *DEEP_ONLY)]
     (config,) = configs(*[word for name in names for word in (f"--{name}", other(name))])

@@ -167,7 +167,7 @@ def test_the_training_id_reads_as_documented(settings, expected):
 
 
 def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
-    names = [name for name in NUMBERS if name != "binarize"]  # which goes with a Bernoulli likelihood
+    names = [name for name in NUMBERS if name not in ("binarize", "image_size")]  # of bernoulli, of own images
     of_small = [name for name in names if name not in DEEP_ONLY]
     ids = {Config(**SMALL).training_id} | {Config(**(SMALL | {name: other(name)})).training_id for name in of_small}
     assert len(ids) == 1 + len(of_small)
@@ -290,6 +290,14 @@ def test_own_images_stand_in_the_id_with_their_folders_name_and_a_hash_of_its_pa
     assert Config(data_set="folder:x", binarize="none").note == GREY_NOTE
 
 
+def test_the_size_of_own_images_is_part_of_the_id_and_of_what_is_compared():
+    small, large = (Config(data_set="folder:x", image_size=size) for size in (32, 64))
+    assert small.training_id == Config(data_set="folder:x").training_id + "_size32"
+    assert small.comparable != large.comparable
+    with pytest.raises(UserError, match="--image_size 32 goes with --data_set folder:PATH"):
+        Config(image_size=32)
+
+
 def test_binary_pixels_have_a_likelihood_without_binarization():
     assert Config(data_set="staticmnist").binarization == "none" and Config(data_set="staticmnist").note == ""
 
@@ -354,6 +362,13 @@ def edit(path, **settings):
     record = json.loads((path / "config.json").read_text())
     record["config"] |= settings
     (path / "config.json").write_text(json.dumps(record))
+
+
+def test_a_run_from_before_own_images_had_a_size_is_taken(folder):
+    record = json.loads((folder / "config.json").read_text())
+    del record["config"]["image_size"]
+    (folder / "config.json").write_text(json.dumps(record))
+    assert experiment.load(folder).config.image_size is None
 
 
 def test_a_folder_is_read_back(folder):
