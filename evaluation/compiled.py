@@ -33,7 +33,7 @@ class Compiled(keras.Model):
     """
 
     def __init__(self, model, function, top_of=None):
-        super().__init__()
+        super().__init__(dtype=model.dtype_policy)  # else that of the process would round images
         self.model, self.function = model, function
         self.top = top_of.top if top_of else keras.tree.map_structure(self._constant, model.top_prior.distribution())
         self.built = True

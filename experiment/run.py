@@ -126,7 +126,7 @@ class Run:
         if "keras" not in sys.modules:  # called from Python, where no script has settled the backend
             backend.settle()
             backend.start(keep_settings=True)
-        backend.check_images()
+        backend.check_settings()
         try:
             expected = models.blank_weights(self.config, self.image_shape)
         except (ValueError, MemoryError) as error:

@@ -123,10 +123,12 @@ def build(config, image_shape, dynamic=False, from_data=None):
     import keras
 
     usual = keras.config.dtype_policy()
-    if config.precision != "float32":  # which is whatever Keras' own floats are: a test may want them double
-        keras.config.set_dtype_policy(config.precision)  # of layers that do not say float32, as all but hidden ones do
+    # of layers that do not say float32, as all but hidden ones do; float32 is Keras' own floats: a test may want double
+    keras.config.set_dtype_policy(keras.config.floatx() if config.precision == "float32" else config.precision)
     try:
-        return _built(config, image_shape, dynamic, from_data)
+        model = _built(config, image_shape, dynamic, from_data)
+        model.image_shape = tuple(image_shape)
+        return model
     finally:
         keras.config.set_dtype_policy(usual)
 

@@ -3,6 +3,7 @@
 import abc
 
 import keras
+import numpy as np
 from keras import ops
 
 from .objectives import Terms
@@ -37,6 +38,8 @@ class LatentModel(keras.Model, abc.ABC):
     bound is reported.
     """
 
+    image_shape = None  # (H, W, C), which `models.build` sets
+
     def __init__(self, objective, dynamic, seed, layers=()):
         super().__init__(dtype=keras.backend.floatx())  # of images and densities, whatever that of hidden layers is
         self.objective, self.dynamic = objective, dynamic
@@ -50,6 +53,18 @@ class LatentModel(keras.Model, abc.ABC):
     @abc.abstractmethod
     def posterior(self, x):
         """q(z|x) for images (B, H, W, C): a distribution with batch (B,) and event (D,)."""
+
+    def checked(self, x):
+        """Images `x`, an array or a tensor. Raises ValueError for an array that holds none; tensors are taken as is."""
+        x = x if hasattr(x, "dtype") else np.asarray(x)
+        if isinstance(x, np.ndarray) and self.image_shape:
+            fits = x.dtype.kind == "f" and x.shape[1:] == self.image_shape and len(x) > 0
+            if not (fits and x.min() >= 0 and x.max() <= 1):
+                values = f" from {x.min():g} to {x.max():g}" if x.dtype.kind in "biuf" and x.size else ""
+                said = f"images must be floats (B, {', '.join(map(str, self.image_shape))}) from 0 to 1, not {x.dtype} "
+                raise ValueError(f"{said}{x.shape}{values}; x[None] adds an axis, x / 255 scales bytes")
+            x = x.astype(self.dtype)
+        return x
 
     @abc.abstractmethod
     def prior(self, top=None):

@@ -106,7 +106,7 @@ class DVP(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        features = self.encoder(x)
+        features = self.encoder(x := self.checked(x))
         return Chain(self.context(x), lambda u: self.decoder.posterior(features, *self._given(u)), self.dim_u)
 
     def prior(self, top=None):

@@ -34,7 +34,7 @@ class HVAE(LatentModel):
 
     def posterior(self, x):
         """Chain q(z2|x) q(z1|x, z2): batch (B,), event (D,). The images are encoded once, not once a sample."""
-        features_x = self.encoder_z1(x)  # (B, F)
+        features_x = self.encoder_z1(x := self.checked(x))  # (B, F)
 
         def posterior_z1(z2):  # (..., B, D2)
             features_z2 = self.encoder_z1_z2(z2)  # (..., B, F)

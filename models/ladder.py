@@ -29,7 +29,7 @@ class Ladder(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        return self.decoder.posterior(self.encoder(x))
+        return self.decoder.posterior(self.encoder(self.checked(x)))
 
     def prior(self, top=None):
         return self.decoder.prior()

@@ -16,7 +16,7 @@ class VAE(LatentModel):
         self.built = True
 
     def posterior(self, x):
-        return self.q_z(self.encoder(x))
+        return self.q_z(self.encoder(self.checked(x)))
 
     def prior(self, top=None):
         return self.top_prior.distribution() if top is None else top

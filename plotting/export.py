@@ -51,7 +51,7 @@ def to_onnx(view, output):
 
     class Decoder(keras.Model):  # which is what Keras exports
         def __init__(self):
-            super().__init__(name="decoder")
+            super().__init__(name="decoder", dtype=view.model.dtype_policy)
             self.latent_model, self.noise = view.model, keras.random.SeedGenerator(0)  # not used to decode to means
 
         def call(self, z):

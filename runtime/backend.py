@@ -108,15 +108,17 @@ def _restore_defaults(keras):
     """Sets Keras' defaults where the user's keras.json, or a variable, says otherwise and models depend on it."""
     keras.config.set_image_data_format(IMAGES)
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_max_epochs(None)
     keras.config.set_max_steps_per_epoch(None)
 
 
-def check_images():
-    """Raises UserError if the user's own process has set Keras to channels_first, which no model here supports."""
-    if (found := sys.modules["keras"].config.image_data_format()) != IMAGES:
-        raise UserError(f"Keras has image_data_format {found!r}; call keras.config.set_image_data_format({IMAGES!r})")
+def check_settings():
+    """Raises UserError if the user's own process has set Keras to what no model here supports."""
+    for name, needed in {"image_data_format": IMAGES, "floatx": "float32"}.items():
+        if (found := getattr(sys.modules["keras"].config, name)()) != needed:
+            raise UserError(f"Keras has {name} {found!r}; call keras.config.set_{name}({needed!r})")
 
 
 def _device_kinds(backend):

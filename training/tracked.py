@@ -20,7 +20,7 @@ class Painter(keras.Model):
     """
 
     def __init__(self, model, seed):
-        super().__init__()
+        super().__init__(dtype=model.dtype_policy)
         self.model, self.noise = model, keras.random.SeedGenerator(seed)
         self.start = keras.ops.convert_to_numpy(self.noise.state)
         self.built = True

@@ -1,6 +1,7 @@
 """Models, priors and networks: shapes, gradients, limits, and what a saved model gives back."""
 
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -403,6 +404,40 @@ def test_hidden_layers_alone_are_rounded(family):
     with pytest.raises(ValueError, match="unknown activation"):
         build(activation="nothing", precision="mixed_bfloat16")
     assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("policy", first_on_both("mixed_bfloat16", "float16"))
+def test_a_models_precision_is_its_own_whatever_the_process_has_set(policy):
+    exact, x = build(), images()
+    expected = [exact.embed(x), importance_sampling(exact, x, 10).log_px]
+    keras.config.set_dtype_policy(policy)
+    try:
+        built = build()
+        assert keras.config.dtype_policy().name == policy
+        built.set_weights(exact.get_weights())
+        found = [built.embed(x), importance_sampling(built, x, 10).log_px]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("family", first_on_both(("vae", "mlp"), ("hvae", "mlp"), ("ladder", None), ("dvp", None)))
+def test_what_is_no_batch_of_images_is_refused_in_one_sentence(family):
+    built, x = tiny(*family), images()
+    for wrong, found in (
+        (255 * x, "float32 (6, 8, 8, 1) from 0 to 255"),
+        ((255 * x).astype("uint8"), "uint8 (6, 8, 8, 1) from 0 to 255"),
+        (x[0], "float32 (8, 8, 1) from 0 to 1"),
+        (x[:0], "float32 (0, 8, 8, 1)"),
+        (x[:, :4], "float32 (6, 4, 8, 1) from 0 to 1"),
+        ([], "float64 (0,)"),
+        (None, "object ()"),
+    ):
+        said = f"images must be floats (B, 8, 8, 1) from 0 to 1, not {found}; x[None] adds an axis, x / 255 scales"
+        for method in (built.embed, built.posterior, built.reconstruct):
+            with pytest.raises(ValueError, match=re.escape(said)):
+                method(wrong)
+    assert np.array_equal(built.embed(x.tolist()), built.embed(x))
 
 
 @on_tensorflow

@@ -138,16 +138,21 @@ def test_a_setting_that_keras_refuses_is_an_error_in_one_sentence(script, tmp_pa
     )
 
 
-def test_channels_first_is_refused():
+@pytest.mark.parametrize(
+    ("name", "other", "needed"),
+    [("image_data_format", "channels_first", "channels_last"), ("floatx", "float16", "float32")],
+)
+def test_settings_that_no_model_supports_are_refused(name, other, needed):
     import keras
 
-    backend.check_images()
-    keras.config.set_image_data_format("channels_first")
+    backend.check_settings()
+    set_to = getattr(keras.config, f"set_{name}")
+    set_to(other)
     try:
-        with pytest.raises(UserError, match=r"call keras.config.set_image_data_format\('channels_last'\)"):
-            backend.check_images()
+        with pytest.raises(UserError, match=rf"call keras.config.set_{name}\('{needed}'\)"):
+            backend.check_settings()
     finally:
-        keras.config.set_image_data_format("channels_last")
+        set_to(needed)
 
 
 def test_without_a_place_for_temporary_files_stderr_is_not_held_back(monkeypatch, capfd):
