@@ -2,11 +2,8 @@
 
 import contextlib
 import io
-import os
 
 import numpy as np
-
-from runtime.errors import UserError
 
 DPI = 150
 FORMATS = ("png", "svg")
@@ -38,15 +35,9 @@ STYLE = {
 
 @contextlib.contextmanager
 def style():
-    """The style of all figures, independent of the user's matplotlibrc; a context and a decorator.
+    """The style of all figures, independent of the user's matplotlibrc; a context and a decorator."""
+    import matplotlib
 
-    Raises UserError where MPLBACKEND names a backend that does not exist.
-    """
-    try:
-        import matplotlib
-    except ValueError as error:
-        named = f"MPLBACKEND={os.environ.get('MPLBACKEND')}"
-        raise UserError(f"matplotlib cannot be imported with {named}; unset it, as no display is used") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

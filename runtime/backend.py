@@ -60,14 +60,20 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     whole nats. With `deterministic`, operations give the same bits whenever they are repeated on this machine; this
     cannot be undone in this process. `join()` is called before the backend looks for its devices. Keras' settings are
     its defaults, unless `keep_settings` leaves those of the user's keras.json, as in a user's own process.
-    Raises UserError if `device` is "gpu" and there is none, or if JAX cannot use what $JAX_PLATFORMS names.
+    Raises UserError if `device` is "gpu" and there is none, or if what the environment says cannot be used.
     """
-    _add_xla_flags(deterministic)
-    with quiet():
+    if not keep_settings:  # a device is no folder: there is no keras.json, nor can one be written; it is an empty file
+        os.environ.update(KERAS_HOME=os.devnull, MATPLOTLIBRC=os.devnull, MPLBACKEND="agg")  # Keras imports matplotlib
+        for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+            os.environ.pop(name, None)
+    os.environ["KERAS_NNX_ENABLED"] = "0"  # models are built without it, whatever another project has set
+    speaks = _add_xla_flags(deterministic) and os.environ.get("KERAS_BACKEND") == "jax"  # else XLA ends in silence
+    with contextlib.nullcontext() if speaks else quiet():
         try:
             import keras
-        except ValueError as error:
-            raise UserError(f"Keras cannot be imported: {error} Correct its keras.json, in ~/.keras.") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            mend = "unset the variable that says so, or correct keras.json, in ~/.keras or $KERAS_HOME"
+            raise UserError(f"Keras cannot be imported: {error}; {mend}") from error
         if not keep_settings:
             _restore_defaults(keras)
         backend = keras.backend.backend()
@@ -97,11 +103,13 @@ def seed(number):
 
 
 def _add_xla_flags(deterministic):
+    """Adds ours to $XLA_FLAGS, and returns those of the user."""
     flags = os.environ.get("XLA_FLAGS", "")
     wanted = [REPEATABLE_ON_GPU] if deterministic else []
     if importlib.util.find_spec("jaxlib") and importlib.metadata.version("jaxlib").startswith(KNOW_YNN):
         wanted += [BY_EIGEN] if "ynn_fusion_type" not in flags else []
     os.environ["XLA_FLAGS"] = " ".join([flags, *(flag for flag in wanted if flag not in flags)]).strip()
+    return flags
 
 
 def _restore_defaults(keras):

@@ -18,9 +18,10 @@ def gpus():
 def memory():
     """Bytes of memory that this process may have: the machine's, its container's or, in a grid, $VAMPVAE_MEMORY."""
     total = psutil.virtual_memory().total
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(total, int(os.environ.get("VAMPVAE_MEMORY", total)))
+    for read in (Path("/sys/fs/cgroup/memory.max").read_text, lambda: os.environ["VAMPVAE_MEMORY"]):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no container, or "max"; no grid
+            total = min(total, int(read()))
+    return total
 
 
 def free_memory():

@@ -129,13 +129,39 @@ def test_settings_of_the_users_keras_json_change_no_model(tmp_path):
     assert told(code, **there) == "channels_first float64 0.5 1 2\nchannels_last float32 1e-07 None None\n"
 
 
-def test_a_setting_that_keras_refuses_is_an_error_in_one_sentence(script, tmp_path):
-    (tmp_path / "keras.json").write_text('{"epsilon": 1}')
-    done = script("train.py", *flags(runs_dir=tmp_path / "runs"), KERAS_HOME=str(tmp_path))
-    assert done.returncode == 2 and not (tmp_path / "runs").exists()
-    assert re.match(
-        "error: Keras cannot be imported: Invalid `epsilon` .* Correct its keras.json, in ~/.keras", done.stderr
-    )
+STARTED = (
+    "from runtime import backend\nfrom runtime.errors import UserError\nbackend.settle('{}')\n"
+    "try:\n    backend.start(keep_settings={})\n    import keras; print(keras.config.epsilon())\n"
+    "except UserError as error:\n    print(error)"
+)
+
+
+@pytest.mark.parametrize("content", ['{"epsilon": 1, "floatx": [], "nnx_enabled": true, "backend": 7}', "[]", "{"])
+def test_nothing_that_keras_refuses_ends_a_script(tmp_path, content):
+    (tmp_path / "keras.json").write_text(content)
+    there = {"KERAS_HOME": str(tmp_path), "KERAS_NNX_ENABLED": "1", "KERAS_MAX_EPOCHS": "x"}
+    assert told(STARTED.format("tensorflow", False), **there) == "1e-07\n"
+    assert (tmp_path / "keras.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [('{"epsilon": 1}', "Invalid `epsilon`"), ("[]", "'list' object has no attribute 'get'")]
+)
+def test_what_keras_refuses_of_a_users_own_process_is_one_sentence(tmp_path, content, said):
+    (tmp_path / "keras.json").write_text(content)
+    found = told(STARTED.format("tensorflow", True), KERAS_HOME=str(tmp_path))
+    assert re.match(f"Keras cannot be imported: {said}.*; unset the variable that says so, or correct keras", found)
+
+
+def test_a_variable_that_jax_refuses_is_one_sentence():
+    found = told(STARTED.format("jax", False), JAX_ENABLE_X64="rubbish")
+    assert found.startswith("Keras cannot be imported: invalid truth value 'rubbish' for environment 'JAX_ENABLE_X64'")
+
+
+def test_a_flag_that_ends_the_process_is_named(script):
+    """By XLA, which does not raise an exception: what it prints must not be held back."""
+    done = script("-c", STARTED.format("jax", False), XLA_FLAGS="--rubbish")
+    assert done.returncode and "Unknown flag in XLA_FLAGS: --rubbish" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -217,7 +243,10 @@ def test_errors_that_mean_out_of_memory_are_recognised():
     assert not is_out_of_memory(ValueError("out of range"))
 
 
-def test_memory_is_that_of_the_machine_or_its_container():
+def test_memory_is_that_of_the_machine_or_its_container(monkeypatch):
     import psutil
 
     assert 2**28 < memory() <= psutil.virtual_memory().total
+    for share, expected in (("1000", 1000), ("rubbish", memory())):
+        monkeypatch.setenv("VAMPVAE_MEMORY", share)
+        assert memory() == expected
