@@ -11,6 +11,7 @@ from experiment import rules, tracking
 from experiment.settings import CHAIN_SETTINGS, INT32, checked, setting
 from runtime.errors import UserError
 from runtime.rules import check, shown
+from runtime.text import bounded
 
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
 GREY_NOTE = "grey-pixel bound, not a likelihood"
@@ -302,5 +303,5 @@ class Config:
 
     @property
     def path(self):
-        """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID."""
-        return Path(self.runs_dir, self.gs_key or "", self.training_id)
+        """The run's folder, RUNS_DIR/[GS_KEY/]TRAINING_ID, of which a hash replaces a part if it is too long."""
+        return Path(self.runs_dir, self.gs_key or "", bounded(self.training_id))

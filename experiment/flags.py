@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -109,7 +110,7 @@ def chosen_runs(args):
     if bool(args.runs) == bool(args.gs_key):
         raise UserError("name either the folders of runs or a grid search with --gs_key")
     if args.runs:
-        return [_with_weights(path, args.data_dir) for path in args.runs]
+        return [_with_weights(path, args.data_dir) for path in _without_others(args.runs)]
     runs = []
     for folder in grid_folders(args):
         try:
@@ -120,6 +121,15 @@ def chosen_runs(args):
         group = Path(args.runs_dir, args.gs_key)
         raise UserError(f"{group} holds no run with weights; train it with --gs_key {args.gs_key}")
     return runs
+
+
+def _without_others(paths):
+    """The paths without what is no run, as in RUNS_DIR/*, of which a warning says so; all where none is a run."""
+    others = [path for path in paths if os.path.exists(path) and not os.path.lexists(Path(path, "config.json"))]
+    if len(others) in (0, len(paths)):
+        return paths
+    print(f"warning: left out, as there is no config.json in them: {', '.join(others)}", file=sys.stderr)
+    return [path for path in paths if path not in others]
 
 
 def grid_folders(args):

@@ -12,6 +12,7 @@ import filelock
 from experiment.record import read_json, read_status, record_of
 from runtime import atomic
 from runtime.errors import UserError
+from runtime.text import bounded
 
 LOCK_WAIT = 1.0  # seconds; somebody may only be looking whether a run is in progress
 
@@ -86,7 +87,7 @@ def create(config, path, dataset, overwrite=False, fill=None):
 
 
 def _aside(path):
-    return path.with_name(f".replaced.{path.name}")
+    return path.with_name(bounded(f".replaced.{path.name}"))
 
 
 def _set_aside(path):

@@ -24,12 +24,14 @@ from experiment.record import check_record, read_bytes, read_json, read_status
 from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
+from runtime.text import bounded
 
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
 PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
 LINKED = ("last", "replaced", "evaluations", "tensorboard")  # folders that are written into, so must be the run's own
 MOST_VALUES = 1 << 24  # in an image
+MOST_STEM = 120  # characters of an evaluation's name, which is only a part of the names of TensorBoard's files
 
 
 class Evaluation(NamedTuple):
@@ -187,7 +189,7 @@ class Run:
 
     def save_evaluation(self, metrics, per_image):
         """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json."""
-        stem = self.path / "evaluations" / "{split}_{tag}_N{num_images}".format(**metrics)
+        stem = self.path / "evaluations" / bounded("{split}_{tag}_N{num_images}".format(**metrics), MOST_STEM)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **per_image)
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from runtime import atomic
 from runtime.errors import UserError
+from runtime.text import bounded
 
 FILES = ("config.json", "status.json", "history.csv", "best.safetensors")  # what every script needs of a run
 IDS = "tracking.json"  # in a run's folder: {"wandb": its id in W&B}
@@ -151,7 +152,8 @@ class Wandb:
         wandb.setup(wandb.Settings(silent=True, console="off", project=os.environ.get("WANDB_PROJECT") or "vampvae"))
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         folder = os.environ.get("WANDB_DIR") or str(path.resolve().parents[1 if config.gs_key else 0])
-        about = {"id": known, "group": config.gs_key, "name": config.training_id, "config": settings(config)}
+        about = {"id": known, "group": config.gs_key, "config": settings(config)}
+        about["name"] = bounded(config.training_id, 128)  # as many as W&B takes
         self.run = wandb.init(mode=mode, dir=folder, resume="allow", **about)
         atomic.write_json(path / IDS, {"wandb": self.run.id})
         if self.trains:

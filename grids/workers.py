@@ -15,6 +15,7 @@ from grids.leaderboard import status_of
 from runtime.command import STOPPED
 from runtime.errors import UserError
 from runtime.memory import gpus, memory
+from runtime.text import bounded
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 ATTEMPTS = 2  # at a run whose process is killed: it resumes, and memory may be free by then
@@ -26,7 +27,7 @@ STOPPED_NOTE = "stopped; the same command resumes it"
 
 def log_of(config):
     """The log file of a run. Makes its folder, and raises UserError if that fails."""
-    path = config.path.parent.absolute() / "logs" / f"{config.training_id}.log"
+    path = config.path.parent.absolute() / "logs" / bounded(f"{config.training_id}.log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from plotting import style
 from runtime import atomic
 from runtime.errors import UserError
+from runtime.text import bounded
 
 
 class Figure(NamedTuple):
@@ -53,13 +54,13 @@ class Output:
 
     def draw(self, default, figure, argument, **names):
         """Writes the Figure of this argument, as `write` does; `names` are the words in its `stem`."""
-        name = f"{figure.stem.format(name=figure.name, **names)}.{self.kind}"
+        name = bounded(f"{figure.stem.format(name=figure.name, **names)}.{self.kind}")
         if content := self.write(default, name, lambda: style.rendered(figure.draw(argument), self.kind)):
             self.shown[default].append(Shown(name, figure.caption, content))
 
     def write(self, default, name, make):
         """Writes the bytes that `make()` returns to `name`, prints its path and returns them; None if it is there."""
-        folder = self.folder or default
+        folder, name = self.folder or default, bounded(name)
         if folder / name in self.written:
             return None
         content = make()

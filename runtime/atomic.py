@@ -26,7 +26,7 @@ def replacing(path):
     """A new file, open to write and read bytes, which replaces `path` if the block succeeds. Raises OSError."""
     path = Path(path)
     with _making:
-        number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name}.", suffix=".part", dir=path.parent)
+        number, name = tempfile.mkstemp(prefix=f".{_me()}.{path.name[:20]}.", suffix=".part", dir=path.parent)
         aside = Path(name)
         _mine.add(aside.name)
     try:

@@ -1,4 +1,6 @@
-"""Numbers and tables as text for people."""
+"""Numbers and tables as text for people, and names of files."""
+
+import hashlib
 
 
 def duration(seconds):
@@ -6,6 +8,12 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def bounded(name, most=255):
+    """A file's name or, where it is longer than `most`, its start, a hash and its end: file systems take 255 bytes."""
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return name if len(name) <= most else f"{name[: most - 49]}-{digest}{name[-40:]}"
 
 
 def table(rows):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import DEEP_ONLY, FIELDS, PLACES, ROOT, other
 
+import data
+import experiment
 import models
 import plot
 from experiment import Config, presets
-from experiment.flags import add_settings, words_of
+from experiment.flags import add_runs, add_settings, chosen_runs, words_of
 from experiment.presets import preset, preset_names
 from grids.configs import configs_of
 from runtime.command import Parser
@@ -197,3 +199,22 @@ def test_what_standard_output_cannot_encode_is_escaped():
 def test_a_table_is_aligned_and_small_numbers_keep_two_digits():
     rows = [{"run": "a", "value": -101.234, "note": "x"}, {"run": "long", "value": 0.01234, "note": ""}]
     assert table(rows).splitlines() == ["run     value  note", "a     -101.23  x", "long    0.012"]
+
+
+def test_what_is_no_run_is_left_out_where_runs_are_named_beside_it(tmp_path, capsys):
+    """As a shell does that makes names of `runs/*`."""
+    for seed in (0, 1):
+        config = Config(data_set="digits", runs_dir=str(tmp_path), seed=seed)
+        experiment.create(config, config.path, data.load("digits"))
+        (config.path / "best.safetensors").touch()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "ranking.csv").touch()
+    parser = Parser()
+    add_runs(parser)
+    names = sorted(map(str, tmp_path.iterdir()))
+    assert len(chosen_runs(parser.parse_args(names))) == 2
+    said = f"left out, as there is no config.json in them: {tmp_path / 'logs'}, {tmp_path / 'ranking.csv'}\n"
+    assert capsys.readouterr().err.startswith(f"warning: {said}")
+    for words, no_run in ((names[-2:], "logs"), ([*names, str(tmp_path / "typo")], "typo")):
+        with pytest.raises(UserError, match=f"{no_run} is no run: it has no readable config.json"):
+            chosen_runs(parser.parse_args(words))

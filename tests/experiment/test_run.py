@@ -24,6 +24,9 @@ from experiment import Config, record, run
 from experiment.config import GREY_NOTE
 from experiment.record import FORMAT, git_commit
 from experiment.run import PER_IMAGE
+from experiment.tracking import evaluated
+from grids.workers import log_of
+from plotting.output import Output
 from runtime import atomic, backend
 from runtime.errors import UserError
 
@@ -221,6 +224,31 @@ def test_grey_sets_have_a_likelihood_of_grey_values(name):
     assert (config.observation, config.binarization, config.note) == ("logistic", "none", "")
     assert config.training_id == f"{name}_vae_standard_bs256_dim2_factor4.0_epochs250"
     assert Config(data_set=name, likelihood="bernoulli").note == GREY_NOTE
+
+
+def test_an_id_of_any_length_makes_names_of_files(tmp_path, monkeypatch):
+    """Of a run, what replaces it, its log and its figures; an id that a file system takes is the name of its folder."""
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 63)
+    (tmp_path / ("x" * 70)).mkdir()
+    long = {name: other(name) for name in ("posterior", "lr", "optimizer", "lr_schedule", "accumulate", "precision")}
+    long |= {"prior": "vamp", "activation": "hard_silu", "lr_final": 1.2345e-7, "ema": 0.98765, "clip_norm": 1234.5}
+    long |= {"beta_warmup": 100, "patience": 50, "max_train_images": 12345, "pseudo_init": "random"}
+    config = Config(data_set=f"folder:{tmp_path}/{'x' * 70}", runs_dir=str(tmp_path / "runs"), seed=7, **long)
+    assert len(config.training_id) > 255 == len(config.path.name)
+    assert config.path.name[:200] == config.training_id[:200] and config.path.name[-20:] == config.training_id[-20:]
+    assert config.path != dataclasses.replace(config, num_pseudo_inputs=501).path
+    dataset = data.load("digits")
+    for _ in range(2):
+        experiment.create(config, config.path, dataset, overwrite=True)
+    assert (config.path / "replaced").is_dir() and experiment.load(config.path).config == config
+    Output().write(config.path / "figures", f"{config.training_id}_embedding_mean.png", lambda: b"")
+    assert names_in(config.path / "figures")[0].endswith("_embedding_mean.png")
+    log_of(config).touch()
+    saved = experiment.load(config.path).save_evaluation(METRICS | {"tag": "is" * 150}, {"index": np.arange(7)})
+    assert saved.name.startswith("val_isis") and saved.name.endswith("_N7.json")
+    evaluated(config.path, config, saved.stem, {}, 1)
+    short = dataclasses.replace(config, beta_warmup=0, patience=0)
+    assert short.path.name == short.training_id
 
 
 def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
