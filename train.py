@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+import data
 import models
 from experiment import Config
 from experiment.flags import add_backend, add_settings, is_one_value
@@ -29,6 +30,8 @@ RULES = [
            "is more than the one value that --resume takes") for name in CHANGEABLE],
     *[needs(name, "cluster") for name in ("cpus_per_run", "gpus_per_run")],
     needs("trials", "search"),
+    Rule("data_dir", lambda args: not set(getattr(args, "data_set", ())) <= set(data.DATA_SETS), "does not go with "
+         "--data_set folder:PATH, whose images are at PATH; with --resume it says where they have moved"),
     *[needs(name, "distribute", "processes") for name in processes.VARIABLES],
     *[Rule(name, lambda args: getattr(args, "distribute", "none") != "none",
            "does not go with --distribute, which trains one run at a time on all devices") for name in SEVERAL],

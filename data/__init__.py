@@ -51,11 +51,14 @@ def load(name, data_dir=None, other_data=False, image_size=None) -> Dataset:
     """The data set `name`, with no file opened yet: each split is found, or downloaded, when it is asked for.
 
     Files are looked for in data_dir, data_dir/name, $VAMPVAE_DATA, $VAMPVAE_DATA/name and the user's cache, and
-    downloaded into the cache. One that is not the published file is refused unless `other_data`. A user's own
-    images are resized to `image_size`. Raises DataError for an unknown name or a data_dir that is not a folder.
+    downloaded into the cache. One that is not the published file is refused unless `other_data`. The images of a
+    folder:PATH are data_dir itself, a folder or a file, where that is given, and are resized to `image_size`. Raises
+    DataError for an unknown name or a data_dir that is not a folder.
     """
     one = source(name, image_size)
-    if data_dir and not os.path.isdir(as_folder(data_dir)):
+    if data_dir and folder.is_name(name):
+        one = folder.source(name, image_size, data_dir)
+    elif data_dir and not os.path.isdir(as_folder(data_dir)):
         raise DataError(f"data_dir {data_dir} is not a folder: name the folder that holds {name}")
     return Dataset(one, lambda file, optional: _obtain(file, data_dir, cache_folder(one.name), optional), other_data)
 

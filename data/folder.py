@@ -44,14 +44,16 @@ def absolute(name) -> str:
     return PREFIX + str(_path(name)) if is_name(name) else name
 
 
-def source(name, image_size=None) -> Source:
+def source(name, image_size=None, place=None) -> Source:
     """The Source of a folder:PATH; its images are not looked at before the first split is read.
 
-    With an `image_size` each is resized, so that its shorter side has as many pixels, and cropped to a square.
+    With an `image_size` each is resized, so that its shorter side has as many pixels, and cropped to a square. They are
+    at `place` if they have moved. The Source is called after PATH in any case, as are its checksums.
     """
     path = _path(name)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", path.name)[:40] or "root"
     label = f"folder-{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    path = Path(os.path.abspath(as_folder(place))) if place else path
     look = functools.cache(lambda: _arranged(path, image_size))  # once for all splits
 
     def read(dataset, split):
@@ -118,7 +120,8 @@ def _looked(path, size):
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): name your folder, .npy or .npz file") from error
+        text = "name your folder, .npy or .npz file; if it has moved since a run was trained on it, by --data_dir"
+        raise DataError(f"{path} cannot be read ({error.strerror}): {text}") from error
     if stat.S_ISDIR(mode):
         return _pictures(path, size)
     if stat.S_ISREG(mode) and path.suffix.lower() in (".npy", ".npz"):

@@ -87,7 +87,9 @@ def add_runs(parser):
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
     parser.add_argument("--gs_key", help="take every run of this grid search")
     parser.add_argument("--runs_dir", type=path, default="runs", help="where the grid search lies (default: runs)")
-    parser.add_argument("--data_dir", type=path, help="where the data files lie (default: where training found them)")
+    text = "where the data files lie (default: where training found them); of a run on folder:PATH, the folder or file "
+    text += "itself, if it has moved"
+    parser.add_argument("--data_dir", type=path, help=text)
     add_backend(parser)
 
 

@@ -64,8 +64,9 @@ class Run:
             _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
-        trained_from = self.config.data_dir
-        self.data_dir = data_dir or (trained_from if trained_from and os.path.isdir(trained_from) else None)
+        trained_from, own = self.config.data_dir, self.config.source.origin  # a path, if they are the user's own images
+        is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(own)
+        self.data_dir = data_dir or (trained_from if is_there else None)
         self.status = read_status(self.path / "status.json")
         self.backend = self.record["backend"]  # on which it was started: tensorflow or jax
         self.weights = self.path / "best.safetensors"  # those with the best validation value of the trained bound
@@ -168,6 +169,8 @@ class Run:
         """
         trained = self.config.max_train_images if split == "train" else None
         n = min(filter(None, (n, trained)), default=None)
+        if self.data_dir and self.config.data_set not in data.DATA_SETS:
+            self.dataset.split("val")  # which training read: its checksum tells whether these are the images, moved
         images = data.held_out(self.dataset, split, self.config.binarization, n)
         self.check_data(self.dataset)
         if images.shape[1:] != self.image_shape:
