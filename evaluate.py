@@ -18,7 +18,8 @@ def add_arguments(parser):
     """Adds the flags of evaluate.py."""
     add_runs(parser)
     parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
-    parser.add_argument("--max_images", type=whole(1), metavar="N", help="score only the first N images")
+    text = "score only N images, the same random ones in every run; with more, these are among them"
+    parser.add_argument("--max_images", type=whole(1), metavar="N", help=text)
     parser.add_argument("--seed", type=whole(0), default=0, help="random seed of the samples (default: 0)")
     parser.add_argument("--compare", action="store_true", help="compare each run with the first one, image by image")
     estimators.add_arguments(parser)

@@ -4,9 +4,10 @@
 
 A ROW is a preset whose name ends in _small. What is trained and scored already is not done again, and what was
 interrupted goes on (as of benchmarks/paper_table.py). The ELBO, rates and units are of the whole test split; log p(x)
-is of its first images, as many samples of a deep model take long. FID, where --features names a network of vampvae.py
-for the data set of a row, is of 10,000 samples against the test images. The last rows are what pixels that know nothing
-of one another give, each with the frequencies of its values in the training images (deep_baselines.json keeps them).
+is of some of its images (random ones where a result's "selection" says so, else the first ones), as many samples of a
+deep model take long. FID, where --features names a network of vampvae.py for the data set of a row, is of 10,000
+samples against the test images. The last rows are what pixels that know nothing of one another give, each with the
+frequencies of its values in the training images (deep_baselines.json keeps them).
 """
 
 import argparse
@@ -79,7 +80,8 @@ def produce(name, args):
 
 def scored(run, path, samples, images, args, *more):
     """What evaluate.py stores at `path`, a dict, which it is called for unless it is there, and of these weights."""
-    if not path.exists() or json.loads(path.read_text())["weights_sha256"] != run.weights_sha256:
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("weights_sha256") != run.weights_sha256 or (images and "selection" not in known):  # of first images
         words = ["--num_samples", samples, "--proposal", "posterior" if run.config.is_deep else "fitted", *more]
         words += ["--max_images", images] if images else []
         call("evaluate.py", run.path, *map(str, words), *with_backend(args.backend))

@@ -167,7 +167,7 @@ def compare(run, args):
     """A row: seconds and errors of the naive way, of ours at equal S, and of ours at equal error."""
     from evaluation.importance import importance_sampling
 
-    images, model, samples = run.images("test")[: args.images], run.model, args.num_samples
+    images, model, samples = run.images("test", args.images), run.model, args.num_samples
     importance_sampling(model, images, max(2, samples // 10), proposal="posterior")
     memory_tenth = peak_memory()
     by_q = importance_sampling(model, images, samples, proposal="posterior").log_px

@@ -77,7 +77,7 @@ def scored(config, place):
     """Scores a run unless it is scored; returns the exit code of evaluate.py."""
     run = experiment.load(config.path, config.data_dir)
     wanted = {"num_images": min(MOST_IMAGES, len(run.images("test"))), "split": "test", "tag": Scoring.of(run).tag}
-    if wanted.items() <= run.metrics.items():
+    if wanted.items() <= run.metrics.items() and "selection" in run.metrics:  # without, of the first images
         return 0
     where = ["--data_dir", config.data_dir] if config.data_dir else []
     return evaluate.main([str(config.path), "--max_images", str(MOST_IMAGES), *where, *place])
@@ -143,10 +143,10 @@ def about(results):
     config, result = next(iter(results.items()))
     words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("hardware", "backend", "note")}
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
-    count = result["metrics"]["num_images"]
+    count, order = result["metrics"]["num_images"], result["metrics"].get("selection", "the first")
     minutes = sum(one["status"]["seconds"] + one["metrics"]["seconds"] for one in results.values()) / 60
     words["note"].pop("", None)
-    said = f"In nats per image, for the first {count:,} test images. All runs have {setting(config)}, "
+    said = f"In nats per image, for {order} {count:,} test images. All runs have {setting(config)}, "
     said += f"seed {config.seed} and two latent dimensions. "
     said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; "
     said += f"{minutes:.0f} minutes in all."

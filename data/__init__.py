@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data import folder
-from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored
+from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored, shuffled, subset
 from data.faces import celeba
 from data.files import as_folder, cache_folder, candidates, places, read_first
 from data.folder import absolute
@@ -18,7 +18,8 @@ from runtime.errors import DataError
 
 __all__ = [
     "BINARIZE", "DATA_SETS", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Source", "Split",
-    "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "source",
+    "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "shuffled", "source",
+    "subset",
 ]  # fmt: skip
 
 DATA_SETS = {one.name: one for one in (*SOURCES, celeba)}
@@ -35,6 +36,7 @@ NAMES = Names((*DATA_SETS, "folder:PATH"))
 
 BINARIZE = ("auto", "dynamic", "threshold", "none")
 HELD_OUT_SEED = 20_180_409  # part of every published number: never change it
+PIECE = 100  # images whose pixels are drawn at once
 
 
 def source(name, image_size=None) -> Source:
@@ -99,24 +101,32 @@ def binarization(source, mode) -> str:
     return chosen
 
 
-def held_out(dataset, split_name, mode, n=None) -> np.ndarray | Stored:
-    """The images of a split as every run sees them, or the first n, float32 (N, H, W, C) in [0, 1].
+def held_out(dataset, split_name, mode, index=None) -> np.ndarray | Stored:
+    """The images of a split as every run sees them, or those of rising indices, float32 (N, H, W, C) in [0, 1].
 
     The images of a data set that stays on disk are read when they are indexed. "dynamic" is one Bernoulli draw,
     p(x = 1) = grey, from a seed that depends on the split alone: the same on every machine and in every run, so that
     numbers can be compared. "threshold" is grey >= 0.5, and "none" is grey itself. Raises DataError for an unknown
     mode, and as `Dataset.split` does.
     """
-    grey = dataset.split(split_name).first(n).grey()
+    grey = dataset.split(split_name).at(slice(None) if index is None else index).grey()
     rng = np.random.default_rng([HELD_OUT_SEED, SPLITS.index(split_name)])
-    return binarized(grey, binarization(dataset.source, mode), rng)
+    return binarized(grey, binarization(dataset.source, mode), rng, index)
 
 
-def binarized(grey, mode, rng) -> np.ndarray:
-    """Grey images, float32 in [0, 1], binarized by "dynamic", "threshold" or "none": the same shape."""
-    if mode == "dynamic":
-        return (rng.random(grey.shape, np.float32) < grey).astype(np.float32)
-    return (grey >= 0.5).astype(np.float32) if mode == "threshold" else grey
+def binarized(grey, mode, rng, index=None) -> np.ndarray:
+    """Grey images, float32 in [0, 1], binarized by "dynamic", "threshold" or "none": the same shape.
+
+    With their rising indices among others, (N,), each image is drawn as it is among all.
+    """
+    if mode != "dynamic":
+        return (grey >= 0.5).astype(np.float32) if mode == "threshold" else grey
+    index, binary = np.arange(len(grey)) if index is None else index, np.empty_like(grey)
+    for start in range(0, index.max(initial=-1) + 1, PIECE):  # the draws of all others need not fit into memory
+        drawn = rng.random((min(PIECE, index[-1] + 1 - start), *grey.shape[1:]), np.float32)
+        part = slice(*np.searchsorted(index, (start, start + PIECE)))
+        binary[part] = drawn[index[part] - start] < grey[part]
+    return binary
 
 
 def _obtain(file, data_dir, place, optional=False):

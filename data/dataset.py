@@ -21,6 +21,15 @@ def shuffled(n) -> np.ndarray:
     return np.random.RandomState(SHUFFLE_SEED).permutation(n)
 
 
+def subset(count, n=None) -> np.ndarray:
+    """The rising indices of n of `count` images that stand for all of them; of all if n is None, or more.
+
+    They are the first n of one fixed order: the same in every run, and part of every larger subset. The first images of
+    a file would not do, as some files are sorted.
+    """
+    return np.sort(shuffled(count)[:n])
+
+
 def as_bytes(values, what) -> np.ndarray:
     """Grey values, floats from 0 to 1, as the nearest of 256 levels: uint8 of the same shape, 255 for 1.
 
@@ -57,9 +66,9 @@ class Stored:
         images = images.reshape(*names.shape, *self.shape[1:])
         return np.divide(images, self._max_value, dtype=np.float32) if self._max_value else images
 
-    def first(self, n) -> "Stored":
-        """The first n images; none is read."""
-        return Stored(self._read, self._names[:n], self.shape[1:], self._max_value)
+    def at(self, index) -> "Stored":
+        """The images of a slice or an array of numbers; none is read."""
+        return Stored(self._read, self._names[index], self.shape[1:], self._max_value)
 
     def grey(self, max_value) -> "Stored":
         """The images divided by max_value; none is read."""
@@ -82,10 +91,10 @@ class Split(NamedTuple):
             return self.images.grey(self.max_value)
         return np.divide(self.images[slice(None) if index is None else index], self.max_value, dtype=np.float32)
 
-    def first(self, n) -> "Split":
-        """The first n images and labels; all of them if n is None."""
-        images = self.images.first(n) if isinstance(self.images, Stored) else self.images[:n]
-        return self._replace(images=images, labels=None if self.labels is None else self.labels[:n])
+    def at(self, index) -> "Split":
+        """The images and labels of a slice or an array of numbers."""
+        images = self.images.at(index) if isinstance(self.images, Stored) else self.images[index]
+        return self._replace(images=images, labels=None if self.labels is None else self.labels[index])
 
     def thresholded(self) -> "Split":
         """The same split with images of 0 and 1, which is where grey >= 0.5; max_value 1."""

@@ -30,13 +30,16 @@ PIECE = 500  # images that are hashed at once
 
 
 class Scored(NamedTuple):
-    """A score of a run: its stored metrics, a dict, its Estimate, and what to do about unreliable estimates."""
+    """A score of a run: its stored metrics, a dict, the Estimate of the images of these names, and what to do about
+    unreliable estimates.
+    """
 
     name: str
     config: experiment.Config
     scoring: Scoring
     metrics: dict
     estimate: object
+    names: list
     remedy: str
 
 
@@ -54,7 +57,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     if network:
         network.check(run.image_shape)
     run.check_writable()
-    images = run.images(split, max_images)
+    images, index = run.images(split, max_images), run.index(split, max_images)
     weights_sha256 = run.weights_sha256  # of the weights that are loaded now, should training go on
     started = time.perf_counter()
     of_samples, tag = {}, ""
@@ -62,26 +65,27 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         of_samples["distances"] = distances(run, network, split, count, scoring.seed)
         tag = f"_F{network.sha256[:8]}_G{count}"
     try:
-        estimate, latents, more = estimated(run, images, scoring, split)
+        estimate, latents, more = estimated(run, images, scoring, split, index)
     except NotApplicableError as error:
         if scoring.fallback is None:
             raise UserError(f"{error}; {scoring.entry.remedy(run, scoring.settings)}") from error
         scoring = scoring.fallback
         print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
-        estimate, latents, more = estimated(run, images, scoring, split)
+        estimate, latents, more = estimated(run, images, scoring, split, index)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = summary(estimate, pixels, scoring.entry.is_sampled) | latents._asdict() | scoring.settings
     metrics |= more | of_samples | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
     metrics |= {"seconds": round(time.perf_counter() - started, 3), "weights_sha256": weights_sha256}
     metrics |= circumstances(run, images, split)
+    metrics["selection"] = "all" if len(index) == len(run.index(split)) else "random"
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
-    stored = run.save_evaluation(metrics, per_image | {"index": np.arange(len(images))})
+    stored = run.save_evaluation(metrics, per_image | {"index": index})
     tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
     tracking.evaluated(run.path, run.config, stored.stem, tracked, run.status.get("best_epoch", 0))
-    return Scored(run.name, run.config, scoring, metrics, estimate, scoring.entry.remedy(run, scoring.settings))
+    return Scored(run.name, run.config, scoring, metrics, estimate, index, scoring.entry.remedy(run, scoring.settings))
 
 
-def estimated(run, images, scoring, split):
+def estimated(run, images, scoring, split, names):
     """The Estimate and the Latents of these images, and metrics of the estimator's own.
 
     Raises UserError where memory is too small, weights are unusable, or the estimator fails.
@@ -95,8 +99,8 @@ def estimated(run, images, scoring, split):
             estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
-            said = f"{run.path}: log p(x) of {split} image {error.image} is not finite; the weights are not usable"
-            raise UserError(said) from error
+            said = f"log p(x) of {split} image {names[error.image]} is not finite; the weights are not usable"
+            raise UserError(f"{run.path}: {said}") from error
     return estimate, statistics, more
 
 

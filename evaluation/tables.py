@@ -71,7 +71,7 @@ def unreliable(one):
     if not np.isnan(khat).all():
         worst = np.nanargmax(khat)
         limit = highest_khat(one.estimate.samples[worst])
-        reason = f"Pareto k-hat above {limit:.2g}, up to {khat[worst]:.2f} for image {worst}, or {reason}"
+        reason = f"Pareto k-hat above {limit:.2g}, up to {khat[worst]:.2f} for image {one.names[worst]}, or {reason}"
     return f"{count} of {len(khat)} estimates are unreliable ({reason}); {one.remedy}"
 
 

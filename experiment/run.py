@@ -162,16 +162,23 @@ class Run:
         except ValueError as error:
             raise UserError(f"{self.path / 'history.csv'} is damaged: {error}") from error
 
-    def images(self, split, n=None):
-        """Images of a split, or the first n, as this run scores them, binarized once for all: float32 (N, H, W, C).
+    def index(self, split, n=None):
+        """The rising indices of the images of a split, or of the `data.subset` of n of them: (N,).
 
-        Of the training split, those that the run was trained on. An array, or a data.Stored.
+        Of the training split, those that the run was trained on.
         """
         trained = self.config.max_train_images if split == "train" else None
-        n = min(filter(None, (n, trained)), default=None)
+        count = len(self.dataset.split(split).images)
+        return data.subset(min(count, trained or count), n)
+
+    def images(self, split, n=None):
+        """The images of `index`, as this run scores them, binarized once for all: float32 (N, H, W, C).
+
+        An array, or a data.Stored.
+        """
         if self.data_dir and self.config.data_set not in data.DATA_SETS:
             self.dataset.split("val")  # which training read: its checksum tells whether these are the images, moved
-        images = data.held_out(self.dataset, split, self.config.binarization, n)
+        images = data.held_out(self.dataset, split, self.config.binarization, self.index(split, n))
         self.check_data(self.dataset)
         if images.shape[1:] != self.image_shape:
             raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")

@@ -28,13 +28,15 @@ def to_npz(view, output):
     """Writes <id>_export.npz of a View, in float32 but for labels and names, without pickle.
 
     It holds `samples` of the model (S, H, W, C); of some test images the `index` (N,), the `originals` as the model
-    sees them and the `reconstructions` (N, H, W, C); of all test images a sample `z` of q(z|x), its `mean` and its
-    `logvar` (M, D); if there are classes, also `label` (M,) and `class_names`.
+    sees them and the `reconstructions` (N, H, W, C); of all test images, or with very many latents of those `embedded`
+    (M,), a sample `z` of q(z|x), its `mean` and its `logvar` (M, D); if there are classes, also `label` (M,) and
+    `class_names`.
     """
     index = view.spread(len(view.samples))
     originals = view.images[index]
     arrays = {"samples": view.samples, "index": index, "originals": originals}
-    arrays |= {"reconstructions": view.reconstructed(originals), **view.embedding._asdict()}
+    arrays |= {"reconstructions": view.reconstructed(originals), "embedded": view.embedded}
+    arrays |= view.embedding._asdict()
     if view.labels is not None:
         arrays |= {"label": view.labels, "class_names": np.array(view.class_names)}
     buffer = io.BytesIO()

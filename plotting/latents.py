@@ -48,7 +48,7 @@ def latent_grid(values):
 def draw_interpolations(view):
     """Images decoded on lines between the posterior means of two test images, which are shown at the ends."""
     ends = pairs(view.examples)
-    means = view.embedding.mean[ends]  # (R, 2, D)
+    means = view.embedding.mean[view.rows_of(ends)]  # (R, 2, D)
     t = np.linspace(0, 1, STEPS)[:, None]
     lines = view.decoded(means[:, :1] * (1 - t) + means[:, 1:] * t)  # (R, STEPS, H, W, C)
     originals = view.images[ends]

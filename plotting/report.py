@@ -10,7 +10,7 @@ from experiment.flags import unusual, words_of
 from runtime.text import duration
 
 SCORES = ("log_px", "elbo", "rate", "distortion", "bits_per_dim")
-ABOUT = ("split", "num_images", "estimator", "proposal", "num_samples", "seed", "ess_median", "doubtful")
+ABOUT = ("split", "num_images", "selection", "estimator", "proposal", "num_samples", "seed", "ess_median", "doubtful")
 STYLE = """
 :root { color-scheme: light dark; --line: #c8ccd1; --soft: #f3f4f6; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) { :root { --line: #444b55; --soft: #23272e; --link: #7db8f0; } }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+import data
 from plotting import planes
 from runtime.errors import UserError
 
@@ -16,7 +17,7 @@ SAMPLES = 100  # of the model's own prior
 DENSITY = 240  # points along each axis of the prior's density
 AGGREGATE = 120  # points along each axis of the aggregated posterior's
 AGGREGATED = 1000  # images, at most, whose posteriors it is the mean of
-MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are embedded
+MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are drawn
 
 
 class Embedding(NamedTuple):
@@ -37,7 +38,9 @@ class View:
         self.images = run.images("test")  # as the model sees them
         self.class_names = run.dataset.class_names
         self.split = run.dataset.split("test")
-        self.examples, self.rows = examples(self.split.labels, len(self.images), self.class_names)
+        order = data.shuffled(len(self.images))[: max(BATCH, MOST_EMBEDDED // run.latent_dim)]
+        self.embedded = np.sort(order)  # the indices of the images of `embedding`
+        self.examples, self.rows = examples(self.split.labels, order, self.class_names)
 
     def spread(self, count):
         """Indices of at most `count` examples; each class comes once before any comes twice."""
@@ -69,7 +72,10 @@ class View:
 
     @cached_property
     def embedding(self):
-        """The Embedding of all test images or, with very many latents, of the first. Raises UserError if not finite."""
+        """The Embedding of all test images or, with very many latents, of a random part of them, those of `embedded`.
+
+        Raises UserError if it is not finite.
+        """
         from keras import ops
 
         noise = self.noise()
@@ -79,7 +85,7 @@ class View:
             centre = posterior.at_mean()
             return ops.stack([posterior.sample(1, noise)[0], centre.mean, centre.logvar], axis=1)  # (B, 3, D)
 
-        values = in_batches(embed, self.images[: max(BATCH, MOST_EMBEDDED // self.run.latent_dim)])
+        values = in_batches(embed, self.images[self.embedded])
         if not np.isfinite(values).all():
             raise UserError(f"{self.run.path}: q(z|x) of a test image is not finite; the weights are not usable")
         return Embedding(*np.moveaxis(values, 1, 0))
@@ -87,7 +93,11 @@ class View:
     @property
     def labels(self):
         """The classes of the images of `embedding`, (N,); None where there are none."""
-        return None if self.split.labels is None else self.split.labels[: len(self.embedding.z)]
+        return None if self.split.labels is None else self.split.labels[self.embedded]
+
+    def rows_of(self, index):
+        """Where images of `embedded` stand in `embedding`: an array as that of their indices."""
+        return np.searchsorted(self.embedded, index)
 
     @cached_property
     def components(self):
@@ -155,14 +165,13 @@ def in_batches(function, values):
     return np.concatenate([as_numpy(function(ops.convert_to_tensor(part, "float32"))) for part in parts])
 
 
-def examples(labels, num_images, class_names):
-    """Indices of the first PER_CLASS images of each class that has any, (R, PER_CLASS), and the R names of the classes.
+def examples(labels, order, class_names):
+    """The first PER_CLASS indices in `order` of images of each class, (R, PER_CLASS), and the R names of the classes.
 
     Indices are -1 where there are fewer images. Without labels there are no names, and PER_CLASS rows at most.
     """
-    present = () if labels is None else np.unique(labels)
-    found = [np.flatnonzero(labels == label)[:PER_CLASS] for label in present]
-    found = found or [np.arange(min(num_images, PER_CLASS**2))]
+    present = () if labels is None else np.unique(labels[order])
+    found = [order[labels[order] == label][:PER_CLASS] for label in present] or [order[: PER_CLASS**2]]
     rows = [np.pad(one, (0, -len(one) % PER_CLASS), constant_values=-1) for one in found]
     return np.concatenate(rows).reshape(-1, PER_CLASS), tuple(class_names[label] for label in present)
 

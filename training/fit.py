@@ -176,7 +176,7 @@ def prepare(config):
     dataset = data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size)
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
-    split = split.first(config.max_train_images)
+    split = split.at(slice(config.max_train_images))
     _check_enough(split, "batch_size", config.batch_size)
     from_data = config.has_pseudo_inputs and config.pseudo_init == "data"
     _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)

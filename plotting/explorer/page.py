@@ -69,6 +69,7 @@ def panel(view, label):
     from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
 
     plane, chosen = Plane(view), points(view)
+    rows = view.rows_of(chosen)
     try:
         decoder, grid, reason = decoder_steps(view.model), None, ""
     except UnsupportedError as error:
@@ -82,8 +83,8 @@ def panel(view, label):
         "limits": plane.limits.tolist(),
         "centre": packed(plane.centre),
         "basis": packed(plane.basis),
-        "means": packed(view.embedding.mean[chosen]),
-        "plane": packed(plane.of_images[chosen]),
+        "means": packed(view.embedding.mean[rows]),
+        "plane": packed(plane.of_images[rows]),
         "contours": contours(view.density) if view.density else [],
         "sliders": sliders(view) if decoder and view.run.latent_dim > 2 else [],
         "pseudo": pseudo_inputs(view, plane, decoder) if view.config.has_pseudo_inputs else None,
@@ -145,17 +146,16 @@ def names_of(view):
 
 def points(view):
     """Rising indices of the test images in the plane: the examples and a random choice of others: (N,)."""
-    total = len(view.embedding.mean)
     fitting = min(MOST_PIXELS // math.prod(view.run.image_shape), MOST_LATENTS // view.run.latent_dim)
-    count = min(POINTS, total, max(EXAMPLES, fitting))
+    count = min(POINTS, len(view.embedded), max(EXAMPLES, fitting))
     first = examples(view)[:count]
-    others = np.setdiff1d(np.random.default_rng(0).permutation(total), first, assume_unique=True)
+    others = np.setdiff1d(np.random.default_rng(0).permutation(view.embedded), first, assume_unique=True)
     return np.sort(np.concatenate([first, others[: count - len(first)]]))
 
 
 def examples(view):
     """Indices of at most EXAMPLES test images, one of each class; where there are no classes, evenly spaced ones."""
-    return np.sort(view.spread(EXAMPLES)) if view.rows else evenly(range(len(view.embedding.mean)), EXAMPLES)
+    return np.sort(view.spread(EXAMPLES)) if view.rows else evenly(view.embedded, EXAMPLES)
 
 
 def images(view, chosen):

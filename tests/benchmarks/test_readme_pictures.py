@@ -157,7 +157,8 @@ def test_scores_of_another_kind_are_made_again(monkeypatch):
     run = SimpleNamespace(path="a run", config=config, latent_dim=2, metrics={}, images=lambda split: [0] * 300)
     monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run)
     monkeypatch.setattr(readme_pictures.evaluate, "main", lambda words: asked.append(words) or 0)
-    fitting = {"num_images": 300, "split": "test", "tag": "quadrature"}
-    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"tag": "isfitted_S1000"}, fitting):
+    first = {"num_images": 300, "split": "test", "tag": "quadrature"}  # images, of an older version
+    fitting = first | {"selection": "all"}
+    for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"tag": "isfitted_S1000"}, first, fitting):
         assert readme_pictures.scored(config, []) == 0
-    assert len(asked) == 3 and asked[0] == [str(config.path), "--max_images", "1000"]
+    assert len(asked) == 4 and asked[0] == [str(config.path), "--max_images", "1000"]

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import os
 import pickle
@@ -199,11 +200,11 @@ def test_grey_is_a_part_of_one():
     assert split.grey([2, 1]).shape == (2, 1, 1, 1) and split.grey(slice(1, 2)).ravel().tolist() == [0.25]
 
 
-def test_first_and_thresholded_parts():
+def test_chosen_and_thresholded_parts():
     split = data.Split(np.arange(24, dtype=np.uint8).reshape(4, 3, 2, 1), np.arange(4), max_value=16)
-    part = split.first(2)
-    assert np.array_equal(part.images, split.images[:2]) and part.labels.tolist() == [0, 1] and part.max_value == 16
-    assert len(split.first(None).images) == 4 and split._replace(labels=None).first(2).labels is None
+    part = split.at([0, 2])
+    assert np.array_equal(part.images, split.images[[0, 2]]) and part.labels.tolist() == [0, 2] and part.max_value == 16
+    assert len(split.at(slice(None)).images) == 4 and split._replace(labels=None).at([1]).labels is None
     cut = split.thresholded()
     assert np.array_equal(cut.grey(), split.images >= 8) and cut.max_value == 1 and cut.images.dtype == np.uint8
 
@@ -677,6 +678,26 @@ def test_dynamic_held_out_images_never_change():
     assert drawn.dtype == np.float32 and drawn.shape == (300, 8, 8, 1) and set(np.unique(drawn)) == {0, 1}
     assert np.array_equal(drawn, data.held_out(data.load("digits"), "test", "auto"))
     assert sha256(drawn.tobytes()).startswith("c87d6b0934195e4b")  # of the first release
+
+
+@pytest.mark.parametrize("piece", [7, 100, 1000])
+def test_each_image_of_a_subset_is_drawn_as_it_is_among_all(monkeypatch, piece):
+    dataset, index = data.load("digits"), data.subset(300, 23)
+    every = data.held_out(dataset, "test", "dynamic")
+    monkeypatch.setattr(data, "PIECE", piece)
+    assert np.array_equal(data.held_out(dataset, "test", "dynamic"), every)
+    assert np.array_equal(data.held_out(dataset, "test", "dynamic", index), every[index])
+    assert np.array_equal(data.held_out(dataset, "test", "none", index), dataset.split("test").grey()[index])
+
+
+def test_a_subset_is_random_fixed_and_part_of_every_larger_one():
+    subsets = [data.subset(10_000, n) for n in (1, 100, 500, 9_999)]
+    for small, large in itertools.pairwise(subsets):
+        assert set(small) <= set(large) and (np.diff(large) > 0).all()
+    assert [len(one) for one in subsets] == [1, 100, 500, 9_999] and abs(subsets[2].mean() - 5000) < 500
+    assert subsets[1][:5].tolist() == data.subset(10_000, 100)[:5].tolist() == [1, 2, 157, 393, 476]
+    for n in (None, 10_000, 20_000):
+        assert data.subset(10_000, n).tolist() == list(range(10_000))
 
 
 def test_dynamic_held_out_images_have_the_grey_mean():

@@ -154,7 +154,8 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path, monkeypatch):
     assert split.images[[4, 1]].shape == split.grey([1, 4]).shape == (2, 64, 64, 3)
     assert held_out[2:4].dtype == np.float32 and held_out.shape == (12, 64, 64, 3) and len(held_out) == 12
     assert read[1:] == [NAMES[number] for number in (4, 1, 1, 4, 32, 33)]
-    assert len(split.first(3).images) == 3 and len(data.held_out(dataset, "val", "none", 5)) == 5 and len(read) == 7
+    assert len(split.at([1, 2, 5]).images) == 3 and len(data.held_out(dataset, "val", "none", np.arange(5))) == 5
+    assert len(read) == 7
 
 
 def test_stored_images_are_indexed_as_arrays_are():
@@ -164,7 +165,7 @@ def test_stored_images_are_indexed_as_arrays_are():
     for index in (3, -1, slice(None), slice(2, 5), slice(5, 99), slice(0), [4, 4, 0], np.array([[1, -1], [0, 2]])):
         np.testing.assert_array_equal(stored[index], values[index])
         np.testing.assert_array_equal(split.grey()[index], data.Split(values, None, 255).grey(index))
-    assert stored[:0].shape == (0, 3, 2, 1) and stored.first(None).shape == values.shape == split.grey().shape
+    assert stored[:0].shape == (0, 3, 2, 1) and stored.at(slice(None)).shape == values.shape == split.grey().shape
     with pytest.raises(IndexError):
         stored[7]
     assert len(list(stored)) == 7

@@ -25,16 +25,16 @@ HVAE = {"latent_dim": 5, "model": "hvae", "prior": "vamp"}
 
 def test_examples_are_in_rows_by_class():
     labels = np.array([2, 0, 2, 0, 0] + [4] * 15)
-    rows, names = examples(labels, 20, ("a", "b", "c", "d", "e"))
+    rows, names = examples(labels, np.arange(20), ("a", "b", "c", "d", "e"))
     assert names == ("a", "c", "e") and rows.shape == (3, 10)
     assert rows[0].tolist() == [1, 3, 4] + [-1] * 7 and rows[1].tolist() == [0, 2] + [-1] * 8
     assert rows[2].tolist() == list(range(5, 15))
 
 
-def test_examples_without_labels_are_the_first_images():
-    rows, names = examples(None, 37, ())
+def test_examples_without_labels_are_the_first_in_the_order():
+    rows, names = examples(None, np.arange(37), ())
     assert names == () and rows[rows >= 0].tolist() == list(range(37)) and rows.shape == (4, 10)
-    assert examples(None, 1000, ())[0].tolist() == np.arange(100).reshape(10, 10).tolist()
+    assert examples(None, np.arange(1000)[::-1], ())[0].tolist() == np.arange(900, 1000)[::-1].reshape(10, 10).tolist()
 
 
 def test_picked_images_are_missing_where_the_index_is_negative():
