@@ -6,7 +6,7 @@ import data
 from evaluation import estimators, features, tables
 from evaluation.estimators import Scoring
 from evaluation.score import GENERATED, evaluate
-from experiment.flags import add_runs, chosen_runs, grid_folders
+from experiment.flags import add_backend, add_runs, chosen_runs, grid_folders
 from grids import leaderboard
 from runtime import backend, rules
 from runtime.command import Parser, command, number, path, whole
@@ -17,20 +17,24 @@ from runtime.rules import Rule
 def add_arguments(parser):
     """Adds the flags of evaluate.py."""
     add_runs(parser)
-    parser.add_argument("--split", choices=data.SPLITS, default="test", help="images to score (default: test)")
+    options = {"topic": "images", "common": True}
+    splits = {"choices": data.SPLITS, "default": "test", "metavar": "NAME"}
+    parser.add_argument("--split", help="images to score", **splits, **options)
     text = "score only N images, the same random ones in every run; with more, these are among them"
-    parser.add_argument("--max_images", type=whole(1), metavar="N", help=text)
-    parser.add_argument("--seed", type=whole(0), default=0, help="random seed of the samples (default: 0)")
-    parser.add_argument("--compare", action="store_true", help="compare each run with the first one, image by image")
+    parser.add_argument("--max_images", type=whole(1), metavar="N", help=text, **options)
+    text = "compare each run with the first one, image by image"
+    parser.add_argument("--compare", action="store_true", help=text, **options)
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", topic="estimator", help="seed of the samples")
     estimators.add_arguments(parser)
-    text = "memory for activations at a time (default: on a CPU, up to 64 MiB per thread, or what 200 samples take, as "
-    text += "more gains nothing; on a GPU up to 1 GiB; less if little memory is free)"
-    parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", help=text)
     text = "also compute FID and KID of samples with the features of this network, which `vampvae.py features` trains, "
     text += "or a Keras model of your own"
-    parser.add_argument("--features", metavar="FILE.keras", type=path, help=text)
-    text = f"with --features: images to draw from the model (default: {GENERATED})"
-    parser.add_argument("--num_generated", type=whole(2), metavar="N", help=text)
+    parser.add_argument("--features", metavar="FILE.keras", type=path, topic="samples", common=True, help=text)
+    text = f"with --features: images to draw from the model [{GENERATED}]"
+    parser.add_argument("--num_generated", type=whole(2), metavar="N", topic="samples", help=text)
+    add_backend(parser)
+    text = "memory for activations at a time [on a CPU up to 64 MiB per thread, or what 200 samples take; on a GPU up "
+    text += "to 1 GiB; less if little is free]"
+    parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", topic="machine", help=text)
 
 
 def _difference(args):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data import as_folder
 from experiment import Config
-from experiment.flags import add_runs, chosen_runs
+from experiment.flags import add_backend, add_runs, chosen_runs
 from plotting import export, latents, report, run_figures, style
 from plotting.explorer import page
 from plotting.output import Output
@@ -37,33 +37,39 @@ RULES = (
 def add_arguments(parser):
     """Adds the flags of plot.py."""
     add_runs(parser)
-    text = "folder of all figures (default: figures/ in each run; for figures that compare runs, figures/ beside them)"
-    parser.add_argument("--out", metavar="DIR", type=as_folder, help=text)
-    text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
-    parser.add_argument("--toy_posteriors", action="store_true", help=text)
-    text = "how more than two latent dimensions are shown in the plane; tsne takes minutes for 10,000 images "
-    text += "(default: pca)"
-    parser.add_argument("--projection", choices=tuple(latents.PROJECTIONS), default="pca", help=text)
-    text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
-    parser.add_argument("--estimates", action="store_true", help=text)
-    text = "instead of figures, write one HTML page that decodes the latents under the pointer; several runs share it"
-    parser.add_argument("--explore", action="store_true", help=text)
+    figures = {"topic": "figures", "common": True}
     names = run_figures.NAMES
-    text = f"draw only these figures: {', '.join(names)}"
-    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=names, help=text)
-    parser.add_argument("--format", choices=style.FORMATS, help="file format of figures (default: png)")
+    text = f"draw only these: {', '.join(names)}"
+    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=names, help=text, **figures)
+    text = "how more than two latent dimensions are shown in the plane: pca; tsne takes minutes for 10,000 images"
+    projections = tuple(latents.PROJECTIONS)
+    parser.add_argument("--projection", choices=projections, default="pca", metavar="NAME", help=text, **figures)
+    text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
+    parser.add_argument("--estimates", action="store_true", topic="figures", help=text)
+    text = f"file format: {', '.join(style.FORMATS)} [{style.FORMATS[0]}]"
+    parser.add_argument("--format", choices=style.FORMATS, metavar="NAME", help=text, **figures)
+    text = "folder of all figures [figures/ in each run; of figures that compare runs, figures/ beside them]"
+    parser.add_argument("--out", metavar="DIR", type=as_folder, help=text, **figures)
+    pages = {"topic": "pages and files", "common": True}
+    text = "instead of figures, write one HTML page that decodes the latents under the pointer; several runs share it"
+    parser.add_argument("--explore", action="store_true", help=text, **pages)
     text = "also write one HTML page with settings, scores, figures and the commands that repeat them"
-    parser.add_argument("--report", action="store_true", help=text)
-    text = "instead of figures, write samples, reconstructions and embeddings (npz), or the decoder (onnx)"
-    parser.add_argument("--export", choices=tuple(export.KINDS), help=text)
-    readme = parser.add_argument_group("what the README shows")
+    parser.add_argument("--report", action="store_true", help=text, **pages)
+    text = "instead of figures, write npz: samples, reconstructions and embeddings; or onnx: the decoder"
+    parser.add_argument("--export", choices=tuple(export.KINDS), metavar="NAME", help=text, **pages)
+    examples = {"topic": "examples"}
+    text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
+    parser.add_argument("--toy_posteriors", action="store_true", help=text, **examples)
     text = "regenerate the README's eight runs, table and figures; finished parts are skipped. Without the next three "
     text += "flags, with network size 1, 10 epochs and learning rate 1e-3"
-    readme.add_argument("--readme", action="store_true", help=text)
+    parser.add_argument("--readme", action="store_true", help=text, **examples)
     for name in README_SETTINGS:
-        text, usual = "of these runs (default: that of train.py, {})", getattr(Config, name)
-        readme.add_argument(f"--{name}", type=type(usual), metavar=name.split("_")[-1].upper(), help=text.format(usual))
-    readme.add_argument("--hardware", metavar="WORDS", help="name of the machine, which is stored with the results")
+        text, usual = "of these runs [that of train.py, {}]", getattr(Config, name)
+        options = {"type": type(usual), "metavar": "X" if isinstance(usual, float) else "N", **examples}
+        parser.add_argument(f"--{name}", help=text.format(usual), **options)
+    text = "name of the machine, which is stored with the results"
+    parser.add_argument("--hardware", metavar="WORDS", help=text, **examples)
+    add_backend(parser)
 
 
 def chosen(args):

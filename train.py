@@ -43,38 +43,35 @@ RULES = [
 
 def add_arguments(parser):
     """Adds the flags of train.py."""
-    place = add_settings(parser)
+    add_settings(parser)
     text = "resume the run in this folder; with other --epochs or --patience, train it further in a new folder (the "
     text += "command of an unfinished run resumes it, too)"
-    parser.add_argument("--resume", metavar="RUN", type=path, help=text)
+    parser.add_argument("--resume", metavar="RUN", type=path, topic="runs", common=True, help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
-    place.add_argument("--overwrite", action="store_true", help=text)
+    parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)
     text = "list the presets with their cost and expected result, and exit"
-    parser.add_argument("--list_presets", action="store_true", help=text)
-    add_backend(place)
-    text = "for --distribute processes; under Slurm, all of it is found"
-    several = parser.add_argument_group("where the processes of a distributed run are", text)
-    text = "host and free port of the first process, the same for all (default: $JAX_COORDINATOR_ADDRESS)"
-    several.add_argument("--process_address", metavar="HOST:PORT", help=text)
-    text = "number of processes (default: $JAX_NUM_PROCESSES)"
-    several.add_argument("--num_processes", type=whole(1), metavar="N", help=text)
-    text = "index of this process; that of the first is 0 (default: $JAX_PROCESS_ID)"
-    several.add_argument("--process_index", type=whole(0), metavar="I", help=text)
-    many = parser.add_argument_group("how the runs of a grid are trained", "with --gs_key")
-    text = "runs at a time, each in a process of its own; several share cores and memory and write log files "
-    text += "(default: 1)"
-    many.add_argument("--jobs", type=whole(1, 1024), metavar="N", help=text)
+    parser.add_argument("--list_presets", action="store_true", topic="runs", common=True, help=text)
+    add_backend(parser)
+    text = "--distribute processes: host and free port of the first process, the same for all [found under Slurm, "
+    text += "else $JAX_COORDINATOR_ADDRESS]"
+    parser.add_argument("--process_address", metavar="HOST:PORT", topic="machine", help=text)
+    text = "--distribute processes: how many there are [found under Slurm, else $JAX_NUM_PROCESSES]"
+    parser.add_argument("--num_processes", type=whole(1), metavar="N", topic="machine", help=text)
+    text = "--distribute processes: index of this one, 0 for the first [found under Slurm, else $JAX_PROCESS_ID]"
+    parser.add_argument("--process_index", type=whole(0), metavar="N", topic="machine", help=text)
+    text = "runs at a time, each in a process of its own; several share cores and memory and write log files [1]"
+    parser.add_argument("--jobs", type=whole(1, 1024), metavar="N", topic="grid", help=text)
     text = "train on the Ray cluster at this address (auto: that of this machine); all its nodes need the checkout, "
     text += "the data and RUNS_DIR"
-    many.add_argument("--cluster", metavar="ADDRESS", help=text)
-    text = "CPUs that a run asks of the cluster (default: 1)"
-    many.add_argument("--cpus_per_run", type=number(0), metavar="CPUS", help=text)
-    text = "GPUs that a run asks of the cluster, also a fraction of one (default: 0)"
-    many.add_argument("--gpus_per_run", type=number(0), metavar="GPUS", help=text)
+    parser.add_argument("--cluster", metavar="ADDRESS", topic="grid", help=text)
+    text = "CPUs that a run asks of the cluster [1]"
+    parser.add_argument("--cpus_per_run", type=number(0), metavar="X", topic="grid", help=text)
+    text = "GPUs that a run asks of the cluster, also a fraction [0]"
+    parser.add_argument("--gpus_per_run", type=number(0), metavar="X", topic="grid", help=text)
     text = "let Optuna propose runs that maximise the validation ELBO; flags take ranges, as --lr 1e-5..1e-2"
-    many.add_argument("--search", choices=("optuna",), help=text)
-    text = f"runs of a search in total, those of earlier commands included (default: {launch.TRIALS})"
-    many.add_argument("--trials", type=whole(1), metavar="N", help=text)
+    parser.add_argument("--search", choices=("optuna",), topic="grid", help=text)
+    text = f"runs of a search in all, those of earlier commands included [{launch.TRIALS}]"
+    parser.add_argument("--trials", type=whole(1), metavar="N", topic="grid", help=text)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # the process of one run of a grid
     parser.add_argument("--member", metavar="FLAGS", help=argparse.SUPPRESS)  # one of --distribute processes
 

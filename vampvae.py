@@ -17,8 +17,8 @@ def add_data_arguments(parser):
     """Adds the flags of `vampvae.py data`."""
     text = f"data sets to fetch and verify: {', '.join(data.DATA_SETS)}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=text)
-    text = "folder that is searched first and downloaded to (default: a per-user cache)"
-    parser.add_argument("--data_dir", type=path, help=text)
+    text = "folder that is searched first and downloaded to [a per-user cache]"
+    parser.add_argument("--data_dir", type=path, metavar="DIR", help=text)
     parser.add_argument("--list", action="store_true", help="list the data sets, and where their files were found")
 
 
@@ -55,10 +55,11 @@ def main(argv=None):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
         aliases = ["evaluate"] if name == "eval" else []
-        one = commands.add_parser(name, aliases=aliases, help=script.__doc__.split(":")[0], description=script.__doc__)
+        one = commands.add_parser(name, aliases=aliases, description=script.__doc__)
         script.add_arguments(one)
         one.set_defaults(run=script.run)
-    one = commands.add_parser("data", help="Fetch and verify data sets, or list them")
+    about = "Fetch and verify data sets, or list them: python vampvae.py data --list"
+    one = commands.add_parser("data", description=about)
     add_data_arguments(one)
     one.set_defaults(run=run_data)
     args = parser.parse_args(argv)

@@ -42,6 +42,7 @@ class Flag(NamedTuple):
     untagged: object = None
     choices: tuple | None = None
     const: object = None
+    common: bool = False  # in --help
 
 
 class Estimator(NamedTuple):
@@ -129,14 +130,15 @@ class Scoring(NamedTuple):
 
 def add_arguments(parser):
     """Adds --estimator and the flags of all estimators."""
-    helps = f"{AUTO}: the first that applies of {', '.join(PREFERRED)}; "
+    topic, helps = "estimator", f"{AUTO}: the first that applies of {', '.join(PREFERRED)}; "
     helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
-    parser.add_argument("--estimator", choices=(AUTO, *ESTIMATORS), default=AUTO, help=f"{helps} (default: {AUTO})")
+    options = {"choices": (AUTO, *ESTIMATORS), "default": AUTO, "metavar": "NAME", "topic": topic, "common": True}
+    parser.add_argument("--estimator", help=helps, **options)
     for name, owners in OWNERS.items():
         flag, text = next(iter(owners.values())), "; ".join(f"{owner}: {flag.help}" for owner, flag in owners.items())
-        nargs, metavar = "?" if flag.const else None, flag.short.upper() or None
+        nargs, metavar = "?" if flag.const else None, flag.short.upper() or "NAME"
         options = {"type": flag.type, "choices": flag.choices, "const": flag.const, "nargs": nargs, "metavar": metavar}
-        parser.add_argument(f"--{name}", help=text, **options)
+        parser.add_argument(f"--{name}", help=text, topic=topic, common=flag.common, **options)
 
 
 def finite_or_none(value):
@@ -205,16 +207,17 @@ def _notes_on_modes(metrics):
     return [text.format(MORE_STARTS, **checked)]
 
 
-OF_PROPOSAL = "draw latents from a density fitted to each p(z|x), or from q(z|x), as in most papers, which needs far "
-OF_PROPOSAL += "more samples (default: fitted; posterior for deep models and more than 256 latent dimensions)"
-OF_STARTS = f"fits to look for further modes of each p(z|x), beside the one from q(z|x) (default: {STARTS})"
+OF_SAMPLES = f"samples per image [{SAMPLES}; {MANY} from q(z|x) of vae and hvae]"
+OF_PROPOSAL = "draw latents from a density fitted to each p(z|x), or from the posterior q(z|x), as in most papers, "
+OF_PROPOSAL += "which needs far more samples [fitted; posterior for deep models and more than 256 latent dimensions]"
+OF_STARTS = f"fits to look for further modes of each p(z|x), beside the one from q(z|x) [{STARTS}]"
 OF_TARGET = "draw as many samples as each image needs for this error, not --num_samples"
 SAMPLING_FLAGS = {
-    "num_samples": Flag(f"samples per image (default: {SAMPLES}; {MANY} from q(z|x) of vae and hvae)", "S", whole(2)),
+    "num_samples": Flag(OF_SAMPLES, "S", whole(2), common=True),
     "proposal": Flag(OF_PROPOSAL, choices=("fitted", "posterior"), untagged="posterior"),
     "num_starts": Flag(OF_STARTS, "M", whole(0, 1000), untagged=STARTS),
-    "target_se": Flag(OF_TARGET, "se", number(1e-4)),
-    "max_samples": Flag(f"with --target_se: at most so many (default: {MOST})", "S", whole(2), untagged=MOST),
+    "target_se": Flag(OF_TARGET, "se", number(1e-4), common=True),
+    "max_samples": Flag(f"with --target_se: at most so many [{MOST}]", "S", whole(2), untagged=MOST),
 }
 IMPORTANCE_SAMPLING = Estimator(
     "importance sampling",
@@ -304,14 +307,14 @@ def _notes_on_annealing(metrics):
     return accepted + ([text.format(**bracket)] if bracket else [])
 
 
-OF_START = "start the chains at a density fitted to several modes of each p(z|x), at q(z|x), or at p(z), which needs "
-OF_START += "many more temperatures (default: as for --proposal)"
+OF_START = "start chains at a density fitted to several modes of each p(z|x), at the posterior q(z|x), or at the prior "
+OF_START += "p(z), which needs many more temperatures [as for --proposal]"
 OF_BRACKET = "also bound log p(x) of B images drawn from the model from both sides; the gap shows how far the scores "
-OF_BRACKET += f"of other estimators can be off (without B: {SIMULATED})"
+OF_BRACKET += f"of other estimators can be off [without B: {SIMULATED}]"
 ANNEALING_FLAGS = {
-    "num_samples": Flag("chains per image (default: 16)", "S", whole(2), 16),
-    "num_steps": Flag("temperatures from start to p(z|x) (default: 100)", "T", whole(1), 100),
-    "leapfrogs": Flag("leapfrog steps per temperature (default: 5)", "L", whole(1, 100), 5),
+    "num_samples": Flag("chains per image [16]", "S", whole(2), 16),
+    "num_steps": Flag("temperatures from start to p(z|x) [100]", "T", whole(1), 100),
+    "leapfrogs": Flag("leapfrog steps per temperature [5]", "L", whole(1, 100), 5),
     "start": Flag(OF_START, choices=("fitted", "posterior", "prior"), untagged="posterior"),
     "bracket": Flag(OF_BRACKET, "B", whole(1), const=SIMULATED),
 }

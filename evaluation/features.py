@@ -32,16 +32,16 @@ MOST = 1 << 30  # bytes of an unpacked network
 def add_arguments(parser):
     """Adds the flags of `vampvae.py features`."""
     labelled = ", ".join(name for name, source in data.DATA_SETS.items() if source.class_names)
-    text = f"images and labels to train on: {labelled} (default: mnist)"
+    text = f"images and labels to train on: {labelled}"
     parser.add_argument("--data_set", choices=data.NAMES, default="mnist", metavar="NAME", help=text)
-    text = "folder of the data files (default: VAMPVAE_DATA, else a cache, else a download)"
-    parser.add_argument("--data_dir", type=path, help=text)
-    text = "on: take data files that differ from the published ones, and say so beside every score (default: off)"
-    parser.add_argument("--other_data", choices=("off", "on"), default="off", help=text)
-    text = "passes over the training images; the weights with the best validation accuracy are kept (default: 5)"
-    parser.add_argument("--epochs", type=whole(1), default=5, help=text)
-    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and image order (default: 0)")
-    text = "output file; a .json is written beside it (default: runs/features/NAME.keras)"
+    text = "folder of the data files [$VAMPVAE_DATA, a cache, or a download]"
+    parser.add_argument("--data_dir", type=path, metavar="DIR", help=text)
+    text = "take data files that differ from the published ones, and say so beside every score"
+    parser.add_argument("--other_data", choices=("off", "on"), default="off", metavar="on", help=text)
+    text = "passes over the training images; the weights with the best validation accuracy are kept"
+    parser.add_argument("--epochs", type=whole(1), default=5, metavar="N", help=text)
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of weights and image order")
+    text = "output file; a .json is written beside it [runs/features/NAME.keras]"
     parser.add_argument("--out", metavar="FILE.keras", type=as_folder, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     add_backend(parser)

@@ -23,99 +23,119 @@ class Config:
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
     # fmt: off
-    model: str = setting("vae", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion-based "
-                         "VampPrior on top", tag="", choices=tuple(models.MODELS))
-    prior: str = setting("standard", "prior over the top latent layer", tag="", choices=tuple(models.PRIORS))
-    network: str = setting("conv", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's dense layers, "
-                           "convHVAE, PixelHVAE", tag="", choices=tuple(models.NETWORKS))
-    posterior: str = setting("gaussian", "gaussian: diagonal; realnvp: transformed by a flow of 5 couplings", tag="",
+    model: str = setting("vae", "model", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion "
+                         "prior", common=True, tag="", choices=tuple(models.MODELS))
+    prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
+                         "; weightedvamp: these, weighted; vampdata: posteriors of K images", common=True, tag="",
+                         choices=tuple(models.PRIORS))
+    network: str = setting("conv", "model", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's networks",
+                           common=True, tag="", choices=tuple(models.NETWORKS))
+    posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
-    objective: str = setting("elbo", "bound to maximise: elbo; iwae; dreg: iwae with a better gradient; lmcvae, "
-                             "amcvae: Monte Carlo VAEs by Langevin steps without and with acceptance", tag="",
+    objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; lmcvae, amcvae: Langevin "
+                             "steps, without and with acceptance", common=True, tag="",
                              choices=tuple(models.OBJECTIVES))
-    num_samples: int = setting(None, "samples or chains per image in the bound; None: 1 for elbo and lmcvae, else 5",
-                               tag="samples", low=1, high=100_000)
-    num_steps: int = setting(5, "lmcvae, amcvae: number of annealing steps T", tag="steps", low=1, high=100)
-    step_size: float = setting(0.01, "lmcvae, amcvae: step size of the Langevin steps", tag="step", low=1e-5, high=1)
-    target_accept: float = setting(None, "acceptance rate to which step sizes adapt; None: 0.8 for amcvae, fixed step "
-                                   "sizes for lmcvae", tag="accept", above=0, high=0.999)
-    learn_schedule: str = setting("off", "train the annealing schedule", tag="learnschedule", choices=("off", "on"))
-    learn_step_size: str = setting("off", "train the step sizes", tag="learnstep", choices=("off", "on"))
-    data_set: str = setting("mnist", "data set; folder:PATH takes your own images (see data/README.md)", tag="",
+    num_samples: int = setting(None, "bound", "samples or chains per image [5; 1 for elbo and lmcvae]", tag="samples",
+                               low=1, high=100_000)
+    num_steps: int = setting(5, "bound", "lmcvae, amcvae: annealing steps", tag="steps", low=1, high=100)
+    step_size: float = setting(0.01, "bound", "lmcvae, amcvae: size of the Langevin steps", tag="step", low=1e-5,
+                               high=1)
+    target_accept: float = setting(None, "bound", "acceptance rate to which step sizes adapt [0.8 for amcvae; for "
+                                   "lmcvae they are fixed]", tag="accept", above=0, high=0.999)
+    learn_schedule: str = setting("off", "bound", "train the annealing schedule", tag="learnschedule",
+                                  choices=("off", "on"))
+    learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
+    data_set: str = setting("mnist", "data", f"{', '.join(data.NAMES)}: your own images", common=True, tag="",
                             choices=data.NAMES)
-    image_size: int = setting(None, "own images: resize the shorter side to so many pixels, and crop to a square",
+    image_size: int = setting(None, "data", "own images: resize the shorter side to N pixels and crop to a square",
                               tag="size", low=4, high=2048)
-    latent_dim: int = setting(2, "latent dimensions in all; hvae splits them in half", tag="", low=1, high=4096)
-    network_size: float = setting(4.0, "factor of the number of convolution filters", tag="", above=0, high=64)
-    hidden_units: int = setting(None, "units of dense layers; None: 256 and 300 for conv, 300 for the paper's networks",
-                                tag="units", low=1, high=65_536)
-    epochs: int = setting(250, "passes over the training images", tag="", low=1, high=INT32)
-    batch_size: int = setting(256, "images per training step", tag="", low=1, high=INT32)
-    lr: float = setting(1e-4, "learning rate", tag="lr", above=0)
-    optimizer: str = setting("adam", "optimizer; adamnormgrad: Adam on gradients of norm 1, as in the VampPrior "
-                             "paper's code", tag="opt", choices=("adam", "adamax", "adamw", "adamnormgrad"))
-    lr_schedule: str = setting("constant", "learning rate over time; plateau: halved after 10 epochs without a better "
-                               "validation ELBO", tag="schedule",
-                               choices=("constant", "cosine", "cosine_restarts", "step", "plateau"))
-    lr_final: float = setting(None, "final learning rate; None: --lr / 100", tag="final", above=0)
-    lr_warmup: int = setting(0, "epochs in which the learning rate rises from 0", tag="lrwarmup", low=0, high=INT32)
-    clip_norm: float = setting(None, "largest norm of the whole gradient", tag="clip", above=0)
-    accumulate: int = setting(1, "training steps per weight update, which uses the mean of their gradients",
-                              tag="accum", low=1, high=10_000)
-    ema: float = setting(0.0, "momentum of a moving average of the weights, which is validated and kept; 0: none",
-                         tag="ema", low=0, high=0.999999)
-    precision: str = setting("float32", "precision of hidden layers; weights, output layers and log-densities stay "
-                             "float32", tag="precision", choices=tuple(models.PRECISIONS))
-    activation: str = setting("relu", "activation of hidden layers: a name from keras.activations", tag="act")
-    seed: int = setting(0, "seed of weights, order, noise and pseudo-inputs", tag="seed", low=0, high=INT32)
-    num_pseudo_inputs: int = setting(500, "number of components K of a mixture or VampPrior", tag="K", low=1,
-                                     high=1_000_000)
-    pseudo_init: str = setting("data", "initial pseudo-inputs: training images, or random images near the mean of the "
-                               "data", tag="init", choices=("data", "random"))
-    binarize: str = setting("auto", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; none: keep "
-                            "grey values; auto: as usual for the data set", tag="binarize", choices=data.BINARIZE)
-    likelihood: str = setting("auto", "p(x|z) of a pixel; logistic: discretized to 256 grey values; mixlogistic: a "
-                              "mixture of 10 of these, with dependent channels; gaussian: with one --sigma; auto: as "
-                              "usual for the data set", tag="likelihood", choices=("auto", *models.LIKELIHOODS))
-    sigma: float = setting(1.0, "standard deviation of gaussian pixels", tag="sigma", above=0)
-    scales: str = setting("4x14,4x7", "ladder, dvp: latent layers as count x rows of their maps, the finest first",
+    latent_dim: int = setting(2, "model", "latent dimensions in all; hvae halves them", common=True, tag="", low=1,
+                              high=4096)
+    network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
+                                  above=0, high=64)
+    hidden_units: int = setting(None, "model", "units of dense layers [300; 256 and 300 for conv]", tag="units", low=1,
+                                high=65_536)
+    epochs: int = setting(250, "optimisation", "passes over the training images", common=True, tag="", low=1,
+                          high=INT32)
+    batch_size: int = setting(256, "optimisation", "images per training step", common=True, tag="", low=1, high=INT32)
+    lr: float = setting(1e-4, "optimisation", "learning rate", common=True, tag="lr", above=0)
+    optimizer: str = setting("adam", "optimisation", "adam, adamax, adamw; adamnormgrad: Adam on gradients of norm 1, "
+                             "as in the VampPrior paper's code", tag="opt",
+                             choices=("adam", "adamax", "adamw", "adamnormgrad"))
+    lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; "
+                               "plateau: halved after 10 epochs without a better validation ELBO",
+                               tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"))
+    lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
+    lr_warmup: int = setting(0, "optimisation", "epochs in which the learning rate rises", tag="lrwarmup", low=0,
+                             high=INT32)
+    clip_norm: float = setting(None, "optimisation", "largest norm of the whole gradient", tag="clip", above=0)
+    accumulate: int = setting(1, "optimisation", "steps per weight update, by their mean gradient", tag="accum", low=1,
+                              high=10_000)
+    ema: float = setting(0.0, "optimisation", "momentum of a moving average of the weights, which is validated and "
+                         "kept; 0: none", tag="ema", low=0, high=0.999999)
+    precision: str = setting("float32", "machine", "of hidden layers: float32, mixed_bfloat16, mixed_float16; weights, "
+                             "output layers and log-densities stay float32", tag="precision",
+                             choices=tuple(models.PRECISIONS))
+    activation: str = setting("relu", "model", "of hidden layers, a name in keras.activations", tag="act")
+    seed: int = setting(0, "optimisation", "of weights, order, noise and pseudo-inputs", common=True, tag="seed",
+                        low=0, high=INT32)
+    num_pseudo_inputs: int = setting(500, "prior", "components K of a mixture or VampPrior", common=True, tag="K",
+                                     low=1, high=1_000_000)
+    pseudo_init: str = setting("data", "prior", "data: pseudo-inputs start as training images; random: as images near "
+                               "their mean", tag="init", choices=("data", "random"))
+    binarize: str = setting("auto", "data", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; "
+                            "none: keep grey values; auto: as usual for the data set", tag="binarize",
+                            choices=data.BINARIZE)
+    likelihood: str = setting("auto", "data", "bernoulli; logistic: discretized to 256 grey values; "
+                              "mixlogistic: a mixture of 10 of these, with dependent channels; gaussian: with one "
+                              "--sigma; auto: as usual for the data set", tag="likelihood",
+                              choices=("auto", *models.LIKELIHOODS))
+    sigma: float = setting(1.0, "data", "standard deviation of gaussian pixels", tag="sigma", above=0)
+    scales: str = setting("4x14,4x7", "deep models", "latent layers as count x rows of their maps, the finest first",
                           tag="scales")
-    channels: int = setting(32, "ladder, dvp: channels of feature maps", tag="", low=1, high=4096)
-    bottleneck: float = setting(1.0, "ladder, dvp: factor of the channels inside a block", tag="hidden", above=0,
+    channels: int = setting(32, "deep models", "channels of feature maps", tag="", low=1, high=4096)
+    bottleneck: float = setting(1.0, "deep models", "factor of the channels inside a block", tag="hidden", above=0,
                                 high=16)
-    encoder_blocks: int = setting(3, "ladder, dvp: encoder blocks before each scale", tag="blocks", low=1, high=100)
-    context_size: int = setting(7, "dvp: number of low frequencies of the image along each side", tag="context", low=1,
-                                high=1024)
-    diffusion_steps: int = setting(25, "dvp: steps of the diffusion that draws them", tag="T", low=1, high=1000)
-    gamma_min: float = setting(-6.0, "dvp: log of their least noise variance", tag="gamma", low=-12, high=-5)
-    score_channels: int = setting(16, "dvp: channels of the network that predicts the noise, an even number",
+    encoder_blocks: int = setting(3, "deep models", "encoder blocks before each scale", tag="blocks", low=1, high=100)
+    context_size: int = setting(7, "deep models", "dvp: low frequencies of the image along each side", tag="context",
+                                low=1, high=1024)
+    diffusion_steps: int = setting(25, "deep models", "dvp: steps of the diffusion that draws them", tag="T", low=1,
+                                   high=1000)
+    gamma_min: float = setting(-6.0, "deep models", "dvp: log of their least noise variance", tag="gamma", low=-12,
+                               high=-5)
+    score_channels: int = setting(16, "deep models", "dvp: channels, even, of the network that predicts noise",
                                   tag="score", low=2, high=1024)
-    score_blocks: int = setting(2, "dvp: blocks of that network before its middle", tag="scoreblocks", low=1, high=100)
-    score_dropout: float = setting(0.0, "dvp: dropout rate of that network", tag="dropout", low=0, high=0.9)
-    patience: int = setting(0, "stop after this many epochs without a better validation bound; 0: never",
-                            tag="patience", low=0, high=INT32)
-    beta_warmup: int = setting(0, "epochs in which the weight of the rate rises from 0 to 1", tag="warmup", low=0,
-                               high=INT32)
-    max_train_images: int = setting(None, "train on the first N training images only", tag="n", low=1, high=INT32)
-    gs_key: str = setting(None, "name of a grid search; its runs are written to RUNS_DIR/GS_KEY")
-    data_dir: str = setting(None, "folder with the data files; None: $VAMPVAE_DATA, a cache, or a download")
-    other_data: str = setting("off", "on: take data files that differ from the published ones, and say so beside every "
-                              "score", choices=("off", "on"))
-    runs_dir: str = setting("runs", "folder that runs are written to")
-    save_minutes: float = setting(10.0, "minutes between saved training states inside an epoch; each epoch's end is "
+    score_blocks: int = setting(2, "deep models", "dvp: blocks of that network before its middle", tag="scoreblocks",
+                                low=1, high=100)
+    score_dropout: float = setting(0.0, "deep models", "dvp: dropout rate of that network", tag="dropout", low=0,
+                                   high=0.9)
+    patience: int = setting(0, "optimisation", "stop after N epochs without a better validation bound; 0: never",
+                            common=True, tag="patience", low=0, high=INT32)
+    beta_warmup: int = setting(0, "bound", "epochs in which the weight of the rate rises to 1", common=True,
+                               tag="warmup", low=0, high=INT32)
+    max_train_images: int = setting(None, "data", "train on the first N training images only", common=True, tag="n",
+                                    low=1, high=INT32)
+    gs_key: str = setting(None, "grid", "name of a grid: flags then take several values, and all runs are trained, into"
+                          " RUNS_DIR/KEY", common=True)
+    data_dir: str = setting(None, "data", "folder of the data files [$VAMPVAE_DATA, a cache, or a download]",
+                            common=True)
+    other_data: str = setting("off", "data", "take data files that differ from the published ones, and say so beside "
+                              "every score", choices=("off", "on"))
+    runs_dir: str = setting("runs", "runs", "folder that runs are written to", common=True)
+    save_minutes: float = setting(10.0, "runs", "minutes between saved states inside an epoch; each epoch's end is "
                                   "saved, too", above=0)
-    track: str = setting("tensorboard", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, too; "
-                         "none: neither", choices=tuple(tracking.TRACKERS))
-    jit: str = setting("auto", "compile with XLA; auto: on, except with TensorFlow on a CPU",
+    track: str = setting("tensorboard", "runs", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, "
+                         "too; none: neither", choices=tuple(tracking.TRACKERS))
+    jit: str = setting("auto", "machine", "XLA: on, off; auto: on, except with TensorFlow on a CPU",
                        choices=("auto", "on", "off"))
-    steps_per_execution: int = setting(0, "training steps per call into the backend; NaN checks, autosave and Ctrl-C "
-                                       "happen between calls; auto: 8 on a GPU and for dense networks, else 1", low=0,
-                                       high=10_000, words={"auto": 0})
-    distribute: str = setting("none", "devices: split each batch over all devices of this machine; processes: over "
-                              "those of several machines, on which the same command is started; both need --backend "
-                              "jax", choices=("none", "devices", "processes"))
-    deterministic: str = setting("on", "on: repeated or resumed runs give the same bits on this machine; off: may be "
-                                 "faster on a GPU", choices=("on", "off"))
+    steps_per_execution: int = setting(0, "machine", "training steps per call into the backend; NaN checks, autosave "
+                                       "and Ctrl-C happen between calls; auto: 8 on a GPU and for dense networks, else "
+                                       "1", low=0, high=10_000, words=[("auto", 0)])
+    distribute: str = setting("none", "machine", "devices: split each batch over those of this machine; processes: over"
+                              " those of several, on which the same command is started; both need --backend jax",
+                              choices=("none", "devices", "processes"))
+    deterministic: str = setting("on", "machine", "on: repeated or resumed runs give the same bits on this machine; "
+                                 "off: may be faster on a GPU", choices=("on", "off"))
     # fmt: on
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from experiment.config import Config
 from experiment.run import Run
+from experiment.settings import TOPICS
 from runtime import backend
 from runtime.command import path
 from runtime.errors import UserError
@@ -21,18 +22,23 @@ def add_settings(parser):
 
     Only what was given lands in the parsed arguments; `grids.configs.configs_of` fills in the rest.
     """
-    trained = parser.add_argument_group("what is trained", "several values of a flag make a grid, which needs --gs_key")
-    text = "settings that belong together; flags beside it override them"
-    trained.add_argument("--preset", metavar="NAME", help=text)
-    place = parser.add_argument_group("where things lie and how fast they run")
-    for field in dataclasses.fields(Config):
+    for field in sorted(dataclasses.fields(Config), key=lambda field: TOPICS.index(field.metadata["topic"])):
         meta = field.metadata
-        options = {"type": _reader(field), "default": argparse.SUPPRESS, "choices": meta["choices"]}
-        options["help"] = f"{meta['help']} (default: {field.default})"
-        options["metavar"] = None if meta["choices"] else field.name.split("_")[-1].upper()
-        group, nargs = (place, None) if meta["tag"] is None else (trained, "+")
-        group.add_argument(f"--{field.name}", nargs=nargs, **options)
-    return place
+        options = {"type": _reader(field), "default": argparse.SUPPRESS, "metavar": _metavar(field)}
+        usual = {value: word for word, value in meta["words"].items()}.get(field.default, field.default)
+        options["help"] = meta["help"] + (f" [{usual}]" if usual is not None else "")
+        options |= {name: meta[name] for name in ("topic", "common", "choices")}
+        parser.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
+    text = "settings that belong together; flags beside it override them"
+    parser.add_argument("--preset", metavar="NAME", topic="runs", common=True, help=text)
+
+
+def _metavar(field):
+    """What stands for the value of a setting: a letter for a number, the other value of two, else a word."""
+    if (choices := field.metadata["choices"]) and len(choices) == 2:
+        return next(one for one in choices if one != field.default)
+    word = "NAME" if choices else field.name.split("_")[-1].upper()
+    return {int: "N", float: "X"}.get(field.type, word)
 
 
 def given_settings(args):
@@ -75,22 +81,23 @@ def _reader(field):
 
 def add_backend(parser):
     """Adds --backend and --device."""
-    text = "what Keras runs on; auto: jax on a GPU that it can use, and to train dense networks, else tensorflow "
-    text += "(default: the environment's KERAS_BACKEND, else tensorflow)"
-    parser.add_argument("--backend", choices=("auto", *backend.BACKENDS), help=text)
-    text = "auto: a GPU where there is one; gpu: stop where there is none; cpu: leave GPUs alone (default: auto)"
-    parser.add_argument("--device", choices=backend.DEVICES, default="auto", help=text)
+    options = {"topic": "machine", "common": True, "metavar": "NAME"}
+    text = "jax, tensorflow; auto: jax on a GPU that it can use and to train dense networks, else tensorflow "
+    text += "[$KERAS_BACKEND, else tensorflow]"
+    parser.add_argument("--backend", choices=("auto", *backend.BACKENDS), help=text, **options)
+    text = "auto: a GPU if there is one; gpu: stop without one; cpu: use none"
+    parser.add_argument("--device", choices=backend.DEVICES, default="auto", help=text, **options)
 
 
 def add_runs(parser):
-    """Adds what evaluate.py and plot.py share: RUN..., --gs_key, --runs_dir, --data_dir, --backend and --device."""
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them")
-    parser.add_argument("--gs_key", help="take every run of this grid search")
-    parser.add_argument("--runs_dir", type=path, default="runs", help="where the grid search lies (default: runs)")
-    text = "where the data files lie (default: where training found them); of a run on folder:PATH, the folder or file "
-    text += "itself, if it has moved"
-    parser.add_argument("--data_dir", type=path, help=text)
-    add_backend(parser)
+    """Adds how evaluate.py and plot.py name runs: RUN..., --gs_key, --runs_dir and --data_dir."""
+    options = {"topic": "runs", "common": True}
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them", **options)
+    parser.add_argument("--gs_key", metavar="NAME", help="take every run of this grid", **options)
+    options = {"topic": "runs", "type": path, "metavar": "DIR"}
+    parser.add_argument("--runs_dir", default="runs", help="where the grid lies", **options)
+    text = "where the data files lie [where training found them]; for folder:PATH, the folder or file itself"
+    parser.add_argument("--data_dir", help=text, **options)
 
 
 def unusual(config):

@@ -7,19 +7,24 @@ from runtime.errors import UserError
 from runtime.rules import shown
 
 INT32 = 2**31 - 1
+TOPICS = ("data", "model", "prior", "bound", "optimisation", "deep models", "runs", "grid", "machine")  # of flags
 CHAIN_SETTINGS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin steps
 
 
-def setting(default, help, *, tag=None, low=None, high=math.inf, above=None, choices=None, words=None):
+def setting(
+    default, topic, help, *, common=False, tag=None, low=None, high=math.inf, above=None, choices=None, words=()
+):
     """A field of `Config`, from which its flag, its checks and its part of the training id are made.
 
+    `topic` is one of TOPICS, under which --help TOPIC lists the flag; --help lists it if it is `common`.
     A field with a `tag` changes the numbers: "" has a place of its own in the training id, any other tag names its
     suffix. A field without one says only where things lie or how fast they run. `low` <= value <= `high`, or
     `above` < value. None is allowed where it is the default. `words` are what the flag takes for values of another
-    type, a dict.
+    type, pairs of a word and its value.
     """
-    bounds = {"low": low, "high": high, "above": above, "choices": choices, "words": words or {}}
-    return dataclasses.field(default=default, metadata={"help": help, "tag": tag} | bounds)
+    bounds = {"low": low, "high": high, "above": above, "choices": choices, "words": dict(words)}
+    about = {"topic": topic, "help": help, "common": common, "tag": tag}
+    return dataclasses.field(default=default, metadata=about | bounds)
 
 
 def checked(field, value):

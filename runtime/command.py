@@ -6,8 +6,10 @@ import difflib
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 
 from runtime.errors import DataError, UserError
@@ -19,17 +21,90 @@ path = os.path.expanduser  # a reader of paths: a shell expands no ~ in --out=~/
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
 
 
+WIDEST, TEXT = 120, 27  # columns of a help text, and where the words on a flag begin
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations; its errors are one sentence with a hint, and exit code 2."""
+    """An argument parser that takes no abbreviations; its errors are one sentence with a hint, and exit code 2.
+
+    --help TOPIC lists the arguments of a `topic`, --help all every one, and --help those that are `common`, with those
+    that have no topic.
+    """
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+        self.topics, self.commands = {}, {}  # of each topic its actions, and whether they are common
+        super().__init__(allow_abbrev=False, add_help=False, **options)
+        super().add_argument("-h", "--help", action=_Help, nargs="?", const="", metavar="TOPIC")
+
+    def add_argument(self, *names, topic="options", common=False, **options):
+        action = super().add_argument(*names, **options)
+        if action.help != argparse.SUPPRESS:
+            self.topics.setdefault(topic, []).append((action, common or topic == "options"))
+        return action
+
+    def add_subparsers(self, **options):
+        action = super().add_subparsers(**options)
+        self.commands = action.choices
+        return action
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
-            flag, known = message.split()[2].partition("=")[0], set(re.findall(r"--\w+", self.format_help()))
+            known = [name for every in self.topics.values() for action, _ in every for name in action.option_strings]
+            flag = message.split()[2].partition("=")[0]
             message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(flag, known, 1))
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def format_help(self, topic=""):
+        """The help on a topic, on "all" of them or, without one, on what is common."""
+        width = max(2 * TEXT, min(shutil.get_terminal_size().columns, WIDEST))
+        places = [action.metavar for every in self.topics.values() for action, _ in every if not action.option_strings]
+        usage = ["usage:", self.prog, *(f"[{name} ...]" for name in places), *["COMMAND"] * bool(self.commands)]
+        lines = [" ".join([*usage, "[--FLAG VALUE ...]"]), "", *textwrap.wrap(self.description or "", width)]
+        lines += [""] * bool(self.description)
+        for name, every in self.topics.items():
+            if chosen := [action for action, is_common in every if topic in ("all", name) or (not topic and is_common)]:
+                lines += [f"{name}:", *(line for action in chosen for line in _described(action, width)), ""]
+        for one in dict.fromkeys(self.commands.values()):
+            aliases = ", ".join(name for name, parser in self.commands.items() if parser is one)
+            lines += _columns(aliases, one.description.partition(":")[0], width)
+        more = "\nCOMMAND --help lists the flags of a command." if self.commands else ""
+        if not all(is_common for every in self.topics.values() for _, is_common in every):
+            more = "Defaults are in []. --help all lists every flag, and --help TOPIC those on a topic: "
+            more = textwrap.fill(more + ", ".join(self.topics), width)
+        return "\n".join([*lines, more]).rstrip() + "\n"
+
+
+class _Help(argparse.Action):
+    """Prints the help on a topic or a command, of which the beginning of its name is enough, and exits."""
+
+    def __call__(self, parser, args, asked, flag=None):
+        known = ["all", *parser.topics, *parser.commands]
+        topic = next((name for name in known if name.startswith(asked)), None) if asked else ""
+        if topic is None:
+            parser.error(f"--help knows no topic {asked!r}; choose from {', '.join(known)}")
+        of_command = parser.commands.get(topic)
+        print(of_command.format_help() if of_command else parser.format_help(topic), end="")
+        parser.exit()
+
+
+def _described(action, width):
+    """The lines of a help text on an argument; its choices stand there once, in its own words or before them."""
+    choices, words = [str(one) for one in action.choices or ()], action.help
+    value = action.metavar or (choices or [action.dest.upper()])[-1]
+    others = [one for one in choices if one not in (value, action.default)]
+    if others and not any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", words) for one in others):
+        words = f"{', '.join(choices)}: {words}"
+    value = "" if action.nargs == 0 else f"[{value}]" if action.nargs == "?" else value
+    if not any(action.default is one for one in (None, False, argparse.SUPPRESS)):
+        words += f" [{action.default}]"
+    return _columns(" ".join(filter(None, [*action.option_strings, value])), words, width)
+
+
+def _columns(name, words, width):
+    """The lines of a help text on a name: the words beside it or, if it is long, below."""
+    name, (first, *rest) = f"  {name}".ljust(TEXT), textwrap.wrap(words, width - TEXT, break_on_hyphens=False)
+    head = [name + first] if name[-1] == " " else [name, " " * TEXT + first]
+    return head + [" " * TEXT + line for line in rest]
 
 
 def whole(low, high=2**31 - 1):

@@ -1,14 +1,17 @@
 """The help of every script, and vampvae.py as a user runs it."""
 
 import dataclasses
+import importlib
 import re
 
 import pytest
-from conftest import SETTINGS, called, files_below, flags, read
+from conftest import SETTINGS, called, files_below, flags, read, refused
 
 import data
 import vampvae
 from experiment import Config
+from experiment.settings import TOPICS
+from runtime.command import Parser
 
 TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
 TRAIN_FLAGS += ["process_address", "num_processes", "process_index"]
@@ -32,12 +35,67 @@ FEATURES_FLAGS = ["data_set", "data_dir", "epochs", "seed", "out", "overwrite", 
     ],
 )
 def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected):
-    done = script("-X", "importtime", *words.split(), "--help")
+    done = script("-X", "importtime", *words.split(), "--help", "all")
     assert done.returncode == 0
     assert set(expected) <= set(re.findall(r"--(\w+)", done.stdout))
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "experiment" in imported
     assert not imported & {"keras", "tensorflow", "jax", "matplotlib", "sklearn", "urllib3", "requests"}
+
+
+SCRIPTS = ("train", "evaluate", "plot")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_short_and_all_of_it_is_grouped(name, columns, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    main = importlib.import_module(name).main
+    texts = {}
+    for topic in ("", "all"):
+        assert called(main, "--help", *filter(None, [topic])) == 0
+        texts[topic] = capfd.readouterr().out
+    short, every = texts.values()
+    assert short.splitlines()[0].startswith(f"usage: {name}.py ") and short.splitlines()[1] == ""
+    assert short.count("\n") <= 65 and set(short.splitlines()) < set(every.splitlines())
+    assert max(map(len, every.splitlines())) <= columns
+    flags = re.findall(r"^  --(\w+)", every, re.MULTILINE)
+    assert len(flags) == len(set(flags)) and "--help TOPIC those on a topic: " in " ".join(every.split())
+    if name == "train":
+        assert set(re.findall(r"^(\w.*):$", every, re.MULTILINE)) == set(TOPICS)
+
+
+def test_help_on_a_topic_is_that_group_alone(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for words in (["train", "--help", "optimisation"], ["train", "-h", "opt"]):
+        assert called(vampvae.main, *words) == 0
+        out = capfd.readouterr().out
+        assert "  --lr X                   learning rate [0.0001]\n" in out and "--num_samples" not in out
+    assert called(vampvae.main, "--help", "plot") == 0
+    assert "usage: vampvae.py plot [RUN ...]" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_on_an_unknown_topic_names_the_topics(name, capfd):
+    refused(capfd, importlib.import_module(name).main, ["--help", "colours"], "--help knows no topic 'colours'; choose")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"choices": ("a", "b"), "help": "kinds", "metavar": "NAME"}, "--x NAME  a, b: kinds"),
+        ({"choices": ("a", "b"), "help": "a: one; b: two", "metavar": "NAME"}, "--x NAME  a: one; b: two"),
+        ({"choices": ("off", "on"), "default": "off", "metavar": "on", "help": "more"}, "--x on  more [off]"),
+        ({"type": int, "default": 0, "help": "seed"}, "--x X  seed [0]"),
+        ({"action": "store_true", "help": "more"}, "--x  more"),
+        ({"nargs": "?", "metavar": "N", "const": 3, "help": "more"}, "--x [N]  more"),
+    ],
+)
+def test_a_flag_is_described_in_a_line_that_names_its_choices_once(options, expected):
+    parser = Parser()
+    parser.add_argument("--x", **options)
+    (line,) = [line for line in parser.format_help().splitlines() if "--x" in line]
+    assert re.sub(r" {3,}", "  ", line.strip()) == expected
 
 
 def test_one_command_trains_evaluates_and_plots(run, capfd):
