@@ -1,4 +1,4 @@
-# make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in minutes
+# make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in three minutes
 # make test          the test suite, on TensorFlow and on JAX
 # make test-slow     the tests that take long
 # make test-all      both
@@ -11,9 +11,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SIDE_BY_SIDE := -n 2 --dist loadfile --max-worker-restart 0
-DEMO_FLAGS := --model hvae --prior vamp --data_set digits --epochs 120 --batch_size 64 --lr 1e-3 --network_size 1 \
-  --num_pseudo_inputs 50 --beta_warmup 100
-DEMO_RUN := runs/digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100
+DEMO_FLAGS := --data_set mnist5k --model hvae --prior vamp --network mlp --epochs 80 --batch_size 64 --lr 2e-3 \
+  --lr_schedule cosine --num_pseudo_inputs 100 --beta_warmup 40
+DEMO_RUN := runs/mnist5k_hvae_vamp_bs64_dim2_mlp_epochs80_lr0.002_schedulecosine_K100_warmup40
 
 .PHONY: demo docs test test-slow test-all test-cluster test-browser lint clean
 
@@ -21,7 +21,8 @@ demo: .venv/run
 	test -f $(DEMO_RUN)/metrics.json || $(BIN)/python train.py $(DEMO_FLAGS)
 	$(BIN)/python evaluate.py $(DEMO_RUN)
 	$(BIN)/python plot.py $(DEMO_RUN)
-	@echo "Look at the pictures in $(DEMO_RUN)/figures"
+	$(BIN)/python plot.py $(DEMO_RUN) --explore
+	@echo "Look at the pictures in $(DEMO_RUN)/figures, and open the page that ends in _explore.html in a browser"
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
