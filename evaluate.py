@@ -41,7 +41,7 @@ def _difference(args):
     """What is wrong where the images or the likelihood of a run are not those of the first one, else None."""
     first, *others = args.runs
     for one in others:
-        if (one.config.likelihood_tag, one.image_shape) != (first.config.likelihood_tag, first.image_shape):
+        if (one.config.pixels, one.image_shape) != (first.config.pixels, first.image_shape):
             return f"needs runs with the same images and likelihood; those of {one.path} and {first.path} differ"
     return None
 

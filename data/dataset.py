@@ -151,11 +151,13 @@ class Dataset:
     `sha256` maps the name of each file opened so far to the sha256 of its unpacked content. `is_other` becomes True
     when one of them is not the published file, which is refused unless `takes_other`. `read_file(file, optional)`
     returns the `files.Found` of a file of the source, or None if it is optional. Of a user's own images, `about` says
-    what was read and what was left out, and `class_names` are known, once a split is read.
+    what was read and what was left out, and `class_names` are known, once a split is read, and once that is train, the
+    `likelihood` that they call for.
     """
 
     def __init__(self, source, read_file, takes_other=False):
         self.source, self.name, self.class_names, self.about = source, source.name, source.class_names, ""
+        self.likelihood = source.likelihood
         self.takes_other, self.is_other, self.sha256 = takes_other, False, {}
         self._read_file, self._contents, self._splits = read_file, {}, {}
 

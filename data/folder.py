@@ -25,6 +25,7 @@ from runtime.errors import DataError
 
 PREFIX = "folder:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+BLACK, WHITE = 25, 230  # a tenth from either end of the range
 MOST_KINDS = 8  # of files left out that are named
 MOST_BYTES = 4 << 30  # of all images, unpacked
 
@@ -62,8 +63,10 @@ def source(name, image_size=None, place=None) -> Source:
         what = f"{PREFIX}{path.name or path}: {count:,} images {words(own.shape)} ({counts})"
         dataset.about = "; ".join([what, *said, *_left_out(own.left_out)])
         images, of_split = own.read(rows[split])
-        if split == "train" and own.are_bytes:  # here alone, so that no trained run is refused for a blank test image
-            _check_range(int(images.max()), path)
+        if split == "train":  # judged here alone, so that no trained run is refused for a blank test image
+            dataset.likelihood = usual_likelihood(images)
+            if own.are_bytes:
+                _check_range(int(images.max()), path)
         dataset.sha256 |= {label: own.sha256, f"{label} {split}": of_split}
         return images, None if labels is None else labels[rows[split]]
 
@@ -73,6 +76,17 @@ def source(name, image_size=None, place=None) -> Source:
 
 def _path(name):
     return Path(os.path.abspath(as_folder(name.removeprefix(PREFIX))))
+
+
+def usual_likelihood(images) -> str:
+    """What the data sets of this kind have: mixlogistic for colours, and for grey images logistic or bernoulli.
+
+    The latter are digits and drawings, nearly binary: half of the pixels or more are nearly black or nearly white.
+    """
+    if images.shape[-1] == 3:
+        return "mixlogistic"
+    some = images[:: max(1, len(images) // 1000)]
+    return "logistic" if np.mean((some > BLACK) & (some < WHITE)) > 0.5 else "bernoulli"
 
 
 def _check_range(largest, path):

@@ -14,6 +14,7 @@ from runtime.rules import check, shown
 from runtime.text import bounded
 
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
+BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 
@@ -90,6 +91,7 @@ class Config:
                               "mixlogistic: a mixture of 10 of these, with dependent channels; gaussian: with one "
                               "--sigma; auto: as usual for the data set", tag="likelihood",
                               choices=("auto", *models.LIKELIHOODS))
+    auto_likelihood: str = setting(None, "data", "", choices=tuple(models.LIKELIHOODS))  # what auto is for own images
     sigma: float = setting(1.0, "data", "standard deviation of gaussian pixels", tag="sigma", above=0)
     scales: str = setting("4x14,4x7", "deep models", "latent layers as count x rows of their maps, the finest first",
                           tag="scales")
@@ -183,9 +185,22 @@ class Config:
         return data.source(self.data_set, self.image_size)
 
     @property
+    def is_own(self):
+        """Whether the images are a user's own: training looks at them to settle what `auto` is."""
+        return self.source.num_images is None
+
+    @property
+    def usual_likelihood(self):
+        """The likelihood that the pixels of the data set call for: a name in models.LIKELIHOODS."""
+        return self.auto_likelihood or self.source.likelihood
+
+    @property
     def observation(self):
-        """What `likelihood` comes to for this data set: a name in models.LIKELIHOODS."""
-        return self.source.likelihood if self.likelihood == "auto" else self.likelihood
+        """What `likelihood` is, a name in models.LIKELIHOODS; auto is bernoulli where own images are binarized."""
+        if self.likelihood != "auto":
+            return self.likelihood
+        is_asked = self.is_own and self.binarize in ("dynamic", "threshold")
+        return "bernoulli" if is_asked else self.usual_likelihood
 
     @property
     def binarization(self):
@@ -251,8 +266,12 @@ class Config:
     @property
     def note(self):
         """What has to be said beside every score with these settings, whatever the data files are."""
-        is_grey = self.binarization == "none" and not self.source.is_binary and self.observation == "bernoulli"
-        kind = DENSITY_NOTE if self.observation == "gaussian" else GREY_NOTE if is_grey else ""
+        if self.observation == "gaussian":
+            kind = DENSITY_NOTE
+        elif self.binarization != "none":
+            kind = BINARIZED_NOTE if self.usual_likelihood != "bernoulli" else ""
+        else:
+            kind = GREY_NOTE if self.observation == "bernoulli" and not self.source.is_binary else ""
         return "; ".join(filter(None, (kind, self.source.note)))
 
     def note_on(self, data_note):
@@ -263,13 +282,14 @@ class Config:
     def settings(self):
         """The settings that change the numbers, by name, without those that mean nothing beside the others.
 
-        What comes to the usual value is written so, as `auto` or None.
+        What comes to the usual value is written so, as `auto` or None, if it is known before the images are.
         """
         numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
         found = {name: getattr(self, name) for name in numbers if self.has(name)}
-        if self.observation == self.source.likelihood:
+        if self.observation == self.source.likelihood and not self.is_own:
             found["likelihood"] = "auto"
-        if self.binarization == dataclasses.replace(self, binarize="auto").binarization:
+        is_open = self.is_own and self.likelihood == "auto"  # as the command is, whose id must not depend on the images
+        if not is_open and self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             found["binarize"] = "auto"
         for name in ("num_samples", "target_accept"):
             usual = dataclasses.replace(self, **{name: None})
@@ -313,9 +333,14 @@ class Config:
         return "".join(suffixes.get(name, "") for name in ("image_size", "binarize", "likelihood", "sigma"))
 
     @property
+    def pixels(self):
+        """What is scored of an image, and by which distribution; scores of other pixels differ in kind."""
+        return self.image_size, self.binarization, self.observation, self.sigma
+
+    @property
     def comparable(self):
         """The same for all settings whose validation ELBOs can be compared: same images, same kind of likelihood."""
-        return self.data_set, self.likelihood_tag
+        return self.data_set, *self.pixels
 
     def stream(self, use, *index):
         """The NumPy SeedSequence for one use of the seed, independent of every other use's."""

@@ -24,6 +24,8 @@ def add_settings(parser):
     """
     for field in sorted(dataclasses.fields(Config), key=lambda field: TOPICS.index(field.metadata["topic"])):
         meta = field.metadata
+        if not meta["help"]:
+            continue
         options = {"type": _reader(field), "default": argparse.SUPPRESS, "metavar": _metavar(field)}
         usual = {value: word for word, value in meta["words"].items()}.get(field.default, field.default)
         options["help"] = meta["help"] + (f" [{usual}]" if usual is not None else "")
@@ -101,8 +103,9 @@ def add_runs(parser):
 
 
 def unusual(config):
-    """The settings of this Config that have not their usual value: a dict of name to text."""
-    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    """The settings with a flag of this Config that have not their usual value: a dict of name to text."""
+    fields = [field for field in dataclasses.fields(config) if field.metadata["help"]]
+    values = {field.name: (getattr(config, field.name), field.default) for field in fields}
     return {name: str(value) for name, (value, usual) in values.items() if value != usual}
 
 

@@ -17,7 +17,10 @@ from runtime.errors import UserError
 from runtime.rules import shown
 
 FORMAT = 10  # of config.json, and of what lies beside it
-ADDED = ("image_size",)  # settings that this format had not from the beginning; without them, they are as usual
+ADDED = (
+    "image_size",
+    "auto_likelihood",
+)  # settings that this format had not from the beginning; without them, they are as usual
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 

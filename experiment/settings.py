@@ -20,7 +20,7 @@ def setting(
     A field with a `tag` changes the numbers: "" has a place of its own in the training id, any other tag names its
     suffix. A field without one says only where things lie or how fast they run. `low` <= value <= `high`, or
     `above` < value. None is allowed where it is the default. `words` are what the flag takes for values of another
-    type, pairs of a word and its value.
+    type, pairs of a word and its value. One without a `help` has no flag: training finds its value.
     """
     bounds = {"low": low, "high": high, "above": above, "choices": choices, "words": dict(words)}
     about = {"topic": topic, "help": help, "common": common, "tag": tag}

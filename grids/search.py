@@ -10,7 +10,13 @@ from experiment.settings import checked
 from grids import leaderboard
 from runtime.errors import UserError
 
-INCOMPARABLE = ("data_set", "binarize", "likelihood", "sigma")  # ELBOs of different values cannot be compared
+INCOMPARABLE = (
+    "data_set",
+    "image_size",
+    "binarize",
+    "likelihood",
+    "sigma",
+)  # ELBOs of different values cannot be compared
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
 WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm

@@ -27,7 +27,7 @@ ASKED_FOR = {"browser": "of pages in a real browser", "slow": "that take long"} 
 TINY = {"data_set": "digits", "network_size": "0.25", "batch_size": "64", "lr": "1e-3", "num_pseudo_inputs": "12"}
 TINY |= {"track": "none"}  # of scripts; see below
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.metadata["help"]}  # with a flag
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
 PLACES = [name for name in FIELDS if name not in NUMBERS]
 SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine"}

@@ -25,6 +25,7 @@ import vampvae
 from data import OTHER_DATA
 from evaluation import estimators, features, score
 from experiment import Config
+from experiment.config import BINARIZED_NOTE
 from experiment.record import versions
 from plotting import comparisons, latents
 from plotting.view import View
@@ -612,6 +613,34 @@ def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch
     capfd.readouterr()
     refused(capfd, evaluate.main, [path], f"was trained on another {label}, of sha256 ")
     refused(capfd, train.main, ["--resume", path, "--epochs", 2], f"was trained on another {label}, of sha256 ")
+
+
+def test_natural_images_of_ones_own_are_scored_by_their_colours(tmp_path, capfd):
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)):
+        place = tmp_path / "cats" / ("train" if number < 30 else "test") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(0 * image if number > 30 else image).save(place / f"{number}.png")
+    (tmp_path / "cats" / "one.gif").touch()
+    words = ["--data_set", f"folder:{tmp_path}/cats", "--network", "mlp", "--hidden_units", 8, "--epochs", 1]
+    words += ["--batch_size", 9, "--track", "none", "--runs_dir", tmp_path / "runs"]
+    assert called(train.main, *words) == 0
+    line = "folder:cats: 40 images 8x8 with 3 channels (27 train, 3 val, 10 test); val is a tenth of train, as it has "
+    line += "no folder; 2 classes; left out: 1 .gif"
+    assert capfd.readouterr().err == f"{line}; likelihood: mixlogistic\n"
+    (path,) = (tmp_path / "runs").iterdir()
+    assert path.name.endswith("_epochs1_units8")
+    config = read(path / "config.json")["config"]
+    assert (config["likelihood"], config["auto_likelihood"]) == ("auto", "mixlogistic")
+    assert called(train.main, *words) == 0 and "finished already" in capfd.readouterr().out
+    assert called(evaluate.main, path, "--num_samples", 3) == 0  # although the test images are blank, but for one
+    assert capfd.readouterr().err.startswith(f"{line}\n")
+    metrics = read(path / "metrics.json")
+    assert (metrics["num_images"], metrics["note"]) == (10, "")
+    view = View(experiment.load(path), "pca")
+    assert view.class_names == ("a", "b") and len(view.rows) == 2
+    assert called(train.main, *words, "--binarize", "dynamic") == 0
+    (binarized,) = (tmp_path / "runs").glob("*_binarizedynamic")
+    assert experiment.load(binarized).note == BINARIZED_NOTE
 
 
 @pytest.mark.parametrize(

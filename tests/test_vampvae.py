@@ -1,11 +1,10 @@
 """The help of every script, and vampvae.py as a user runs it."""
 
-import dataclasses
 import importlib
 import re
 
 import pytest
-from conftest import SETTINGS, called, files_below, flags, read, refused
+from conftest import FIELDS, SETTINGS, called, files_below, flags, read, refused
 
 import data
 import vampvae
@@ -13,7 +12,7 @@ from experiment import Config
 from experiment.settings import TOPICS
 from runtime.command import Parser
 
-TRAIN_FLAGS = [field.name for field in dataclasses.fields(Config)] + ["overwrite", "backend"]
+TRAIN_FLAGS = [*FIELDS, "overwrite", "backend"]
 TRAIN_FLAGS += ["process_address", "num_processes", "process_index"]
 EVALUATE_FLAGS = ["gs_key", "runs_dir", "data_dir", "backend", "num_samples", "split", "max_images", "seed"]
 EVALUATE_FLAGS += ["estimator", "proposal", "target_se", "max_samples", "num_steps", "bracket", "compare", "max_memory"]

@@ -45,7 +45,11 @@ def train(config, overwrite=False, source=None):
     if source and config.is_made_for_its_epochs and config.epochs != (before := source.config.epochs):
         falls = f"has a learning rate that falls over its {before} epochs"
         raise UserError(f"{source.path} {falls}: it cannot be trained longer")
-    prepared = prepare(config)
+    dataset = _load(config)
+    if config.is_own and not source:
+        dataset.split("train")
+        config = dataclasses.replace(config, auto_likelihood=dataset.likelihood)  # so that it never changes
+    prepared = prepare(config, dataset)
     state = None
     if source:
         _check_same(source, prepared.dataset)
@@ -167,13 +171,17 @@ class Prepared(NamedTuple):
     model: keras.Model
 
 
-def prepare(config):
+def _load(config):
+    return data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size)
+
+
+def prepare(config, dataset=None):
     """What the run is trained with; nothing is written. Raises UserError or DataError if it cannot be trained."""
     tracking.check(config.track)
     keras.utils.clear_session()  # frees the graphs of a run that this process trained before
     placement = devices.Placement(config)
     processes.begin(config)
-    dataset = data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size)
+    dataset = dataset or _load(config)
     split = dataset.split("train")
     _check_enough(split, "max_train_images", config.max_train_images or 0)
     split = split.at(slice(config.max_train_images))

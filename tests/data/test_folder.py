@@ -292,6 +292,23 @@ def test_another_array_is_refused(tmp_path, content, complaint, packed):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (COLOUR, "mixlogistic"),
+        (GREY, "logistic"),
+        (255 * (GREY // 128), "bernoulli"),
+        (np.where(GREY < 128, 0, GREY), "bernoulli"),  # drawn on black, with soft edges
+        (np.where(GREY < 80, 0, GREY), "logistic"),  # a third of it black
+    ],
+)
+def test_the_likelihood_that_images_call_for(tmp_path, array, expected):
+    dataset = load(write_pictures(tmp_path, array.astype(np.uint8)))
+    dataset.split("train")
+    assert dataset.likelihood == expected
+    assert {data.load(name).likelihood for name in ("mnist", "omniglot")} == {"bernoulli"}
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_blank_images_in_a_small_split_are_taken(tmp_path, split):
     blank = GREY.copy()

@@ -21,7 +21,7 @@ import data
 import experiment
 import models
 from experiment import Config, record, run
-from experiment.config import GREY_NOTE
+from experiment.config import BINARIZED_NOTE, DENSITY_NOTE, GREY_NOTE
 from experiment.record import FORMAT, git_commit
 from experiment.run import PER_IMAGE
 from experiment.tracking import evaluated
@@ -318,6 +318,44 @@ def test_own_images_stand_in_the_id_with_their_folders_name_and_a_hash_of_its_pa
     assert Config(data_set="folder:x", binarize="none").note == GREY_NOTE
 
 
+NATURAL = {"data_set": "folder:x", "auto_likelihood": "mixlogistic"}  # as training has found
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ("mixlogistic", "none", "")),
+        ({"binarize": "none"}, ("mixlogistic", "none", "")),
+        ({"binarize": "dynamic"}, ("bernoulli", "dynamic", BINARIZED_NOTE)),
+        ({"binarize": "threshold"}, ("bernoulli", "threshold", BINARIZED_NOTE)),
+        ({"likelihood": "bernoulli"}, ("bernoulli", "dynamic", BINARIZED_NOTE)),
+        ({"likelihood": "bernoulli", "binarize": "none"}, ("bernoulli", "none", GREY_NOTE)),
+        ({"likelihood": "logistic"}, ("logistic", "none", "")),
+        ({"likelihood": "gaussian"}, ("gaussian", "none", DENSITY_NOTE)),
+        ({"auto_likelihood": "bernoulli"}, ("bernoulli", "dynamic", "")),
+        (
+            {"data_set": "cifar10", "likelihood": "bernoulli", "binarize": "dynamic"},
+            ("bernoulli", "dynamic", BINARIZED_NOTE),
+        ),
+    ],
+)
+def test_own_images_decide_what_auto_is(settings, expected):
+    config = Config(**(NATURAL | settings))
+    assert (config.observation, config.binarization, config.note) == expected
+
+
+def test_the_id_does_not_depend_on_what_own_images_decide():
+    commands = [{}, {"likelihood": "bernoulli"}, {"binarize": "dynamic"}, {"likelihood": "mixlogistic"}]
+    commands += [{"binarize": "none"}, {"binarize": "threshold"}]
+    ids = [Config(data_set="folder:x", **words).training_id for words in commands]
+    assert len(set(ids)) == len(ids) and ids[0].endswith("_epochs250")
+    for auto in ("bernoulli", "logistic", "mixlogistic"):
+        found = {"data_set": "folder:x", "auto_likelihood": auto}
+        assert [Config(**found, **words).training_id for words in commands] == ids
+    before, after = (Config(data_set="folder:x", auto_likelihood=one) for one in (None, "mixlogistic"))
+    assert before.comparable != after.comparable == Config(**NATURAL, likelihood="mixlogistic").comparable
+
+
 def test_the_size_of_own_images_is_part_of_the_id_and_of_what_is_compared():
     small, large = (Config(data_set="folder:x", image_size=size) for size in (32, 64))
     assert small.training_id == Config(data_set="folder:x").training_id + "_size32"
@@ -394,7 +432,7 @@ def edit(path, **settings):
 
 def test_a_run_from_before_own_images_had_a_size_is_taken(folder):
     record = json.loads((folder / "config.json").read_text())
-    del record["config"]["image_size"]
+    del record["config"]["image_size"], record["config"]["auto_likelihood"]
     (folder / "config.json").write_text(json.dumps(record))
     assert experiment.load(folder).config.image_size is None
 
