@@ -47,11 +47,20 @@ class Parser(argparse.ArgumentParser):
         self.commands = action.choices
         return action
 
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, others = super().parse_known_args(args, namespace)
+        if others:  # here, where a subcommand's own parser knows its flags
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return namespace, others
+
     def error(self, message):
+        given = ""
+        known = [name for every in self.topics.values() for action, _ in every for name in action.option_strings]
         if message.startswith("unrecognized arguments: "):
-            known = [name for every in self.topics.values() for action, _ in every for name in action.option_strings]
-            flag = message.split()[2].partition("=")[0]
-            message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(flag, known, 1))
+            given = message.split()[2].partition("=")[0]
+        elif found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            given, known = found[1], re.findall(r"[^', ]+", found[2])
+        message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(given, known, 1))
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def format_help(self, topic=""):

@@ -8,7 +8,6 @@ from conftest import FIELDS, SETTINGS, called, files_below, flags, read, refused
 
 import data
 import vampvae
-from experiment import Config
 from experiment.settings import TOPICS
 from runtime.command import Parser
 
@@ -105,6 +104,23 @@ def test_one_command_trains_evaluates_and_plots(run, capfd):
     assert "Traceback" not in capfd.readouterr().err
     assert read(run / "metrics.json")["num_samples"] == 3
     assert {"digits_input.png", f"{run.name}_samples.png"} <= set(files_below(run / "figures"))
+
+
+@pytest.mark.parametrize(
+    ("words", "prog", "near"),
+    [
+        (["train", "--latent", 3], "vampvae.py train", "--latent_dim"),
+        (["train", "--model", "havae"], "vampvae.py train", "hvae"),
+        (["train", "--data_set", "minst"], "vampvae.py train", "mnist"),
+        (["plot", "RUN", "--figure", "samples"], "vampvae.py plot", "--figures"),
+        (["plot", "RUN", "--figures", "sample"], "vampvae.py plot", "samples"),
+        (["eval", "RUN", "--estimator", "quadratur"], "vampvae.py eval", "quadrature"),
+        (["features", "--epoch", 3], "vampvae.py features", "--epochs"),
+        (["trian"], "vampvae.py", "train"),
+    ],
+)
+def test_near_names_of_commands_flags_and_values_are_proposed(words, prog, near, capfd):
+    refused(capfd, vampvae.main, words, f"; did you mean {near}? (see {prog} --help)")
 
 
 def test_what_data_there_is_is_said_without_keras(script):
