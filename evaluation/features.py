@@ -6,13 +6,11 @@ import io
 import json
 import math
 import os
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import data
 import models
@@ -22,6 +20,7 @@ from experiment.record import MOST_JSON, git_commit, versions
 from runtime import atomic, backend
 from runtime.command import path, whole
 from runtime.errors import UserError
+from runtime.progress import Progress
 
 LAYER, NUM_FEATURES = "features", 64  # few enough to estimate their covariance from some hundred images
 TRAINING_BATCH = 64
@@ -100,7 +99,7 @@ def train(dataset, epochs=5, seed=0):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"])
     best = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=epochs, restore_best_weights=True)
-    with tqdm(total=epochs * len(training[0]), unit="image", disable=not sys.stderr.isatty()) as bar:
+    with Progress(total=epochs * len(training[0]), unit=" images") as bar:
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update(TRAINING_BATCH))
         options = {"batch_size": TRAINING_BATCH, "epochs": epochs, "callbacks": [best, step], "verbose": 0}
         model.fit(*training, validation_data=validation, **options)

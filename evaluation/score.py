@@ -8,7 +8,6 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 import experiment
 from evaluation.distances import frechet, kernel
@@ -18,6 +17,7 @@ from experiment.record import git_commit, versions
 from experiment.run import PER_IMAGE
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
+from runtime.progress import Progress
 
 COLUMNS = ("num_images", "estimator", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate")
 COLUMNS += ("distortion", "ess_median", "samples_mean", "doubtful", "seconds")
@@ -106,9 +106,9 @@ def estimated(run, images, scoring, split, names):
 
 @contextlib.contextmanager
 def progress(run, total):
-    """A progress bar over `total` images, where stderr is a terminal. "Out of memory" in the block is a UserError."""
+    """A Progress over `total` images. "Out of memory" in the block is a UserError."""
     try:
-        with tqdm(total=total, unit="image", desc=run.path.name[:40], disable=not sys.stderr.isatty()) as bar:
+        with Progress(total=total, unit=" images", desc=run.path.name[:40]) as bar:
             yield bar
     except Exception as error:
         if not is_out_of_memory(error):

@@ -4,12 +4,10 @@ x = 2 pi (|z| + 2) + noise with z ~ N(0, I) in two dimensions and noise ~ N(0, 1
 """
 
 import math
-import sys
 
 import keras
 import numpy as np
 from keras import layers, ops
-from tqdm import tqdm
 
 import models
 from experiment import Config
@@ -21,6 +19,7 @@ from models.pixels import Pixels
 from plotting import planes
 from plotting.output import Figure
 from plotting.style import PALETTE, new_figure, style
+from runtime.progress import Progress
 
 D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is drawn, a ring of radius 2
 IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000
@@ -91,7 +90,7 @@ def log_px():
 
 def draw(output, folder):
     """Trains each of CASES and writes the figure of their draws to the output.Output, by default into `folder`."""
-    fitted = {name: fit(name) for name in tqdm(CASES, unit="model", disable=not sys.stderr.isatty())}
+    fitted = {name: fit(name) for name in Progress(iterable=CASES, unit=" models")}
     output.draw(folder, FIGURE, fitted)
 
 

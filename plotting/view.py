@@ -1,15 +1,14 @@
 """View: what the figures of one run are drawn from. Each part is computed once."""
 
-import sys
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 import data
 from plotting import planes
 from runtime.errors import UserError
+from runtime.progress import Progress
 
 BATCH = 500  # images or latents through the model at once
 PER_CLASS = 10  # images of each class on a sheet
@@ -60,9 +59,10 @@ class View:
 
     @cached_property
     def progress(self):
-        """A progress bar for networks that draw pixel by pixel, one step a pass; it stays hidden for other networks."""
-        hidden = not (self.config.is_autoregressive and sys.stderr.isatty())
-        return tqdm(desc="drawing pixel by pixel", unit="pass", leave=False, disable=hidden)
+        """The Progress of networks that draw pixel by pixel, one step a pass; it stays hidden for other networks."""
+        hidden = not self.config.is_autoregressive
+        return Progress("{desc}{n_fmt}{unit}, {elapsed} so far", desc="drawing pixel by pixel", unit=" passes",
+                        leave=False, disable=hidden)  # fmt: skip
 
     def noise(self):
         """A fresh generator of random numbers, from the run's seed."""

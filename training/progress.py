@@ -1,4 +1,4 @@
-"""The progress bar, and the expected time."""
+"""The progress of a training, and its expected time."""
 
 import contextlib
 import sys
@@ -7,6 +7,7 @@ import time
 import keras
 from tqdm import tqdm
 
+from runtime import progress
 from runtime.text import duration
 
 STEPS_TIMED = 10
@@ -15,7 +16,7 @@ VALIDATION_COST = 1 / 3  # of a training step: the forward pass alone
 
 
 class Progress(keras.callbacks.Callback):
-    """A tqdm bar over the epochs with the current ELBO; after ten steps it prints the expected time of the run."""
+    """A Progress over the epochs with the current ELBO; after ten steps it prints the expected time of the run."""
 
     def __init__(self, config, batches, validation_steps, epoch=0):
         super().__init__()
@@ -24,8 +25,9 @@ class Progress(keras.callbacks.Callback):
 
     def __enter__(self):
         layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
-        shown = {"bar_format": layout, "disable": not sys.stderr.isatty(), "dynamic_ncols": True}
-        self.bar = tqdm(total=self.config.epochs, initial=self.first, **shown)
+        line = "epoch {n:.2f} of {total}, {elapsed} so far, {remaining} left{postfix}"
+        shown = {"bar_format": layout, "dynamic_ncols": True}
+        self.bar = progress.Progress(line, total=self.config.epochs, initial=self.first, **shown)
         return self
 
     def on_train_batch_end(self, batch, logs=None):

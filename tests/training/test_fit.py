@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -21,7 +23,7 @@ from runtime.errors import RunError, UserError
 from training import batches, callbacks, fit
 from training.batches import Batches, InOrder, as_tf_dataset
 from training.memory import smaller
-from training.progress import expected_time
+from training.progress import Progress, expected_time
 
 on_both_backends = pytest.mark.keras  # the tests that show something of `fit`, at seconds of compilation each
 
@@ -406,3 +408,18 @@ def test_auto_runs_several_steps_at_once_where_they_are_short(tmp_path, monkeypa
     words = ["--steps_per_execution", "auto", "--network", network, "--data_set", "digits", "--runs_dir"]
     (made,) = configs_of(parser.parse_args([*words, str(tmp_path)]))
     assert fit.prepare(made).model.steps_per_execution == expected
+
+
+@pytest.mark.parametrize("every", [60.0, 1e-9])
+def test_a_training_without_a_terminal_prints_a_line_now_and_then(monkeypatch, capfd, every):
+    monkeypatch.setattr("runtime.progress.EVERY", every)
+    batches = SimpleNamespace(steps=2, done=lambda batch: batch + 1)
+    with Progress(Config(data_set="digits", epochs=4), batches, 1) as callback:
+        for epoch in (0, 1):
+            callback.on_epoch_begin(epoch)
+            for batch in (0, 1):
+                callback.on_train_batch_end(batch, {"elbo": -98.765})
+            callback.on_epoch_end(epoch, {"val_elbo": -97.654})
+    printed = capfd.readouterr().err
+    last = r"epoch 2.00 of 4, 00:00 so far, .* left, elbo=-98.77, val_elbo=-97.65\n"
+    assert printed == "" if every == 60 else re.search(last, printed) and "\r" not in printed
