@@ -48,9 +48,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
     if the scale becomes smaller than LEAST_SCALE.
     """
 
-    def __init__(self, batches):
+    def __init__(self, config, batches):
         super().__init__()
-        self.batches = batches
+        self.config, self.batches = config, batches
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -61,15 +61,22 @@ class StopOnNonFinite(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._check(logs, "val_", "validation")
         if path := weights.not_finite(self.model):
-            raise RunError(f"epoch {epoch + 1}: weight {path} is not finite")
+            self._stop(f": weight {path} is not finite")
         scale = float(getattr(self.model.optimizer, "dynamic_scale", 1.0))
         if scale < LEAST_SCALE:
-            raise RunError(f"epoch {epoch + 1}: gradients are not finite even with the loss scaled by {scale:.1g}")
+            self._stop(f": gradients are not finite even with the loss scaled by {scale:.1g}")
 
     def _check(self, logs, prefix, where):
         for name, term in FORMULAS.items():
             if not math.isfinite(value := logs.get(prefix + name, 0.0)):
-                raise RunError(f"epoch {self.epoch + 1}, {where}: {term} is {value}")
+                self._stop(f", {where}: {term} is {value}")
+
+    def _stop(self, what):
+        one = self.config
+        tried = f"a lower --lr (now {one.lr:g}), a lower --clip_norm (now {one.clip_norm}) or a longer --beta_warmup "
+        tried += f"(now {one.beta_warmup}){', or --precision float32' * (one.precision != 'float32')}"
+        again = "as the same command resumes this run and fails again (--overwrite starts it anew)"
+        raise RunError(f"epoch {self.epoch + 1}{what}; try {tried}, {again}")
 
 
 class EMAWeights(keras.callbacks.Callback):

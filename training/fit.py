@@ -136,7 +136,7 @@ def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
-        StopOnNonFinite(batches),  # before the writer, so that no NaN is stored
+        StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
         writer,  # before those that read its rows
         tracked,
         progress,

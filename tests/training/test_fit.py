@@ -198,6 +198,22 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, 
     assert np.isfinite(run.model.get_weights()[0]).all()
 
 
+@pytest.mark.parametrize(
+    ("settings", "tried"),
+    [
+        ({"lr": 30.0}, "try a lower --lr (now 30), a lower --clip_norm (now None) or a longer --beta_warmup (now 0)"),
+        ({"clip_norm": 5.0, "beta_warmup": 3}, "--clip_norm (now 5.0) or a longer --beta_warmup (now 3), as the same"),
+        ({"precision": "mixed_float16"}, "--beta_warmup (now 0), or --precision float32, as the same command resumes"),
+    ],
+)
+def test_what_is_not_finite_is_told_with_what_to_try(tmp_path, settings, tried):
+    stop = callbacks.StopOnNonFinite(config(tmp_path, **settings), SimpleNamespace(done=lambda batch: batch + 1))
+    stop.on_epoch_begin(1)
+    with pytest.raises(RunError, match=r"^epoch 2, step 4: rate, log q\(z\|x\) - log p\(z\), is inf; ") as raised:
+        stop.on_train_batch_end(3, {"rate": math.inf})
+    assert tried in str(raised.value) and "(--overwrite starts it anew)" in str(raised.value)
+
+
 @pytest.mark.slow
 def test_gradients_that_are_never_finite_end_a_run_whose_loss_is_scaled(tmp_path, monkeypatch):
     """The first ones overflow, which is no failure; nothing would ever be trained once the scale is next to 0."""
