@@ -113,7 +113,9 @@ class Config:
                                    high=0.9)
     patience: int = setting(0, "optimisation", "stop after N epochs without a better validation bound; 0: never",
                             common=True, tag="patience", low=0, high=INT32)
-    beta_warmup: int = setting(0, "bound", "epochs in which the weight of the rate rises to 1", common=True,
+    beta: float = setting(1.0, "bound", "weight of the rate in the loss; ELBOs, bounds and scores have weight 1",
+                          tag="beta", above=0, high=10_000)
+    beta_warmup: int = setting(0, "bound", "epochs in which that weight rises from 0 to --beta", common=True,
                                tag="warmup", low=0, high=INT32)
     max_train_images: int = setting(None, "data", "train on the first N training images only", common=True, tag="n",
                                     low=1, high=INT32)
@@ -272,7 +274,8 @@ class Config:
             kind = BINARIZED_NOTE if self.usual_likelihood != "bernoulli" else ""
         else:
             kind = GREY_NOTE if self.observation == "bernoulli" and not self.source.is_binary else ""
-        return "; ".join(filter(None, (kind, self.source.note)))
+        weighed = "" if self.beta == 1 else f"trained with beta {self.beta:g}, scored with beta 1"
+        return "; ".join(filter(None, (kind, weighed, self.source.note)))
 
     def note_on(self, data_note):
         """`note`, and that of the data files, which is "" for the published ones."""

@@ -17,10 +17,7 @@ from runtime.errors import UserError
 from runtime.rules import shown
 
 FORMAT = 10  # of config.json, and of what lies beside it
-ADDED = (
-    "image_size",
-    "auto_likelihood",
-)  # settings that this format had not from the beginning; without them, they are as usual
+LATER = ("image_size", "auto_likelihood", "beta")  # settings that came since then, whose default is what was before
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 
@@ -61,7 +58,7 @@ def read_status(path):
 def check_record(record):
     """Raises UserError unless a config.json has this version's format, and beside its settings what was written there.
 
-    All settings but those of ADDED must be there: a default of this version need not be the value that the run had.
+    All settings but those of LATER must be there: a default of this version need not be what the run had.
     """
     number = record.get("format")
     if type(number) is not int or number != FORMAT:
@@ -70,8 +67,7 @@ def check_record(record):
     settings = record["config"]
     if not isinstance(settings, dict):
         raise UserError(f"its settings are {type(settings).__name__}, not an object")
-    names = [field.name for field in dataclasses.fields(Config) if field.name not in ADDED]
-    if missing := [name for name in names if name not in settings]:
+    if missing := [field.name for field in dataclasses.fields(Config) if field.name not in (*settings, *LATER)]:
         raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in backend.BACKENDS:
         raise UserError(f"its backend is {shown(record['backend'])}")

@@ -107,7 +107,7 @@ class Dreg(Iwae):
 
     With normalised weights v_i, held fixed: sum v_i d log p(x, z_i) for the weights of p, sum v_i^2 (d log w_i / d z_i)
     (d z_i / d phi) for those of q, whose own part of log w_i drops out of the expectation. A VampPrior's encoder gets
-    both: it belongs to p and to q. With beta below 1 it is beta of that part that drops out, and v_i^2 becomes
+    both: it belongs to p and to q. With another beta than 1 it is beta of that part that drops out, and v_i^2 becomes
     (1 - beta) v_i + beta v_i^2.
     """
 

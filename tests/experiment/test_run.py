@@ -62,6 +62,9 @@ def names_in(folder):
         ("seed", 2**31 - 1, 2**31),
         ("num_pseudo_inputs", 1, 0),
         ("patience", 0, -1),
+        ("beta", 1e-6, 0.0),
+        ("beta", 4.0, -1.0),
+        ("beta", 10_000.0, math.nan),
         ("beta_warmup", 0, -2),
         ("max_train_images", 1, 0),
         ("activation", "log_sigmoid", "../relu"),
@@ -160,8 +163,8 @@ def test_a_hierarchy_needs_two_dimensions():
         ),
         (
             {"prior": "vamp", "activation": "tanh", "num_pseudo_inputs": 12, "binarize": "none", "patience": 4}
-            | {"beta_warmup": 6, "max_train_images": 800},
-            "mnist_vae_vamp_bs256_dim2_factor4.0_epochs250_acttanh_K12_binarizenone_patience4_warmup6_n800",
+            | {"beta": 4.0, "beta_warmup": 6, "max_train_images": 800},
+            "mnist_vae_vamp_bs256_dim2_factor4.0_epochs250_acttanh_K12_binarizenone_patience4_beta4.0_warmup6_n800",
         ),
     ],
 )
@@ -189,6 +192,12 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 def test_the_places_are_those_of_the_documentation():
     expected = ["gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
     assert [*expected, "distribute", "deterministic"] == PLACES
+
+
+def test_a_score_says_with_which_beta_its_run_was_trained():
+    said = "trained with beta 0.5, scored with beta 1"
+    assert Config().note == "" and Config(beta=0.5).note == said
+    assert Config(beta=0.5, likelihood="gaussian").note == f"density of pixels in [0, 1], not a probability; {said}"
 
 
 def test_pseudo_inputs_that_are_not_there_do_not_change_the_id():
@@ -637,6 +646,13 @@ def test_a_run_of_another_format_is_refused_and_its_version_named(folder):
         expected = f"version '1a2b3c' wrote it, in format {number!r}; this version reads format {FORMAT}"
         with pytest.raises(UserError, match=expected):
             experiment.load(folder)
+
+
+def test_a_run_of_a_version_that_knew_no_beta_had_one(folder):
+    record, before = json.loads((folder / "config.json").read_text()), experiment.load(folder).config
+    del record["config"]["beta"]
+    atomic.write_json(folder / "config.json", record)
+    assert experiment.load(folder).config == before and before.beta == 1
 
 
 def test_the_training_images_of_a_run_are_those_that_it_was_trained_on(folder):

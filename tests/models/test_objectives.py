@@ -7,6 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import scipy.special
 from conftest import slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
@@ -158,7 +159,32 @@ def test_beta_weighs_the_rest_in_the_loss_and_nothing_in_the_bound(name):
         np.testing.assert_allclose(none.loss, -np.mean(np.asarray(none.terms.log_px_z), axis=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["elbo", "lmcvae", "amcvae"])
+def test_the_loss_is_a_line_in_beta_for_means_of_log_weights(name):
+    none, one, four = (np.asarray(outcome(name, 3, training=True, beta=beta).loss) for beta in (0.0, 1.0, 4.0))
+    np.testing.assert_allclose(four, none + 4 * (one - none), rtol=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.25, 4.0])
+def test_the_losses_of_elbo_and_iwae_are_those_computed_by_hand(beta):
+    for name, bound in (("elbo", np.mean), ("iwae", lambda w, axis: scipy.special.logsumexp(w, axis) - np.log(len(w)))):
+        found = outcome(name, 3, training=True, beta=beta)
+        log_px_z, log_pz, log_qz_x = (np.asarray(term, "float64") for term in found.terms[:3])
+        np.testing.assert_allclose(found.loss, -bound(log_px_z + beta * (log_pz - log_qz_x), axis=0), rtol=1e-5)
+        np.testing.assert_allclose(found.bound, bound(log_px_z + log_pz - log_qz_x, axis=0), rtol=1e-5)
+
+
 # Gradients
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0])
+def test_the_best_width_of_q_for_a_beta_is_that_of_a_linear_model(beta):
+    """With z = m + w L e, LL' = C = (I + A)^-1 and A = WW' / sigma^2, w^2 = beta D / (tr AC + beta tr C)."""
+    a = WEIGHTS @ WEIGHTS.T / SIGMA**2
+    width = np.sqrt(beta * D / (np.trace(a @ COVARIANCE) + beta * np.trace(COVARIANCE)))
+    found = gradients("elbo", 20, 20, np.float32([0, 0, np.log(width), 1]), beta=beta)[:, 2]
+    elsewhere = gradients("elbo", 20, 20, np.float32([0, 0, np.log(width) + 0.1, 1]), beta=beta)[:, 2]
+    assert abs(found.mean()) < 4.5 * found.std() / np.sqrt(20) + 1e-5 < elsewhere.mean()
 
 
 def gradients(name, n, groups, theta=THETA, size=500, **settings):
@@ -174,7 +200,7 @@ def gradients(name, n, groups, theta=THETA, size=500, **settings):
 
 @slow_on_jax
 @on_both_backends
-@pytest.mark.parametrize("beta", [1.0, 0.4])
+@pytest.mark.parametrize("beta", [1.0, 0.4, 3.0])
 def test_dreg_has_iwae_s_gradient_in_expectation_and_a_lower_variance(beta):
     theta = np.float32([0.2, -0.1, 0.3, 1.1])
     plain, better = (gradients(name, 20, 30, theta, beta=beta) for name in ("iwae", "dreg"))

@@ -114,8 +114,19 @@ def test_history_adds_up(tmp_path):
 
 
 @on_both_backends
-def test_the_warm_up_ends_at_one():
-    config = Config(network_size=0.25, batch_size=2, beta_warmup=4)
+def test_beta_is_the_weight_of_the_rate_in_the_training_loss_alone(tmp_path):
+    history = train(tmp_path, beta=4.0).history
+    expected = history["train_distortion"] + 4 * history["train_rate"]
+    np.testing.assert_allclose(history["train_loss"], expected, rtol=1e-3)
+    np.testing.assert_allclose(history["val_loss"], -history["val_elbo"], rtol=1e-5)
+    bound = -history["val_rate"] - history["val_distortion"]
+    np.testing.assert_allclose(history["val_elbo"], bound, rtol=1e-4)
+
+
+@on_both_backends
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_the_warm_up_ends_at_beta(beta):
+    config = Config(network_size=0.25, batch_size=2, beta=beta, beta_warmup=4)
     state = callbacks.EpochState(config, Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), config))
     model = models.build(config, (4, 4, 1))
     state.set_model(model)
@@ -123,7 +134,7 @@ def test_the_warm_up_ends_at_one():
     for epoch in range(6):
         state.on_epoch_begin(epoch)
         betas.append(float(model.beta))
-    assert betas == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert betas == [beta * share for share in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)]
 
 
 @slow_on_jax
