@@ -80,6 +80,9 @@ def run(args):
         leaderboard.report(grid, {one.name: one.metrics for one in found})
     if args.compare and not failed:
         tables.print_comparison(found)
+    if found:
+        sys.stdout.flush()
+        print(f"how to read it: {tables.READING}", file=sys.stderr)
     return 2 if failed else 0
 
 

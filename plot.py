@@ -21,6 +21,7 @@ README_FLAGS = (*README_SETTINGS, "hardware", "runs_dir", "data_dir", "backend",
 OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export")
 DRAWS_EXAMPLE = "because it draws an example of its own"
 DRAWS_README = "because it trains and draws runs of its own"
+FIRST = ("_report.", "_explore.", "_reconmanifold.", "_embedding_mean.")  # in names of files, where to look first
 HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection tsne cannot be decoded"
 RULES = (
     Rule("toy_posteriors", lambda args: args.runs, f"does not go with RUN, {DRAWS_EXAMPLE}"),
@@ -103,6 +104,10 @@ def run(args):
         run_figures.draw_runs(runs, output, args.projection, args.estimates, args.figures)
         if args.report:
             report.write(runs, output)
+    best = [str(path) for part in FIRST for path in sorted(output.written) if part in path.name]
+    if best:
+        sys.stdout.flush()
+        print(f"look first at {' and '.join(best[:2])}", file=sys.stderr)
     return 0 if output.written else 2  # the reasons have been printed
 
 

@@ -8,6 +8,8 @@ import models
 from evaluation.score import COLUMNS, LATENTS, compared, highest_khat
 from runtime.text import table
 
+READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
+READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
 DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
 
 

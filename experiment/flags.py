@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from runtime.command import path
 from runtime.errors import UserError
 
 PATHS = ("runs_dir", "data_dir")  # settings
+SCRIPTS = Path(__file__).parents[1]
 
 
 def add_settings(parser):
@@ -115,6 +117,12 @@ def words_of(config):
     for name, text in unusual(config).items():  # one word if the value would look like another flag
         words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
     return words
+
+
+def next_commands(*words):
+    """Two lines with the commands, to be pasted, that score and draw the runs that these words name."""
+    for when, script in ("next:", "evaluate.py"), ("then:", "plot.py"):
+        yield f"{when} python {shlex.join([os.path.relpath(SCRIPTS / script), *words])}"
 
 
 def chosen_runs(args):

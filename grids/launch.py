@@ -5,7 +5,9 @@ import functools
 import os
 import sys
 
+from experiment import Config
 from experiment.differences import label, labels
+from experiment.flags import next_commands
 from grids import cluster, leaderboard, search, workers
 from grids.leaderboard import ALREADY
 from grids.view import GridView
@@ -71,6 +73,7 @@ def train_search(lists, args):
         print(f"none of the {trials} trials of this search could be a run; raise --trials", file=sys.stderr)
     if study.best:
         print(f"best: {study.best}")
+        print_next(study.configs)
     return STOPPED if stopped else 0 if study.best else 1
 
 
@@ -78,4 +81,13 @@ def concluded(configs, notes, stopped):
     """Prints the table of a grid; returns the exit code."""
     standings, all_finished = leaderboard.standings(configs, notes)
     print(standings)
+    if all_finished:
+        print_next(configs)
     return STOPPED if stopped else 0 if all_finished else 1
+
+
+def print_next(configs):
+    """Prints to stderr the commands that score and draw the runs of a grid."""
+    (key, place), *_ = ((config.gs_key, config.runs_dir) for config in configs)
+    words = [] if place == Config.runs_dir else ["--runs_dir", place]
+    print(*next_commands("--gs_key", key, *words), sep="\n", file=sys.stderr)

@@ -327,6 +327,12 @@ def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def complaints(text):
+    """The lines of stderr, without those that every run writes there about itself."""
+    own = re.compile("(data|model|folder|best validation ELBO|next|then|how to read it): |look first at ")
+    return [line for line in text.splitlines() if not own.match(line)]
+
+
 def refused(capfd, main, words, expected, nothing_in=None):
     """Checks for exit code 2, exactly one line on stderr, which has `expected`, nothing on stdout, and no file."""
     assert called(main, *words) == 2

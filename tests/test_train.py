@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from conftest import (
     SETTINGS,
     STATES,
     called,
+    complaints,
     files_below,
     flags,
     read,
@@ -36,11 +38,13 @@ import experiment
 import plot
 import train
 from experiment import Config, presets
+from experiment.flags import next_commands
 from experiment.presets import preset, preset_names
 from experiment.record import FORMAT, git_commit
 from grids.configs import configs_of
 from runtime import atomic
 from runtime.command import Parser
+from runtime.text import duration
 
 HEEDING_CTRL_C = """import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job, as CI may be, ignores it and hands that on
@@ -73,7 +77,29 @@ def test_training_says_how_long_it_takes_and_ends_with_the_folder(trained):
     first, last = done.stdout.splitlines()
     assert first.startswith("expected time: ") and "(2 epochs of 19 steps, " in first
     assert last == str(path)
-    assert done.stderr == ""  # neither a bar, as this is no terminal, nor notes of the backend
+
+
+@pytest.mark.keras
+def test_a_run_says_what_it_is_how_it_ended_and_what_comes_next(trained):
+    """And nothing else: neither a bar, as this is no terminal, nor notes of the backend."""
+    done, path = trained
+    status = experiment.load(path).status
+    best = f"{status['best_val_elbo']:.2f} nats, in epoch {status['best_epoch']} of 2; "
+    assert done.stderr.splitlines() == [
+        "data: digits, 1,197 training, 300 validation, 300 test images of 8x8x1, binarized anew in each step",
+        "model: hvae, 2 latent layers of 3 dimensions, vamp prior of 12 components, 314,005 weights",
+        f"folder: {path}",
+        f"best validation ELBO: {best}{duration(status['seconds'])} of training",
+        f"next: python evaluate.py {path}",
+        f"then: python plot.py {path}",
+    ]
+
+
+def test_the_next_commands_are_quoted_and_name_the_scripts_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate_, plot_ = (shlex.split(line) for line in next_commands("--runs_dir", "my runs"))
+    assert [evaluate_[0], plot_[0]] == ["next:", "then:"] and evaluate_[3:] == plot_[3:] == ["--runs_dir", "my runs"]
+    assert [(tmp_path / words[2]).resolve() for words in (evaluate_, plot_)] == [ROOT / "evaluate.py", ROOT / "plot.py"]
 
 
 @pytest.mark.keras
@@ -208,8 +234,8 @@ def test_a_term_that_is_no_number_stops_the_run_and_is_named(tmp_path, capfd):
     assert called(train.main, *words) == 1
     (path,) = tmp_path.iterdir()
     message = r"epoch 1, step 2: distortion, -log p\(x\|z\), is -?(nan|inf)"
-    expected = rf"error: {message}; the finished epochs are kept in {re.escape(str(path))}\n"
-    assert re.fullmatch(expected, capfd.readouterr().err)
+    (line,) = complaints(capfd.readouterr().err)
+    assert re.fullmatch(rf"error: {message}; the finished epochs are kept in {re.escape(str(path))}", line)
     status = read(path / "status.json")
     assert status["state"] == "failed" and re.fullmatch(message, status["message"])
     assert files_below(path) == [".lock", "config.json", "status.json"]
@@ -415,6 +441,6 @@ def test_a_disk_that_gets_full_fails_the_run_without_a_traceback(tmp_path):
     command = ["bash", "-c", f"ulimit -f 20; exec {sys.executable} train.py {words}"]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     (path,) = tmp_path.iterdir()
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {path} can no longer be written: File too large")
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    (line,) = complaints(done.stderr)
+    assert done.returncode == 1 and line.startswith(f"error: {path} can no longer be written: File too large")
     assert files_below(path) == [".lock", "config.json", "status.json"] and experiment.load(path).state == "failed"

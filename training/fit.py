@@ -21,7 +21,7 @@ from runtime import atomic, backend
 from runtime.command import stoppable
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
-from training import checkpoint, devices, optimizers, processes
+from training import checkpoint, devices, messages, optimizers, processes
 from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
 from training.callbacks import EMAWeights, EpochState, StopOnNonFinite
 from training.ctrl_c import StopOnRequest
@@ -116,6 +116,9 @@ def _fit(config, path, prepared, state):
         placement.scope(),
     ):
         writer.write_results()
+        if shows:
+            counts = {"training": len(batches.split.images), "validation": len(validation.images)}
+            messages.say(*messages.opening(config, path, dataset, counts, model))
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
             end = epoch + 1 if batches.skip else config.epochs  # the rest of one epoch, then all others
             images, held_out = as_tf_dataset(batches), as_tf_dataset(validation)

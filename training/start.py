@@ -12,6 +12,7 @@ from experiment.folder import finish_replacing
 from runtime import backend
 from runtime.command import STOPPED
 from runtime.errors import RunError, UserError
+from training import messages
 
 
 def fit(config, args, run=None):
@@ -72,7 +73,9 @@ def resume_or_skip(run, config, args):
 def run_and_report(path, train):
     """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
     try:
-        print(train())
+        folder = train()
+        messages.say(*messages.closing(experiment.load(folder)))
+        print(folder)
         return 0
     except KeyboardInterrupt:
         if not path.is_dir():

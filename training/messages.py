@@ -1,0 +1,45 @@
+"""What a run says on stderr about itself: when it starts, and when it is finished."""
+
+import contextlib
+import math
+import sys
+
+import models
+from experiment.flags import next_commands
+from runtime.text import duration
+
+BINARIZED = {"dynamic": "binarized anew in each step", "threshold": "cut at 0.5", "none": "not binarized"}
+
+
+def say(*lines):
+    """Prints lines to stderr; where nobody can read them, training goes on."""
+    with contextlib.suppress(OSError):
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def opening(config, path, dataset, counts, model):
+    """Three lines on a run in `path` that starts: its data, with the number of images of each split, model and folder.
+
+    `counts` are those of the splits that training reads; that of the test split is what its source states.
+    """
+    if dataset.source.num_images and not dataset.is_other:
+        counts = counts | {"test": dataset.source.num_images["test"]}
+    images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    shape, binarized = "x".join(map(str, dataset.image_shape)), BINARIZED[config.binarization]
+    prior = f"{config.prior} prior, " * config.has("prior")
+    if config.has("prior") and models.PRIORS[config.prior].has_components:
+        prior = f"{config.prior} prior of {config.num_pseudo_inputs:,} components, "
+    sizes, weights = model.sizes, sum(math.prod(one.shape) for one in model.trainable_variables)
+    layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {sum(sizes):,} dimensions"
+    yield f"data: {config.data_set}, {images} images of {shape}, {binarized}"
+    yield f"model: {config.model}, {layers}, {prior}{weights:,} weights"
+    yield f"folder: {path}"
+
+
+def closing(run):
+    """Lines on a finished Run: its best epoch and its time, and the commands that come next, to be pasted."""
+    status, note = run.status, f"; {run.status['note']}" * bool(run.status.get("note"))
+    best = f"best validation ELBO: {status['best_val_elbo']:.2f} nats, in epoch {status['best_epoch']} of "
+    yield f"{best}{status['epochs_done']}; {duration(status['seconds'])} of training{note}"
+    if not run.config.gs_key:  # otherwise its grid says so
+        yield from next_commands(str(run.path))
