@@ -27,7 +27,7 @@ class Config:
     model: str = setting("vae", "model", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion "
                          "prior", common=True, tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
-                         "; weightedvamp: these, weighted; vampdata: posteriors of K images", common=True, tag="",
+                         "; weightedvamp: these, weighted; vampdata: of K images; flow: a RealNVP", common=True, tag="",
                          choices=tuple(models.PRIORS))
     network: str = setting("conv", "model", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's networks",
                            common=True, tag="", choices=tuple(models.NETWORKS))
@@ -82,6 +82,9 @@ class Config:
                         low=0, high=INT32)
     num_pseudo_inputs: int = setting(500, "prior", "components K of a mixture or VampPrior", common=True, tag="K",
                                      low=1, high=1_000_000)
+    num_couplings: int = setting(8, "prior", "flow: affine couplings", tag="couplings", low=0, high=100)
+    coupling_width: int = setting(64, "prior", "flow: units of the hidden layer of a coupling", tag="width", low=1,
+                                  high=4096)
     pseudo_init: str = setting("data", "prior", "data: pseudo-inputs start as training images; random: as images near "
                                "their mean", tag="init", choices=("data", "random"))
     binarize: str = setting("auto", "data", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; "
@@ -300,6 +303,7 @@ class Config:
                 found[name] = None
         prior, is_sized = models.PRIORS[self.prior], models.NETWORKS[self.network].is_sized
         used = dict.fromkeys(CHAIN_SETTINGS, models.OBJECTIVES[self.objective].is_annealed)
+        used |= {name: name in prior.settings for name in models.OF_PRIORS}
         used |= {"num_pseudo_inputs": prior.has_components, "pseudo_init": prior.has_pseudo_inputs}
         used |= {"network_size": is_sized, "activation": is_sized, "sigma": self.observation == "gaussian"}
         return {name: value for name, value in found.items() if used.get(name, True)}

@@ -17,7 +17,8 @@ from runtime.errors import UserError
 from runtime.rules import shown
 
 FORMAT = 10  # of config.json, and of what lies beside it
-LATER = ("image_size", "auto_likelihood", "beta")  # settings that came since then, whose default is what was before
+# settings that came since then, whose default is what was before
+LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width")
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 

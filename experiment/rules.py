@@ -70,6 +70,10 @@ RULES = (
     Rule("lr_warmup", lambda c: c.lr_warmup >= c.epochs, lambda c: f"must be less than --epochs {c.epochs}"),
     Rule("ema", lambda c: _network(c).normalises_batches, lambda c: f"does not go with --network {c.network}: the "
          "statistics of its batch normalisation are not averaged"),
+    *[needs(name, "prior", *(prior for prior, entry in models.PRIORS.items() if name in entry.settings))
+      for name in models.OF_PRIORS],
+    Rule("prior", lambda c: c.prior == "flow" and c.latent_dim <= _smallest(c),
+         lambda c: f"needs two dimensions in the top layer: --latent_dim {_smallest(c) + 1} or more for {c.model}"),
     Rule("pseudo_init", lambda c: c.prior == "vampdata", "does not go with --prior vampdata, which is made of data"),
     Rule("likelihood", _is_misfit, lambda c: f"is for grey pixels, and those of {c.data_set} are binarized"),
     Rule("binarize", _is_misfit, lambda c: f"does not go with the {c.observation} likelihood of {c.data_set}"),

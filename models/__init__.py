@@ -26,11 +26,15 @@ class ModelEntry(NamedTuple):
 
 
 class PriorEntry(NamedTuple):
-    """A prior: `path` of its class, whether it has K components, and whether these are made from pseudo-inputs."""
+    """A prior: `path` of its class, whether it has K components, and whether these are made from pseudo-inputs.
+
+    `settings` are those that no other prior has; its class takes them.
+    """
 
     path: str
     has_components: bool = True
     has_pseudo_inputs: bool = True
+    settings: tuple = ()
 
 
 class NetworkEntry(NamedTuple):
@@ -71,7 +75,7 @@ class PrecisionEntry(NamedTuple):
 
 
 SHALLOW = ("prior", "network", "posterior", "latent_dim", "network_size", "hidden_units", "activation",
-           "num_pseudo_inputs", "pseudo_init")  # fmt: skip
+           "num_pseudo_inputs", "pseudo_init", "num_couplings", "coupling_width")  # fmt: skip
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
 MODELS = {
@@ -87,7 +91,9 @@ PRIORS = {
     "vamp": PriorEntry("priors.VampPrior"),
     "vampdata": PriorEntry("priors.VampDataPrior"),
     "weightedvamp": PriorEntry("priors.WeightedVampPrior"),
+    "flow": PriorEntry("priors.FlowPrior", False, False, settings=("num_couplings", "coupling_width")),
 }
+OF_PRIORS = tuple(name for entry in PRIORS.values() for name in entry.settings)
 NETWORKS = {
     "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), is_sized=True),
     "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), is_dense=True),
@@ -148,7 +154,8 @@ def _built(config, image_shape, dynamic, from_data):
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
-    make_prior = functools.partial(prior_class, pseudo_inputs=from_data)
+    own = {name: getattr(config, name) for name in PRIORS[config.prior].settings}
+    make_prior = functools.partial(prior_class, pseudo_inputs=from_data, **own)
     return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
 
 

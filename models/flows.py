@@ -1,4 +1,4 @@
-"""Normalising flows: invertible layers that transform a Gaussian posterior."""
+"""Normalising flows: invertible layers that transform a Gaussian."""
 
 from functools import partial
 
@@ -7,8 +7,8 @@ from keras import backend, layers, ops
 from .distributions import Flow
 from .networks import built
 
-COUPLINGS = 5  # as in Thin et al. 2021
-WIDTH = 64
+COUPLINGS = 5  # of a posterior, as in Thin et al. 2021
+WIDTH = 64  # units of its hidden layers
 
 
 class Coupling(layers.Layer):
@@ -18,12 +18,12 @@ class Coupling(layers.Layer):
     tanh of a linear map, so that no scale is larger than e.
     """
 
-    def __init__(self, dim, flipped):
+    def __init__(self, dim, flipped, width):
         super().__init__()
         self.kept, self.flipped = (dim + flipped) // 2, flipped
         linear = partial(layers.Dense, dtype=backend.floatx())  # rounded, it would be inverted by chance only
-        self.hidden = built(linear(WIDTH, activation="tanh"), self.kept)
-        self.scale, self.shift = (built(linear(dim - self.kept, kernel_initializer="zeros"), WIDTH) for _ in range(2))
+        self.hidden = built(linear(width, activation="tanh"), self.kept)
+        self.scale, self.shift = (built(linear(dim - self.kept, kernel_initializer="zeros"), width) for _ in range(2))
         self.built = True
 
     def moved(self, z, is_inverse):
@@ -40,9 +40,9 @@ class Coupling(layers.Layer):
 class RealNVP(layers.Layer):
     """Couplings one after the other, each of which keeps what the one before it changed (Dinh et al. 2017)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, couplings=COUPLINGS, width=WIDTH):
         super().__init__()
-        self.couplings = [Coupling(dim, flipped=bool(index % 2)) for index in range(COUPLINGS)]
+        self.couplings = [Coupling(dim, bool(index % 2), width) for index in range(couplings)]
         self.built = True
 
     def forward(self, z):

@@ -11,6 +11,7 @@ from keras import backend, layers, ops
 from keras.initializers import RandomNormal
 
 from .distributions import Flow, Mixture, Normal
+from .flows import WIDTH, RealNVP
 from .networks import LOGVAR, Between, soft_bound
 
 
@@ -95,6 +96,24 @@ class WeightedVampPrior(PseudoInputPrior):
 
     def log_weights(self):
         return ops.log_softmax(self.logits)
+
+
+class FlowPrior(layers.Layer):
+    """p(z) = N(f(z); 0, I) |det df/dz|, f the inverse of a RealNVP of trained couplings, at first the identity.
+
+    (Dinh et al. 2017, eq. 2 to 8; as a prior: Xu et al. 2019.)
+    """
+
+    def __init__(self, latent_dim, encode, pseudo_inputs, num_couplings, coupling_width=WIDTH):
+        super().__init__()
+        self.latent_dim, self.flow = latent_dim, RealNVP(latent_dim, num_couplings, coupling_width)
+        self.floats_per_sample = num_couplings * (coupling_width + 3 * latent_dim)  # hidden units; z, s and t
+        self.built = True
+
+    def distribution(self):
+        """Flow of a Normal with mean and logvar 0: (D,)."""
+        zeros = ops.zeros((self.latent_dim,))
+        return Flow(Normal(zeros, zeros), self.flow)
 
 
 def uniform_log_weights(k):

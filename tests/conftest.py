@@ -340,3 +340,14 @@ def refused(capfd, main, words, expected, nothing_in=None):
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed
     assert expected in printed.err and re.match(r"(error|\w+\.py( \w+)?): ", printed.err), printed.err
     assert nothing_in is None or not nothing_in.exists() or not any(nothing_in.iterdir())
+
+
+def bend(*layers, size=0.5):
+    """Gives the last maps of every coupling weights, which begin as zeros."""
+    import numpy as np
+
+    draw = np.random.default_rng(1)
+    for layer in layers:
+        for coupling in layer.couplings:
+            for weight in (*coupling.scale.weights, *coupling.shift.weights):
+                weight.assign(size * draw.normal(size=weight.shape))

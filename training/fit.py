@@ -93,8 +93,6 @@ def _fit(config, path, prepared, state):
     """Trains from this State, or the beginning, to the end; without a `path`, as one that follows, writes nothing."""
     dataset, batches, validation, model = prepared
     placement = batches.placement
-    if dataset.about and processes.leads():
-        print(f"{dataset.about}; likelihood: {config.observation}", file=sys.stderr)
     with processes.reporting_losses():
         if state := _shared(state, model, dataset):
             state.into(model)

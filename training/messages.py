@@ -31,7 +31,8 @@ def opening(config, path, dataset, counts, model):
         prior = f"{config.prior} prior of {config.num_pseudo_inputs:,} components, "
     sizes, weights = model.sizes, sum(math.prod(one.shape) for one in model.trainable_variables)
     layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {sum(sizes):,} dimensions"
-    yield f"data: {config.data_set}, {images} images of {shape}, {binarized}"
+    read = dataset.about or f"{config.data_set}, {images} images of {shape}"
+    yield f"data: {read}; {binarized}, {config.observation} likelihood"
     yield f"model: {config.model}, {layers}, {prior}{weights:,} weights"
     yield f"folder: {path}"
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import slow_on_jax
+from conftest import bend, slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -16,15 +16,6 @@ from models.distributions import Flow, Mixture, Normal
 from models.flows import COUPLINGS, RealNVP
 
 rng = np.random.default_rng(0)
-
-
-def bend(*layers, size=0.5):
-    """Gives the last maps of every coupling weights, which begin as zeros."""
-    draw = np.random.default_rng(1)
-    for layer in layers:
-        for coupling in layer.couplings:
-            for weight in (*coupling.scale.weights, *coupling.shift.weights):
-                weight.assign(size * draw.normal(size=weight.shape))
 
 
 def flow(dim):
