@@ -18,7 +18,7 @@ from plotting.style import PALETTE, decimals, new_figure, style
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
 LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
-PANELS = 4  # side by side
+PANELS = 3  # side by side
 INSIDE = 0.95  # of the aggregated posterior; the rest of the plane are holes
 OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which runs of different priors may differ
 
@@ -41,12 +41,13 @@ class Drawn(NamedTuple):
         return int(np.argmax(self.history[self.config.monitor]))
 
 
-def drawn_of(view):
-    """The Drawn of a view's run."""
+def drawn_of(view, with_densities=False):
+    """The Drawn of a view's run, with the densities, for which training images are opened, or None in their place."""
     chosen, run = view.spread(EACH), view.run
     originals, reconstructions = view.split.grey(chosen), view.reconstructed(view.images[chosen])
     samples = view.samples[: max(EACH, SAMPLES[0] * SAMPLES[1])]
-    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, view.densities, run.note)
+    densities = view.densities if with_densities else None
+    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, densities, run.note)
 
 
 def group_of(config):
@@ -149,7 +150,8 @@ def draw_densities(members):
         aggregate, prior = one.densities
         axes = figure.add_subplot(rows, min(PANELS, len(shown)), number)
         axes.set_title(f"{name}\n{prior.outside(aggregate, INSIDE):.0%} of p(z) in holes")
-        planes.shade(axes, aggregate, levels=())
+        level = planes.mass_levels(aggregate.log_p, (0.5,))[0]
+        planes.shade(axes, aggregate, 2 * np.exp(level - aggregate.log_p.max()), levels=())  # peaks may be black
         planes.draw_levels(axes, prior, planes.SHARES, colors=PALETTE[3])
     return figure
 
@@ -164,7 +166,7 @@ FIGURES = (  # of a list of Drawn
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
            lambda members: any(len({one.config.prior for one in several}) > 1
                                for several in groups(members, *OF_PRIORS))),
-    Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of test images in grey, and lines around "
+    Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of training images in grey, and lines around "
            f"{planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) lies outside of the region that holds "
            f"{INSIDE:.0%} of the aggregated posterior; {1 - INSIDE:.0%} where both are the same.", draw_densities,
            lambda members: sum(one.densities is not None for one in members) > 1),

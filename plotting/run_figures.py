@@ -124,7 +124,7 @@ FIGURES = (  # of a View
 NAMES = tuple(figure.name for figure in (*FIGURES, *comparisons.FIGURES))
 
 
-def draw_run(run, output, projection, with_costly=False, only=None):
+def draw_run(run, output, projection, with_costly=False, only=None, with_densities=False):
     """Draws the figures of a run, `only` those of these names, or all but the costly ones; returns its Drawn."""
     view = View(run, projection)
     for figure in FIGURES:
@@ -135,11 +135,12 @@ def draw_run(run, output, projection, with_costly=False, only=None):
             output.draw(run.path / "figures", figure, view, **names)
         elif only or figure.missing:
             print(f"{run.path}: {figure.missing or f'such a run has no {figure.name}'}", file=sys.stderr)
-    return comparisons.drawn_of(view)
+    return comparisons.drawn_of(view, with_densities)
 
 
 def draw_runs(runs, output, projection, with_costly=False, only=None):
     """Draws the figures of these Runs, as `draw_run` does, and those that compare them."""
     fresh = (experiment.load(run.path, run.data_dir) for run in runs)  # so that one model at a time is in memory
-    members = [draw_run(run, output, projection, with_costly, only) for run in fresh]
+    with_densities = len(runs) > 1 and (only is None or "densities" in only)
+    members = [draw_run(run, output, projection, with_costly, only, with_densities) for run in fresh]
     comparisons.draw_groups(members, output, only)

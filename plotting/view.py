@@ -15,7 +15,7 @@ PER_CLASS = 10  # images of each class on a sheet
 SAMPLES = 100  # of the model's own prior
 DENSITY = 240  # points along each axis of the prior's density
 AGGREGATE = 120  # points along each axis of the aggregated posterior's
-AGGREGATED = 1000  # images, at most, whose posteriors it is the mean of
+AGGREGATED = 5000  # training images, at most, whose posteriors it is the mean of
 MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are drawn
 
 
@@ -118,7 +118,7 @@ class View:
 
     @cached_property
     def densities(self):
-        """The aggregated posterior, (1/N) sum_n q(z|x_n), and the prior as two Densities on one grid.
+        """The aggregated posterior of training images, (1/N) sum_n q(z|x_n), and the prior, two Densities on one grid.
 
         None unless `density` is there, q(z|x) is Gaussian, and there is one layer.
         """
@@ -126,8 +126,11 @@ class View:
 
         if self.density is None or len(self.model.sizes) > 1 or self.config.posterior != "gaussian":
             return None
-        mean, logvar = (evenly(part, AGGREGATED) for part in (self.embedding.mean, self.embedding.logvar))
-        posterior, limits = self.model.posterior(self.images[:1]).top, self.density.limits
+        train = self.run.images("train")
+        train = train[np.sort(data.shuffled(len(train))[:AGGREGATED])]
+        mean, logvar = (in_batches(lambda x, name=name: getattr(self.model.posterior(x), name), train)
+                        for name in ("mean", "logvar"))  # fmt: skip
+        posterior, limits = self.model.posterior(train[:1]).top, self.density.limits
         aggregate = planes.on_grid(lambda z: log_aggregate(posterior, z, mean, logvar), limits, AGGREGATE)
         return aggregate, planes.on_grid(lambda z: in_batches(self.model.prior().log_prob, z), limits, AGGREGATE)
 

@@ -204,7 +204,7 @@ def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_
     keep(monkeypatch, "estimates")
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.config = experiment.Config(data_set="digits", model="hvae", network="pixel")
-    monkeypatch.setattr(comparisons, "drawn_of", lambda view: None)
+    monkeypatch.setattr(comparisons, "drawn_of", lambda *view: None)
     run_figures.draw_run(run, plot.Output(tmp_path), "pca", with_costly=True)
     assert not list(tmp_path.glob("*.png")) and "for --network pixel" in capsys.readouterr().err
     run.model.q_z.mean.bias.assign(np.full(2, np.nan, "float32"))
