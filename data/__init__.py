@@ -4,6 +4,7 @@ Nothing here imports Keras, and importing this package opens no data file.
 """
 
 import os
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from data import folder
 from data.dataset import OTHER_DATA, SPLITS, Dataset, Source, Split, Stored, shuffled, subset
 from data.faces import celeba
-from data.files import as_folder, cache_folder, candidates, places, read_first
+from data.files import as_folder, cache_folder, candidates, copies, nearest, places, read_first
 from data.folder import absolute
 from data.sources import SOURCES
 from runtime.errors import DataError
@@ -68,14 +69,21 @@ def load(name, data_dir=None, other_data=False, image_size=None) -> Dataset:
 def fetch(name, data_dir=None) -> dict[Path, str]:
     """The files of `name`, found, or else downloaded into data_dir/name or the user's cache: paths, with a verdict.
 
+    Where a checksum is not known, all splits are read as in training, of images on disk the first one of each.
+
     Empty for a data set that comes with a package. Raises DataError as `load` and `Dataset.split` do.
     """
     place, verdicts = as_folder(data_dir) / name if data_dir else cache_folder(name), {}
-    for file in source(name).files:
+    one = source(name)
+    for file in one.files:
         copy = _obtain(file, data_dir, place)
         if copy.difference:
             raise DataError(f"{copy.difference}: {file.mend}")
-        verdicts[copy.path] = "verified" if file.unpacked.checksum else "found; its checksum is not known"
+        verdicts[copy.path] = "verified" if file.unpacked.checksum else "readable; its checksum is not known"
+    if not all(file.unpacked.checksum for file in one.files):  # then only its content tells what it is
+        dataset = Dataset(one, lambda file, optional: _obtain(file, data_dir, place, optional))
+        for split in SPLITS:
+            dataset.split(split).images[:1]  # an image on disk is decoded when it is indexed
     return verdicts
 
 
@@ -85,7 +93,7 @@ def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
     Empty for a data set that comes with a package. Raises DataError for an unknown name or a closed folder.
     """
     files, folders = source(name).files, places(name, data_dir)
-    return [(file.name, next(candidates(file, folders), None)) for file in files]
+    return [(file.name, next(chain(candidates(file, folders), copies(file, folders)), None)) for file in files]
 
 
 def binarization(source, mode) -> str:
@@ -132,7 +140,8 @@ def binarized(grey, mode, rng, index=None) -> np.ndarray:
 def _obtain(file, data_dir, place, optional=False):
     """The Found copy of a file, downloaded into the folder `place` if it is on none of its places; None if optional."""
     known = [one for every in DATA_SETS.values() for one in every.files]
-    if (found := read_first(file, places(file.data_set, data_dir), known)) or optional:
+    folders = places(file.data_set, data_dir)
+    if (found := read_first(file, folders, known)) or optional:
         return found
     if file.package:
         raise DataError(f"{file} was not found: {file.mend}")
@@ -142,8 +151,10 @@ def _obtain(file, data_dir, place, optional=False):
         download(file.download, place)
     except DataError as error:
         names = ", ".join(dict.fromkeys(one.download.name for one in known if one.data_set == file.data_set))
+        near = nearest(file, folders, known)
         raise DataError(
             f"{file} was not found and could not be downloaded ({error}): put {names} into {place}, "
             "or into a folder that --data_dir or $VAMPVAE_DATA names"
+            + (f"; the nearest thing found is {near}, which is not that file" if near else "")
         ) from error
     return read_first(file, [place], known)

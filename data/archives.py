@@ -17,6 +17,13 @@ from runtime.errors import DataError
 MOST_BYTES = 1 << 30  # of a file, unpacked
 
 
+def refuse_page(start, what):
+    """Raises DataError where these first bytes of a file are those of a web page."""
+    if start.lstrip()[:1] == b"<":
+        reason = "as a site sends where a quota is used up, or a login is needed"
+        raise DataError(f"{what} is a web page, {reason}: delete it, and download the file again")
+
+
 def unpack(path) -> bytes:
     """The content of a file, unpacked if it is a gzip. Raises OSError, and DataError if it is damaged or too large."""
     try:
@@ -57,13 +64,17 @@ class ZipFolder:
     def __init__(self, path):
         self.path = path
         with reading(f"{path} is damaged, or no archive"):
+            with open(path, "rb") as file:
+                refuse_page(file.read(100), path)
             self._archive = zipfile.ZipFile(path)
             infos = [info for info in self._archive.infolist() if not stat.S_ISLNK(info.external_attr >> 16)]
         self.infos = {info.filename: info for info in infos if not info.is_dir()}
 
     def read(self, name, most) -> bytes:
         """The content of a file. Raises DataError if it is damaged or larger than `most` bytes."""
-        what, info = f"{name} in {self.path}", self.infos[name]
+        what, info = f"{name} in {self.path}", self.infos.get(name)
+        if info is None:
+            raise DataError(f"{self.path} holds no file {name}")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more than is asked for
             raise DataError(f"{what} is neither stored nor deflated")
         with reading(f"{what} is damaged, or no archive"), self._archive.open(info) as file:
@@ -109,6 +120,7 @@ def unpickle(content, name):
     Raises DataError if it needs any other class or function, if its arrays take more memory than it does, or if it is
     damaged.
     """
+    refuse_page(content[:100], name)
     with reading(f"{name} is no pickle that is read"):
         return _Unpickler(content).load()
 

@@ -39,8 +39,9 @@ def open_faces(path):
     The partition is the file beside them if there is one, else the published one. Raises DataError unless the images
     are those of the partition, all of them.
     """
-    listed, sizes, read = (_folder if path.is_dir() else _zip)(path)
     own = path.with_name(PARTITION)
+    path = path / path.name if (path / path.name).is_dir() else path  # some unpackers make two folders of one
+    listed, sizes, read = (_folder if path.is_dir() else _zip)(path)
     partition = parse_partition(file_content(own, MOST_PARTITION), own) if own.exists() else published_partition()
     if missing := next((name for name in partition if name not in sizes), None):
         raise DataError(

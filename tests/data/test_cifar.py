@@ -110,6 +110,21 @@ def test_batches_in_the_archive(tmp_path, monkeypatch, name):
     assert data.fetch("cifar10", tmp_path) == {tmp_path / name: "verified"}
 
 
+@pytest.mark.parametrize("place", ["Cifar10", "cifar-10-batches-py-target"])
+def test_batches_where_other_tools_unpack_them(tmp_path, monkeypatch, place):
+    published(monkeypatch)
+    unpacked(tmp_path / place)
+    check(data.load("cifar10", tmp_path))
+    check(data.load("cifar10", tmp_path / place / "cifar-10-batches-py"))  # the folder itself
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py.tar.gz", "cifar-10-batches-py-target_archive"])
+def test_the_archive_as_keras_calls_it(tmp_path, monkeypatch, name):
+    (tmp_path / "keras" / "datasets").mkdir(parents=True)
+    put(tmp_path / "keras" / "datasets", {name: published(monkeypatch)})
+    check(data.load("cifar10"))
+
+
 def test_the_archive_is_downloaded_once_into_the_cache(monkeypatch, site, cache):
     mirror = site.offer("good", {ARCHIVE.name: published(monkeypatch)})
     published(monkeypatch, mirror=mirror)

@@ -340,6 +340,65 @@ def test_another_data_sets_file_is_named_if_nothing_better_is_found(tiny, other,
     assert str(caught.value).startswith(str(tmp_path / "tiny" / TRAIN_IMAGES))
 
 
+# Files of other tools
+
+
+def dotted(name):
+    return name.replace("-idx", ".idx")
+
+
+@pytest.mark.parametrize(
+    "place", ["{packed}", "{unpacked}", "{dotted}", "MNIST/raw/{unpacked}", "raw/{packed}", "{unpacked}/{unpacked}"]
+)
+@pytest.mark.parametrize("base", ["given", "keras/datasets"])
+def test_copies_of_other_tools_are_recognised_by_their_checksum(tiny, tmp_path, monkeypatch, place, base):
+    monkeypatch.setitem(files.ELSEWHERE, "tiny", files.ELSEWHERE["mnist"])
+    (tmp_path / "given").mkdir()
+    for name, content in tiny.unpacked.items():
+        plain = name.removesuffix(".gz")
+        path = tmp_path / base / place.format(packed=name, unpacked=plain, dotted=dotted(plain))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    dataset = data.load("tiny", tmp_path / "given")
+    assert same(dataset.split("test"), *tiny.arrays[2:]) and same(
+        dataset.split("val"), *(a[5:] for a in tiny.arrays[:2])
+    )
+    assert set(data.fetch("tiny", tmp_path / "given").values()) == {"verified"}
+    assert all(path for _, path in data.found("tiny", tmp_path / "given"))
+
+
+def test_arrays_of_keras_are_taken_if_they_are_those_of_the_published_files(tiny, tmp_path, monkeypatch, cache):
+    monkeypatch.setitem(files.ELSEWHERE, "tiny", files.ELSEWHERE["mnist"])
+    path = tmp_path / "keras" / "datasets" / "mnist.npz"
+    path.parent.mkdir(parents=True)
+    x_train, y_train, x_test, y_test = tiny.arrays
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test // 2, y_test=y_test)
+    dataset = data.load("tiny")
+    assert same(dataset.split("train"), x_train[:5], y_train[:5])
+    expected = {name[:-3]: sha256(tiny.unpacked[name]) for name in (TRAIN_IMAGES, TRAIN_LABELS)}
+    assert dataset.sha256 == expected  # as of the published files, so that a run takes either
+    with pytest.raises(data.DataError) as caught:
+        dataset.split("test")
+    assert str(caught.value).startswith(f"tiny's {TEST_IMAGES} was not found and could not be downloaded")
+    assert str(caught.value).endswith(f"; the nearest thing found is {path}, which is not that file")
+
+
+def test_a_copy_of_another_tool_that_is_damaged_is_passed_over(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(files.ELSEWHERE, "tiny", files.ELSEWHERE["mnist"])
+    put(tmp_path / "MNIST" / "raw", {name: damaged(packed) for name, packed in tiny.packed.items()})
+    put(tmp_path / "raw", tiny.packed)
+    assert same(data.load("tiny", tmp_path).split("test"), *tiny.arrays[2:])
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte (1).gz", "train-images-idx3-ubyte.gz.part", "mnist.pkl.gz"])
+def test_the_nearest_thing_is_named_where_nothing_fits(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(files.ELSEWHERE, "tiny", files.ELSEWHERE["mnist"])
+    put(tmp_path, {name: b"", "notes.txt": b"", TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
+    with pytest.raises(data.DataError) as caught:
+        data.load("tiny", tmp_path).split("train")
+    assert str(caught.value).endswith(f"names; the nearest thing found is {tmp_path / name}, which is not that file")
+
+
 @pytest.mark.parametrize("what", ["images", "labels"])
 def test_wrong_counts_are_refused(tiny, tmp_path, monkeypatch, what):
     source = dataclasses.replace(tiny.source, num_images={"train": 5, "val": 2, "test": 3})
@@ -534,11 +593,13 @@ def test_a_file_without_a_checksum_is_taken_by_its_counts_and_never_downloaded(t
     with pytest.raises(data.DataError, match=r"could not be downloaded \(only by hand, from where vampvae.py"):
         data.load("tiny", tmp_path).split("train")
     put(tmp_path, tiny.packed)
-    assert data.fetch("tiny", tmp_path)[tmp_path / TRAIN_IMAGES] == "found; its checksum is not known"
+    assert data.fetch("tiny", tmp_path)[tmp_path / TRAIN_IMAGES] == "readable; its checksum is not known"
     assert same(data.load("tiny", tmp_path).split("train"), tiny.arrays[0][:5], tiny.arrays[1][:5])
     put(tmp_path, {TRAIN_IMAGES: idx_bytes(tiny.arrays[0][1:])})
     with pytest.raises(data.DataError, match=rf"{TRAIN_IMAGES} has 6 images, but .* has labels of shape \(7,\)"):
         data.load("tiny", tmp_path).split("train")
+    with pytest.raises(data.DataError, match="has 6 images"):
+        data.fetch("tiny", tmp_path)
 
 
 def test_other_data_are_refused_unless_they_are_asked_for(tiny, tmp_path, capsys):
@@ -880,7 +941,7 @@ class Malicious:
         (patches((4, 3, 2)) | {"more": Malicious(eval, "open('hit', 'w')")}, r"names .*eval, which is never loaded"),
         (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is no pickle that is read: "),
         (b"", "is no pickle that is read: "),
-        (b"<html>404</html>", "is no pickle that is read: "),
+        (b"\n<html>404</html>", "is a web page, as a site sends where a quota is used up"),
         (patches((5, 3, 2)), "no part 'training' of 4 images"),
         ({"train": np.zeros((4, 28, 28))}, "no part 'training'"),
         ([1, 2], "no part 'training'"),

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import sha256, slow_on_jax
+from conftest import called, sha256, slow_on_jax
 from PIL import Image
 
 import data
 import evaluate
 import experiment
 import train
+import vampvae
 from data import faces
 from data.dataset import Stored
 from evaluation import estimators, score
@@ -121,14 +122,20 @@ def test_the_published_partition_is_known_by_its_checksum():
     assert faces.celeba.num_images == {"train": 162_770, "val": 19_867, "test": 19_962}
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_all_images_need_no_partition(tmp_path, monkeypatch, capsys, kind):
-    """All of a CelebA of 60 images, that is."""
+@pytest.fixture
+def small(monkeypatch):
+    """Publishes a CelebA of 60 images."""
     monkeypatch.setattr(faces, "LAST", np.cumsum(list(COUNTS.values())))
     monkeypatch.setattr(faces, "PARTITION_SHA256", sha256(LIST.replace(b"\n", b"\r\n")))
     source = dataclasses.replace(faces.celeba, num_images=COUNTS)
     monkeypatch.setitem(data.DATA_SETS, "celeba", source)
-    dataset = load(write(tmp_path, kind, partition=None), other_data=False)
+
+
+@pytest.mark.parametrize("place", [".", "CelebA/Img"])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_all_images_need_no_partition(small, tmp_path, capsys, kind, place):
+    write(tmp_path / place, kind, partition=None)
+    dataset = load(tmp_path, other_data=False)
     assert {name: len(dataset.split(name).images) for name in data.SPLITS} == COUNTS
     assert dataset.note == "" and capsys.readouterr().err == ""
 
@@ -183,8 +190,35 @@ def test_a_missing_celeba_is_said_with_where_to_get_it(tmp_path, cache):
         "or into a folder that --data_dir or $VAMPVAE_DATA names"
     )
     assert data.found("celeba", tmp_path) == [("img_align_celeba.zip", None)]
-    path = write(tmp_path, "zip") / "img_align_celeba.zip"
-    assert data.fetch("celeba", tmp_path) == {path: "found; its checksum is not known"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "folder in a folder"])
+def test_what_has_no_checksum_is_looked_into_when_it_is_fetched(small, tmp_path, kind, capsys):
+    if kind == "folder in a folder":
+        write(tmp_path / "img_align_celeba", "folder", partition=None)
+    else:
+        write(tmp_path, kind, partition=None)
+    path = tmp_path / ("img_align_celeba.zip" if kind == "zip" else "img_align_celeba")
+    assert called(vampvae.main, "data", "celeba", "--data_dir", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"celeba: {path}, ") and said.endswith(": readable; its checksum is not known\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        (None, "img_align_celeba.zip is a web page, as a site sends where a quota is used up"),
+        (dict.fromkeys(FILES, b"<!DOCTYPE html>"), "000001.jpg is damaged, or no image"),
+        (dict(list(FILES.items())[1:]), "holds 59 images, and no 000001.jpg"),
+    ],
+)
+def test_a_web_page_is_no_data_set(small, tmp_path, files, complaint, capsys):
+    if files is None:
+        (tmp_path / "img_align_celeba.zip").write_bytes(b"\n<!DOCTYPE html><title>Quota exceeded</title>")
+    else:
+        write(tmp_path, "folder", files, partition=None)
+    assert called(vampvae.main, "data", "celeba", "--data_dir", tmp_path) == 2
+    assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
