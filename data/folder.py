@@ -154,10 +154,9 @@ def _pictures(folder, size):
             pages.append((name, page))
             if shape != first:
                 where = f"{folder / name}{f', page {page + 1},' * (page > 0)}"
-                other = f"{where} is {words(shape)}, but {folder / pages[0][0]} is {words(first)}"
-                raise DataError(
-                    f"{other}: make all images alike{', or resize them with --image_size' * (shape[2] == first[2])}"
-                )
+                mend = "make all images alike, or resize them with --image_size"
+                mend = mend if shape[2] == first[2] else "make all images grey, or all RGB"
+                raise DataError(f"{where} is {words(shape)}, but {folder / pages[0][0]} is {words(first)}: {mend}")
     if not pages:
         raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); to use a .npy or .npz in it, name that file")
     if len(pages) * math.prod(first) > MOST_BYTES:
@@ -233,10 +232,10 @@ def _resized(images, size):
 
 
 def _labels(archive, count):
-    """The array labels of a .npz, whole numbers (count,); None if it is anything else, as texts."""
+    """The array labels of a .npz, whole numbers or booleans (count,); None if it is anything else, as texts."""
     with contextlib.suppress(DataError):
         labels = parse_npy(archive.read("labels.npy", MOST_BYTES), archive.path).ravel()
-        if labels.dtype.kind in "iu" and len(labels) == count:
+        if labels.dtype.kind in "biu" and len(labels) == count:
             return labels
     return None
 
@@ -245,7 +244,11 @@ def _as_images(array, path):
     """uint8 (N, H, W, C) of an array of bytes, booleans, or floats from 0 to 1, (N, H, W) or (N, H, W, C)."""
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise DataError(f"{path} has an array of shape {array.shape}; expected (N, H, W) or (N, H, W, C), C 1 or 3")
+        is_torch = array.ndim == 4 and array.shape[1] in (1, 3)
+        mend = ": store images.transpose(0, 2, 3, 1)" * is_torch
+        raise DataError(
+            f"{path} has an array of shape {array.shape}; expected (N, H, W) or (N, H, W, C), C 1 or 3{mend}"
+        )
     if images.dtype == np.uint8:
         return images
     return images * np.uint8(255) if images.dtype == bool else as_bytes(images, path)

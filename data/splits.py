@@ -1,6 +1,9 @@
 """How a user's own images are split and labelled: by the folders in which they lie, else by chance."""
 
+import itertools
+import posixpath
 import re
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +30,11 @@ def arranged(names, labels, path) -> Arrangement:
     """The Arrangement of images with these names, relative to `path` and with `/`, and with these labels, or None.
 
     The folders of FOLDERS are the splits, val or test without one is a tenth of train, and other folders directly below
-    (of `path` or of a split) are classes. Raises DataError for too few images.
+    (of `path`, or of the one folder that holds all, or of a split) are classes. Raises DataError for too few images.
     """
-    parts = [name.split("/") for name in names]
+    common = PurePosixPath(posixpath.commonpath([name.rpartition("/")[0] for name in names])).parts
+    depth = len([*itertools.takewhile(lambda name: name.lower() not in FOLDERS, common)])
+    parts = [name.split("/")[depth:] for name in names]  # below the one folder that holds all of it
     folders = np.array([FOLDERS.get(part[0].lower(), "") if len(part) > 1 else "" for part in parts], object)
     has_folders = bool(folders.any())
     splits = folders if "train" in folders else np.where(folders == "", "train", folders)
@@ -39,6 +44,8 @@ def arranged(names, labels, path) -> Arrangement:
         labels = np.array([part[0] if len(part) > 1 else "" for part in inside])
     classes, class_names, more = _classes(labels, splits != "")
     outside = np.count_nonzero(splits == "")
+    is_hidden = not has_folders and any(name.lower() in FOLDERS for part in parts for name in part[1:-1])
+    more += ["folders train, val or test further down are no splits"] * is_hidden
     more += [f"left out: {outside:,} images outside of the folders train, val and test"] * bool(outside)
     return Arrangement(rows, classes, class_names, said + more)
 

@@ -272,7 +272,11 @@ def npy(array):
         (npy(np.array([{}])), "holds no array of numbers but object"),
         (npy(np.array(["a"])), "holds no array of numbers but <U1"),
         (npy(GREY[0]), r"has an array of shape \(12, 8\); expected \(N, H, W\)"),
-        (npy(COLOUR.transpose(0, 3, 1, 2)), r"has an array of shape \(23, 3, 12, 8\); expected"),
+        (
+            npy(COLOUR.transpose(0, 3, 1, 2)),
+            r"has an array of shape \(23, 3, 12, 8\); expected .*: store images.transpose\(0, 2, 3, 1\)",
+        ),
+        (npy(np.uint8(3)), r"has an array of shape \(\); expected"),
         (npy(GREY[:, :0]), r"has an array of shape \(23, 0, 8\); expected"),
         (npy(GREY.astype(float)), "has floats from [0-9]+ to 2[0-9]+; they must lie between 0 and 1"),
         (npy(np.full((N, H, W), np.nan)), "has values that are NaN or infinite"),

@@ -1,5 +1,9 @@
 """Image files of a user's own: turned upright, all pages of them, and nothing transparent or animated."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +93,67 @@ def test_an_animation_is_refused_with_the_number_of_its_frames(tmp_path, suffix)
         split(tmp_path)
 
 
+def test_pixels_in_any_order_of_a_png_and_of_any_compression_of_a_tiff(tmp_path):
+    """Adam7's interlacing, which Pillow reads and does not write."""
+    steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for number, image in enumerate(GREY[:12]):
+        passes = (image[top::rows, left::columns] for left, top, columns, rows in steps)
+        lines = b"".join(b"\0" + line.tobytes() for one in passes if one.size for line in one)
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 8, 0, 0, 0, 1))
+        content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        (tmp_path / f"{number:03d}.png").write_bytes(content)
+    for number in range(12, N):
+        kind = ("tiff_lzw", "tiff_deflate", "packbits")[number % 3]
+        Image.fromarray(GREY[number]).save(tmp_path / f"{number:03d}.tif", compression=kind)
+    np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("CMYK", "jpg"), ("LAB", "tif"), ("F", "tif"), ("I;16", "png"), ("I", "tif")]
+)
+def test_pixels_that_are_not_8_bits_of_grey_or_rgb_are_refused(tmp_path, mode, suffix):
+    write(tmp_path, COLOUR)
+    image = Image.fromarray(COLOUR[0])
+    (image if mode in ("CMYK", "LAB") else image.convert("L")).convert(mode).save(tmp_path / f"100.{suffix}")
+    with pytest.raises(DataError, match=rf"100\.{suffix} is of Pillow's mode {mode}: store it in 8 bits, grey or RGB"):
+        split(tmp_path)
+
+
+def test_the_second_picture_of_a_phone_s_jpeg_is_no_image(tmp_path):
+    write(tmp_path, COLOUR[:11], ".jpg")
+    first, depth = Image.fromarray(COLOUR[0]), Image.fromarray(COLOUR[1])
+    first.save(tmp_path / "100.jpg", "MPO", save_all=True, append_images=[depth])
+    assert len(everything(tmp_path)) == 12
+
+
+def test_a_folder_that_changes_while_it_is_read_is_noticed(tmp_path):
+    write(tmp_path, COLOUR)
+    dataset = data.load(f"folder:{tmp_path}")
+    dataset.split("val")
+    write(tmp_path, GREY)
+    with pytest.raises(DataError, match=r"is 12x8 with 1 channel, and not 12x8 with 3 channels as it was: has it been"):
+        dataset.split("train")
+    write(tmp_path / "more", GREY)  # not there when the folder was looked at
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"\d\.png cannot be read: No such file"):
+        dataset.split("train")
+
+
+def test_names_that_are_no_text_are_read_and_told(tmp_path, capfd):
+    folder = write(tmp_path / os.fsdecode(b"caf\xe9"), COLOUR)
+    (folder / "000.png").rename(folder / os.fsdecode(b"\xff\xfe.png"))
+    (folder / os.fsdecode(b"\xe9.gi\xe9")).touch()
+    dataset = data.load(f"folder:{folder}")
+    assert len(dataset.split("train").images) == 19
+    dataset.tell()
+    assert "folder:caf" in (said := capfd.readouterr().err) and "left out: 1 .gi" in said
+
+
 def test_damaged_exif_data_are_left_alone(tmp_path, recwarn):
     write(tmp_path, GREY, ".jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     assert len(split(tmp_path).images) == 19 and not recwarn
@@ -138,6 +203,9 @@ def test_images_of_other_sizes_are_refused_with_the_way_to_resize_them(tmp_path)
     ):
         split(tmp_path)
     assert sized(tmp_path, 16).shape == (20, 16, 16, 1)
+    write(tmp_path, COLOUR[:1])
+    with pytest.raises(DataError, match="make all images grey, or all RGB"):
+        sized(tmp_path, 16)
 
 
 @pytest.mark.parametrize("array", [GREY, COLOUR, GREY > 127])

@@ -72,6 +72,17 @@ def test_images_outside_of_the_splits_are_left_out_and_counted(tmp_path):
     assert "left out: 4 images outside of the folders train, val and test" in dataset.about
 
 
+def test_one_folder_that_holds_all_of_it_is_passed_through(tmp_path):
+    names = [*named("archive/data/train/{}.png", 20), *named("archive/data/test/{}.png", 3)]
+    splits = opened(write(tmp_path, *names))[1]
+    assert [len(split.images) for split in splits.values()] == [18, 2, 3]
+
+
+def test_folders_called_train_inside_of_classes_are_no_splits_and_that_is_said(tmp_path):
+    dataset, _ = opened(write(tmp_path, *named("cat/train/{}.png", 10), *named("dog/test/{}.png", 10)))
+    assert dataset.about.endswith("; 2 classes; folders train, val or test further down are no splits")
+
+
 @pytest.mark.parametrize(("above", "counts"), [("", [16, 2, 2]), ("train/", [16, 2, 2])])
 def test_other_folders_are_classes(tmp_path, above, counts):
     names = [*named(above + "dog/{}.png", 12), *named(above + "cat/deep/{}.png", 8)]
@@ -115,6 +126,7 @@ def test_names_of_classes_are_plain_text():
     [
         (np.repeat([3, 7], 10), ("3", "7")),
         (np.repeat([[3], [7]], 10, axis=0), ("3", "7")),
+        (np.arange(20) > 9, ("False", "True")),
         (np.repeat(["a", "b"], 10), ()),
         (np.eye(20), ()),
         (np.arange(19), ()),
