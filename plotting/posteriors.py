@@ -1,5 +1,8 @@
 """p(z|x) of test images on grids in the latent plane, q(z|x), and points that approximate p(z|x)."""
 
+import math
+import sys
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +13,47 @@ from plotting.scores import draw_picture
 from plotting.style import PALETTE, decimals, new_figure, style
 from plotting.view import BATCH, as_numpy, in_batches
 from runtime.errors import UserError
+from runtime.progress import Progress
+from runtime.text import duration
 
 POSTERIORS = 6  # images whose p(z|x) is drawn
 DRAWS = 2000  # points that approximate it
 COARSE, FINEST = 50, 400  # points along each axis: of the grids that search for p(z|x), and of the final one at most
+WORK = 10**10  # floats of the decoder for one grid, at most: 400 x 400 points with the usual networks for MNIST
+AT_ONCE = 1 << 28  # floats of the decoder
+SEARCHES = 8  # coarse grids that an image takes, often
+LONG = 10  # seconds, from which on it is said beforehand how long it takes
 SMOOTH = 100  # points that hold half of the mass on the final grid, at least
 NEGLIGIBLE = 10.0  # nats below the highest density, where p(z|x) ends: 4.5 standard deviations of a Gaussian
 ZOOMS = 30  # windows that are tried
+
+
+class Effort(NamedTuple):
+    """The number of images, of points along each axis of coarse grids and of the finest, and of points at once."""
+
+    images: int
+    coarse: int
+    finest: int
+    rows: int
+
+    @classmethod
+    def of(cls, floats):
+        """What a decoder with so many floats for each point can afford."""
+        points = WORK // floats
+        coarse = COARSE if points > SEARCHES * COARSE**2 else COARSE // 2
+        finest = coarse * 2 ** max(0, int(math.log2(min(FINEST, points**0.5) / coarse)))
+        return cls(max(1, min(POSTERIORS, points // 5000)), coarse, finest, max(1, min(BATCH, AT_ONCE // floats)))
+
+    def announce(self, view, joint):
+        """Says how long the images may take, if that is LONG; takes the time of a batch, after one that compiles."""
+        batch = [np.repeat(view.images[:1], self.rows, axis=0), np.zeros((self.rows, 2), "float32")]
+        for _ in range(2):
+            started = time.perf_counter()
+            joint.on(batch, self.rows)
+        points = self.images * (DRAWS + SEARCHES * self.coarse**2 + self.finest**2 * 4 / 3)
+        if (seconds := points / self.rows * (time.perf_counter() - started)) > LONG:
+            said = f"{view.run.path}: p(z|x) of {self.images} images may take {duration(seconds)}"
+            print(f"{said}; name other figures with --figures to leave it out", file=sys.stderr)
 
 
 class ImagePosterior(NamedTuple):
@@ -40,8 +77,11 @@ def draw_posterior(view):
 
     from evaluation.latents import joint_of
 
-    chosen, joint, labels = view.spread(POSTERIORS), joint_of(view.model), view.split.labels
-    rows = [image_posterior(view, index, joint) for index in chosen]
+    joint, labels, effort = joint_of(view.model), view.split.labels, Effort.of(view.model.decoder.floats_per_sample)
+    effort.announce(view, joint)
+    chosen = view.spread(effort.images)
+    with Progress(iterable=chosen, unit=" images", desc="p(z|x)", leave=False) as bar:
+        rows = [image_posterior(view, index, joint, effort) for index in bar]
     names = ["", "p(z|x)", "q(z|x)", *rows[0].points]
     figure = new_figure(1.75 * len(names) - 0.2, 1.75 * len(rows) + 0.6, layout="constrained")
     ratios = {"width_ratios": [0.7] + [1] * (len(names) - 1)}
@@ -81,8 +121,8 @@ def draw_image_posterior(panels, row):
     exact.set_ylabel("z[1]")
 
 
-def image_posterior(view, index, joint):
-    """The ImagePosterior of a test image; `joint` is the evaluation.latents.joint_of the model.
+def image_posterior(view, index, joint, effort):
+    """The ImagePosterior of a test image at this Effort; `joint` is the evaluation.latents.joint_of the model.
 
     Its points are draws of q(z|x), resampled by p(x, z) / q(z|x), and the ends of chains if the objective has any.
     """
@@ -91,7 +131,7 @@ def image_posterior(view, index, joint):
 
     def log_joint(points):
         copies = np.broadcast_to(x, (len(points), *x.shape))
-        (values,) = joint.on([copies, points.astype("float32")], BATCH)
+        (values,) = joint.on([copies, points.astype("float32")], effort.rows)
         if np.isnan(values).any():
             raise UserError(f"{view.run.path}: log p(x, z) of test image {index} is NaN; the weights are not usable")
         return values
@@ -100,7 +140,7 @@ def image_posterior(view, index, joint):
         return in_batches(lambda z: q.log_prob(z[:, None])[:, 0], points)
 
     z = as_numpy(q.sample(DRAWS, noise))[:, 0]
-    exact = located(log_joint, [view.density.limits, window(z)])
+    exact = located(log_joint, [view.density.limits, window(z)], effort.coarse, effort.finest)
     log_w = log_joint(z) - log_q(z)
     w = np.exp(log_w - log_w.max(), dtype="float64")
     chosen = np.random.default_rng(view.config.seed).choice(DRAWS, DRAWS, p=w / w.sum())
@@ -114,20 +154,21 @@ def image_posterior(view, index, joint):
     return ImagePosterior(exact, fitted, limits, points, kl, ess)
 
 
-def located(log_p, boxes):
+def located(log_p, boxes, coarse=COARSE, finest=FINEST):
     """The Density of a function `log_p`, (M, 2) -> (M,), unnormalised, around all mass that is not NEGLIGIBLE.
 
     The search begins on grids over the `boxes`, limits (2, 2) each. The window is fitted to the mass inside it until it
-    settles; then the grid is refined until its sum converges and contours on it are smooth.
+    settles; then the grid is refined until its sum converges and contours on it are smooth. `coarse` and `finest` are
+    points along each axis, at first and at most.
     """
-    grids, limits = [on_grid(log_p, box, COARSE) for box in boxes], np.full((2, 2), np.inf)
+    grids, limits = [on_grid(log_p, box, coarse) for box in boxes], np.full((2, 2), np.inf)
     for _ in range(ZOOMS):
         last, limits = limits, counting(grids)
         if np.all(np.abs(limits - last) <= 0.1 * np.ptp(limits, axis=0)):
             break
-        grids = [on_grid(log_p, limits, COARSE)]
+        grids = [on_grid(log_p, limits, coarse)]
     density = grids[0]
-    while len(density.x) < FINEST:
+    while len(density.x) < finest:
         coarser, density = density, on_grid(log_p, limits, 2 * len(density.x))
         if abs(density.log_sum() - coarser.log_sum()) < 0.01 and len(density.held(0.5)) >= SMOOTH:
             break

@@ -1,5 +1,7 @@
 """Figures of p(z|x) in the latent plane, and of log p(x) and its estimates."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -44,6 +46,33 @@ def test_a_posterior_of_two_modes_is_held_whole_and_resolved():
     assert (held[:, 0] < -1.8).any() and (held[:, 0] > 2.8).any() and len(density.x) > 100
 
 
+@pytest.mark.parametrize(
+    ("floats", "expected"),  # of MNIST, CIFAR-10 and colour images of 64x64 and 256x256, with --network_size 4
+    [
+        (60_368, (6, 50, 400, 500)),
+        (180_224, (6, 50, 200, 500)),
+        (720_896, (2, 25, 100, 372)),
+        (11_534_336, (1, 25, 25, 23)),
+    ],
+)
+def test_a_costly_decoder_decodes_fewer_points_of_fewer_images(floats, expected):
+    _, coarse, finest, rows = effort = posteriors.Effort.of(floats)
+    assert tuple(effort) == expected
+    assert finest**2 * floats <= posteriors.WORK and rows * floats <= posteriors.AT_ONCE
+    density = posteriors.located(gaussian((0, 0), 0.1), [np.array([[-4.0, -4], [4, 4]])], coarse, finest)
+    assert len(density.x) <= finest
+
+
+def test_how_long_it_takes_is_said_beforehand(monkeypatch, capfd):
+    run = stub((8, 8, 1), None, (), latent_dim=2)
+    joint = SimpleNamespace(on=lambda arrays, rows: [np.zeros(rows)])
+    said = f"{run.path}: p(z|x) of 6 images may take 0 s; name other figures with --figures to leave it out\n"
+    for long, expected in ((10, ""), (0, said)):
+        monkeypatch.setattr(posteriors, "LONG", long)
+        posteriors.Effort.of(1).announce(View(run, "pca"), joint)
+        assert capfd.readouterr().err == expected
+
+
 class Beside(Linear):
     """The linear model whose q(z|x) is too wide and lies a standard deviation and a half beside p(z|x)."""
 
@@ -57,7 +86,7 @@ def test_resampled_draws_have_the_moments_of_the_exact_posterior(monkeypatch):
     monkeypatch.setattr(posteriors, "DRAWS", 5000)
     run = stub((8, 8, 1), None, (), latent_dim=2)
     run.model, run.images = Beside(standard()), lambda name: IMAGES
-    row = posteriors.image_posterior(View(run, "pca"), 4, joint_of(run.model))
+    row = posteriors.image_posterior(View(run, "pca"), 4, joint_of(run.model), posteriors.Effort.of(1))
     mean = IMAGES[4].reshape(6) @ run.model.to_mean
     (points,) = row.points.values()
     sd = np.exp(run.model.logvar / 2) / 1.5
