@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sqlite3
 from pathlib import Path
 
 from experiment import Config
@@ -60,10 +61,13 @@ class Search:
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
         about = {name: str(value) for name, value in {**self.fixed, **self.free}.items() if name not in NO_NUMBERS}
-        where = {"storage": f"sqlite:///{path.absolute()}", "study_name": gs_key, "load_if_exists": True}
+        connect = {"creator": lambda: sqlite3.connect(path, check_same_thread=False)}  # a URL cannot hold every path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            study = self.optuna.create_study(direction="maximize", **where)
+            storage = self.optuna.storages.RDBStorage("sqlite://", connect)
+            study = self.optuna.create_study(
+                storage=storage, study_name=gs_key, direction="maximize", load_if_exists=True
+            )
         except Exception as error:  # SQLAlchemy raises many kinds for a file that is no database
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be used: {reason}; choose another --gs_key or --runs_dir") from error

@@ -339,6 +339,7 @@ def test_presets_are_listed_with_cost_and_result(capfd):
         ({"patience": -1}, "--patience -1 must be at least 0"),
         ({"num_pseudo_inputs": 0}, "--num_pseudo_inputs 0 must be at least 1"),
         ({"gs_key": "../elsewhere"}, "--gs_key '../elsewhere' must be a folder name"),
+        ({"gs_key": "中" * 86}, "must be a folder name"),  # of 258 bytes
         ({"activation": "../relu"}, "--activation '../relu' must be a name"),
         ({"activation": "r" * 300}, "must be a name that keras.activations knows"),
     ],

@@ -684,6 +684,16 @@ def test_the_model_is_rebuilt_from_the_folder_alone(weighty):
 
 
 @pytest.mark.keras
+@pytest.mark.parametrize("executable", ["''", "None"])
+def test_a_python_without_an_executable_loads_a_run(weighty, script, executable):
+    """As a server, or a program in which Python is embedded, has it."""
+    code = f"import sys; sys.executable = {executable}; import experiment; "
+    code += "run = experiment.load(sys.argv[1]); print(run.model.embed(run.images('test', 2)).shape)"
+    done = script("-c", code, weighty[0].path)
+    assert (done.stdout, done.returncode) == ("(2, 3)\n", 0), done.stderr
+
+
+@pytest.mark.keras
 @pytest.mark.parametrize(
     "settings",
     [

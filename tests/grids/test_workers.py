@@ -318,6 +318,15 @@ def test_a_search_through_processes(tmp_path, fake, capfd):
     assert "is a search over other settings" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", [b"who?", b"c#%20", b"${HOME}*[x]", b"a b'\"&;:", b"line\nend", b"\xff"])
+def test_a_search_lies_in_a_folder_of_any_name(tmp_path, name):
+    """Also of those that would mean something in a URL."""
+    lists = {"gs_key": ["key"], "runs_dir": [f"{tmp_path}/{os.fsdecode(name)}"], "lr": [Range(1e-4, 1e-2)]}
+    config = next(search.Search(lists, 1))
+    assert (config.path.parent / "optuna.db").is_file() and [*os.listdir(os.fsencode(tmp_path))] == [name]
+    assert next(search.Search(lists, 1)) == config
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
