@@ -54,6 +54,17 @@ RULES = [
 ]
 
 
+def scoring_of(one, args):
+    """The Scoring of a Run by these flags. Raises UserError where the estimator cannot score it."""
+    settings = {name: getattr(args, name) for name in estimators.OWNERS}
+    return Scoring.of(one, args.estimator, args.seed, args.max_memory, **settings)
+
+
+def scored(one, args, network=None):
+    """The Scored of a Run by these flags. Raises UserError for a run that cannot be scored."""
+    return evaluate(one, scoring_of(one, args), args.split, args.max_images, network, args.num_generated or GENERATED)
+
+
 def run(args):
     """Scores the runs that the flags name and prints tables; returns the exit code."""
     args.runs = chosen_runs(args)
@@ -62,14 +73,11 @@ def run(args):
     backend.settle(args.backend, args.device)
     backend.start(args.device)
     network = features.load(args.features) if args.features else None
-    settings = {name: getattr(args, name) for name in estimators.OWNERS}
     found, failed = [], False
     while args.runs:  # popped, so that one model is in memory at a time
         one = args.runs.pop(0)
         try:
-            scoring = Scoring.of(one, args.estimator, args.seed, args.max_memory, **settings)
-            count = args.num_generated or GENERATED
-            found.append(evaluate(one, scoring, args.split, args.max_images, network, count))
+            found.append(scored(one, args, network))
             tables.print_notes(found[-1])
         except UserError as error:  # the scores of the other runs are worth having
             print(f"error: {error}", file=sys.stderr)

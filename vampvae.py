@@ -1,16 +1,135 @@
-"""One command for all of it: python vampvae.py train|eval|plot|features|data ..."""
+"""One command for all of it, python vampvae.py train|eval|plot|features|data ..., and `import vampvae` for Python."""
 
 import sys
 
-import data
-import evaluate
-import plot
-import train
-from evaluation import features
-from runtime.command import Parser, command, path
-from runtime.errors import UserError
+import numpy as np
 
-SCRIPTS = {"train": train, "eval": evaluate, "plot": plot, "features": features}
+import data
+import evaluate as evaluate_script
+import experiment
+import plot as plot_script
+import train as train_script
+from data.arrays import as_grey, stored
+from evaluation import features, score, tables
+from experiment import Config
+from grids.configs import configs_of
+from plotting import run_figures
+from plotting.view import in_batches
+from runtime import backend
+from runtime.command import Parser, command, path
+from runtime.errors import DataError, RunError, UserError
+from runtime.rules import check, shown
+from training import start
+
+__all__ = ["DataError", "Run", "RunError", "UserError", "evaluate", "load", "plot", "train"]
+
+SCRIPTS = {"train": train_script, "eval": evaluate_script, "plot": plot_script, "features": features}
+OF_COMMANDS = {  # the flags that make no sense for one run in Python
+    train_script: ("data_set", "gs_key", "resume", "list_presets", "jobs", "cluster", "search", "worker", "member"),
+    evaluate_script: ("gs_key", "runs_dir", "compare"),
+    plot_script: (),
+}
+OF_SPLITS = ("split", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
+
+
+class Run(experiment.Run):
+    """A run on disk, as of experiment.Run: `path`, `config`, `state`, `history`, `metrics`, `model`, `images(split)`.
+
+    Its methods take images (N, H, W) or (N, H, W, C) of the run's size, bytes, booleans or floats from 0 to 1, which
+    are binarized once for all if the run binarizes. They return NumPy arrays, and raise UserError or DataError.
+    """
+
+    def sample(self, n, seed=0):
+        """n images of the model, means of p(x|z) with z from its prior: (n, H, W, C). Stochastic, by the seed."""
+        if not isinstance(n, int) or n < 1:
+            raise UserError(f"sample({n!r}): the number of images must be a whole number from 1")
+        with backend.borrowed(), score.progress(self, n) as bar:
+            return np.concatenate(list(score.draws(self, n, seed, bar)))
+
+    def reconstruct(self, images, seed=0):
+        """Images decoded at the posterior means of these: (N, H, W, C); draws, by the seed, from a pixel network."""
+        from models.base import generator
+
+        with backend.borrowed():
+            noise = generator(seed)
+            return in_batches(lambda x: self.model.reconstruct(x, noise), self._as_scored(images))
+
+    def embed(self, images):
+        """Posterior means of q(z|x): (N, D)."""
+        with backend.borrowed():
+            return in_batches(self.model.embed, self._as_scored(images))
+
+    def log_px(self, images, **settings):
+        """log p(x) of each image in nats, (N,); the settings are evaluate.py's flags on estimators. Stochastic."""
+        args = _flags(evaluate_script, settings, OF_SPLITS)
+        with backend.borrowed(args.backend, args.device):
+            scoring = evaluate_script.scoring_of(self, args)
+            x = self._as_scored(images)
+            return score.estimated(self, x, scoring, "test", range(len(x)))[1].log_px
+
+    def _as_scored(self, images):
+        grey = as_grey(images)
+        if grey.shape[1:] != self.image_shape:
+            raise DataError(f"images are {grey.shape[1:]}, and {self.path} was trained on images {self.image_shape}")
+        return data.binarized(grey, self.config.binarization, np.random.default_rng(data.HELD_OUT_SEED))
+
+
+def load(path, data_dir=None):
+    """The Run in a folder. Raises UserError if it is none."""
+    return Run(path, data_dir)
+
+
+def train(images, **settings):
+    """Trains on a data set, by name, or an array of images, (N, H, W) or (N, H, W, C), and returns the Run.
+
+    The settings are the flags of train.py, such as model="hvae", epochs=10, backend="jax" or overwrite=True. A run that
+    exists is resumed, or returned if it is finished. Raises UserError or DataError before anything is trained; RunError
+    and KeyboardInterrupt leave a run that the same call resumes.
+    """
+    args = _flags(train_script, settings)
+    place = getattr(args, "runs_dir", Config.runs_dir)
+    args.data_set = images if isinstance(images, str) else stored(images, place)
+    (config,) = configs_of(args)
+    with backend.borrowed(args.backend, args.device):
+        run, config = start.existing(config, args)
+        is_finished = run is not None and run.state == "finished"
+        return Run(run.path if is_finished else start.fit(config, args, run))
+
+
+def evaluate(run, **settings):
+    """The scores of a Run or the run in a folder, a dict, stored there too; the settings are evaluate.py's flags."""
+    args = _flags(evaluate_script, settings)
+    with backend.borrowed(args.backend, args.device):
+        network = features.load(args.features) if args.features else None
+        scored = evaluate_script.scored(_run(run, args.data_dir), args, network)
+    tables.print_notes(scored)
+    return scored.metrics
+
+
+def plot(run, name, projection="pca"):
+    """The matplotlib Figure that `python plot.py RUN --figures NAME` writes, of a Run or the run in a folder."""
+    args = _flags(plot_script, {"projection": projection})
+    with backend.borrowed():
+        return run_figures.drawn(_run(run), name, args.projection)
+
+
+def _run(run, data_dir=None):
+    return run if isinstance(run, experiment.Run) else Run(run, data_dir)
+
+
+def _flags(script, settings, refused=()):
+    """The arguments of a script that these settings stand for. Raises UserError with the script's sentence."""
+    parser, words = Parser(raises=True), []
+    script.add_arguments(parser)
+    for name, value in settings.items():
+        is_one = not isinstance(value, list | tuple) and (name, value) != ("distribute", "processes")
+        if not is_one or name in (*OF_COMMANDS[script], *refused, "help"):
+            raise UserError(f"{name}={shown(value)} is not for one run in Python; see {script.__name__}.py --help")
+        if value is not None and value is not False:
+            words.append(f"--{name}" if value is True else f"--{name}={value}")
+    args = parser.parse_args(words)
+    check(script.RULES, args)
+    return args
 
 
 def add_data_arguments(parser):

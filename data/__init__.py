@@ -18,9 +18,9 @@ from data.sources import SOURCES
 from runtime.errors import DataError
 
 __all__ = [
-    "BINARIZE", "DATA_SETS", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Source", "Split",
-    "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "shuffled", "source",
-    "subset",
+    "BINARIZE", "DATA_SETS", "HELD_OUT_SEED", "NAMES", "OTHER_DATA", "SPLITS", "DataError", "Dataset", "Source",
+    "Split", "Stored", "absolute", "binarization", "binarized", "fetch", "found", "held_out", "load", "shuffled",
+    "source", "subset",
 ]  # fmt: skip
 
 DATA_SETS = {one.name: one for one in (*SOURCES, celeba)}

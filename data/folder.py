@@ -211,7 +211,7 @@ def _rows(path, size):
     else:
         content = file_content(path, MOST_BYTES)
     stored = parse_npy(content, path)
-    array = _as_images(stored, path)
+    array = as_images(stored, path)
     if "labels.npy" in left_out and (labels := _labels(archive, len(array))) is not None:
         del left_out["labels.npy"]
 
@@ -240,7 +240,7 @@ def _labels(archive, count):
     return None
 
 
-def _as_images(array, path):
+def as_images(array, path):
     """uint8 (N, H, W, C) of an array of bytes, booleans, or floats from 0 to 1, (N, H, W) or (N, H, W, C)."""
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:

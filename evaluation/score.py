@@ -64,14 +64,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     if network:  # first, as the estimate may take hours
         of_samples["distances"] = distances(run, network, split, count, scoring.seed)
         tag = f"_F{network.sha256[:8]}_G{count}"
-    try:
-        estimate, latents, more = estimated(run, images, scoring, split, index)
-    except NotApplicableError as error:
-        if scoring.fallback is None:
-            raise UserError(f"{error}; {scoring.entry.remedy(run, scoring.settings)}") from error
-        scoring = scoring.fallback
-        print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
-        estimate, latents, more = estimated(run, images, scoring, split, index)
+    scoring, estimate, latents, more = estimated(run, images, scoring, split, index)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = summary(estimate, pixels, scoring.entry.is_sampled) | latents._asdict() | scoring.settings
     metrics |= more | of_samples | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
@@ -86,9 +79,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
 
 
 def estimated(run, images, scoring, split, names):
-    """The Estimate and the Latents of these images, and metrics of the estimator's own.
+    """The Scoring that suits these images, their Estimate and Latents, and metrics of the estimator's own.
 
-    Raises UserError where memory is too small, weights are unusable, or the estimator fails.
+    That Scoring is the fallback where the one that was asked for turns out not to apply. Raises UserError where memory
+    is too small, weights are unusable, or the estimator fails.
     """
     from evaluation.compiled import NotFiniteError
     from evaluation.latents import latents
@@ -96,12 +90,20 @@ def estimated(run, images, scoring, split, names):
     with progress(run, len(images)) as bar:
         try:
             statistics = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
-            estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
+            try:
+                estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
+            except NotApplicableError as error:
+                if scoring.fallback is None:
+                    raise UserError(f"{error}; {scoring.entry.remedy(run, scoring.settings)}") from error
+                scoring = scoring.fallback
+                bar.reset()
+                print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
+                estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
             said = f"log p(x) of {split} image {names[error.image]} is not finite; the weights are not usable"
             raise UserError(f"{run.path}: {said}") from error
-    return estimate, statistics, more
+    return scoring, estimate, statistics, more
 
 
 @contextlib.contextmanager

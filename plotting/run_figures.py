@@ -8,6 +8,8 @@ import experiment
 from plotting import comparisons, curves, latents, posteriors, scores, sheets, style
 from plotting.output import Figure
 from plotting.view import PER_CLASS, SAMPLES, View, as_numpy, evenly, picked
+from runtime.errors import UserError
+from runtime.rules import shown
 
 OF_CLASS = 4  # images of each class above their reconstructions
 PSEUDO_INPUTS = 50  # on a sheet, at most
@@ -122,6 +124,17 @@ FIGURES = (  # of a View
            missing="estimates are not drawn for deep models and for --network pixel: it would take hours"),
 )  # fmt: skip
 NAMES = tuple(figure.name for figure in (*FIGURES, *comparisons.FIGURES))
+
+
+def drawn(run, name, projection="pca"):
+    """The matplotlib Figure of this name of a Run. Raises UserError for a name that there is not for such a run."""
+    figure = next((one for one in FIGURES if one.name == name), None)
+    if figure is None:
+        raise UserError(f"no figure {shown(name)}; choose from {', '.join(one.name for one in FIGURES)}")
+    view = View(run, projection)
+    if not figure.applies(view):
+        raise UserError(f"{run.path}: {figure.missing or f'such a run has no {name}'}")
+    return figure.draw(view)
 
 
 def draw_run(run, output, projection, with_costly=False, only=None, with_densities=False):

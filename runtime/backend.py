@@ -14,6 +14,8 @@ from runtime.memory import gpus
 BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
 IMAGES = "channels_last"
+DEFAULTS = {"image_data_format": IMAGES, "floatx": "float32", "epsilon": 1e-7, "max_epochs": None}
+DEFAULTS |= {"max_steps_per_epoch": None, "dtype_policy": "float32"}  # Keras' own
 REPEATABLE_ON_GPU = "--xla_gpu_deterministic_ops=true"
 BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-INDIVIDUAL_CONVOLUTION"  # YNN's convolutions round differently
 KNOW_YNN = ("0.10.", "0.11.", "0.12.")  # jaxlib's versions with this flag; XLA ends a process with an unknown flag
@@ -75,7 +77,7 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
             mend = "unset the variable that says so, or correct keras.json, in ~/.keras or $KERAS_HOME"
             raise UserError(f"Keras cannot be imported: {error}; {mend}") from error
         if not keep_settings:
-            _restore_defaults(keras)
+            _configure(keras, DEFAULTS)
         backend = keras.backend.backend()
         if backend == "jax":
             import jax
@@ -112,14 +114,27 @@ def _add_xla_flags(deterministic):
     return flags
 
 
-def _restore_defaults(keras):
-    """Sets Keras' defaults where the user's keras.json, or a variable, says otherwise and models depend on it."""
-    keras.config.set_image_data_format(IMAGES)
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_max_epochs(None)
-    keras.config.set_max_steps_per_epoch(None)
+def _configure(keras, settings):
+    """Sets these settings of Keras, on which models depend, and which a user's keras.json or a variable may change."""
+    for name, value in settings.items():
+        getattr(keras.config, f"set_{name}")(value)
+
+
+@contextlib.contextmanager
+def borrowed(name=None, device="auto"):
+    """Keras with its default settings for the block, in a user's own process, to which its settings come back after it.
+
+    `name` and `device` are as for `settle`; Keras stays on the backend on which it runs there already.
+    """
+    settle(name or ("keras" in sys.modules and sys.modules["keras"].backend.backend()) or None, device)
+    start(device, keep_settings=True)
+    keras = sys.modules["keras"]
+    before = {setting: getattr(keras.config, setting)() for setting in DEFAULTS}
+    _configure(keras, DEFAULTS)
+    try:
+        yield
+    finally:
+        _configure(keras, before)
 
 
 def check_settings():

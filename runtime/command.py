@@ -28,11 +28,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations; its errors are one sentence with a hint, and exit code 2.
 
     --help TOPIC lists the arguments of a `topic`, --help all every one, and --help those that are `common`, with those
-    that have no topic.
+    that have no topic. With `raises`, an error is a UserError.
     """
 
-    def __init__(self, **options):
-        self.topics, self.commands = {}, {}  # of each topic its actions, and whether they are common
+    def __init__(self, raises=False, **options):
+        self.topics, self.commands, self.raises = {}, {}, raises  # topics: their actions, and whether they are common
         super().__init__(allow_abbrev=False, add_help=False, **options)
         super().add_argument("-h", "--help", action=_Help, nargs="?", const="", metavar="TOPIC")
 
@@ -61,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         elif found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             given, known = found[1], re.findall(r"[^', ]+", found[2])
         message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(given, known, 1))
+        if self.raises:
+            raise UserError(message)
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def format_help(self, topic=""):
@@ -162,6 +164,11 @@ def command(run, args):
     except KeyboardInterrupt:
         print("stopped; files that were written are complete and stay", file=sys.stderr)
         return STOPPED
+
+
+def is_watched():
+    """Whether somebody sees a progress bar: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _open_streams():

@@ -5,26 +5,28 @@ import io
 import sys
 import time
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from runtime.command import is_watched
 
 EVERY = 60.0  # seconds between lines, or a hundredth of the time so far if that is more
 LINE = "{desc}{n_fmt} of {total_fmt}{unit}, {elapsed} so far, {remaining} left{postfix}"
 
 
 class Progress(tqdm):
-    """A tqdm bar; where stderr is no terminal, whole lines of the format `line` instead, none in the first minute."""
+    """A tqdm bar on a terminal and in a notebook; elsewhere lines of the format `line`, none in the first minute."""
 
     def __init__(self, line=LINE, **options):
-        self.is_bar = sys.stderr.isatty()
+        self.is_bar = is_watched()
         if not self.is_bar:  # with a file that nobody sees for all that clears and draws bars
             about = f"{options['desc']}: " if "desc" in options else ""
             options |= {"bar_format": line, "file": io.StringIO(), "desc": about}
             options |= dict.fromkeys(("mininterval", "maxinterval", "delay"), EVERY)
         super().__init__(**options)
 
-    def display(self, msg=None, pos=None):
+    def display(self, msg=None, pos=None, **options):
         if self.is_bar:
-            return super().display(msg, pos)
+            return super().display(msg, pos, **options)
         self.mininterval = self.maxinterval = max(EVERY, (time.time() - self.start_t) / 100)
         with contextlib.suppress(OSError):  # its reader has ended, or a disk is full; the work goes on
             if msg is None:

@@ -5,7 +5,7 @@ import sys
 import time
 
 import keras
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from runtime import progress
 from runtime.text import duration

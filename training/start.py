@@ -46,16 +46,27 @@ def run_one(config, args, source=None):
 
     Returns the exit code. Raises UserError if the run's folder holds another run.
     """
+    run, config = existing(config, args)
+    if run is None:
+        return run_and_report(config.path, lambda: fit(config, args, source))
+    return resume_or_skip(run, config, args)
+
+
+def existing(config, args):
+    """The Run that is in the folder of a Config, None for a new one, and the Config with which it goes on here.
+
+    Raises UserError if the folder holds another run.
+    """
     with contextlib.suppress(OSError):  # if nobody may look there, `experiment.create` says why
         finish_replacing(config.path)
     if args.overwrite or not os.path.exists(config.path):
-        return run_and_report(config.path, lambda: fit(config, args, source))
+        return None, config
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
         raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
     here = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
     here["data_dir"] = config.data_dir or run.data_dir
-    return resume_or_skip(run, dataclasses.replace(run.config, **here), args)
+    return run, dataclasses.replace(run.config, **here)
 
 
 def resume_or_skip(run, config, args):

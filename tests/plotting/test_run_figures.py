@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.special
-from conftest import slow_on_jax
+from conftest import complaints, slow_on_jax
 from made import KINDS, copies, evaluation, keep, noise, numpy, small, stub, texts
 from threadpoolctl import threadpool_limits
 
@@ -82,7 +82,7 @@ def plotted(runs):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err, small():
         assert plot.main([*map(str, runs.values())]) == 0
     unscored = "likelihood is not drawn: these weights have no score on test images yet; run evaluate.py first"
-    assert err.getvalue().splitlines() == [f"{path}: {unscored}" for path in runs.values()]
+    assert complaints(err.getvalue()) == [f"{path}: {unscored}" for path in runs.values()]
     return runs, out.getvalue().splitlines()
 
 
