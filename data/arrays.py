@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data import folder
+from data.splits import FEWEST
 from runtime import atomic
 from runtime.errors import DataError, UserError
 
@@ -29,8 +30,8 @@ def stored(images, place) -> str:
     be split or are of no use, and UserError where the file cannot be written.
     """
     levels, buffer = _checked(images), io.BytesIO()
-    if len(levels) < folder.FEWEST:
-        raise DataError(f"images holds {len(levels)} images, and at least {folder.FEWEST} are needed to split them")
+    if len(levels) < FEWEST:
+        raise DataError(f"images holds {len(levels)} images, and at least {FEWEST} are needed to split them")
     if not levels.any():
         raise DataError("images are all black; pass bytes from 0 to 255, or floats from 0 to 1")
     np.save(buffer, np.ascontiguousarray(levels))
