@@ -42,6 +42,7 @@ def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected)
 
 
 SCRIPTS = ("train", "evaluate", "plot")
+FIRST = ("reconmanifold", "embedding_mean")
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -100,8 +101,10 @@ def test_one_command_trains_evaluates_and_plots(run, capfd):
     assert called(vampvae.main, "train", *flags(runs_dir=run.parent, **SETTINGS)) == 0
     assert "is finished already" in capfd.readouterr().out
     assert called(vampvae.main, "eval", run, "--num_samples", 3, "--max_images", 5) == 0
+    assert capfd.readouterr().err.splitlines()[-1].startswith("how to read it: higher log_px is better; log_px_se is ")
     assert called(vampvae.main, "plot", run) == 0
-    assert "Traceback" not in capfd.readouterr().err
+    err, first = capfd.readouterr().err, [f"{run}/figures/{run.name}_{name}.png" for name in FIRST]
+    assert "Traceback" not in err and err.splitlines()[-1] == f"look first at {' and '.join(first)}"
     assert read(run / "metrics.json")["num_samples"] == 3
     assert {"digits_input.png", f"{run.name}_samples.png"} <= set(files_below(run / "figures"))
 

@@ -91,7 +91,10 @@ def test_a_run_whose_process_dies_is_resumed_and_one_that_always_dies_costs_the_
     logs = {path.stem.rsplit("_lr")[1]: path.read_text() for path in (tmp_path / "key" / "logs").iterdir()}
     assert logs["2.0"].count("lr 2.0") == 2  # both attempts, also the one that was killed
     assert train.main([*words(tmp_path, 1, 2), "--jobs", "2"]) == 0  # nothing is done again
-    assert [len(seen(tmp_path, lr)) for lr in (1, 2)] == [1, 2] and capfd.readouterr().out.count(ALREADY) == 2
+    printed = capfd.readouterr()
+    assert [len(seen(tmp_path, lr)) for lr in (1, 2)] == [1, 2] and printed.out.count(ALREADY) == 2
+    commands = [f"{script} --gs_key key --runs_dir {tmp_path}" for script in ("evaluate.py", "plot.py")]
+    assert printed.err.splitlines() == [f"next: python {commands[0]}", f"then: python {commands[1]}"]
 
 
 def test_one_at_a_time_is_ranked_shown_and_a_failure_does_not_stop_it(tmp_path, fake, capfd):
