@@ -65,10 +65,9 @@ def _split(splits, has_folders, path):
 
 def _classes(labels, taken):
     """The class of each row, or None, the names of the classes, and what has to be said of the rows that are taken."""
-    names, classes = np.unique(labels, return_inverse=True)
-    present = set(classes[taken])
+    names = np.unique(labels[taken])
     beside = np.count_nonzero(labels[taken] == "") if labels.dtype.kind == "U" else 0
-    if len(present) < 2:
+    if len(names) < 2:
         return None, (), []
     if beside:
         return None, (), [f"no labels, as {beside:,} images lie beside the folders of classes"]
@@ -79,4 +78,4 @@ def _classes(labels, taken):
             [f"no labels, as {len(names):,} classes are more than the {MOST_CLASSES} that figures can show"],
         )
     plain = (re.sub(r"[^\w .+()-]", "-", str(name)).strip(" _")[:40] or "-" for name in names)
-    return classes.astype(np.int64), tuple(plain), [f"{len(names)} classes"]
+    return np.searchsorted(names, labels).astype(np.int64), tuple(plain), [f"{len(names)} classes"]

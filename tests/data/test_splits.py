@@ -66,9 +66,9 @@ def test_images_beside_a_folder_of_test_images_are_for_training(tmp_path):
 
 
 def test_images_outside_of_the_splits_are_left_out_and_counted(tmp_path):
-    names = [*named("train/{}.png", 12), *named("unlabelled/{}.png", 3), "one.png"]
+    names = [*named("train/a/{}.png", 6), *named("train/z/{}.png", 6), *named("unlabelled/{}.png", 3), "one.png"]
     dataset, splits = opened(write(tmp_path, *names))
-    assert sum(len(split.images) for split in splits.values()) == 12
+    assert sum(len(split.images) for split in splits.values()) == 12 and dataset.class_names == ("a", "z")
     assert "left out: 4 images outside of the folders train, val and test" in dataset.about
 
 
