@@ -69,9 +69,9 @@ def load(name, data_dir=None, other_data=False, image_size=None) -> Dataset:
 def fetch(name, data_dir=None) -> dict[Path, str]:
     """The files of `name`, found, or else downloaded into data_dir/name or the user's cache: paths, with a verdict.
 
-    Where a checksum is not known, all splits are read as in training, of images on disk the first one of each.
-
-    Empty for a data set that comes with a package. Raises DataError as `load` and `Dataset.split` do.
+    Where a checksum is not known, all splits are read as in training, of images on disk the first one of each. Empty
+    for a user's own images, which are read, too, and for a data set that comes with a package. Raises DataError as
+    `load` and `Dataset.split` do.
     """
     place, verdicts = as_folder(data_dir) / name if data_dir else cache_folder(name), {}
     one = source(name)
@@ -80,10 +80,11 @@ def fetch(name, data_dir=None) -> dict[Path, str]:
         if copy.difference:
             raise DataError(f"{copy.difference}: {file.mend}")
         verdicts[copy.path] = "verified" if file.unpacked.checksum else "readable; its checksum is not known"
-    if not all(file.unpacked.checksum for file in one.files):  # then only its content tells what it is
+    if one.num_images is None or not all(file.unpacked.checksum for file in one.files):  # its content tells what it is
         dataset = Dataset(one, lambda file, optional: _obtain(file, data_dir, place, optional))
         for split in SPLITS:
             dataset.split(split).images[:1]  # an image on disk is decoded when it is indexed
+        dataset.tell()
     return verdicts
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import itertools
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from data.archives import MOST_BYTES, ZipFolder, parse_npy, read_tar, unpack
 from runtime.errors import DataError
 
-ALIKE, MOST_LISTED = 0.6, 1000  # of names, from 0 to 1; in a folder, those that are looked at
+ALIKE, NAMESAKE, MOST_LISTED = 0.6, 0.7, 1000  # of names, from 0 to 1; in a folder, those that are looked at
 MEND = "delete it to download it again, or put the published file there"
 
 
@@ -256,6 +257,8 @@ def nearest(file, folders, known) -> Path | None:
             for path in itertools.islice(folder.iterdir(), MOST_LISTED):
                 if path.name not in taken:
                     found[path] = max(SequenceMatcher(None, path.name.lower(), one).ratio() for one in wanted)
+                    if path.suffix and re.sub(r"\W", "", path.name.lower()).startswith(file.data_set):
+                        found[path] = max(found[path], NAMESAKE)
     best = max(sorted(found), key=found.get, default=None)
     return best if best and found[best] > ALIKE else None
 

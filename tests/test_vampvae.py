@@ -3,6 +3,7 @@
 import importlib
 import re
 
+import numpy as np
 import pytest
 from conftest import FIELDS, SETTINGS, called, files_below, flags, read, refused
 
@@ -138,9 +139,13 @@ def test_what_data_there_is_is_said_without_keras(script):
 
 
 def test_data_are_fetched_and_verified_without_training(tmp_path, capfd, monkeypatch):
-    assert called(vampvae.main, "data", "digits", "folder:/cats") == 0
-    printed = capfd.readouterr().out
-    assert "digits: nothing to fetch, it is Optical" in printed and "/cats: nothing to fetch, it is /cats" in printed
+    np.save(tmp_path / "cats.npy", np.arange(20 * 8 * 8, dtype=np.uint8).reshape(20, 8, 8))
+    assert called(vampvae.main, "data", "digits", f"folder:{tmp_path}/cats.npy") == 0
+    printed = capfd.readouterr()
+    assert "digits: nothing to fetch, it is Optical" in printed.out
+    assert f"/cats.npy: nothing to fetch, it is {tmp_path}/cats.npy\n" in printed.out
+    assert printed.err == "folder:cats.npy: 20 images 8x8 with 1 channel (16 train, 2 val, 2 test)\n"
+    assert called(vampvae.main, "data", "folder:/no/cats") == 2 and "name your folder" in capfd.readouterr().err
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"broken")
     assert called(vampvae.main, "data", "mnist", "--data_dir", tmp_path) == 2

@@ -390,7 +390,9 @@ def test_a_copy_of_another_tool_that_is_damaged_is_passed_over(tiny, tmp_path, m
     assert same(data.load("tiny", tmp_path).split("test"), *tiny.arrays[2:])
 
 
-@pytest.mark.parametrize("name", ["train-images-idx3-ubyte (1).gz", "train-images-idx3-ubyte.gz.part", "mnist.pkl.gz"])
+@pytest.mark.parametrize(
+    "name", ["train-images-idx3-ubyte (1).gz", "train-images-idx3-ubyte.gz.part", "mnist.pkl.gz", "tiny_train.csv"]
+)
 def test_the_nearest_thing_is_named_where_nothing_fits(tiny, tmp_path, monkeypatch, name):
     monkeypatch.setitem(files.ELSEWHERE, "tiny", files.ELSEWHERE["mnist"])
     put(tmp_path, {name: b"", "notes.txt": b"", TRAIN_LABELS: tiny.packed[TRAIN_LABELS]})
