@@ -841,3 +841,22 @@ def test_the_commit_is_that_of_the_code_or_unknown(tmp_path, monkeypatch):
         assert git_commit() in (head, f"{head}+changes")
     monkeypatch.setattr(record, "__file__", str(tmp_path / "experiment.py"))
     assert git_commit() is None
+
+
+@pytest.mark.parametrize("name", ["models/__init__.py", "data.py", "runtime/__init__.py"])
+@pytest.mark.parametrize("begin", ["sys.path.append({0!r})", "import {1}; sys.path.insert(0, {0!r})"])
+def test_a_users_own_module_of_the_same_name_is_told(tmp_path, name, begin):
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("")
+    room = name.split("/")[0].removesuffix(".py")
+    code = f"import sys; {begin.format(str(ROOT), room)}; import experiment"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = f"module {room} is {own}, and not that of {ROOT}: start Python again with sys.path.insert(0, '{ROOT}')"
+    assert f"\nImportError: {said}" in done.stderr
+
+
+def test_a_users_own_folder_of_files_is_no_module(tmp_path):
+    (tmp_path / "data").mkdir()
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import experiment"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
