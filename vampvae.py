@@ -174,7 +174,7 @@ def main(argv=None):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, script in SCRIPTS.items():
         aliases = ["evaluate"] if name == "eval" else []
-        one = commands.add_parser(name, aliases=aliases, description=script.__doc__)
+        one = commands.add_parser(name, aliases=aliases, description=script.__doc__ or "")  # python -OO leaves it out
         script.add_arguments(one)
         one.set_defaults(run=script.run)
     about = "Fetch and verify data sets, or list them: python vampvae.py data --list"

@@ -68,6 +68,9 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
         os.environ.update(KERAS_HOME=os.devnull, MATPLOTLIBRC=os.devnull, MPLBACKEND="agg")  # Keras imports matplotlib
         for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
             os.environ.pop(name, None)
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        if not os.environ.get(name, "0").isdecimal():  # a negative number would end the process
+            del os.environ[name]
     os.environ["KERAS_NNX_ENABLED"] = "0"  # models are built without it, whatever another project has set
     speaks = _add_xla_flags(deterministic) and os.environ.get("KERAS_BACKEND") == "jax"  # else XLA ends in silence
     with contextlib.nullcontext() if speaks else quiet():
@@ -139,6 +142,8 @@ def borrowed(name=None, device="auto"):
 
 def check_settings():
     """Raises UserError if the user's own process has set Keras to what no model here supports."""
+    if (running := sys.modules["keras"].backend.backend()) not in BACKENDS:
+        raise UserError(f"Keras runs on {running} in this process; start it with KERAS_BACKEND={' or '.join(BACKENDS)}")
     for name, needed in {"image_data_format": IMAGES, "floatx": "float32"}.items():
         if (found := getattr(sys.modules["keras"].config, name)()) != needed:
             raise UserError(f"Keras has {name} {found!r}; call keras.config.set_{name}({needed!r})")
@@ -164,17 +169,18 @@ def _device_kinds(backend):
 def quiet():
     """Holds back what the block writes to stderr, and shows it only if the block raises an error other than UserError.
 
-    Without a place for temporary files, nothing is held back.
+    Without a place for temporary files, or a stderr, nothing is held back.
     """
     with contextlib.ExitStack() as stack:
-        notes = None
+        screen = None
         with contextlib.suppress(OSError):
             notes = stack.enter_context(tempfile.TemporaryFile())
-        if notes is None:
+            if sys.stderr:
+                sys.stderr.flush()
+            screen = os.dup(2)
+        if screen is None:
             yield
             return
-        sys.stderr.flush()
-        screen = os.dup(2)
         os.dup2(notes.fileno(), 2)
         try:
             yield

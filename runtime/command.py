@@ -168,7 +168,7 @@ def command(run, args):
 
 def is_watched():
     """Whether somebody sees a progress bar: on a terminal, or in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def _open_streams():

@@ -29,5 +29,5 @@ class Progress(tqdm):
             return super().display(msg, pos, **options)
         self.mininterval = self.maxinterval = max(EVERY, (time.time() - self.start_t) / 100)
         with contextlib.suppress(OSError):  # its reader has ended, or a disk is full; the work goes on
-            if msg is None:
+            if msg is None and sys.stderr:
                 print(self, file=sys.stderr, flush=True)

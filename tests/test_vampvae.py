@@ -42,6 +42,11 @@ def test_help_names_every_flag_and_imports_nothing_slow(script, words, expected)
     assert not imported & {"keras", "tensorflow", "jax", "matplotlib", "sklearn", "urllib3", "requests"}
 
 
+def test_help_needs_no_docstrings(script):
+    done = script("-OO", "vampvae.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "") and "features" in done.stdout
+
+
 SCRIPTS = ("train", "evaluate", "plot")
 FIRST = ("reconmanifold", "embedding_mean")
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, flags
 
 import train
-from runtime import backend
+from runtime import backend, progress
 from runtime.command import Parser
 from runtime.errors import UserError
 from runtime.memory import is_out_of_memory, memory
@@ -158,6 +158,12 @@ def test_a_variable_that_jax_refuses_is_one_sentence():
     assert found.startswith("Keras cannot be imported: invalid truth value 'rubbish' for environment 'JAX_ENABLE_X64'")
 
 
+def test_numbers_of_threads_that_are_none_are_left_out_of_account():
+    wrong = {"TF_NUM_INTRAOP_THREADS": "-3", "TF_NUM_INTEROP_THREADS": "x"}
+    code = f"{STARTED}\nprint(keras.ops.ones((3, 3)).shape)".format("tensorflow", False)
+    assert told(code, **wrong) == "1e-07\n(3, 3)\n"
+
+
 def test_a_flag_that_ends_the_process_is_named(script):
     """By XLA, which does not raise an exception: what it prints must not be held back."""
     done = script("-c", STARTED.format("jax", False), XLA_FLAGS="--rubbish")
@@ -168,10 +174,13 @@ def test_a_flag_that_ends_the_process_is_named(script):
     ("name", "other", "needed"),
     [("image_data_format", "channels_first", "channels_last"), ("floatx", "float16", "float32")],
 )
-def test_settings_that_no_model_supports_are_refused(name, other, needed):
+def test_settings_that_no_model_supports_are_refused(monkeypatch, name, other, needed):
     import keras
 
     backend.check_settings()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Keras runs on torch in this process"):
+        patch.setattr(keras.backend, "backend", lambda: "torch")
+        backend.check_settings()
     set_to = getattr(keras.config, f"set_{name}")
     set_to(other)
     try:
@@ -189,6 +198,16 @@ def test_without_a_place_for_temporary_files_stderr_is_not_held_back(monkeypatch
     with backend.quiet():
         os.write(2, b"a note")
     assert capfd.readouterr().err == "a note"
+
+
+def test_no_stderr_is_needed(monkeypatch, capfd):
+    """A server, or a program without a console, has none."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with backend.quiet():
+        os.write(2, b"a note")
+    monkeypatch.setattr(progress, "EVERY", 1e-9)
+    assert sum(progress.Progress(iterable=range(3))) == 3
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("fails", [False, True])
