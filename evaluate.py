@@ -18,8 +18,11 @@ def add_arguments(parser):
     """Adds the flags of evaluate.py."""
     add_runs(parser)
     options = {"topic": "images", "common": True}
-    splits = {"choices": data.SPLITS, "default": "test", "metavar": "NAME"}
-    parser.add_argument("--split", help="images to score", **splits, **options)
+    text = "images to score [test]"
+    parser.add_argument("--split", choices=data.SPLITS, metavar="NAME", help=text, **options)
+    text = "score images that are not of the run's data set, to find outliers among them: a split of this data set, or "
+    text += "all images of folder:PATH; a .csv beside the scores names each image"
+    parser.add_argument("--on", metavar="NAME", choices=data.NAMES, help=text, **options)
     text = "score only N images, the same random ones in every run; with more, these are among them"
     parser.add_argument("--max_images", type=whole(1), metavar="N", help=text, **options)
     text = "compare each run with the first one, image by image"
@@ -51,7 +54,10 @@ RULES = [
     rules.needs("num_generated", "features"),
     Rule("compare", lambda args: len(args.runs) < 2, "needs two runs or more"),
     Rule("compare", _difference, _difference),
-]
+    *rules.excludes("on", "features", reason="which compares samples with the run's own images"),
+    Rule("split", lambda args: args.on not in (None, *data.DATA_SETS), "does not go with --on folder:PATH, as all "
+         "images there are scored"),
+]  # fmt: skip
 
 
 def scoring_of(one, args):
@@ -62,14 +68,17 @@ def scoring_of(one, args):
 
 def scored(one, args, network=None):
     """The Scored of a Run by these flags. Raises UserError for a run that cannot be scored."""
-    return evaluate(one, scoring_of(one, args), args.split, args.max_images, network, args.num_generated or GENERATED)
+    count = args.num_generated or GENERATED
+    return evaluate(one, scoring_of(one, args), args.split or "test", args.max_images, network, count)
 
 
 def run(args):
     """Scores the runs that the flags name and prints tables; returns the exit code."""
     args.runs = chosen_runs(args)
     rules.check(RULES, args)
-    grid = leaderboard.runs_in(grid_folders(args)) if args.gs_key else []  # now: scoring may take hours
+    args.runs = [one.on(args.on) if args.on else one for one in args.runs]
+    ranks = args.gs_key and not args.on
+    grid = leaderboard.runs_in(grid_folders(args)) if ranks else []  # now: scoring may take hours
     backend.settle(args.backend, args.device)
     backend.start(args.device)
     network = features.load(args.features) if args.features else None
@@ -83,7 +92,7 @@ def run(args):
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if found:
-        tables.print_scores(found, args.split, network)
+        tables.print_scores(found, args.on, network)
     if found and grid:
         leaderboard.report(grid, {one.name: one.metrics for one in found})
     if args.compare and not failed:

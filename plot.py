@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from data import as_folder
+from data import NAMES, as_folder
 from experiment import Config
 from experiment.flags import add_backend, add_runs, chosen_runs
 from plotting import export, latents, report, run_figures, style
@@ -18,7 +18,7 @@ from runtime.rules import Rule, check, excludes, needs
 README_PICTURES = Path(__file__).parent / "benchmarks" / "readme_pictures.py"
 README_SETTINGS = ("network_size", "epochs", "lr")
 README_FLAGS = (*README_SETTINGS, "hardware", "runs_dir", "data_dir", "backend", "device")
-OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export")
+OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export", "on")
 DRAWS_EXAMPLE = "because it draws an example of its own"
 DRAWS_README = "because it trains and draws runs of its own"
 FIRST = ("_report.", "_explore.", "_reconmanifold.", "_embedding_mean.")  # in names of files, where to look first
@@ -32,6 +32,7 @@ RULES = (
     *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page instead"),
     Rule("explore", lambda args: args.projection != "pca", HAS_NO_WAY_BACK),
     *excludes("export", "figures", "estimates", "format", "report", reason="because it draws no figures"),
+    *excludes("on", "explore", "figures", "estimates", "report", "export", reason="because it draws its own figures"),
 )
 
 
@@ -39,6 +40,9 @@ def add_arguments(parser):
     """Adds the flags of plot.py."""
     add_runs(parser)
     figures = {"topic": "figures", "common": True}
+    text = "instead of the run's figures, draw reconstructions and embeddings of images that are not of its data set: "
+    text += "the test split of this data set, or all images of folder:PATH"
+    parser.add_argument("--on", metavar="NAME", choices=NAMES, help=text, **figures)
     names = run_figures.NAMES
     text = f"draw only these: {', '.join(names)}"
     parser.add_argument("--figures", nargs="+", metavar="NAME", choices=names, help=text, **figures)
@@ -100,6 +104,8 @@ def run(args):
         page.write_explorer(runs, output)
     elif args.export:
         export.write(runs, output, args.export)
+    elif args.on:
+        run_figures.draw_on(runs, args.on, output, args.projection)
     else:
         run_figures.draw_runs(runs, output, args.projection, args.estimates, args.figures)
         if args.report:

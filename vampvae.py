@@ -101,7 +101,8 @@ def evaluate(run, **settings):
     args = _flags(evaluate_script, settings)
     with backend.borrowed(args.backend, args.device):
         network = features.load(args.features) if args.features else None
-        scored = evaluate_script.scored(_run(run, args.data_dir), args, network)
+        one = _run(run, args.data_dir)
+        scored = evaluate_script.scored(one.on(args.on) if args.on else one, args, network)
     tables.print_notes(scored)
     return scored.metrics
 

@@ -157,6 +157,7 @@ class Dataset:
 
     def __init__(self, source, read_file, takes_other=False):
         self.source, self.name, self.class_names, self.about = source, source.name, source.class_names, ""
+        self.image_names = ()  # of the files of a user's own images, where each split has all of them
         self.likelihood = source.likelihood
         self.takes_other, self.is_other, self.sha256 = takes_other, False, {}
         self._read_file, self._contents, self._splits = read_file, {}, {}

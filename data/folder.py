@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -72,6 +73,24 @@ def source(name, image_size=None, place=None) -> Source:
 
     title, binarize = f"Your own images in {path}", "dynamic"
     return Source(label, title, str(path), None, read, None, binarize=binarize, pseudo_pixels=(0.5, 0.02))
+
+
+def whole(name, image_size=None) -> Source:
+    """As `source`, but each split has all images, and the Dataset their `image_names`, relative to PATH."""
+    path, plain = _path(name), source(name, image_size)
+
+    def read(dataset, split):
+        own, seen = _looked(path, image_size), collections.Counter()
+        what = f"{PREFIX}{path.name or path}: {len(own.names):,} images {words(own.shape)}"
+        dataset.about = "; ".join([what, *_left_out(own.left_out)])
+        for one in filter(None, own.names):
+            page = f"#{seen[one]}" * (seen[one] > 0)
+            dataset.image_names += (f"{one}{page}".encode(errors="backslashreplace").decode(),)
+            seen[one] += 1
+        dataset.sha256[plain.name] = own.sha256
+        return own.read(np.arange(len(own.names)))[0], None
+
+    return dataclasses.replace(plain, read=read)
 
 
 def _path(name):

@@ -5,6 +5,7 @@ import hashlib
 import math
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,14 +31,15 @@ PIECE = 500  # images that are hashed at once
 
 
 class Scored(NamedTuple):
-    """A score of a run: its stored metrics, a dict, the Estimate of the images of these names, and what to do about
-    unreliable estimates.
+    """A score of a run: its metrics, a dict, the `file` that has them, the Estimate of the images of these names, and
+    what to do about unreliable estimates.
     """
 
     name: str
     config: experiment.Config
     scoring: Scoring
     metrics: dict
+    file: Path
     estimate: object
     names: list
     remedy: str
@@ -58,13 +60,14 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         network.check(run.image_shape)
     run.check_writable()
     images, index = run.images(split, max_images), run.index(split, max_images)
+    names = run.image_names(split, max_images)
     weights_sha256 = run.weights_sha256  # of the weights that are loaded now, should training go on
     started = time.perf_counter()
     of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours
         of_samples["distances"] = distances(run, network, split, count, scoring.seed)
         tag = f"_F{network.sha256[:8]}_G{count}"
-    scoring, estimate, latents, more = estimated(run, images, scoring, split, index)
+    scoring, estimate, latents, more = estimated(run, images, scoring, split, names)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = summary(estimate, pixels, scoring.entry.is_sampled) | latents._asdict() | scoring.settings
     metrics |= more | of_samples | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
@@ -72,10 +75,11 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     metrics |= circumstances(run, images, split)
     metrics["selection"] = "all" if len(index) == len(run.index(split)) else "random"
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
-    stored = run.save_evaluation(metrics, per_image | {"index": index})
+    stored = run.save_evaluation(metrics, per_image | {"index": index}, names)
     tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
     tracking.evaluated(run.path, run.config, stored.stem, tracked, run.status.get("best_epoch", 0))
-    return Scored(run.name, run.config, scoring, metrics, estimate, index, scoring.entry.remedy(run, scoring.settings))
+    remedy = scoring.entry.remedy(run, scoring.settings)
+    return Scored(run.name, run.config, scoring, metrics, stored, estimate, names, remedy)
 
 
 def estimated(run, images, scoring, split, names):
@@ -125,7 +129,8 @@ def circumstances(run, images, split):
     """What was scored, and with which code: a part of the metrics, a dict."""
     import keras
 
-    found = {"num_images": len(images), "image_shape": list(run.image_shape), "split": split, "note": run.note}
+    found = {"num_images": len(images), "image_shape": list(run.image_shape), "note": run.note}
+    found |= {"data_set": run.dataset.name, "split": run.part(split)}
     found |= {"diffusion_steps": run.config.settings.get("diffusion_steps"), "images_sha256": sha256_of(images)}
     found |= {"data_sha256": run.dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}
     return found | {"versions": versions()}

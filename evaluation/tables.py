@@ -10,13 +10,15 @@ from runtime.text import table
 
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
 READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
+LOWEST = 5  # images that are named, of those that are not the run's own
 DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
 
 
-def print_scores(found, split, network):
-    """Prints the tables of a list of Scored; `network` is the features.Network of the distances, or None."""
-    said = "; ".join(dict.fromkeys(one.scoring.said for one in found))
-    print(f"{split} split, {said}; in nats per image, except bits_per_dim")
+def print_scores(found, on, network):
+    """Prints the tables of a list of Scored: of a features.Network, or None, and `on` a data set that is not theirs."""
+    said, split = "; ".join(dict.fromkeys(one.scoring.said for one in found)), found[0].metrics["split"]
+    images = [on] * bool(on) + ["all images" if split == "all" else f"{split} split"]
+    print(f"{', '.join([*images, said])}; in nats per image, except bits_per_dim")
     print(table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
     print("\nlatents, the top layer first")
     print(table([row(one, LATENTS) for one in found]))
@@ -28,6 +30,19 @@ def print_scores(found, split, network):
             for kind, of in {"samples": drawn, "real images": drawn["real"]}.items():
                 rows.append({"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES})
         print(table(rows))
+    if on:
+        print_lowest(found)
+
+
+def print_lowest(found):
+    """Prints the names of the images with the lowest log p(x) of a list of Scored."""
+    print(f"\nlowest log p(x) (all of them are in {found[0].file.parent.name}/{found[0].file.stem}.csv of each run)")
+    rows = []
+    for one in found:
+        for at in np.argsort(one.estimate.log_px)[:LOWEST]:
+            log_px, error = float(one.estimate.log_px[at]), float(one.estimate.log_px_se[at])
+            rows.append({"run": one.name, "image": str(one.names[at]), "log_px": log_px, "log_px_se": error})
+    print(table(rows))
 
 
 def print_comparison(found):

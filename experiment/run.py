@@ -1,6 +1,7 @@
 """Run: a trained model in its folder, from which all of it can be rebuilt."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import math
@@ -67,9 +68,28 @@ class Run:
         trained_from, own = self.config.data_dir, self.config.source.origin  # a path, if they are the user's own images
         is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(own)
         self.data_dir = data_dir or (trained_from if is_there else None)
+        self.data_set = self.config.data_set  # of which `images` are; see `on`
         self.status = read_status(self.path / "status.json")
         self.backend = self.record["backend"]  # on which it was started: tensorflow or jax
         self.weights = self.path / "best.safetensors"  # those with the best validation value of the trained bound
+
+    def on(self, name):
+        """This run for images that are not its own: those of the data set `name`, or all of folder:PATH.
+
+        Its images, note and evaluations are of these. Raises UserError for the run's own data set, or another shape.
+        """
+        if data.absolute(name) == self.config.data_set:
+            raise UserError(f"--on {name} is the data set of {self.path} itself; leave --on away")
+        other = copy.copy(self)
+        other.__dict__.pop("dataset", None)
+        other.data_set = data.absolute(name)
+        other._check_shape(data.source(name).image_shape)
+        return other
+
+    @property
+    def is_own(self):
+        """Whether `images` are of the run's own data set."""
+        return self.data_set == self.config.data_set
 
     @property
     def name(self):
@@ -100,7 +120,10 @@ class Run:
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""
-        return data.load(self.config.data_set, self.data_dir, self.config.other_data == "on", self.config.image_size)
+        is_place = self.is_own or {self.data_set, self.config.data_set} <= set(data.DATA_SETS)  # not of own images
+        place = self.data_dir if is_place else None
+        other_data, size = self.config.other_data == "on", self.config.image_size
+        return data.load(self.data_set, place, other_data, size, whole=not self.is_own)
 
     @property
     def image_shape(self):
@@ -118,7 +141,11 @@ class Run:
     @property
     def note(self):
         """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
-        return self.config.note_on(self.record.get("data_note") or self.dataset.note)
+        note = self.config.note_on(self.record.get("data_note") or self.dataset.note)
+        if self.is_own:
+            return note
+        how = f"binarization {self.config.binarization}, likelihood {self.config.observation}"
+        return "; ".join(filter(None, [f"not the run's data but {self.data_set}, {how}", note]))
 
     @cached_property
     def model(self):
@@ -167,7 +194,7 @@ class Run:
 
         Of the training split, those that the run was trained on.
         """
-        trained = self.config.max_train_images if split == "train" else None
+        trained = self.config.max_train_images if split == "train" and self.is_own else None
         count = len(self.dataset.split(split).images)
         return data.subset(min(count, trained or count), n)
 
@@ -176,18 +203,27 @@ class Run:
 
         An array, or a data.Stored.
         """
-        if self.data_dir and self.config.data_set not in data.DATA_SETS:
+        if self.is_own and self.data_dir and self.data_set not in data.DATA_SETS:
             self.dataset.split("val")  # which training read: its checksum tells whether these are the images, moved
-        images = data.held_out(self.dataset, split, self.config.binarization, self.index(split, n))
+        shape = self.dataset.split(split).images.shape[1:]
         self.check_data(self.dataset)
-        if images.shape[1:] != self.image_shape:
-            raise UserError(f"{self.path} was trained on images {self.image_shape}, but these are {images.shape[1:]}")
+        self._check_shape(shape)
         self.dataset.tell()
-        return images
+        return data.held_out(self.dataset, split, self.config.binarization, self.index(split, n))
+
+    def _check_shape(self, shape):
+        if shape not in (None, self.image_shape):
+            other = f"but those of {self.data_set} are {shape}"
+            raise UserError(f"{self.path} was trained on images {self.image_shape}, {other}")
+
+    def image_names(self, split, n=None):
+        """What the images of `index` are called: their files' names in a folder that is not the run's, else indices."""
+        index, names = self.index(split, n), self.dataset.image_names
+        return [names[at] for at in index] if names else index.tolist()
 
     def check_data(self, dataset):
         """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
-        for file, sha256 in dataset.sha256.items():
+        for file, sha256 in dataset.sha256.items() if self.is_own else ():
             if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
                 other = f"another {file}, of sha256 {before}"
                 raise UserError(f"{self.path} was trained on {other}; put that back, or name its --data_dir")
@@ -197,16 +233,33 @@ class Run:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"cannot write the evaluation to {self.path}: Permission denied")
 
-    def save_evaluation(self, metrics, per_image):
-        """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json."""
-        stem = self.path / "evaluations" / bounded("{split}_{tag}_N{num_images}".format(**metrics), MOST_STEM)
+    def part(self, split):
+        """What the `images` of a split are of its data set: the split, or all of a folder that is not the run's own."""
+        return split if self.is_own or self.data_set in data.DATA_SETS else "all"
+
+    def _stem(self, split):
+        """How the names of evaluations begin: test, or on_fashionmnist_test for images that are not the run's own."""
+        return split if self.is_own else f"on_{self.dataset.name}_{self.part(split)}"
+
+    def save_evaluation(self, metrics, per_image, names=()):
+        """Writes evaluations/<split>_<tag>_N<images>.json and .npz, and metrics.json; returns the .json.
+
+        Of images that are not the run's own, a .csv with their `names`, lowest log p(x) first, not metrics.json.
+        """
+        name = f"{self._stem(metrics['split'])}_{metrics['tag']}_N{metrics['num_images']}"
+        stem = self.path / "evaluations" / bounded(name, MOST_STEM)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **per_image)
         try:
             stem.parent.mkdir(exist_ok=True)
             atomic.write(Path(f"{stem}.npz"), buffer.getvalue())
             atomic.write_json(Path(f"{stem}.json"), metrics)
-            atomic.write_json(self.path / "metrics.json", metrics)
+            if self.is_own:
+                atomic.write_json(self.path / "metrics.json", metrics)
+            else:
+                rows = [{"image": names[row]} | {key: per_image[key][row] for key in PER_IMAGE}
+                        for row in np.argsort(per_image["log_px"])]  # fmt: skip
+                atomic.write_csv(Path(f"{stem}.csv"), rows)
         except OSError as error:
             raise UserError(f"cannot write the evaluation to {self.path}: {error.strerror or error}") from error
         return Path(f"{stem}.json")
@@ -225,7 +278,7 @@ class Run:
 
         What is damaged is passed over, as are those of older versions, which said less of each image.
         """
-        name = re.compile(rf"{split}_[\w.+-]+_N(\d+)\.npz")
+        name = re.compile(rf"{self._stem(split)}_[\w.+-]+_N(\d+)\.npz")
         with contextlib.suppress(*_UNREADABLE):
             found = [path for path in (self.path / "evaluations").iterdir() if name.fullmatch(path.name)]
             found.sort(key=lambda path: (int(name.fullmatch(path.name)[1]), path.lstat().st_mtime), reverse=True)

@@ -12,6 +12,7 @@ SIDE = 20  # images along each axis of the latent plane
 STEPS = 9  # decoded images from one end of an interpolation to the other
 THUMBNAILS = 22  # of these side by side are as wide as the axes
 PRIOR = f"prior ({planes.PERCENT} %)"  # in legends
+PALE = "#c8c8c8"  # of the run's own images, below others
 ELLIPSE = "#a8123e"  # of posteriors of pseudo-inputs: darker than every colour of the palette
 FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to project onto
 
@@ -86,13 +87,30 @@ def draw_embedding(view, points):
     return figure
 
 
+@style()
+def draw_embedding_on(views):
+    """Posterior means of the images of the second View, by class, over those of the first, whose run is the same."""
+    own, other = views
+    ours, theirs = own.embedding.mean, other.embedding.mean
+    plane, names, caption = flattened(own, np.concatenate([ours, theirs]))
+    ours, theirs, _ = np.split(plane, np.cumsum([len(ours), len(theirs)]))
+    figure = new_figure(5.6, 5.2)
+    axes = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=caption)
+    size = float(np.clip(40_000 / len(ours), 4, 16))
+    axes.scatter(*ours.T, s=size, c=PALE, linewidths=0, rasterized=len(ours) > 1000)
+    axes.plot([], [], "o", markersize=5, color=PALE, label="the run's own test images")
+    draw_points(axes, theirs, other)
+    draw_legend(axes)
+    return figure
+
+
 def draw_points(axes, points, view):
     """Points (N, 2) of images in the colours of their classes, in a random order, so that no class hides another."""
     from matplotlib.colors import to_rgba_array
 
     names, classes = view.class_names, view.labels
     if classes is None:
-        names, classes = ("test images",), np.zeros(len(points), int)
+        names, classes = (view.said,), np.zeros(len(points), int)
     palette = to_rgba_array(colours(len(names)))
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
@@ -124,8 +142,7 @@ def draw_embedding_mean(view):
         thumbnails, caption = (view.components[order], pictures[order]), "pseudo-inputs"
     else:
         chosen = view.spread(PER_CLASS**2)
-        chosen = chosen[chosen < len(means)]
-        thumbnails, caption = (means[chosen], view.images[chosen]), "test images"
+        thumbnails, caption = (means[view.rows_of(chosen)], view.images[chosen]), "test images"
     figure = new_figure(7.4, 6.6)
     title = f"pictures: {caption}, at the means of their posteriors"
     axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=title)

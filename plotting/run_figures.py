@@ -31,7 +31,7 @@ def draw_reconmanifold(view):
         log_px = dict(zip(stored.index.tolist(), stored.log_px.tolist(), strict=True))
         words = [[style.decimals(log_px[n], 1) if n in log_px else "" for n in row] for row in index.tolist()]
         caption = ", and log p(x) in nats"
-    caption = f"test images above their reconstructions{caption}"
+    caption = f"{view.said} above their reconstructions{caption}"
     columns = [f"\n{name}" for name in evenly(view.rows)] if view.rows else ()
     return sheets.sheet(grid, caption, columns=columns, words=words, row_breaks=range(2, len(grid), 2))
 
@@ -123,6 +123,12 @@ FIGURES = (  # of a View
            lambda view: not (view.config.is_autoregressive or view.config.is_deep), costly=True,
            missing="estimates are not drawn for deep models and for --network pixel: it would take hours"),
 )  # fmt: skip
+FIGURES_ON = (  # of two Views of a run, on its own images and on others
+    Figure("reconmanifold", "Images that are not of the run's data set, above their reconstructions, with log p(x) in "
+           "nats where it is known.", lambda views: draw_reconmanifold(views[1])),
+    Figure("embedding", "The posterior means of images that are not of the run's data set, over those of its own test "
+           "images.", latents.draw_embedding_on),
+)  # fmt: skip
 NAMES = tuple(figure.name for figure in (*FIGURES, *comparisons.FIGURES))
 
 
@@ -149,6 +155,16 @@ def draw_run(run, output, projection, with_costly=False, only=None, with_densiti
         elif only or figure.missing:
             print(f"{run.path}: {figure.missing or f'such a run has no {figure.name}'}", file=sys.stderr)
     return comparisons.drawn_of(view, with_densities)
+
+
+def draw_on(runs, name, output, projection):
+    """Draws FIGURES_ON of images of the data set `name` for each of these Runs."""
+    for run in runs:
+        own = View(experiment.load(run.path, run.data_dir), projection)
+        views = own, View(own.run.on(name), projection)  # with the same model
+        subject = f"{run.config.training_id}_on_{views[1].run.dataset.name}"
+        for figure in FIGURES_ON:
+            output.draw(run.path / "figures", figure, views, subject=subject)
 
 
 def draw_runs(runs, output, projection, with_costly=False, only=None):

@@ -34,6 +34,7 @@ class View:
         self.run, self.config, self.model = run, run.config, run.model
         self.projection = projection
         self.shown = "draw from" if run.config.is_autoregressive else "mean of"
+        self.said = "test images" if run.is_own else f"images of {run.data_set}"
         self.images = run.images("test")  # as the model sees them
         self.class_names = run.dataset.class_names
         self.split = run.dataset.split("test")

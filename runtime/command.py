@@ -113,7 +113,8 @@ def _described(action, width):
 
 def _columns(name, words, width):
     """The lines of a help text on a name: the words beside it or, if it is long, below."""
-    name, (first, *rest) = f"  {name}".ljust(TEXT), textwrap.wrap(words, width - TEXT, break_on_hyphens=False)
+    name, lines = f"  {name}".ljust(TEXT), textwrap.wrap(words, width - TEXT, break_on_hyphens=False)
+    first, *rest = lines or [""]  # python -OO leaves descriptions out
     head = [name + first] if name[-1] == " " else [name, " " * TEXT + first]
     return head + [" " * TEXT + line for line in rest]
 

@@ -1,5 +1,7 @@
 """Runs whose images have moved, and runs that score and draw images which are not theirs, as a user does it."""
 
+import csv
+import re
 import shutil
 
 import numpy as np
@@ -7,10 +9,13 @@ import pytest
 from conftest import called, files_below, read, refused
 from PIL import Image
 
+import data
 import evaluate
 import experiment
 import plot
 import train
+from plotting import latents
+from plotting.view import View
 
 SIZE = (9, 6)
 WORDS = ["--network", "mlp", "--hidden_units", 5, "--epochs", 1, "--batch_size", 26, "--track", "none"]
@@ -78,3 +83,84 @@ def test_a_new_run_takes_own_images_from_their_path_alone(tmp_path, capfd):
     words = ["--data_set", f"folder:{tmp_path}", "--data_dir", tmp_path, "--runs_dir", tmp_path]
     expected = "does not go with --data_set folder:PATH, whose images are at PATH; with --resume it says where"
     refused(capfd, train.main, words, expected)
+
+
+# Images that are not the run's own
+
+
+def scored_on(run, name, *more):
+    assert called(evaluate.main, run, "--num_samples", 3, "--on", name, *more) == 0
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_all_images_of_a_folder_are_scored_by_name_and_become_no_score_of_the_run(own, tmp_path, capfd, count):
+    run, others = own[0], write_pictures(tmp_path / f"others {count}", 3, count)
+    before = files_below(run)
+    scored_on(run, f"folder:{others}")
+    printed, new = capfd.readouterr().out, sorted(set(files_below(run)) - set(before))
+    assert [path.rsplit(".", 1)[1] for path in new] == ["csv", "json", "npz"] and "metrics.json" not in files_below(run)
+    assert all(re.fullmatch(rf"evaluations/on_folder-others-{count}-[0-9a-f]{{8}}_all_isfitted_S3_N{count}\.\w+", path)
+               for path in new)  # fmt: skip
+    with open(run / new[0], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["image"] for row in rows) == [f"{number:02d}.png" for number in range(count)]
+    values = [float(row["log_px"]) for row in rows]
+    assert values == sorted(values) and f"folder:{others}, all images, is, num_samples 3" in printed
+    metrics = read(run / new[1])
+    note = f"not the run's data but folder:{others}, binarization none, likelihood logistic"
+    assert (metrics["split"], metrics["num_images"], metrics["note"]) == ("all", count, note) and note in printed
+    assert np.mean(values) == pytest.approx(metrics["log_px"])
+    lowest = printed.split("lowest log p(x)")[1]
+    assert [row["image"] in lowest for row in rows] == [True] * min(count, 5) + [False] * max(0, count - 5)
+    assert experiment.load(run).evaluation("test") is None and experiment.load(run).metrics == {}
+
+
+def test_a_named_data_set_is_scored_by_index_and_a_grid_is_not_ranked(run, tmp_path, capfd):
+    np.save(tmp_path / "odd.npy", np.random.default_rng(0).random((20, 8, 8)))
+    grid = shutil.copytree(run, tmp_path / "runs" / "key" / run.name)
+    words = ["--gs_key", "key", "--runs_dir", tmp_path / "runs", "--max_images", 4]
+    assert called(evaluate.main, *words, "--num_samples", 3, "--on", f"folder:{tmp_path}/odd.npy") == 0
+    printed = capfd.readouterr().out
+    assert "ranked by" not in printed and not (grid.parent / "ranking.csv").exists()
+    (path,) = grid.glob("evaluations/*.csv")
+    with open(path, newline="") as file:
+        assert {int(row["image"]) for row in csv.DictReader(file)} == set(data.subset(20, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "expected"),
+    [
+        ("folder:nowhere", (), "nowhere cannot be read (No such file or directory)"),
+        ("folder:{cats}", (), " itself; leave --on away"),
+        ("digits", (), "was trained on images (9, 6, 1), but those of digits are (8, 8, 1)"),
+        ("folder:{tmp}/wide", (), "was trained on images (9, 6, 1), but those of folder:"),
+        ("folder:{tmp}/wide", ("--split", "val"), "--split val does not go with --on folder:PATH, as all images there"),
+        ("digits", ("--features", "f.keras"), "--on digits does not go with --features"),
+        ("cats", (), "argument --on: invalid choice: 'cats'"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(own, tmp_path, capfd, name, more, expected):
+    write_pictures(tmp_path / "wide", size=(9, 8))
+    name = name.format(cats=own[1], tmp=tmp_path)
+    refused(capfd, evaluate.main, [own[0], "--on", name, *more], expected)
+
+
+def test_others_are_drawn_over_the_run_s_own(moved, tmp_path, capfd):
+    run, images = moved
+    others = write_pictures(tmp_path / "others", 3, 5)
+    assert called(plot.main, run, "--on", f"folder:{others}", "--data_dir", images) == 0
+    names = files_below(run / "figures")
+    assert [name.rsplit("_", 1)[1] for name in names] == ["embedding.png", "reconmanifold.png"]
+    assert all(re.fullmatch(rf"{run.name}_on_folder-others-[0-9a-f]{{8}}_\w+\.png", name) for name in names)
+    own = View(experiment.load(run, images), "pca")
+    other = View(own.run.on(f"folder:{others}"), "pca")
+    assert other.model is own.model and len(other.images) == 5
+    axes = latents.draw_embedding_on((own, other)).axes[0]
+    below, above = (collection.get_offsets() for collection in axes.collections)
+    np.testing.assert_allclose(np.sort(below, axis=0), np.sort(own.embedding.mean, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(above, axis=0), np.sort(other.embedding.mean, axis=0), rtol=1e-5)
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert words == ["the run's own test images", f"images of folder:{others}"]
+    capfd.readouterr()
+    refused(capfd, plot.main, [run, "--on", "digits", "--data_dir", images], "but those of digits are (8, 8, 1)")
+    refused(capfd, plot.main, [run, "--on", "digits", "--report"], "--on digits does not go with --report")

@@ -83,6 +83,7 @@ def stub(shape, labels, names, **settings):
         evaluation=lambda name: None,
         latent_dim=config.latent_dim,
         note="",
+        is_own=True,
     )
 
 

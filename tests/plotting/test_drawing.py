@@ -111,9 +111,8 @@ def test_contours_hold_the_stated_mass():
 
 def drawn(**parts):
     """A View with these parts, as far as a figure of the latent plane asks for them."""
-    return SimpleNamespace(
-        **{"labels": None, "class_names": (), "density": None, "components": np.zeros((0, 2))} | parts
-    )
+    usual = {"labels": None, "class_names": (), "density": None, "components": np.zeros((0, 2)), "said": "test images"}
+    return SimpleNamespace(**usual | parts)
 
 
 def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
