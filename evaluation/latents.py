@@ -7,17 +7,20 @@ import numpy as np
 import scipy.special
 from keras import ops
 
-from evaluation.compiled import Compiled
+from evaluation.compiled import Compiled, by_image
+from evaluation.proposals import EXPECTED, MOMENTS
 from models.distributions import Mixture
 
 BATCH = 500  # images, or latents, at once
+DRAWS = 20_000  # of all images together, but two of each at least, and no more than estimators of the ELBO draw
 ACTIVE = 0.01  # variance over the images of a posterior mean, above which a unit is active (Burda et al. 2016)
 
 
 class Latents(NamedTuple):
-    """Statistics of N images and one sample z ~ q(z|x) each; lists have one entry per layer, the top layer first.
+    """Statistics of N images and samples z ~ q(z|x) of each; lists have one entry per layer, the top layer first.
 
-    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats; their sum is the rate. `active_units` counts the dimensions, of
+    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats, whose sum is the rate, and `rates_se` their Monte-Carlo errors,
+    None where `with_rate` has replaced an estimate by a better one. `active_units` counts the dimensions, of
     `units`, whose posterior mean has a variance above 0.01 over the images; a lower layer's mean is taken at the mean
     of the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
     log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman & Johnson 2016). `components_in_use` is the
@@ -26,37 +29,49 @@ class Latents(NamedTuple):
     """
 
     rates: list
+    rates_se: list | None
     active_units: list
     units: list
     mutual_information: float
     marginal_kl: float
     components_in_use: float | None
 
+    def with_rate(self, rate):
+        """These with the rate of an estimator of the ELBO, if there is one layer alone and the rate is known."""
+        if len(self.rates) > 1 or not np.isfinite(rate):
+            return self
+        return self._replace(rates=[rate], rates_se=None, marginal_kl=rate - self.mutual_information)
+
 
 def latents(model, images, seed=0):
     """The `Latents` of a model on images (N, H, W, C). Stochastic, a function of `seed`."""
-    noise, prior, parts, moments = keras.random.SeedGenerator(seed), model.prior().top, [], 0.0
-    for start in range(0, len(images), BATCH):
-        x = ops.convert_to_tensor(images[start : start + BATCH])
+    noise, prior, parts, moments = keras.random.SeedGenerator(seed), model.prior(), [], 0.0
+    draws = max(2, min(DRAWS // len(images), EXPECTED if model.layer_rates else MOMENTS))  # an error needs two
+    at_once = BATCH // draws
+    for start in range(0, len(images), at_once):
+        x = ops.convert_to_tensor(images[start : start + at_once])
         posterior = model.posterior(x)
         top = posterior.top
-        z, log_q = top.sample_and_log_prob(1, noise)
-        values = (posterior.at_mean().mean, model.rates(x, noise), log_q[0], z[0], top.base.mean, top.base.logvar)
+        z, log_q = (by_image(value) for value in top.sample_and_log_prob(draws // 2, noise))
+        rates = by_image(model.rates(x, draws, noise, prior))  # (B, n, L)
+        values = (posterior.at_mean().mean, rates, log_q, z, top.base.mean, top.base.logvar)
         means, *rest = (ops.convert_to_numpy(value) for value in values)
         means = means.astype("float64")  # (B, D): too large to keep for a deep model
         moments += np.stack([means, means**2]).sum(axis=1) / len(images)
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    information = float(np.mean(own - log_aggregate(top, z, top_means, top_logvars)))
-    rates = [float(rate) for rate in rates.mean(axis=0, dtype="float64")]
+    z = z.reshape(-1, z.shape[-1])
+    information = float(np.mean(own.ravel() - log_aggregate(top, z, top_means, top_logvars)))
+    rates, errors = rates.astype("float64"), rates.var(axis=1, ddof=1, dtype="float64").sum(axis=0) / rates.shape[1]
+    rates, errors = rates.mean(axis=(0, 1)).tolist(), (np.sqrt(errors) / len(images)).tolist()
     layers = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
     active, units = [int(layer.sum()) for layer in layers], list(model.sizes)
-    in_use = perplexity(responsibilities(prior, z)) if isinstance(prior.base, Mixture) else None
-    return Latents(rates, active, units, information, rates[0] - information, in_use)
+    in_use = perplexity(responsibilities(prior.top, z)) if isinstance(prior.top.base, Mixture) else None
+    return Latents(rates, errors, active, units, information, rates[0] - information, in_use)
 
 
 def log_aggregate(posterior, z, means, logvars):
-    """log (1/N) sum_n q(z | x_n) in nats of all z (N, D), q with these means and log-variances (N, D): (N,) float64.
+    """log (1/N) sum_n q(z | x_n) in nats of all z (M, D), q with these means and log-variances (N, D): (M,) float64.
 
     `posterior` is a q(z|x) of this kind, whose flow, if any, is inverted. In double precision, as single precision
     leaves few digits for narrow densities far apart.

@@ -22,7 +22,7 @@ from runtime.progress import Progress
 
 COLUMNS = ("num_images", "estimator", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate")
 COLUMNS += ("distortion", "ess_median", "samples_mean", "doubtful", "seconds")
-LATENTS = ("rates", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
+LATENTS = ("rates", "rates_se", "active_units", "units", "mutual_information", "marginal_kl", "components_in_use")
 GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
 FEW = 10  # effective samples, below which an estimate is unreliable whatever k-hat is
@@ -107,7 +107,7 @@ def estimated(run, images, scoring, split, names):
         except NotFiniteError as error:
             said = f"log p(x) of {split} image {names[error.image]} is not finite; the weights are not usable"
             raise UserError(f"{run.path}: {said}") from error
-    return scoring, estimate, statistics, more
+    return scoring, estimate, statistics.with_rate(float(np.mean(estimate.rate))), more
 
 
 @contextlib.contextmanager

@@ -92,17 +92,18 @@ class LatentModel(keras.Model, abc.ABC):
         """
         return self.terms(x, n, seed, training=training)
 
-    def rates(self, x, seed):
-        """log q(z_l|.) - log p(z_l|.) in nats of one draw for each image, or its expectation, the top layer first.
+    def rates(self, x, n, seed, prior=None):
+        """log q(z_l|.) - log p(z_l|.) in nats of n draws for each image, or their expectations, the top layer first.
 
-        For images (B, H, W, C), shape (B, L); the mean over draws is the rate of each layer. Stochastic.
+        For images (B, H, W, C), shape (n, B, L); the mean over draws is the rate of each layer. `prior`: the value of
+        `prior()`, if at hand. Stochastic.
         """
         if self.layer_rates:
-            return ops.stack([rate[0] for rate in self.expected_terms(x, 1, seed).rates], axis=-1)
-        posterior = self.posterior(x)
-        z = posterior.sample(1, seed)
-        log_q, log_p = posterior.log_prob_of_layers(z), self.prior().log_prob_of_layers(z)
-        return ops.stack([(q - p)[0] for q, p in zip(log_q, log_p, strict=True)], axis=-1)
+            return ops.stack(self.expected_terms(x, n, seed).rates, axis=-1)
+        posterior, prior = self.posterior(x), self.prior() if prior is None else prior
+        z = posterior.sample(n, seed)
+        log_q, log_p = posterior.log_prob_of_layers(z), prior.log_prob_of_layers(z)
+        return ops.stack([q - p for q, p in zip(log_q, log_p, strict=True)], axis=-1)
 
     def decode(self, z, seed=None, progress=lambda done: None):
         """Images of latents (..., D): means of p(x|z), or draws where means are not known: (..., H, W, C).

@@ -47,6 +47,26 @@ def test_the_rate_is_its_closed_form_and_falls_into_two_parts():
     assert (found.active_units, found.units, found.components_in_use) == ([2], [3], None)
 
 
+@pytest.mark.parametrize("count", [5, N])
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_rates_of_few_images_are_exact_to_their_errors(count, lower):
+    """Of both layers, whose KL is known for each image; q and p of z1 are unit Gaussians, 1 apart."""
+    found = latents(Linear(STANDARD, lower), IMAGES[:count])
+    top = 0.5 * ((SCALE * IMAGES[:count, :, 0, 0]) ** 2 + SD**2 - 1 - 2 * np.log(SD)).sum(1).mean()
+    expected = [top, 0.5 * D] if lower else [top]
+    assert np.all(np.abs(np.subtract(found.rates, expected)) < 4.5 * np.array(found.rates_se))
+    assert np.all(np.array(found.rates_se) < 0.12)  # a draw of each image alone has 0.5 and more, of five images
+
+
+def test_one_layer_has_the_rate_of_the_elbo_where_that_is_known():
+    found = latents(Linear(STANDARD), IMAGES[:5])
+    one = found.with_rate(1.25)
+    assert (one.rates, one.rates_se) == ([1.25], None) and one.mutual_information + one.marginal_kl == 1.25
+    assert found.with_rate(np.nan) is found
+    both = latents(Linear(STANDARD, lower=True), IMAGES[:5])
+    assert both.with_rate(1.25) is both
+
+
 def test_mutual_information_is_that_of_a_linear_channel():
     """Of z = SCALE x + SD e with x ~ N(0, 1), it is 1/2 sum log(1 + SCALE^2 / SD^2); N images carry log N at most."""
     found, expected = latents(Linear(STANDARD), IMAGES), 0.5 * np.log1p(SCALE**2 / SD**2).sum()

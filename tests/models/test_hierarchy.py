@@ -169,7 +169,7 @@ def test_shapes(model, x):
     assert shapes_of(lambda: model.sample(N, 0)).shape == (N, *SHAPE)
     assert shapes_of(lambda: model.embed(x)).shape == (B, dim)
     assert shapes_of(lambda: model.reconstruct(x)).shape == x.shape
-    assert shapes_of(lambda: model.rates(x, seed())).shape == (B, len(model.sizes))
+    assert shapes_of(lambda: model.rates(x, 2, seed())).shape == (2, B, len(model.sizes))
     assert shapes_of(lambda: model.warmer(N, 0.5, seed())).shape == (N, dim)
     for kept in range(len(model.sizes) + 1):
         assert shapes_of(lambda kept=kept: model.mixed(x, kept, seed())).shape == (B, dim)
