@@ -269,7 +269,7 @@ def _content(path, file):
         if path.suffix == ".npz":
             array = parse_npy(ZipFolder(path).read(f"{ARRAYS[file.unpacked_name]}.npy", MOST_BYTES), path)
             return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()  # as idx
-        is_archive = file.archive and path.name != PurePosixPath(file.name).name
+        is_archive = file.archive and not path.name.startswith(PurePosixPath(file.name).name)
         return read_tar(path, file.name) if is_archive else unpack(path)
     except DataError as error:
         raise DataError(f"{error}: {file.mend}") from error

@@ -101,6 +101,11 @@ def test_batches_in_their_folder(tmp_path, monkeypatch, place):
     assert set(data.fetch("cifar10", tmp_path).values()) == {"verified"}
 
 
+def test_batches_that_were_packed_again(tmp_path, monkeypatch):
+    published(monkeypatch)
+    check(data.load("cifar10", unpacked(tmp_path, {f"{name}.gz": gzip.compress(BATCHES[name]) for name in NAMES})))
+
+
 @pytest.mark.parametrize("name", [ARCHIVE.name, "cifar-10-python.tar"])
 def test_batches_in_the_archive(tmp_path, monkeypatch, name):
     packed = published(monkeypatch)
