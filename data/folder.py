@@ -65,9 +65,9 @@ def source(name, image_size=None, place=None) -> Source:
         dataset.about = "; ".join([what, *said, *_left_out(own.left_out)])
         images, of_split = own.read(rows[split])
         if split == "train":  # judged here alone, so that no trained run is refused for a blank test image
-            dataset.likelihood = usual_likelihood(images)
             if own.are_bytes:
                 _check_range(int(images.max()), path)
+            dataset.likelihood = _usual_likelihood(images[:: max(1, len(images) // 1000)], path)
         dataset.sha256 |= {label: own.sha256, f"{label} {split}": of_split}
         return images, None if labels is None else labels[rows[split]]
 
@@ -97,15 +97,18 @@ def _path(name):
     return Path(os.path.abspath(as_folder(name.removeprefix(PREFIX))))
 
 
-def usual_likelihood(images) -> str:
+def _usual_likelihood(images, path):
     """What the data sets of this kind have: mixlogistic for colours, and for grey images logistic or bernoulli.
 
     The latter are digits and drawings, nearly binary: half of the pixels or more are nearly black or nearly white.
+    Warns where colours are grey.
     """
-    if images.shape[-1] == 3:
-        return "mixlogistic"
-    some = images[:: max(1, len(images) // 1000)]
-    return "logistic" if np.mean((some > BLACK) & (some < WHITE)) > 0.5 else "bernoulli"
+    if images.shape[-1] == 1:
+        return "logistic" if np.mean((images > BLACK) & (images < WHITE)) > 0.5 else "bernoulli"
+    if np.all(images == images[..., :1]):
+        mend = "store them in grey, to be scored as grey images"
+        print(f"warning: the images in {path} are grey, but have 3 channels: {mend}", file=sys.stderr)
+    return "mixlogistic"
 
 
 def _check_range(largest, path):

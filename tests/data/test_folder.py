@@ -313,6 +313,16 @@ def test_the_likelihood_that_images_call_for(tmp_path, array, expected):
     assert {data.load(name).likelihood for name in ("mnist", "omniglot")} == {"bernoulli"}
 
 
+@pytest.mark.parametrize("kind", ["RGB", "P"])
+def test_grey_images_that_are_stored_as_colours_are_warned_of(tmp_path, kind, capsys):
+    for number, image in enumerate(GREY):
+        Image.fromarray(image).convert(kind).save(tmp_path / f"{number:02d}.png")
+    dataset = everything(tmp_path)[1]
+    assert dataset.image_shape == (H, W, 3) and dataset.likelihood == "mixlogistic"
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: the images in {tmp_path} are grey, but have 3 channels") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_blank_images_in_a_small_split_are_taken(tmp_path, split):
     blank = GREY.copy()
