@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import bounds_table, deep_table, paper_table, results_page
+from benchmarks import bounds_table, deep_table, paper_table, priors_tour, results_page
 from experiment import Config, presets
 from experiment.presets import preset
 
@@ -25,6 +25,12 @@ def test_the_page_has_the_table_of_the_results(module, rows):
     text = results_page.PAGE.read_text()
     assert results_page.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.table()) == text
     assert all(row in module.table() for row in rows)
+
+
+def test_the_tour_of_priors_has_its_results():
+    text = priors_tour.PAGE.read_text()
+    assert results_page.replaced(text, "priors_tour.py", priors_tour.part()) == text
+    assert all(f"| `{prior}` |" in text for prior in priors_tour.PRIORS)
 
 
 def test_the_readme_has_the_best_rows():

@@ -20,7 +20,7 @@ from plotting.explorer.page import DRAWS, Plane, panel, sliders
 from plotting.view import View
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "runs" / "digits_hvae_vamp_bs64_dim2_factor1.0_epochs120_lr0.001_K50_warmup100"  # of `make demo`
+DEMO = ROOT / "runs" / "mnist5k_hvae_vamp_bs64_dim2_mlp_epochs80_lr0.002_schedulecosine_K100_warmup40"  # `make demo`
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "chromedriver": ("chromedriver",)}
 NEEDED = "which `apt-get install chromium chromium-driver` brings on Debian"
 MINUS = "\N{MINUS SIGN}"
