@@ -37,7 +37,8 @@ def stripped(notebook):
                 lines = re.split(r"[\r\n]+", output.text)
                 output.text = "".join(f"{line}\n" for line in lines if not BAR.search(line))
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.get("text", "some")]
+            kept = [one for one in cell.outputs if one.output_type != "display_data"]  # a bar of ipywidgets
+            cell.outputs = [one for one in kept if one.get("text", "some")]
     return notebook
 
 

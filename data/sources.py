@@ -242,23 +242,17 @@ histopathology = Source(
 )
 
 
-def stratified(labels, split, count):
-    """The rows of a split of images with these labels: val and test have `count` each, the classes in proportion."""
-    from sklearn.model_selection import train_test_split
-
-    rest, test = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=0)
-    train, val = train_test_split(rest, test_size=count, stratify=labels[rest], random_state=0)
-    return {"train": train, "val": val, "test": test}[split]
-
-
 def read_digits(dataset, split):
     """Images uint8 (N, 8, 8, 1) and labels int64 (N,) of a stratified split of the 1,797 digits."""
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
     dataset.sha256["sklearn.digits"] = hashlib.sha256(images.tobytes()).hexdigest()
-    rows = stratified(labels, split, 300)
+    rest, test = train_test_split(np.arange(len(labels)), test_size=300, stratify=labels, random_state=0)
+    train, val = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=0)
+    rows = {"train": train, "val": val, "test": test}[split]
     return images[rows][..., None], labels[rows]
 
 
@@ -277,12 +271,21 @@ digits = Source(
 
 
 def read_mnist5k(dataset, split):
-    """Images uint8 (N, 28, 28, 1) and labels int64 (N,) of a stratified split: each line has 784 pixels and a label."""
+    """Images uint8 (N, 28, 28, 1) and labels int64 (N,) of a split: each line of the file has 784 pixels and a label.
+
+    Each class is shuffled: its first tenth is for testing, the second for validation. In a split, classes take turns.
+    """
     (file,) = dataset.source.files
     with reading(f"{file} is no table of digits"):
         table = np.loadtxt(io.BytesIO(dataset.content(file)), np.uint8, delimiter=",", ndmin=2)
         images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
-        rows = stratified(labels, split, len(labels) // 10)
+    order, share = shuffled(len(labels)), np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        share[rows] = np.arange(len(rows)) / len(rows)
+    low, high = {"test": (0, 0.1), "val": (0.1, 0.2), "train": (0.2, 1)}[split]
+    rows = np.lexsort((labels, share))
+    rows = rows[(low <= share[rows]) & (share[rows] < high)]
     return images[rows], labels[rows]
 
 

