@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 
 from runtime.errors import UserError
 from runtime.memory import gpus
@@ -71,6 +72,8 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         if not os.environ.get(name, "0").isdecimal():  # a negative number would end the process
             del os.environ[name]
+    # Keras' own under NumPy 2, which would end whoever is told to take warnings for errors
+    warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
     os.environ["KERAS_NNX_ENABLED"] = "0"  # models are built without it, whatever another project has set
     speaks = _add_xla_flags(deterministic) and os.environ.get("KERAS_BACKEND") == "jax"  # else XLA ends in silence
     with contextlib.nullcontext() if speaks else quiet():

@@ -103,6 +103,11 @@ def test_the_next_commands_are_quoted_and_name_the_scripts_where_they_are(tmp_pa
     assert [(tmp_path / words[2]).resolve() for words in (evaluate_, plot_)] == [ROOT / "evaluate.py", ROOT / "plot.py"]
 
 
+def test_warnings_of_libraries_end_no_script(script, tmp_path):
+    done = script("train.py", *flags(runs_dir=tmp_path, **QUICK), PYTHONWARNINGS="error")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.keras
 def test_a_run_is_the_documented_files(trained):
     path = trained[1]
