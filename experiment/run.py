@@ -92,6 +92,12 @@ class Run:
         return self.data_set == self.config.data_set
 
     @property
+    def binarization(self):
+        """That of the run's settings, but for grey images that are not its own if it was trained on binary ones."""
+        is_binary = self.config.source.is_binary and not self.dataset.source.is_binary
+        return "dynamic" if is_binary else self.config.binarization
+
+    @property
     def name(self):
         """The name of its folder, which is its training id unless somebody gave it another one."""
         return self.path.resolve().name  # the path `.` has none
@@ -144,7 +150,7 @@ class Run:
         note = self.config.note_on(self.record.get("data_note") or self.dataset.note)
         if self.is_own:
             return note
-        how = f"binarization {self.config.binarization}, likelihood {self.config.observation}"
+        how = f"binarization {self.binarization}, likelihood {self.config.observation}"
         return "; ".join(filter(None, [f"not the run's data but {self.data_set}, {how}", note]))
 
     @cached_property
@@ -209,7 +215,7 @@ class Run:
         self.check_data(self.dataset)
         self._check_shape(shape)
         self.dataset.tell()
-        return data.held_out(self.dataset, split, self.config.binarization, self.index(split, n))
+        return data.held_out(self.dataset, split, self.binarization, self.index(split, n))
 
     def _check_shape(self, shape):
         if shape not in (None, self.image_shape):

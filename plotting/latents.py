@@ -203,11 +203,11 @@ def pca(points, reference):
 
 
 def tsne(points, reference):
-    """Points (N, D) embedded jointly by t-SNE, which is slow; those beyond the M of `reference` are pseudo-inputs."""
+    """Points (N, D) embedded jointly by t-SNE, which is slow; those beyond the M of `reference` are others."""
     from sklearn.manifold import TSNE
 
     fitted = TSNE(2, perplexity=min(30, (len(points) - 1) / 3), random_state=0)
-    caption = "test images and pseudo-inputs, embedded jointly" if len(points) > len(reference) else ""
+    caption = "embedded jointly" if len(points) > len(reference) else ""
     return fitted.fit_transform(points), ("t-SNE 1", "t-SNE 2"), caption
 
 

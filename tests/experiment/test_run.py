@@ -655,6 +655,23 @@ def test_a_run_of_a_version_that_knew_no_beta_had_one(folder):
     assert experiment.load(folder).config == before and before.beta == 1
 
 
+def test_images_that_are_not_the_run_s_are_binarized_as_its_own_are(folder):
+    """Grey ones also where its own need not be, as they are binary in their files."""
+    for own, name, expected in (
+        ("staticmnist", "mnist", "dynamic"),
+        ("staticmnist", "caltech101", "none"),
+        ("mnist", "staticmnist", "dynamic"),
+    ):
+        edit(folder, data_set=own)
+        run = experiment.load(folder).on(name)
+        assert run.binarization == expected
+        assert run.note == f"not the run's data but {name}, binarization {expected}, likelihood bernoulli"
+    with pytest.raises(UserError, match=r"trained on images \(28, 28, 1\), but those of cifar10 are \(32, 32, 3\)"):
+        run.on("cifar10")
+    with pytest.raises(UserError, match=r"--on mnist is the data set of .* itself; leave --on away"):
+        run.on("mnist")
+
+
 def test_the_training_images_of_a_run_are_those_that_it_was_trained_on(folder):
     edit(folder, max_train_images=33)
     run = experiment.load(folder)
