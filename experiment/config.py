@@ -33,11 +33,15 @@ class Config:
                            common=True, tag="", choices=tuple(models.NETWORKS))
     posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
-    objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; lmcvae, amcvae: Langevin "
-                             "steps, without and with acceptance", common=True, tag="",
+    objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; miwae, ciwae, piwae: "
+                             "between elbo and iwae; lmcvae, amcvae: Langevin steps", common=True, tag="",
                              choices=tuple(models.OBJECTIVES))
-    num_samples: int = setting(None, "bound", "samples or chains per image [5; 1 for elbo and lmcvae]", tag="samples",
-                               low=1, high=100_000)
+    num_samples: int = setting(None, "bound", "samples or chains per image [5; 1 for elbo and lmcvae; 64 for the "
+                               "bounds between]", tag="samples", low=1, high=100_000)
+    num_groups: int = setting(8, "bound", "miwae, piwae: groups of samples, each with a bound", tag="groups", low=1,
+                              high=100_000)
+    elbo_weight: float = setting(0.5, "bound", "ciwae: weight of the ELBO beside the importance-weighted bound",
+                                 tag="elboweight", low=0, high=1)
     num_steps: int = setting(5, "bound", "lmcvae, amcvae: annealing steps", tag="steps", low=1, high=100)
     step_size: float = setting(0.01, "bound", "lmcvae, amcvae: size of the Langevin steps", tag="step", low=1e-5,
                                high=1)
@@ -304,6 +308,7 @@ class Config:
         prior, is_sized = models.PRIORS[self.prior], models.NETWORKS[self.network].is_sized
         used = dict.fromkeys(CHAIN_SETTINGS, models.OBJECTIVES[self.objective].is_annealed)
         used |= {name: name in prior.settings for name in models.OF_PRIORS}
+        used |= {name: self.objective in owners for name, owners in models.OF_OBJECTIVES.items()}
         used |= {"num_pseudo_inputs": prior.has_components, "pseudo_init": prior.has_pseudo_inputs}
         used |= {"network_size": is_sized, "activation": is_sized, "sigma": self.observation == "gaussian"}
         return {name: value for name, value in found.items() if used.get(name, True)}

@@ -9,6 +9,7 @@ from experiment.settings import CHAIN_SETTINGS
 from runtime.rules import Rule, needs
 
 MOST_LAYERS = 256  # of latents
+WITHOUT_GRADIENTS = tuple(name for name, entry in models.OBJECTIVES.items() if not entry.has_gradients)
 ANNEALED = tuple(name for name, entry in models.OBJECTIVES.items() if entry.is_annealed)
 
 
@@ -54,7 +55,7 @@ RULES = (
          lambda c: f"makes {c.num_layers} layers; at most {MOST_LAYERS} are allowed"),
     Rule("score_channels", lambda c: c.score_channels % 2, "must be even"),
     Rule("objective", lambda c: c.is_deep and _objective(c).has_gradients,
-         lambda c: f"goes with --model vae or hvae; {c.model} has elbo and iwae"),
+         lambda c: f"goes with --model vae or hvae; {c.model} has {', '.join(WITHOUT_GRADIENTS)}"),
     Rule("latent_dim", lambda c: c.latent_dim < _smallest(c),
          lambda c: f"is too small: {c.model} needs at least {_smallest(c)}"),
     Rule("posterior", lambda c: c.posterior == "realnvp" and c.latent_dim < 2 * _smallest(c),
@@ -81,6 +82,10 @@ RULES = (
     Rule("num_samples", lambda c: c.samples < _objective(c).fewest,
          lambda c: f"is too small: {c.objective} needs at least {_objective(c).fewest}"),
     *[needs(name, "objective", *ANNEALED) for name in CHAIN_SETTINGS],
+    *[needs(name, "objective", *owners) for name, owners in models.OF_OBJECTIVES.items()],
+    *[Rule(name, lambda c: c.objective in models.OF_OBJECTIVES["num_groups"] and c.samples % c.num_groups,
+           lambda c: f"does not fit: {c.samples} samples cannot be divided into {c.num_groups} groups")
+      for name in ("num_samples", "num_groups")],
     Rule("target_accept", lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on"),
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,
          lambda c: f"does not go with --network {c.network}: its gradients with respect to z would pass through batch "

@@ -105,9 +105,13 @@ OBJECTIVES = {
     "elbo": ObjectiveEntry("objectives.Elbo", 1, 1, ()),
     "iwae": ObjectiveEntry("objectives.Iwae", 5, 1, WEIGHED),
     "dreg": ObjectiveEntry("objectives.Dreg", 5, 1, WEIGHED, has_gradients=True),
+    "miwae": ObjectiveEntry("objectives.Miwae", 64, 1, WEIGHED),
+    "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED),
+    "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, has_gradients=True),
     "lmcvae": ObjectiveEntry("objectives.LangevinMcvae", 1, 1, WALKED, has_gradients=True, is_annealed=True),
     "amcvae": ObjectiveEntry("objectives.MetropolisMcvae", 5, 2, WALKED, has_gradients=True, is_annealed=True),
 }
+OF_OBJECTIVES = {"num_groups": ("miwae", "piwae"), "elbo_weight": ("ciwae",)}  # settings that only these have
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",
                "mixlogistic": "pixels.mixture_of_logistics", "gaussian": "pixels.pixels"}  # fmt: skip

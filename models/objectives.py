@@ -29,6 +29,11 @@ def iwae(log_w):
     return ops.logsumexp(log_w, axis=0) - math.log(log_w.shape[0])
 
 
+def miwae(log_w, groups):
+    """Mean of `iwae` over groups of equally many samples (MIWAE, Rainforth et al. 2018): (n, B) -> (B,) nats."""
+    return elbo(iwae(ops.reshape(log_w, (-1, groups, log_w.shape[1]))))
+
+
 def effective_samples(log_w):
     """(sum w)^2 / sum w^2: (n, B) -> (B,), from 1 to n."""
     log_w = log_w - ops.max(log_w, axis=0, keepdims=True)  # of large ones, the difference below would have no digits
@@ -95,11 +100,37 @@ class Elbo(Sampled):
 class Iwae(Sampled):
     """The importance-weighted bound (Burda et al. 2016); its gradient weighs samples by their normalised weights."""
 
+    def bound(self, log_w):
+        """The bound of log-weights: (n, B) -> (B,) nats."""
+        return iwae(log_w)
+
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, with the effective number of samples. Stochastic."""
         terms = model.terms(x, self.n, seed, training=training)
         log_w = terms.log_w()
-        return Outcome(terms, -iwae(terms.log_w(beta)), iwae(log_w), {"ess": effective_samples(log_w)})
+        return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), {"ess": effective_samples(log_w)})
+
+
+class Miwae(Iwae):
+    """The mean of importance-weighted bounds of `num_groups` groups of samples (Rainforth et al. 2018)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.groups = config.num_groups
+
+    def bound(self, log_w):
+        return miwae(log_w, self.groups)
+
+
+class Ciwae(Iwae):
+    """A convex combination of the ELBO, by `elbo_weight`, and the importance-weighted bound (Rainforth et al. 2018)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.weight = config.elbo_weight
+
+    def bound(self, log_w):
+        return self.weight * elbo(log_w) + (1 - self.weight) * iwae(log_w)
 
 
 class Dreg(Iwae):
@@ -126,6 +157,35 @@ class Dreg(Iwae):
         of_q = ops.sum(pulls * z, axis=(0, -1))
         log_w = terms.log_w()
         return Outcome(terms, -of_p - of_q, iwae(log_w), {"ess": effective_samples(log_w)})
+
+
+class Piwae(Miwae):
+    """The importance-weighted bound for the weights of p, and that of groups for those of q (Rainforth et al. 2018).
+
+    Both gradients are the usual ones: with normalised weights v_i of all samples and u_i of a group, held fixed, sum
+    v_i d log p(x, z_i) and the mean over groups of sum u_i d log w_i. A VampPrior's encoder gets both, as in `Dreg`.
+    """
+
+    def bound(self, log_w):
+        return iwae(log_w)
+
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome; its loss in training has the gradient, and no meaning of its own. Stochastic."""
+        if not training:
+            return super().outcome(model, x, seed, beta, training)
+        path, z = path_of(model, x, self.n, seed, beta)
+        point = path.at(ops.stop_gradient(z))
+        terms = terms_of(point)
+        annealed = terms.log_w(beta)
+        grouped = ops.reshape(annealed, (-1, self.groups, annealed.shape[1]))
+        v = ops.stop_gradient(ops.exp(annealed - ops.logsumexp(annealed, axis=0)))  # (n, B)
+        u = ops.exp(grouped - ops.logsumexp(grouped, axis=0)) / self.groups
+        u = ops.stop_gradient(ops.reshape(u, annealed.shape))
+        pulls = ops.stop_gradient(ops.expand_dims(u, -1) * (point.grad_end - beta * point.grad_start))
+        of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
+        of_q = ops.sum(pulls * z, axis=(0, -1)) - beta * ops.sum(u * terms.log_qz_x, axis=0)
+        log_w = terms.log_w()
+        return Outcome(terms, -of_p - of_q, self.bound(log_w), {"ess": effective_samples(log_w)})
 
 
 def path_of(model, x, n, seed, beta=1.0):

@@ -192,7 +192,7 @@ def other(name):
     field, used = FIELDS[name], getattr(Config(**SMALL), name)
     choices, kind = field.metadata["choices"], field.type
     # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
-    if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7"}):
+    if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7", "num_groups": 16}):
         return chosen[name]
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)

@@ -173,7 +173,10 @@ def test_the_training_id_reads_as_documented(settings, expected):
 
 
 def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
-    names = [name for name in NUMBERS if name not in ("binarize", "image_size")]  # of bernoulli, of own images
+    owned = {name: {"objective": owners[0]} for name, owners in models.OF_OBJECTIVES.items()}
+    owned |= {name: {"prior": "flow"} for name in models.OF_PRIORS}
+    apart = ("binarize", "image_size", *owned)  # of bernoulli, of own images, of some objectives and priors
+    names = [name for name in NUMBERS if name not in apart]
     of_small = [name for name in names if name not in DEEP_ONLY]
     ids = {Config(**SMALL).training_id} | {Config(**(SMALL | {name: other(name)})).training_id for name in of_small}
     assert len(ids) == 1 + len(of_small)
@@ -181,6 +184,9 @@ def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
     ids = {Config(**DEEP).training_id} | {Config(**(DEEP | {name: other(name)})).training_id for name in of_deep}
     assert len(ids) == 1 + len(of_deep)
     assert len({Config(binarize=choice).training_id for choice in ("dynamic", "threshold", "none")}) == 3
+    for name, owner in owned.items():
+        usual = Config(**owner).training_id
+        assert Config(**owner, **{name: other(name)}).training_id.startswith(f"{usual}_")
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -71,6 +71,9 @@ class Rotated:
         return Normal(ops.zeros_like(z), ops.zeros_like(z)).log_prob(z) + np.float32(np.log(np.diag(self.chol)).sum())
 
 
+OF_GROUPS = models.OF_OBJECTIVES["num_groups"]
+
+
 def made(name, n=None, **settings):
     config = Config(objective=name, num_samples=n, **settings)
     return getattr(objectives, models.OBJECTIVES[name].path.split(".")[1])(config)
@@ -137,8 +140,8 @@ def test_one_sample_of_iwae_is_the_elbo_and_an_even_weight_counts_all():
 @pytest.mark.parametrize("name", models.OBJECTIVES)
 @pytest.mark.parametrize("training", [True, False])
 def test_an_outcome_has_what_its_objective_says_and_the_elbo_beside(name, training):
-    found = outcome(name, 3, training=training)
     entry = models.OBJECTIVES[name]
+    found = outcome(name, 3, training=training, **({"num_groups": 3} if name in OF_GROUPS else {}))
     assert ("bound", *found.logs) == (entry.logged or ("bound",))
     for value in (found.loss, found.bound, *found.logs.values()):
         assert value.shape == (3,) and np.isfinite(np.asarray(value)).all()
@@ -196,6 +199,33 @@ def gradients(name, n, groups, theta=THETA, size=500, **settings):
     tensor = ops.convert_to_tensor(np.float32(theta))
     found = [value_and_gradient(lambda t, seed=seed: loss(t, seed), tensor)[2] for seed in range(groups)]
     return np.array([np.asarray(one, "float64") for one in found])
+
+
+@on_both_backends
+def test_bounds_of_groups_and_combinations_lie_between_their_neighbours():
+    """For any log-weights; their ends are the ELBO and the importance-weighted bound themselves."""
+    log_w = np.float32(3 * rng.normal(size=(24, 50)))
+    low, high = np.asarray(objectives.elbo(log_w)), np.asarray(objectives.iwae(log_w))
+    groups = {n: np.asarray(objectives.miwae(log_w, n)) for n in (1, 2, 8, 24)}
+    np.testing.assert_allclose(groups[1], high, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(groups[24], low, rtol=1e-5, atol=1e-5)
+    assert np.all(low < groups[8]) and np.all(groups[2] < high)
+    assert groups[8].mean() < groups[2].mean()  # of groups that are not nested, on the average alone
+    for weight in (0.0, 0.3, 1.0):
+        found = np.asarray(made("ciwae", 24, elbo_weight=weight).bound(log_w))
+        np.testing.assert_allclose(found, weight * low + (1 - weight) * high, rtol=1e-5, atol=1e-5)
+
+
+@slow_on_jax
+@on_both_backends
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+def test_piwae_trains_p_by_all_samples_and_q_by_groups(beta):
+    """With the same noise: the factor of p's weights has the gradient of iwae, those of q that of miwae."""
+    found = {name: gradients(name, 12, 2, size=40, beta=beta, **({} if name == "iwae" else {"num_groups": 4}))
+             for name in ("iwae", "miwae", "piwae")}  # fmt: skip
+    np.testing.assert_allclose(found["piwae"][:, 3], found["iwae"][:, 3], rtol=1e-4)
+    np.testing.assert_allclose(found["piwae"][:, :3], found["miwae"][:, :3], rtol=1e-3, atol=1e-4)
+    assert np.abs(found["iwae"] - found["miwae"]).max() > 0.01  # there is something to tell apart
 
 
 @slow_on_jax
@@ -303,7 +333,7 @@ CASES = [
     (network, objective)
     for network, entry in ((name, models.NETWORKS[name]) for name in NETWORKS)
     for objective, other in models.OBJECTIVES.items()
-    if not (other.has_gradients and entry.normalises_batches)
+    if not (other.has_gradients and entry.normalises_batches) and objective != "piwae"  # which has two gradients
 ]
 
 
@@ -323,13 +353,13 @@ if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of th
 def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
-    settings = settings if models.OBJECTIVES[name].is_annealed else {}
+    settings = settings if models.OBJECTIVES[name].is_annealed else {"num_groups": 2} if name in OF_GROUPS else {}
     more = ({"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}) | chosen
     config = Config(
         model="hvae", prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2, num_pseudo_inputs=3,
         data_set="digits", **settings, **more,
     )  # fmt: skip
-    frozen = Frozen()
+    frozen, rng = Frozen(), np.random.default_rng(0)  # images that do not depend on which tests ran before
     with float64():
         keras.utils.set_random_seed(0)
         model = models.build(config, (8, 4, 2), from_data=rng.random((3, 8, 4, 2)))
@@ -424,5 +454,9 @@ def test_step_sizes_adapt_to_the_acceptance_that_is_wanted_in_training_only(monk
 
 def test_usual_numbers_are_those_of_the_papers():
     usual = {name: (Config(objective=name).samples, Config(objective=name).acceptance) for name in models.OBJECTIVES}
-    assert usual == {"elbo": (1, None), "iwae": (5, None), "dreg": (5, None), "lmcvae": (1, None), "amcvae": (5, 0.8)}
+    grouped = dict.fromkeys(("miwae", "ciwae", "piwae"), (64, None))
+    assert usual == grouped | {
+        "elbo": (1, None), "iwae": (5, None), "dreg": (5, None), "lmcvae": (1, None), "amcvae": (5, 0.8)
+    }  # fmt: skip
+    assert Config(objective="miwae").num_groups == 8 and Config(objective="ciwae").elbo_weight == 0.5
     assert Config(objective="amcvae", learn_step_size="on").acceptance is None
