@@ -148,7 +148,7 @@ def _without_others(paths):
     others = [path for path in paths if os.path.exists(path) and not os.path.lexists(Path(path, "config.json"))]
     if len(others) in (0, len(paths)):
         return paths
-    print(f"warning: left out, as there is no config.json in them: {', '.join(others)}", file=sys.stderr)
+    print(f"warning: left out, as no config.json is found in them: {', '.join(others)}", file=sys.stderr)
     return [path for path in paths if path not in others]
 
 

@@ -214,7 +214,7 @@ def test_what_is_no_run_is_left_out_where_runs_are_named_beside_it(tmp_path, cap
     add_runs(parser)
     names = sorted(map(str, tmp_path.iterdir()))
     assert len(chosen_runs(parser.parse_args(names))) == 2
-    said = f"left out, as there is no config.json in them: {tmp_path / 'logs'}, {tmp_path / 'ranking.csv'}\n"
+    said = f"left out, as no config.json is found in them: {tmp_path / 'logs'}, {tmp_path / 'ranking.csv'}\n"
     assert capsys.readouterr().err.startswith(f"warning: {said}")
     for words, no_run in ((names[-2:], "logs"), ([*names, str(tmp_path / "typo")], "typo")):
         with pytest.raises(UserError, match=f"{no_run} is no run: it has no readable config.json"):
