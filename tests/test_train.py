@@ -328,7 +328,7 @@ def test_presets_are_listed_with_cost_and_result(capfd):
         ({"colour": "red"}, "unrecognized arguments: --colour red"),
         ({"latent": 3}, "unrecognized arguments: --latent 3; did you mean --latent_dim?"),
         ({"epoch": 1}, "unrecognized arguments: --epoch 1; did you mean --epochs?"),
-        ({"beta": 4}, "unrecognized arguments: --beta 4"),
+        ({"beta_w": 4}, "unrecognized arguments: --beta_w 4"),
         ({"dataset": "mnist"}, "unrecognized arguments: --dataset mnist; did you mean --data_set?"),
         ({"epochs": "ten"}, "argument --epochs: invalid int value: 'ten'"),
         ({"latent_dim": 0}, "--latent_dim 0 must be at least 1"),
