@@ -40,8 +40,9 @@ def print_lowest(found):
     rows = []
     for one in found:
         for at in np.argsort(one.estimate.log_px)[:LOWEST]:
-            log_px, error = float(one.estimate.log_px[at]), float(one.estimate.log_px_se[at])
-            rows.append({"run": one.name, "image": str(one.names[at]), "log_px": log_px, "log_px_se": error})
+            name, log_px, error = str(one.names[at]), *(float(column[at]) for column in one.estimate[:2])
+            name = name if name.isprintable() else repr(name)
+            rows.append({"run": one.name, "image": name, "log_px": log_px, "log_px_se": error})
     print(table(rows))
 
 
