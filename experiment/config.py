@@ -301,10 +301,10 @@ class Config:
         is_open = self.is_own and self.likelihood == "auto"  # as the command is, whose id must not depend on the images
         if not is_open and self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             found["binarize"] = "auto"
-        for name in ("num_samples", "target_accept"):
-            usual = dataclasses.replace(self, **{name: None})
-            if (self.samples, self.acceptance) == (usual.samples, usual.acceptance):
-                found[name] = None
+        if self.samples == models.OBJECTIVES[self.objective].samples:
+            found["num_samples"] = None
+        if self.acceptance == dataclasses.replace(self, target_accept=None).acceptance:
+            found["target_accept"] = None
         prior, is_sized = models.PRIORS[self.prior], models.NETWORKS[self.network].is_sized
         used = dict.fromkeys(CHAIN_SETTINGS, models.OBJECTIVES[self.objective].is_annealed)
         used |= {name: name in prior.settings for name in models.OF_PRIORS}

@@ -31,7 +31,12 @@ def iwae(log_w):
 
 def miwae(log_w, groups):
     """Mean of `iwae` over groups of equally many samples (MIWAE, Rainforth et al. 2018): (n, B) -> (B,) nats."""
-    return elbo(iwae(ops.reshape(log_w, (-1, groups, log_w.shape[1]))))
+    return elbo(iwae(in_groups(log_w, groups)))
+
+
+def in_groups(log_w, groups):
+    """Log-weights (n, B) as (n / groups, groups, B)."""
+    return ops.reshape(log_w, (log_w.shape[0] // groups, groups, -1))
 
 
 def effective_samples(log_w):
@@ -177,10 +182,10 @@ class Piwae(Miwae):
         point = path.at(ops.stop_gradient(z))
         terms = terms_of(point)
         annealed = terms.log_w(beta)
-        grouped = ops.reshape(annealed, (-1, self.groups, annealed.shape[1]))
+        grouped = in_groups(annealed, self.groups)
         v = ops.stop_gradient(ops.exp(annealed - ops.logsumexp(annealed, axis=0)))  # (n, B)
         u = ops.exp(grouped - ops.logsumexp(grouped, axis=0)) / self.groups
-        u = ops.stop_gradient(ops.reshape(u, annealed.shape))
+        u = ops.stop_gradient(ops.reshape(u, (self.n, -1)))
         pulls = ops.stop_gradient(ops.expand_dims(u, -1) * (point.grad_end - beta * point.grad_start))
         of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
         of_q = ops.sum(pulls * z, axis=(0, -1)) - beta * ops.sum(u * terms.log_qz_x, axis=0)

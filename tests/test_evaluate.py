@@ -322,6 +322,7 @@ def test_a_run_that_a_grid_does_not_resolve_is_scored_by_importance_sampling(pla
     refused(capfd, evaluate.main, [plane, "--max_images", 5, "--estimator", "quadrature"], "try --estimator is")
 
 
+@pytest.mark.slow
 def test_more_modes_are_looked_for_on_a_few_images(plane, capfd, monkeypatch):
     """What they find is stored and printed; a fit that lost most of p(x) is noticed."""
     assert called(evaluate.main, plane, "--max_images", 100, "--num_samples", 500) == 0

@@ -161,6 +161,7 @@ def test_it_is_imported_from_elsewhere_without_keras(tmp_path):
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_guide_run(tmp_path, monkeypatch):
     """On fewer epochs of a smaller network."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)

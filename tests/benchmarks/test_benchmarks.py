@@ -91,6 +91,7 @@ def test_operations_of_a_step_are_those_counted_by_hand(network, expected):
     assert pseudo == 7 * 6 * train_step.multiply_adds(encoder)
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 def test_bare_steps_train_as_fit_does():

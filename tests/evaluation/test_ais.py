@@ -37,6 +37,7 @@ def test_it_gives_the_known_log_likelihood(layers, start):
     assert np.all(np.abs(found.log_px - exact(covariance)) < 4.5 * found.log_px_se)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_chains_that_start_at_several_modes_find_what_q_does_not_know():
     model, truth, _ = many_modes(3, 3, 8.0, 1)

@@ -91,6 +91,7 @@ def test_kid_of_equal_distributions_is_0_in_standard_errors():
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.3)  # they are what they say
 
 
+@pytest.mark.slow
 def test_kid_of_two_distributions_is_its_expectation_in_standard_errors():
     shift = 0.8
     found = distances.kernel(drawn(40_000, 0), drawn(40_000, 1, shift))

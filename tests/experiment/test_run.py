@@ -184,6 +184,7 @@ def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
     ids = {Config(**DEEP).training_id} | {Config(**(DEEP | {name: other(name)})).training_id for name in of_deep}
     assert len(ids) == 1 + len(of_deep)
     assert len({Config(binarize=choice).training_id for choice in ("dynamic", "threshold", "none")}) == 3
+    assert Config(objective="miwae", num_samples=9, num_groups=3).training_id.endswith("_miwae_samples9_groups3")
     for name, owner in owned.items():
         usual = Config(**owner).training_id
         assert Config(**owner, **{name: other(name)}).training_id.startswith(f"{usual}_")
@@ -706,8 +707,7 @@ def test_the_model_is_rebuilt_from_the_folder_alone(weighty):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.keras
-@pytest.mark.parametrize("executable", ["''", "None"])
+@pytest.mark.parametrize("executable", [pytest.param("''", marks=pytest.mark.slow), "None"])
 def test_a_python_without_an_executable_loads_a_run(weighty, script, executable):
     """As a server, or a program in which Python is embedded, has it."""
     code = f"import sys; sys.executable = {executable}; import experiment; "

@@ -99,6 +99,7 @@ def test_bounds_are_those_of_the_best_network(v, exact, continuous, discrete):
         assert -mean == pytest.approx(value, abs=4 * error + 0.02)
 
 
+@pytest.mark.slow
 def test_the_bound_of_spread_times_varies_less_than_that_of_independent_ones():
     law, u = gaussian(0.06, 25), np.repeat(draws(0.06, 1), 200, axis=0)
     together = [float(ops.mean(law.bound(u, seed(k)))) for k in range(60)]
@@ -130,6 +131,7 @@ def test_draws_of_the_best_network_have_the_variance_that_its_steps_give():
     assert len(walk) == 52 and all(one.shape == (3, DIM) for one in walk)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_many_paths_close_the_gap_and_stay_below():
     """log-mean-exp of K path weights: at K = 1000 within a nat of the exact value, and in expectation not above it."""
@@ -143,6 +145,7 @@ def test_many_paths_close_the_gap_and_stay_below():
     assert log_w.mean() < estimates.mean() - 5
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_a_network_begins_as_zero_and_each_of_its_weights_learns():
     prior = DiffusionPrior((4, 4, 2), 8, 1, 0.5, GAMMA_0, 5)

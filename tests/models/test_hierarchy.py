@@ -396,6 +396,7 @@ def steps(config, count, lr=0.01, jit=False):
     return {name: np.array([float(log[name]) for log in logs]) for name in logs[0]}, still, model
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.parametrize("name", first_on_both("dvp", "ladder"))
 def test_it_learns_with_every_weight_but_the_unused_one(name):

@@ -427,7 +427,8 @@ def test_hidden_layers_alone_are_rounded(family):
     assert keras.config.dtype_policy().name == "float32"
 
 
-@pytest.mark.parametrize("policy", first_on_both("mixed_bfloat16", "float16"))
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@slow_on_jax
 def test_a_models_precision_is_its_own_whatever_the_process_has_set(policy):
     exact, x = build(), images()
     expected = [exact.embed(x), importance_sampling(exact, x, 10).log_px]

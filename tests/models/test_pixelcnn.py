@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import first_on_both, log_joint, slow_on_jax
+from conftest import log_joint, slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 
@@ -63,6 +63,7 @@ def test_the_probabilities_of_all_images_sum_to_one():
     np.testing.assert_allclose(np.exp(log_p).sum(axis=0), 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_images_are_drawn_from_the_density():
     """Of nine pixels: XLA, as the tests have it, takes a hundred times as long for convolutions of fewer."""
@@ -108,7 +109,10 @@ def test_the_model_draws_reconstructs_and_counts_passes():
 
 
 @slow_on_jax
-@pytest.mark.parametrize("likelihood", first_on_both(*models.LIKELIHOODS))
+@pytest.mark.parametrize(
+    "likelihood",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "bernoulli")) for name in models.LIKELIHOODS],
+)
 def test_every_weight_gets_a_gradient(likelihood):
     binarize = "dynamic" if likelihood == "bernoulli" else "none"
     config = Config(model="hvae", network="pixel", latent_dim=3, likelihood=likelihood, binarize=binarize)

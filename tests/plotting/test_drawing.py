@@ -207,7 +207,14 @@ def test_the_style_is_the_same_for_everyone_and_does_not_leak():
         assert matplotlib.rcParams["font.size"] == 31
 
 
-@pytest.mark.parametrize("named", ["TkAgg", "nonsense", "module://matplotlib_inline.backend_inline"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param("TkAgg", marks=pytest.mark.slow),
+        pytest.param("nonsense", marks=pytest.mark.slow),
+        "module://matplotlib_inline.backend_inline",
+    ],
+)
 def test_no_display_is_needed_whatever_matplotlib_is_told_to_use(named, script, tmp_path):
     """Jupyter tells all its child processes to use a module that their environment need not have."""
     (tmp_path / "matplotlibrc").write_bytes(b"font.size: \xff")

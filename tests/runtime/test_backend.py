@@ -136,7 +136,14 @@ STARTED = (
 )
 
 
-@pytest.mark.parametrize("content", ['{"epsilon": 1, "floatx": [], "nnx_enabled": true, "backend": 7}', "[]", "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"epsilon": 1, "floatx": [], "nnx_enabled": true, "backend": 7}',
+        pytest.param("[]", marks=pytest.mark.slow),
+        pytest.param("{", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_that_keras_refuses_ends_a_script(tmp_path, content):
     (tmp_path / "keras.json").write_text(content)
     there = {"KERAS_HOME": str(tmp_path), "KERAS_NNX_ENABLED": "1", "KERAS_MAX_EPOCHS": "x"}

@@ -93,6 +93,7 @@ def alone(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [pytest.param("mlp", marks=pytest.mark.slow), "conv"])
 def test_each_device_computes_its_own_images_of_several_samples(network):
     """Two devices, five samples of six images: no device is given those of the other."""

@@ -149,7 +149,9 @@ def gone_on(run):
 
 @slow_on_jax
 @pytest.mark.keras
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)])
+@pytest.mark.parametrize(
+    ("epoch", "step"), [pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)]
+)
 def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole, epoch, step):
     run = interrupted(tmp_path, monkeypatch, epoch, step, die)
     assert run.state == "failed" and run.status["epochs_done"] == epoch
@@ -163,7 +165,7 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
     [
         (0, 0, signal.SIGINT, 1),
         pytest.param(1, 2, signal.SIGTERM, 3, marks=pytest.mark.slow),
-        (3, 1, signal.SIGHUP, 2),
+        pytest.param(3, 1, signal.SIGHUP, 2, marks=pytest.mark.slow),
         (2, 3, signal.SIGTERM, 0),
     ],
 )

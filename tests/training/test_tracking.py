@@ -82,6 +82,7 @@ def is_history(found, run):
 # ---------------------------------------------------------------------------------------------- TensorBoard
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 def test_tracking_changes_no_bit_of_a_training(tracked, untracked):
