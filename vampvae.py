@@ -29,7 +29,7 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
     evaluate_script: ("gs_key", "runs_dir", "compare"),
     plot_script: (),
 }
-OF_SPLITS = ("split", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
+OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
 
 
 class Run(experiment.Run):
@@ -88,7 +88,8 @@ def train(images, **settings):
     """
     args = _flags(train_script, settings)
     place = getattr(args, "runs_dir", Config.runs_dir)
-    args.data_set = images if isinstance(images, str) else stored(images, place)
+    args.data_set = [images if isinstance(images, str) else stored(images, place)]
+    check(train_script.RULES, args)  # anew, as a data_dir does not go with every data set
     (config,) = configs_of(args)
     with backend.borrowed(args.backend, args.device):
         run, config = start.existing(config, args)
@@ -115,7 +116,7 @@ def plot(run, name, projection="pca"):
 
 
 def _run(run, data_dir=None):
-    return run if isinstance(run, experiment.Run) else Run(run, data_dir)
+    return run if isinstance(run, experiment.Run) and not data_dir else Run(getattr(run, "path", run), data_dir)
 
 
 def _flags(script, settings, refused=()):

@@ -141,6 +141,8 @@ def test_a_bad_setting_is_the_sentence_of_its_flag(settings, message, tmp_path):
         (lambda run: vampvae.evaluate(run, num_samples=1), "argument --num_samples: 1 must be at least 2"),
         (lambda run: vampvae.evaluate(run, compare=True), "compare=True is not for one run in Python; see evaluate.py"),
         (lambda run: run.log_px(IMAGES, split="val"), "split='val' is not for one run"),
+        (lambda run: run.log_px(IMAGES, on="mnist"), "on='mnist' is not for one run"),
+        (lambda run: vampvae.evaluate(run, data_dir="nowhere"), "nowhere cannot be read"),
         (lambda run: vampvae.plot(run, "sample"), "no figure 'sample'; choose from input, reconmanifold"),
         (lambda run: vampvae.plot(run, "layers"), "such a run has no layers"),
         (lambda run: vampvae.plot(run, "samples", "umap"), "argument --projection: invalid choice: 'umap'"),
@@ -148,6 +150,7 @@ def test_a_bad_setting_is_the_sentence_of_its_flag(settings, message, tmp_path):
         (lambda run: run.sample(0), "the number of images must be a whole number from 1"),
         (lambda run: vampvae.load("nowhere"), "nowhere is no run"),
         (lambda run: vampvae.train("cats"), "--data_set 'cats' is unknown; choose from mnist"),
+        (lambda run: vampvae.train("folder:cats", data_dir="dogs"), "does not go with --data_set folder:PATH"),
     ],
 )
 def test_a_bad_call_is_one_sentence(call, message, of_array):
