@@ -4,9 +4,11 @@ import sys
 
 import numpy as np
 
+import experiment  # first, as it names a module of another program that is in the way
+
+# isort: split
 import data
 import evaluate as evaluate_script
-import experiment
 import plot as plot_script
 import train as train_script
 from data.arrays import as_grey, stored

@@ -873,7 +873,7 @@ def test_a_users_own_module_of_the_same_name_is_told(tmp_path, name, begin):
     own.parent.mkdir(exist_ok=True)
     own.write_text("")
     room = name.split("/")[0].removesuffix(".py")
-    code = f"import sys; {begin.format(str(ROOT), room)}; import experiment"
+    code = f"import sys; {begin.format(str(ROOT), room)}; import vampvae"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     said = f"module {room} is {own}, and not that of {ROOT}: start Python again with sys.path.insert(0, '{ROOT}')"
     assert f"\nImportError: {said}" in done.stderr
