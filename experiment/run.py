@@ -151,7 +151,8 @@ class Run:
         if self.is_own:
             return note
         how = f"binarization {self.binarization}, likelihood {self.config.observation}"
-        return "; ".join(filter(None, [f"not the run's data but {self.data_set}, {how}", note]))
+        notes = f"not the run's data but {self.data_set}, {how}", note, self.dataset.source.note
+        return "; ".join(filter(None, notes))
 
     @cached_property
     def model(self):
