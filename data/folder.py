@@ -80,13 +80,10 @@ def whole(name, image_size=None) -> Source:
     path, plain = _path(name), source(name, image_size)
 
     def read(dataset, split):
-        own, seen = _looked(path, image_size), collections.Counter()
+        own = _looked(path, image_size)
         what = f"{PREFIX}{path.name or path}: {len(own.names):,} images {words(own.shape)}"
         dataset.about = "; ".join([what, *_left_out(own.left_out)])
-        for one in filter(None, own.names):
-            page = f"#{seen[one]}" * (seen[one] > 0)
-            dataset.image_names += (f"{one}{page}".encode(errors="backslashreplace").decode(),)
-            seen[one] += 1
+        dataset.image_names = tuple(one.encode(errors="backslashreplace").decode() for one in own.names if one)
         dataset.sha256[plain.name] = own.sha256
         return own.read(np.arange(len(own.names)))[0], None
 
@@ -132,9 +129,9 @@ def _left_out(counts):
 class Own(NamedTuple):
     """What lies at a path: images of one `shape` (H, W, C), and the sha256 of what tells which they are.
 
-    `read(rows)` returns images, uint8 (n, H, W, C), and their sha256. `names` are those of their files in a folder, and
-    "" in an array; `labels` is an array (N,) or None. `left_out` counts what was not read by its kind. `are_bytes`
-    unless pixels were booleans or floats.
+    `read(rows)` returns images, uint8 (n, H, W, C), and their sha256. `names` are those of their files in a folder,
+    with #1 for a second page, and "" in an array; `labels` is an array (N,) or None. `left_out` counts what was not
+    read by its kind. `are_bytes` unless pixels were booleans or floats.
     """
 
     names: list[str]
@@ -198,7 +195,7 @@ def _pictures(folder, size):
 
     names = [f"{name}{f'#{page}' * (page > 0)}" for name, page in pages]
     sha256 = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
-    return Own([name for name, _ in pages], first, sha256, read, left_out)
+    return Own(names, first, sha256, read, left_out)
 
 
 def _names(folder, left_out):

@@ -60,8 +60,7 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
         network.check(run.image_shape)
     run.check_writable()
     images, index = run.images(split, max_images), run.index(split, max_images)
-    names = run.image_names(split, max_images)
-    weights_sha256 = run.weights_sha256  # of the weights that are loaded now, should training go on
+    names, weights_sha256 = run.image_names(index), run.weights_sha256  # of the weights that are loaded now
     started = time.perf_counter()
     of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours

@@ -223,9 +223,9 @@ class Run:
             other = f"but those of {self.data_set} are {shape}"
             raise UserError(f"{self.path} was trained on images {self.image_shape}, {other}")
 
-    def image_names(self, split, n=None):
-        """What the images of `index` are called: their files' names in a folder that is not the run's, else indices."""
-        index, names = self.index(split, n), self.dataset.image_names
+    def image_names(self, index):
+        """What images of an `index` are called: their files' names in a folder that is not the run's, else indices."""
+        names = self.dataset.image_names
         return [names[at] for at in index] if names else index.tolist()
 
     def check_data(self, dataset):
