@@ -194,8 +194,8 @@ class Config:
         return data.source(self.data_set, self.image_size)
 
     @property
-    def is_own(self):
-        """Whether the images are a user's own: training looks at them to settle what `auto` is."""
+    def is_folder(self):
+        """Whether the data set is a folder:PATH, a user's own images, which settle what `auto` is."""
         return self.source.num_images is None
 
     @property
@@ -208,7 +208,7 @@ class Config:
         """What `likelihood` is, a name in models.LIKELIHOODS; auto is bernoulli where own images are binarized."""
         if self.likelihood != "auto":
             return self.likelihood
-        is_asked = self.is_own and self.binarize in ("dynamic", "threshold")
+        is_asked = self.is_folder and self.binarize in ("dynamic", "threshold")
         return "bernoulli" if is_asked else self.usual_likelihood
 
     @property
@@ -296,9 +296,9 @@ class Config:
         """
         numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
         found = {name: getattr(self, name) for name in numbers if self.has(name)}
-        if self.observation == self.source.likelihood and not self.is_own:
+        if self.observation == self.source.likelihood and not self.is_folder:
             found["likelihood"] = "auto"
-        is_open = self.is_own and self.likelihood == "auto"  # as the command is, whose id must not depend on the images
+        is_open = self.is_folder and self.likelihood == "auto"  # as in the command: no id may depend on the images
         if not is_open and self.binarization == dataclasses.replace(self, binarize="auto").binarization:
             found["binarize"] = "auto"
         if self.samples == models.OBJECTIVES[self.objective].samples:

@@ -3,7 +3,6 @@
 import itertools
 import re
 
-import data
 import models
 from experiment.settings import CHAIN_SETTINGS
 from runtime.rules import Rule, needs
@@ -47,7 +46,7 @@ RULES = (
          "must be a name that keras.activations knows, as relu"),
     *[Rule(name, lambda c, name=name: not c.has(name), lambda c, name=name: not_of_model(c.model, name))
       for name in models.OWNED],
-    Rule("image_size", lambda c: c.data_set in data.DATA_SETS, "goes with --data_set folder:PATH"),
+    Rule("image_size", lambda c: not c.is_folder, "goes with --data_set folder:PATH"),
     Rule("scales", lambda c: not scales(c), "must be counts and rows, the finest first, as 4x14,4x7"),
     Rule("scales", lambda c: any(fine <= coarse for (_, fine), (_, coarse) in itertools.pairwise(scales(c))),
          "must begin with the finest, and have each once"),

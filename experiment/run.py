@@ -83,7 +83,7 @@ class Run:
         other = copy.copy(self)
         other.__dict__.pop("dataset", None)
         other.data_set = data.absolute(name)
-        other._check_shape(data.source(name).image_shape)
+        other._check_fits(data.source(name).image_shape)
         return other
 
     @property
@@ -214,11 +214,11 @@ class Run:
             self.dataset.split("val")  # which training read: its checksum tells whether these are the images, moved
         shape = self.dataset.split(split).images.shape[1:]
         self.check_data(self.dataset)
-        self._check_shape(shape)
+        self._check_fits(shape)
         self.dataset.tell()
         return data.held_out(self.dataset, split, self.binarization, self.index(split, n))
 
-    def _check_shape(self, shape):
+    def _check_fits(self, shape):
         if shape not in (None, self.image_shape):
             other = f"but those of {self.data_set} are {shape}"
             raise UserError(f"{self.path} was trained on images {self.image_shape}, {other}")

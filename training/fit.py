@@ -46,7 +46,7 @@ def train(config, overwrite=False, source=None):
         falls = f"has a learning rate that falls over its {before} epochs"
         raise UserError(f"{source.path} {falls}: it cannot be trained longer")
     dataset = _load(config)
-    if config.is_own and not source:
+    if config.is_folder and not source:
         dataset.split("train")
         config = dataclasses.replace(config, auto_likelihood=dataset.likelihood)  # so that it never changes
     prepared = prepare(config, dataset)
