@@ -6,11 +6,11 @@ from urllib.parse import urlsplit
 
 import pooch
 import requests
-from tqdm import tqdm
 
 from data.archives import MOST_BYTES
 from runtime import atomic
 from runtime.errors import DataError
+from runtime.progress import Progress
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 16
@@ -45,7 +45,7 @@ def _receive(file, url, path, _):
     with requests.Session() as session:
         session.adapters.pop("http://")  # so that neither a mirror nor a redirect leaves https
         session.headers["Accept-Encoding"] = "identity"  # a .gz as it is
-        bar = tqdm(total=file.packed.bytes, desc=str(file), unit="B", unit_scale=True, disable=None)  # on terminals
+        bar = Progress(total=file.packed.bytes, desc=str(file), unit="B", unit_scale=True)
         with session.get(url, stream=True, timeout=TIMEOUT) as response, open(path, "wb") as out, bar:
             response.raise_for_status()
             for chunk in response.iter_content(CHUNK):

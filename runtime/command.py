@@ -19,8 +19,6 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 USUAL = (signal.SIG_DFL, signal.default_int_handler)  # handlers that no parent or user has set
 path = os.path.expanduser  # a reader of paths: a shell expands no ~ in --out=~/pictures
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
-
-
 WIDEST, TEXT = 120, 27  # columns of a help text, and where the words on a flag begin
 
 
@@ -165,11 +163,6 @@ def command(run, args):
     except KeyboardInterrupt:
         print("stopped; files that were written are complete and stay", file=sys.stderr)
         return STOPPED
-
-
-def is_watched():
-    """Whether somebody sees a progress bar: on a terminal, or in a notebook."""
-    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def _open_streams():

@@ -7,8 +7,6 @@ import time
 
 from tqdm.auto import tqdm
 
-from runtime.command import is_watched
-
 EVERY = 60.0  # seconds between lines, or a hundredth of the time so far if that is more
 LINE = "{desc}{n_fmt} of {total_fmt}{unit}, {elapsed} so far, {remaining} left{postfix}"
 
@@ -17,7 +15,7 @@ class Progress(tqdm):
     """A tqdm bar on a terminal and in a notebook; elsewhere lines of the format `line`, none in the first minute."""
 
     def __init__(self, line=LINE, **options):
-        self.is_bar = is_watched()
+        self.is_bar = (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
         if not self.is_bar:  # with a file that nobody sees for all that clears and draws bars
             about = f"{options['desc']}: " if "desc" in options else ""
             options |= {"bar_format": line, "file": io.StringIO(), "desc": about}

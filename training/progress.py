@@ -5,7 +5,6 @@ import sys
 import time
 
 import keras
-from tqdm.auto import tqdm
 
 from runtime import progress
 from runtime.text import duration
@@ -43,7 +42,7 @@ class Progress(keras.callbacks.Callback):
                 left = self.config.epochs - self.first
                 text = expected_time(step, left, self.batches.steps, self.validation_steps, self.config)
                 with contextlib.suppress(OSError):  # its reader has ended, or a disk is full; training continues
-                    tqdm.write(text)
+                    self.bar.write(text)
                     sys.stdout.flush()  # else it reaches a log file when the run is over
         self.started, self.done = time.perf_counter(), done
 
@@ -55,7 +54,7 @@ class Progress(keras.callbacks.Callback):
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
             with contextlib.suppress(OSError):
-                tqdm.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
+                self.bar.write(f"{text} and were left out; lower --step_size {self.config.step_size}", file=sys.stderr)
             self.has_warned = True
 
     def __exit__(self, *_):

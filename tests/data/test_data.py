@@ -539,7 +539,7 @@ def test_untrusted_server_is_refused(tiny, site, monkeypatch, tmp_path):
 def test_endless_transfer_is_cut(tiny, site, monkeypatch):
     set_mirrors(monkeypatch, tiny, site.offer("endless", dict.fromkeys(tiny.packed, bytes(40_000_000))))
     received = []
-    monkeypatch.setattr(download.tqdm, "update", lambda bar, count: received.append(count))
+    monkeypatch.setattr(download.Progress, "update", lambda bar, count: received.append(count))
     with pytest.raises(data.DataError, match="other content"):
         data.fetch("tiny")
     assert sum(received) <= download.CHUNK
@@ -670,7 +670,7 @@ def test_interrupted_download_leaves_nothing_behind(tiny, site, cache, monkeypat
         raise KeyboardInterrupt
 
     set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
-    monkeypatch.setattr(download.tqdm, "update", interrupt)
+    monkeypatch.setattr(download.Progress, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.fetch("tiny")
     assert list((cache / "tiny").iterdir()) == []
