@@ -104,6 +104,9 @@ def _fit(config, path, prepared, state):
     tracked = Tracked(writer, validation.images, placement) if shows else None
     progress = Progress(config, batches, len(validation), epoch) if shows else None
     callbacks = _callbacks(config, batches, state, ema, writer, tracked, progress, stop)
+    if shows:  # before there is a bar, whose line this would end
+        counts = {"training": len(batches.split.images), "validation": len(validation.images)}
+        messages.say(*messages.opening(config, path, dataset, counts, model))
     with (
         stoppable(stop.ask),  # outermost, so that no signal interrupts what the others write in the end
         tracked or contextlib.nullcontext(),
@@ -114,9 +117,6 @@ def _fit(config, path, prepared, state):
         placement.scope(),
     ):
         writer.write_results()
-        if shows:
-            counts = {"training": len(batches.split.images), "validation": len(validation.images)}
-            messages.say(*messages.opening(config, path, dataset, counts, model))
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
             end = epoch + 1 if batches.skip else config.epochs  # the rest of one epoch, then all others
             images, held_out = as_tf_dataset(batches), as_tf_dataset(validation)
