@@ -127,8 +127,7 @@ class View:
 
         if self.density is None or len(self.model.sizes) > 1 or self.config.posterior != "gaussian":
             return None
-        train = self.run.images("train")
-        train = train[np.sort(data.shuffled(len(train))[:AGGREGATED])]
+        train = self.run.images("train", AGGREGATED)
         mean, logvar = (in_batches(lambda x, name=name: getattr(self.model.posterior(x), name), train)
                         for name in ("mean", "logvar"))  # fmt: skip
         posterior, limits = self.model.posterior(train[:1]).top, self.density.limits
