@@ -46,7 +46,7 @@ def stored(images, place) -> str:
 
 
 def _checked(images):
-    levels = folder.as_images(np.asarray(images), "images")
-    if levels.max() == 1:
+    levels = folder.as_images(images := np.asarray(images), "images")
+    if images.dtype == np.uint8 and levels.max() == 1:
         raise DataError("images has no value above 1 of 255: pass 0 and 255, or booleans or floats")
     return levels

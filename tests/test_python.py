@@ -46,6 +46,7 @@ def test_a_run_samples_reconstructs_embeds_and_scores(trained):
     assert run.sample(3).shape == (3, 8, 8, 1) and np.array_equal(run.sample(3), run.sample(3))
     assert not np.array_equal(run.sample(3), run.sample(3, seed=1))
     assert run.embed(grey).shape == (7, 3) and run.reconstruct(grey[..., 0]).shape == (7, 8, 8, 1)
+    assert run.embed(np.full((2, 8, 8), 1 / 255)).shape == (2, 3)  # dark, but no bytes of 0 and 1
     seen = run.images("test", 7)
     np.testing.assert_allclose(run.embed(seen), np.asarray(run.model.embed(seen)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.reconstruct(seen), np.asarray(run.model.reconstruct(seen)), rtol=1e-5, atol=1e-6)
