@@ -72,10 +72,6 @@ def _classes(labels, taken):
     if beside:
         return None, (), [f"no labels, as {beside:,} images lie beside the folders of classes"]
     if len(names) > MOST_CLASSES:
-        return (
-            None,
-            (),
-            [f"no labels, as {len(names):,} classes are more than the {MOST_CLASSES} that figures can show"],
-        )
+        return None, (), [f"no labels, as {len(names)} classes are more than the {MOST_CLASSES} that figures can show"]
     plain = (re.sub(r"[^\w .+()-]", "-", str(name)).strip(" _")[:40] or "-" for name in names)
     return np.searchsorted(names, labels).astype(np.int64), tuple(plain), [f"{len(names)} classes"]

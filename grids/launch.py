@@ -88,6 +88,6 @@ def concluded(configs, notes, stopped):
 
 def print_next(configs):
     """Prints to stderr the commands that score and draw the runs of a grid."""
-    (key, place), *_ = ((config.gs_key, config.runs_dir) for config in configs)
-    words = [] if place == Config.runs_dir else ["--runs_dir", place]
-    print(*next_commands("--gs_key", key, *words), sep="\n", file=sys.stderr)
+    one = next(iter(configs))
+    words = [] if one.runs_dir == Config.runs_dir else ["--runs_dir", one.runs_dir]
+    print(*next_commands("--gs_key", one.gs_key, *words), sep="\n", file=sys.stderr)

@@ -11,13 +11,7 @@ from experiment.settings import checked
 from grids import leaderboard
 from runtime.errors import UserError
 
-INCOMPARABLE = (
-    "data_set",
-    "image_size",
-    "binarize",
-    "likelihood",
-    "sigma",
-)  # ELBOs of different values cannot be compared
+INCOMPARABLE = ("data_set", "image_size", "binarize", "likelihood", "sigma")  # ELBOs are not comparable across these
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
 WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
@@ -65,9 +59,8 @@ class Search:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             storage = self.optuna.storages.RDBStorage("sqlite://", connect)
-            study = self.optuna.create_study(
-                storage=storage, study_name=gs_key, direction="maximize", load_if_exists=True
-            )
+            where = {"storage": storage, "study_name": gs_key, "load_if_exists": True}
+            study = self.optuna.create_study(direction="maximize", **where)
         except Exception as error:  # SQLAlchemy raises many kinds for a file that is no database
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be used: {reason}; choose another --gs_key or --runs_dir") from error

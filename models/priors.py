@@ -11,7 +11,7 @@ from keras import backend, layers, ops
 from keras.initializers import RandomNormal
 
 from .distributions import Flow, Mixture, Normal
-from .flows import WIDTH, RealNVP
+from .flows import RealNVP
 from .networks import LOGVAR, Between, soft_bound
 
 
@@ -104,7 +104,7 @@ class FlowPrior(layers.Layer):
     (Dinh et al. 2017, eq. 2 to 8; as a prior: Xu et al. 2019.)
     """
 
-    def __init__(self, latent_dim, encode, pseudo_inputs, num_couplings, coupling_width=WIDTH):
+    def __init__(self, latent_dim, encode, pseudo_inputs, num_couplings, coupling_width):
         super().__init__()
         self.latent_dim, self.flow = latent_dim, RealNVP(latent_dim, num_couplings, coupling_width)
         self.floats_per_sample = num_couplings * (coupling_width + 3 * latent_dim)  # hidden units; z, s and t
