@@ -65,8 +65,8 @@ def add_arguments(parser):
     examples = {"topic": "examples"}
     text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
     parser.add_argument("--toy_posteriors", action="store_true", help=text, **examples)
-    text = "regenerate the README's eight runs, table and figures; finished parts are skipped. Without the next three "
-    text += "flags, with network size 1, 10 epochs and learning rate 1e-3"
+    text = "regenerate the eight runs, table and figures of docs/results.md; finished parts are skipped. Without "
+    text += "the next three flags, with network size 1, 10 epochs and learning rate 1e-3"
     parser.add_argument("--readme", action="store_true", help=text, **examples)
     for name in README_SETTINGS:
         text, usual = "of these runs [that of train.py, {}]", getattr(Config, name)
@@ -81,7 +81,7 @@ def chosen(args):
     """The Runs that the flags name, each once. Raises UserError where their figures would have the same names."""
     runs = list({one.path.resolve(): one for one in chosen_runs(args)}.values())
     if args.out and len({one.config.training_id for one in runs}) < len(runs):
-        raise UserError("two of these runs have the same id, so their figures cannot go to one --out; leave it away")
+        raise UserError("two of these runs have the same id, so their figures cannot go to one --out; leave it out")
     return page.explorable(runs, skip=bool(args.gs_key)) if args.explore else runs
 
 

@@ -4,8 +4,8 @@
 
 - A training step of each model with network size 16, JAX in mixed_bfloat16 against torch.compile in bfloat16 autocast,
   in turn, by train_step.py.
-- Seconds an epoch of a real train.py with the README's full settings, validation and checkpoint included, and the
-  minutes that 250 of them take.
+- Seconds an epoch of a real train.py with the full settings of docs/results.md, validation and checkpoint included,
+  and the minutes that 250 of them take.
 - Seconds of log p(x) of the 10,000 test images with S = 5000 by evaluate.py: of a dense VAE, and of the convolutional
   one that was trained before.
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
 UNUSED = ("tensorflow", "tensorboard", "tensorboardX")  # by JAX with --track none
 PRECISION = "mixed_bfloat16"
-EPOCHS = 250  # of the README's runs
+EPOCHS = 250  # of the runs of docs/results.md
 MODELS = [(model, prior) for prior in ("vamp", "standard") for model in ("vae", "hvae")]
 SEES = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep=';')"
 

@@ -153,7 +153,7 @@ def _looked(path, size):
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        text = "name your folder, .npy or .npz file; if it has moved since a run was trained on it, by --data_dir"
+        text = "name your folder, .npy or .npz file, with --data_dir if it has moved since training"
         raise DataError(f"{path} cannot be read ({error.strerror}): {text}") from error
     if stat.S_ISDIR(mode):
         return _pictures(path, size)

@@ -45,7 +45,7 @@ def arranged(names, labels, path) -> Arrangement:
     classes, class_names, more = _classes(labels, splits != "")
     outside = np.count_nonzero(splits == "")
     is_hidden = not has_folders and any(name.lower() in FOLDERS for part in parts for name in part[1:-1])
-    more += ["folders train, val or test further down are no splits"] * is_hidden
+    more += ["folders train, val or test inside of others are not used as splits"] * is_hidden
     more += [f"left out: {outside:,} images outside of the folders train, val and test"] * bool(outside)
     return Arrangement(rows, classes, class_names, said + more)
 

@@ -79,7 +79,7 @@ class Run:
         Its images, note and evaluations are of these. Raises UserError for the run's own data set, or another shape.
         """
         if data.absolute(name) == self.config.data_set:
-            raise UserError(f"--on {name} is the data set of {self.path} itself; leave --on away")
+            raise UserError(f"--on {name} is the data set of {self.path} itself; leave out --on")
         other = copy.copy(self)
         other.__dict__.pop("dataset", None)
         other.data_set = data.absolute(name)

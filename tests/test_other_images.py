@@ -47,7 +47,7 @@ def moved(own, tmp_path):
 
 def test_data_dir_says_where_own_images_have_moved(moved, capfd):
     run, images = moved
-    refused(capfd, evaluate.main, [run], "if it has moved since a run was trained on it, by --data_dir")
+    refused(capfd, evaluate.main, [run], "name your folder, .npy or .npz file, with --data_dir if it has moved since")
     assert called(evaluate.main, run, "--num_samples", 3, "--data_dir", images) == 0
     assert read(run / "metrics.json")["num_images"] == 4
     assert called(plot.main, run, "--figures", "input", "--data_dir", images) == 0
@@ -131,7 +131,7 @@ def test_a_named_data_set_is_scored_by_index_and_a_grid_is_not_ranked(run, tmp_p
     ("name", "more", "expected"),
     [
         ("folder:nowhere", (), "nowhere cannot be read (No such file or directory)"),
-        ("folder:{cats}", (), " itself; leave --on away"),
+        ("folder:{cats}", (), " itself; leave out --on"),
         ("digits", (), "was trained on images (9, 6, 1), but those of digits are (8, 8, 1)"),
         ("folder:{tmp}/wide", (), "was trained on images (9, 6, 1), but those of folder:"),
         ("folder:{tmp}/wide", ("--split", "val"), "--split val does not go with --on folder:PATH, as all images there"),

@@ -80,7 +80,7 @@ def test_one_folder_that_holds_all_of_it_is_passed_through(tmp_path):
 
 def test_folders_called_train_inside_of_classes_are_no_splits_and_that_is_said(tmp_path):
     dataset, _ = opened(write(tmp_path, *named("cat/train/{}.png", 10), *named("dog/test/{}.png", 10)))
-    assert dataset.about.endswith("; 2 classes; folders train, val or test further down are no splits")
+    assert dataset.about.endswith("; 2 classes; folders train, val or test inside of others are not used as splits")
 
 
 @pytest.mark.parametrize(("above", "counts"), [("", [16, 2, 2]), ("train/", [16, 2, 2])])

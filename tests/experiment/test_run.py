@@ -676,7 +676,7 @@ def test_images_that_are_not_the_run_s_are_binarized_as_its_own_are(folder):
     assert run.on("mnist5k").note.endswith(f", likelihood bernoulli; {data.DATA_SETS['mnist5k'].note}")
     with pytest.raises(UserError, match=r"trained on images \(28, 28, 1\), but those of cifar10 are \(32, 32, 3\)"):
         run.on("cifar10")
-    with pytest.raises(UserError, match=r"--on mnist is the data set of .* itself; leave --on away"):
+    with pytest.raises(UserError, match=r"--on mnist is the data set of .* itself; leave out --on"):
         run.on("mnist")
 
 
