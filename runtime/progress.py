@@ -25,7 +25,8 @@ class Progress(tqdm):
     def display(self, msg=None, pos=None, **options):
         if self.is_bar:
             return super().display(msg, pos, **options)
-        self.mininterval = self.maxinterval = max(EVERY, (time.time() - self.start_t) / 100)
+        seconds = time.time() - self.start_t
+        self.mininterval = self.maxinterval = max(EVERY, seconds / 100)
         with contextlib.suppress(OSError):  # its reader has ended, or a disk is full; the work goes on
-            if msg is None and sys.stderr:
+            if msg is None and sys.stderr and seconds >= EVERY:  # a new postfix comes here, too
                 print(self, file=sys.stderr, flush=True)

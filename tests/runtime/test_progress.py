@@ -13,6 +13,7 @@ from runtime.progress import Progress
 def test_lines_come_now_and_then_and_none_of_a_short_work(monkeypatch, capfd, every, lines):
     monkeypatch.setattr(progress, "EVERY", every)
     with Progress(total=50, unit=" images", desc="a run") as bar:
+        bar.set_postfix_str("")
         for _ in range(50):
             time.sleep(0.004)
             bar.update(1)
