@@ -639,8 +639,9 @@ def test_natural_images_of_ones_own_are_scored_by_their_colours(tmp_path, capfd)
     assert (metrics["num_images"], metrics["note"]) == (10, "")
     view = View(experiment.load(path), "pca")
     assert view.class_names == ("a", "b") and len(view.rows) == 2
-    assert called(train.main, *words, "--binarize", "dynamic") == 0
-    (binarized,) = (tmp_path / "runs").glob("*_binarizedynamic")
+    assert called(train.main, *words, "--binarize", "dynamic", "--max_train_images", 18) == 0
+    assert f"data: {line}; trained on 18 images; binarized anew in each step" in capfd.readouterr().err
+    (binarized,) = (tmp_path / "runs").glob("*_binarizedynamic_n18")
     assert experiment.load(binarized).note == BINARIZED_NOTE
 
 

@@ -32,7 +32,8 @@ def opening(config, path, dataset, counts, model):
     sizes, weights = model.sizes, sum(math.prod(one.shape) for one in model.trainable_variables)
     layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {sum(sizes):,} dimensions"
     read = dataset.about or f"{config.data_set}, {images} images of {shape}"
-    yield f"data: {read}; {binarized}, {config.observation} likelihood"
+    used = f"; trained on {counts['training']:,} images" * bool(dataset.about and config.max_train_images)
+    yield f"data: {read}{used}; {binarized}, {config.observation} likelihood"
     yield f"model: {config.model}, {layers}, {prior}{weights:,} weights"
     yield f"folder: {path}"
 
