@@ -10,7 +10,7 @@ from experiment.flags import add_backend, add_runs, chosen_runs, grid_folders
 from grids import leaderboard
 from runtime import backend, rules
 from runtime.command import Parser, command, number, path, whole
-from runtime.errors import UserError
+from runtime.errors import DataError, UserError
 from runtime.rules import Rule
 
 
@@ -88,7 +88,7 @@ def run(args):
         try:
             found.append(scored(one, args, network))
             tables.print_notes(found[-1])
-        except UserError as error:  # the scores of the other runs are worth having
+        except (UserError, DataError) as error:  # the scores of the other runs are worth having
             print(f"error: {error}", file=sys.stderr)
             failed = True
     if found:

@@ -56,6 +56,12 @@ def test_data_dir_says_where_own_images_have_moved(moved, capfd):
     assert experiment.load(run, images).images("train").shape == (32, *SIZE, 1)
 
 
+def test_images_that_have_moved_cost_no_other_run_its_scores(own, run, capfd):
+    assert called(evaluate.main, own[0], run, "--num_samples", 3, "--max_images", 4) == 2
+    printed = capfd.readouterr()
+    assert "cats cannot be read" in printed.err and f"\n{run.name} " in printed.out
+
+
 def test_data_dir_of_a_resumed_run_says_so_too_and_is_remembered(moved):
     run, images = moved
     assert called(train.main, "--resume", run, "--epochs", 2, "--data_dir", images) == 0
