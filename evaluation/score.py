@@ -100,7 +100,7 @@ def estimated(run, images, scoring, split, names):
                     raise UserError(f"{error}; {scoring.entry.remedy(run, scoring.settings)}") from error
                 scoring = scoring.fallback
                 bar.reset()
-                print(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
+                bar.write(f"note: {error}; scored with --estimator {scoring.estimator} instead", file=sys.stderr)
                 estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             NotFiniteError.check(0, estimate.log_px)
         except NotFiniteError as error:
