@@ -76,7 +76,6 @@ def run(args):
     """Scores the runs that the flags name and prints tables; returns the exit code."""
     args.runs = chosen_runs(args)
     rules.check(RULES, args)
-    args.runs = [one.on(args.on) if args.on else one for one in args.runs]
     ranks = args.gs_key and not args.on
     grid = leaderboard.runs_in(grid_folders(args)) if ranks else []  # now: scoring may take hours
     backend.settle(args.backend, args.device)
@@ -86,7 +85,7 @@ def run(args):
     while args.runs:  # popped, so that one model is in memory at a time
         one = args.runs.pop(0)
         try:
-            found.append(scored(one, args, network))
+            found.append(scored(one.on(args.on) if args.on else one, args, network))
             tables.print_notes(found[-1])
         except (UserError, DataError) as error:  # the scores of the other runs are worth having
             print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 TOUR = ROOT / "docs" / "tour.ipynb"
-BAR = re.compile(r"it/s|image/s|epochs \[|TqdmWarning|from \.autonotebook|^\s*$")  # in lines of bars, or about them
+BAR = re.compile(r"it/s|images?/s|epochs \[|TqdmWarning|from \.autonotebook|^\s*$")  # in lines of bars, or about them
 
 
 def executed(folder):
@@ -38,7 +38,12 @@ def stripped(notebook):
                 output.text = "".join(f"{line}\n" for line in lines if not BAR.search(line))
         if cell.cell_type == "code":
             kept = [one for one in cell.outputs if one.output_type != "display_data"]  # a bar of ipywidgets
-            cell.outputs = [one for one in kept if one.get("text", "some")]
+            cell.outputs = []
+            for one in (one for one in kept if one.get("text", "some")):
+                if cell.outputs and "name" in one and cell.outputs[-1].get("name") == one.name:
+                    cell.outputs[-1].text += one.text  # as they are only apart in time
+                else:
+                    cell.outputs.append(one)
     return notebook
 
 

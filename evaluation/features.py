@@ -49,7 +49,8 @@ def add_arguments(parser):
 def run(args):
     """Trains the classifier that the flags ask for, and prints its accuracy and its file; returns the exit code."""
     if not data.source(args.data_set).class_names:
-        raise UserError(f"{args.data_set} has no labels to train a classifier on; --help lists what has them")
+        said = "has no classes that are known before it is read, so no classifier is trained on it"
+        raise UserError(f"{args.data_set} {said}; --help lists what has them")
     path = keras_file(args.out or Path("runs", "features", f"{args.data_set}.keras"))
     if path.exists() and not args.overwrite:
         raise UserError(f"{path} exists, and scores may refer to it; choose another --out, or add --overwrite")

@@ -1,10 +1,12 @@
 """One self-contained HTML page on runs: settings, scores, figures and the commands that repeat them."""
 
 import base64
+import dataclasses
 import html
 import mimetypes
 import shlex
 
+import data
 from evaluation import estimators
 from experiment.flags import unusual, words_of
 from runtime.text import duration
@@ -93,7 +95,9 @@ def scores(run):
 def commands(run):
     """The shell commands that repeat a run, its scores and this page."""
     commit, _, changes = (run.record.get("git_commit") or "").partition("+")
-    lines = [["python", "train.py", *words_of(run.config), "--backend", run.backend]]
+    moved = run.config.data_set not in data.DATA_SETS  # own images are where their path says, for a new run
+    config = dataclasses.replace(run.config, data_dir=None) if moved else run.config
+    lines = [["python", "train.py", *words_of(config), "--backend", run.backend]]
     if metrics := run.metrics:
         estimator = metrics.get("estimator")
         flags = estimators.ESTIMATORS[estimator].flags if estimator in [*estimators.ESTIMATORS] else ()
@@ -109,9 +113,9 @@ def commands(run):
 
 def figure(shown):
     """A figure with its caption; the picture is part of the page."""
-    kind, data = mimetypes.guess_type(shown.name)[0], base64.b64encode(shown.content).decode()
+    kind, encoded = mimetypes.guess_type(shown.name)[0], base64.b64encode(shown.content).decode()
     caption = escaped(shown.caption)
-    picture = f'<img alt="{caption}" src="data:{kind};base64,{data}">'
+    picture = f'<img alt="{caption}" src="data:{kind};base64,{encoded}">'
     return f"<figure><figcaption>{caption} <code>{escaped(shown.name)}</code></figcaption>\n{picture}</figure>"
 
 

@@ -115,8 +115,8 @@ def test_what_is_there_is_replaced_only_on_request(digits, tmp_path, capfd, monk
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--data_set", "omniglot"], "omniglot has no labels to train a classifier on"),
-        (["--data_set", "folder:."], "folder:. has no labels to train a classifier on"),
+        (["--data_set", "omniglot"], "omniglot has no classes that are known before it is read"),
+        (["--data_set", "folder:."], "folder:. has no classes that are known before it is read"),
         (["--data_set", "digits", "--out", "a.h5"], "a.h5 must end in .keras"),
         (["--data_set", "digits", "--out", "README.md/a.keras"], "cannot write README.md/a.keras: "),
     ],
