@@ -23,7 +23,7 @@ def add_arguments(parser):
     text = "score images that are not of the run's data set, to find outliers among them: a split of this data set, or "
     text += "all images of folder:PATH; a .csv beside the scores names each image"
     parser.add_argument("--on", metavar="NAME", choices=data.NAMES, help=text, **options)
-    text = "score only N images, the same random ones in every run; with more, these are among them"
+    text = "score a fixed random subset of N images; larger subsets contain the smaller ones"
     parser.add_argument("--max_images", type=whole(1), metavar="N", help=text, **options)
     text = "compare each run with the first one, image by image"
     parser.add_argument("--compare", action="store_true", help=text, **options)

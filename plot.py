@@ -45,7 +45,7 @@ def add_arguments(parser):
     parser.add_argument("--on", metavar="NAME", choices=NAMES, help=text, **figures)
     names = run_figures.NAMES
     text = f"draw only these: {', '.join(names)}"
-    parser.add_argument("--figures", nargs="+", metavar="NAME", choices=names, help=text, **figures)
+    parser.add_argument("--figures", nargs="+", metavar="NAME ...", choices=names, help=text, **figures)
     text = "how more than two latent dimensions are shown in the plane: pca; tsne takes minutes for 10,000 images"
     projections = tuple(latents.PROJECTIONS)
     parser.add_argument("--projection", choices=projections, default="pca", metavar="NAME", help=text, **figures)

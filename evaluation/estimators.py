@@ -63,6 +63,7 @@ class Estimator(NamedTuple):
     rules: tuple = ()
     complete: Callable = lambda run, settings: settings
     is_sampled: bool = True
+    is_preferred: Callable = lambda run: True  # whether AUTO takes it, where it is not refused
     notes: Callable = lambda metrics: []
 
 
@@ -89,7 +90,8 @@ class Scoring(NamedTuple):
         if estimator == AUTO:
             *others, estimator = PREFERRED
             for name in others:
-                if given.keys() <= ESTIMATORS[name].flags.keys() and not ESTIMATORS[name].refusal(run, given):
+                entry = ESTIMATORS[name]
+                if given.keys() <= entry.flags.keys() and entry.is_preferred(run) and not entry.refusal(run, given):
                     fallback, estimator = cls.of(run, estimator, seed, max_memory, **given), name
                     break
         entry = ESTIMATORS[estimator]
@@ -130,7 +132,7 @@ class Scoring(NamedTuple):
 
 def add_arguments(parser):
     """Adds --estimator and the flags of all estimators."""
-    topic, helps = "estimator", f"{AUTO}: the first that applies of {', '.join(PREFERRED)}; "
+    topic, helps = "estimator", f"{AUTO}: quadrature for two latent dimensions of binary pixels, else is; "
     helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
     options = {"choices": (AUTO, *ESTIMATORS), "default": AUTO, "metavar": "NAME", "topic": topic, "common": True}
     parser.add_argument("--estimator", help=helps, **options)
@@ -268,6 +270,8 @@ QUADRATURE = Estimator(
     refusal=_refusal_of_quadrature,
     remedy=lambda run, settings: "try --estimator is",
     is_sampled=False,
+    # of other pixels, the probability of each image at each point is no product of matrices: minutes, or hours
+    is_preferred=lambda run: run.config.observation == "bernoulli",
 )
 
 

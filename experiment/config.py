@@ -78,12 +78,12 @@ class Config:
                               high=10_000)
     ema: float = setting(0.0, "optimisation", "momentum of a moving average of the weights, which is validated and "
                          "kept; 0: none", tag="ema", low=0, high=0.999999)
-    precision: str = setting("float32", "machine", "of hidden layers: float32, mixed_bfloat16, mixed_float16; weights, "
-                             "output layers and log-densities stay float32", tag="precision",
+    precision: str = setting("float32", "machine", "precision of hidden layers: float32, mixed_bfloat16, mixed_float16;"
+                             " weights, output layers and log-densities stay float32", tag="precision",
                              choices=tuple(models.PRECISIONS))
-    activation: str = setting("relu", "model", "of hidden layers, a name in keras.activations", tag="act")
-    seed: int = setting(0, "optimisation", "of weights, order, noise and pseudo-inputs", common=True, tag="seed",
-                        low=0, high=INT32)
+    activation: str = setting("relu", "model", "activation of hidden layers, a name in keras.activations", tag="act")
+    seed: int = setting(0, "optimisation", "random seed of weights, order and noise", common=True,
+                        tag="seed", low=0, high=INT32)
     num_pseudo_inputs: int = setting(500, "prior", "components K of a mixture or VampPrior", common=True, tag="K",
                                      low=1, high=1_000_000)
     num_couplings: int = setting(8, "prior", "flow: affine couplings", tag="couplings", low=0, high=100)

@@ -88,7 +88,8 @@ class _Help(argparse.Action):
 
     def __call__(self, parser, args, asked, flag=None):
         known = ["all", *parser.topics, *parser.commands]
-        topic = next((name for name in known if name.startswith(asked)), None) if asked else ""
+        near = [name for name in known if name.startswith(asked)] or difflib.get_close_matches(asked, known, 1, 0.8)
+        topic = next(iter(near), None) if asked else ""
         if topic is None:
             parser.error(f"--help knows no topic {asked!r}; choose from {', '.join(known)}")
         of_command = parser.commands.get(topic)

@@ -30,7 +30,8 @@ def opening(config, path, dataset, counts, model):
     if config.has("prior") and models.PRIORS[config.prior].has_components:
         prior = f"{config.prior} prior of {config.num_pseudo_inputs:,} components, "
     sizes, weights = model.sizes, sum(math.prod(one.shape) for one in model.trainable_variables)
-    layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {sum(sizes):,} dimensions"
+    dimensions = " + ".join(f"{size:,}" for size in (sizes if len(sizes) < 9 else [sum(sizes)]))
+    layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {dimensions} dimensions"
     read = dataset.about or f"{config.data_set}, {images} images of {shape}"
     used = f"; trained on {counts['training']:,} images" * bool(dataset.about and config.max_train_images)
     yield f"data: {read}{used}; {binarized}, {config.observation} likelihood"

@@ -67,7 +67,8 @@ def expected_time(step, epochs, steps, validation_steps, config):
     `step` is the time of a training step in seconds; `steps` and `validation_steps` are those of an epoch.
     """
     hours = epochs * step * (steps + VALIDATION_COST * validation_steps) / 3600
-    text = f"expected time: {duration(3600 * hours)} ({epochs} epochs of {steps} steps, {step:.3g} s a step)"
+    work = f"{epochs} epoch{'s' * (epochs > 1)} of {steps} steps, {step:.3g} s a step"
+    text = f"expected time: {duration(3600 * hours)} ({work})"
     if hours < 1:
         return text
     flags = ["--epochs", "--max_train_images"] + ["--network_size"] * ("network_size" in config.settings)
