@@ -38,9 +38,9 @@ def add_settings(parser):
 
 
 def _metavar(field):
-    """What stands for the value of a setting: a letter for a number, the other value of two, else a word."""
+    """What stands for the value of a setting: a letter for a number, both of two values, else a word."""
     if (choices := field.metadata["choices"]) and len(choices) == 2:
-        return next(one for one in choices if one != field.default)
+        return "|".join(choices)
     word = "NAME" if choices else field.name.split("_")[-1].upper()
     return {int: "N", float: "X"}.get(field.type, word)
 

@@ -97,6 +97,9 @@ class Run:
         is_binary = self.config.source.is_binary and not self.dataset.source.is_binary
         return "dynamic" if is_binary else self.config.binarization
 
+    def __repr__(self):
+        return f"<Run {self.path}, {self.state}>"
+
     @property
     def name(self):
         """The name of its folder, which is its training id unless somebody gave it another one."""

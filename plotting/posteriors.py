@@ -77,7 +77,9 @@ def draw_posterior(view):
 
     from evaluation.latents import joint_of
 
-    joint, labels, effort = joint_of(view.model), view.split.labels, Effort.of(view.model.decoder.floats_per_sample)
+    joint, labels = joint_of(view.model), view.split.labels
+    cost = 1 if view.config.observation == "bernoulli" else 10  # of a pixel's logistics, of which there may be ten
+    effort = Effort.of(view.model.decoder.floats_per_sample * cost)
     effort.announce(view, joint)
     chosen = view.spread(effort.images)
     with Progress(iterable=chosen, unit=" images", desc="p(z|x)", leave=False) as bar:

@@ -19,6 +19,7 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 USUAL = (signal.SIG_DFL, signal.default_int_handler)  # handlers that no parent or user has set
 path = os.path.expanduser  # a reader of paths: a shell expands no ~ in --out=~/pictures
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of printing into a file
+COMMON_NAMES = {"--learning_rate": "--lr", "--num_epochs": "--epochs"}  # of other tools, too unlike ours
 WIDEST, TEXT = 120, 27  # columns of a help text, and where the words on a flag begin
 
 
@@ -58,7 +59,10 @@ class Parser(argparse.ArgumentParser):
             given = message.split()[2].partition("=")[0]
         elif found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             given, known = found[1], re.findall(r"[^', ]+", found[2])
-        message += "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(given, known, 1))
+        near = [name for name in [COMMON_NAMES.get(given)] if name in known]
+        message += "".join(f"; did you mean {one}?" for one in near or difflib.get_close_matches(given, known, 1))
+        if "folder:PATH" in known and os.path.exists(given):
+            message += f"; for images of your own, write folder:{given}"
         if self.raises:
             raise UserError(message)
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -162,7 +166,7 @@ def command(run, args):
             _write_no_more(sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; files that were written are complete and stay", file=sys.stderr)
+        print("stopped; files that were written are complete; the same command begins again", file=sys.stderr)
         return STOPPED
 
 

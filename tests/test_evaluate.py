@@ -301,6 +301,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         ({}, 3, {}, "is"),
         ({"model": "ladder"}, 2, {}, "is"),
         ({"network": "pixel", "model": "hvae"}, 2, {}, "is"),
+        ({"likelihood": "logistic"}, 2, {}, "is"),
     ],
 )
 def test_the_usual_estimator_is_the_first_that_applies(settings, latents, given, expected):

@@ -119,6 +119,7 @@ def test_one_command_trains_evaluates_and_plots(run, capfd):
     ("words", "prog", "near"),
     [
         (["train", "--latent", 3], "vampvae.py train", "--latent_dim"),
+        (["train", "--learning_rate", 1], "vampvae.py train", "--lr"),
         (["train", "--model", "havae"], "vampvae.py train", "hvae"),
         (["train", "--data_set", "minst"], "vampvae.py train", "mnist"),
         (["plot", "RUN", "--figure", "samples"], "vampvae.py plot", "--figures"),
@@ -130,6 +131,18 @@ def test_one_command_trains_evaluates_and_plots(run, capfd):
 )
 def test_near_names_of_commands_flags_and_values_are_proposed(words, prog, near, capfd):
     refused(capfd, vampvae.main, words, f"; did you mean {near}? (see {prog} --help)")
+
+
+def test_a_folder_in_the_place_of_a_data_set_is_said_to_need_its_prefix(tmp_path, capfd):
+    words = ["train", "--data_set", tmp_path]
+    refused(
+        capfd, vampvae.main, words, f"; for images of your own, write folder:{tmp_path} (see vampvae.py train --help)"
+    )
+
+
+def test_another_spelling_of_a_topic_is_understood(capfd):
+    assert called(vampvae.main, "train", "--help", "optimization") == 0
+    assert capfd.readouterr().out.count("optimisation:") == 1
 
 
 def test_what_data_there_is_is_said_without_keras(script):
