@@ -34,8 +34,7 @@ def stored(images, place) -> str:
         raise DataError(f"images holds {len(levels)} images, and at least {FEWEST} are needed to split them")
     if not levels.any():
         raise DataError("images are all black; pass bytes from 0 to 255, or floats from 0 to 1")
-    kind = {"f": np.float32, "b": bool}.get(np.asarray(images).dtype.kind)  # not bytes, whose range is judged
-    np.save(buffer, np.ascontiguousarray(images if kind else levels, kind))
+    np.save(buffer, np.ascontiguousarray(levels))
     path = Path(place, "arrays", f"{hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]}.npy")
     if not path.is_file():
         try:

@@ -13,7 +13,6 @@ from conftest import ID, ROOT, called, read
 import evaluate
 import train
 import vampvae
-from data.arrays import stored
 from vampvae import DataError, UserError
 
 QUICK = {"network": "mlp", "hidden_units": 8, "epochs": 1, "batch_size": 20, "lr": 1e-3, "track": "none"}
@@ -105,13 +104,6 @@ BAD_IMAGES = [
     (IMAGES[:3], "holds 3 images, and at least 10 are needed to split them"),
     (None, r"shape \(\)"),
 ]
-
-
-@pytest.mark.parametrize("images", [0.4 * (IMAGES > 0.5).astype(np.float32), IMAGES > 0.5], ids=["floats", "booleans"])
-def test_floats_and_booleans_are_stored_as_they_are(images, tmp_path):
-    """Dark bytes would be warned of; of floats the range says all."""
-    kept = np.load(stored(images, tmp_path).removeprefix("folder:"))
-    assert kept.dtype == images.dtype and np.array_equal(kept, images)
 
 
 @pytest.mark.parametrize(("images", "message"), BAD_IMAGES, ids=[message for _, message in BAD_IMAGES])
