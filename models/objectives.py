@@ -138,13 +138,12 @@ class Ciwae(Iwae):
         return self.weight * elbo(log_w) + (1 - self.weight) * iwae(log_w)
 
 
-class Dreg(Iwae):
-    """The importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019, section 4).
+class Split(Iwae):
+    """The importance-weighted bound, in which the weights of p and of q have gradients of their own.
 
-    With normalised weights v_i, held fixed: sum v_i d log p(x, z_i) for the weights of p, sum v_i^2 (d log w_i / d z_i)
-    (d z_i / d phi) for those of q, whose own part of log w_i drops out of the expectation. A VampPrior's encoder gets
-    both: it belongs to p and to q. With another beta than 1 it is beta of that part that drops out, and v_i^2 becomes
-    (1 - beta) v_i + beta v_i^2.
+    With normalised weights v_i, held fixed, those of p have sum v_i d log p(x, z_i). Those of q have, with a and b of
+    `of_q`, sum a_i (d log w_i / d z_i) (d z_i / d phi) + sum b_i d log w_i / d phi at fixed z_i. A VampPrior's encoder
+    gets both: it belongs to p and to q.
     """
 
     def outcome(self, model, x, seed, beta, training):
@@ -156,41 +155,38 @@ class Dreg(Iwae):
         terms = terms_of(point)
         annealed = terms.log_w(beta)
         v = ops.stop_gradient(ops.exp(annealed - ops.logsumexp(annealed, axis=0)))  # (n, B)
-        of_path = ops.expand_dims((1 - beta) * v + beta * v * v, -1)
-        pulls = ops.stop_gradient(of_path * (point.grad_end - beta * point.grad_start))
+        along, own = (ops.stop_gradient(part) for part in self.of_q(annealed, v, beta))
+        pulls = ops.stop_gradient(ops.expand_dims(along, -1) * (point.grad_end - beta * point.grad_start))
         of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
-        of_q = ops.sum(pulls * z, axis=(0, -1))
-        log_w = terms.log_w()
-        return Outcome(terms, -of_p - of_q, iwae(log_w), {"ess": effective_samples(log_w)})
-
-
-class Piwae(Miwae):
-    """The importance-weighted bound for the weights of p, and that of groups for those of q (Rainforth et al. 2018).
-
-    Both gradients are the usual ones: with normalised weights v_i of all samples and u_i of a group, held fixed, sum
-    v_i d log p(x, z_i) and the mean over groups of sum u_i d log w_i. A VampPrior's encoder gets both, as in `Dreg`.
-    """
-
-    def bound(self, log_w):
-        return iwae(log_w)
-
-    def outcome(self, model, x, seed, beta, training):
-        """An Outcome; its loss in training has the gradient, and no meaning of its own. Stochastic."""
-        if not training:
-            return super().outcome(model, x, seed, beta, training)
-        path, z = path_of(model, x, self.n, seed, beta)
-        point = path.at(ops.stop_gradient(z))
-        terms = terms_of(point)
-        annealed = terms.log_w(beta)
-        grouped = in_groups(annealed, self.groups)
-        v = ops.stop_gradient(ops.exp(annealed - ops.logsumexp(annealed, axis=0)))  # (n, B)
-        u = ops.exp(grouped - ops.logsumexp(grouped, axis=0)) / self.groups
-        u = ops.stop_gradient(ops.reshape(u, (self.n, -1)))
-        pulls = ops.stop_gradient(ops.expand_dims(u, -1) * (point.grad_end - beta * point.grad_start))
-        of_p = ops.sum(v * (terms.log_px_z + beta * terms.log_pz), axis=0)
-        of_q = ops.sum(pulls * z, axis=(0, -1)) - beta * ops.sum(u * terms.log_qz_x, axis=0)
+        of_q = ops.sum(pulls * z, axis=(0, -1)) - beta * ops.sum(own * terms.log_qz_x, axis=0)
         log_w = terms.log_w()
         return Outcome(terms, -of_p - of_q, self.bound(log_w), {"ess": effective_samples(log_w)})
+
+
+class Dreg(Split):
+    """Doubly reparameterised gradients (Tucker et al. 2019, section 4): a = v^2, and b drops out of the expectation.
+
+    With another beta than 1 it is beta of that part that drops out, and v^2 becomes (1 - beta) v + beta v^2.
+    """
+
+    def of_q(self, annealed, v, beta):
+        """a and b of `Split`: (n, B) each."""
+        return (1 - beta) * v + beta * v * v, ops.zeros_like(v)
+
+
+class Piwae(Split):
+    """PIWAE (Rainforth et al. 2018): q has the gradient of `Miwae`, a = b = the weights within groups, over M."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.groups = config.num_groups
+
+    def of_q(self, annealed, v, beta):
+        """a and b of `Split`: (n, B) each."""
+        grouped = in_groups(annealed, self.groups)
+        u = ops.exp(grouped - ops.logsumexp(grouped, axis=0)) / self.groups
+        u = ops.reshape(u, (self.n, -1))
+        return u, u
 
 
 def path_of(model, x, n, seed, beta=1.0):
