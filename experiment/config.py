@@ -7,8 +7,8 @@ import numpy as np
 
 import data
 import models
-from experiment import rules, tracking
-from experiment.settings import CHAIN_SETTINGS, INT32, checked, setting
+from experiment import naming, rules, tracking
+from experiment.settings import INT32, checked, setting
 from runtime.errors import UserError
 from runtime.rules import check, shown
 from runtime.text import bounded
@@ -164,8 +164,8 @@ class Config:
         return cls(**values)
 
     def has(self, name):
-        """Whether the setting of this name means something for the model."""
-        return name not in models.OWNED or name in models.MODELS[self.model].settings
+        """Whether the setting of this name means something beside the model, prior, network and objective."""
+        return all(self.has(pick) and getattr(self, pick) in names for pick, names in models.owners(name).items())
 
     @property
     def is_deep(self):
@@ -255,7 +255,7 @@ class Config:
         """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
         if self.is_deep:
             return f"c{self.channels}"
-        return f"factor{self.network_size}" if models.NETWORKS[self.network].is_sized else self.network
+        return f"factor{self.network_size}" if self.has("network_size") else self.network
 
     @property
     def is_autoregressive(self):
@@ -290,58 +290,18 @@ class Config:
 
     @property
     def settings(self):
-        """The settings that change the numbers, by name, without those that mean nothing beside the others.
-
-        What comes to the usual value is written so, as `auto` or None, if it is known before the images are.
-        """
-        numbers = [field.name for field in dataclasses.fields(self) if field.metadata["tag"] is not None]
-        found = {name: getattr(self, name) for name in numbers if self.has(name)}
-        if self.observation == self.source.likelihood and not self.is_folder:
-            found["likelihood"] = "auto"
-        is_open = self.is_folder and self.likelihood == "auto"  # as in the command: no id may depend on the images
-        if not is_open and self.binarization == dataclasses.replace(self, binarize="auto").binarization:
-            found["binarize"] = "auto"
-        if self.samples == models.OBJECTIVES[self.objective].samples:
-            found["num_samples"] = None
-        if self.acceptance == dataclasses.replace(self, target_accept=None).acceptance:
-            found["target_accept"] = None
-        prior, is_sized = models.PRIORS[self.prior], models.NETWORKS[self.network].is_sized
-        used = dict.fromkeys(CHAIN_SETTINGS, models.OBJECTIVES[self.objective].is_annealed)
-        used |= {name: name in prior.settings for name in models.OF_PRIORS}
-        used |= {name: self.objective in owners for name, owners in models.OF_OBJECTIVES.items()}
-        used |= {"num_pseudo_inputs": prior.has_components, "pseudo_init": prior.has_pseudo_inputs}
-        used |= {"network_size": is_sized, "activation": is_sized, "sigma": self.observation == "gaussian"}
-        return {name: value for name, value in found.items() if used.get(name, True)}
-
-    @property
-    def _suffixes(self):
-        """The suffix of each setting that has one and is not as usual: a dict of name to text."""
-        found = self.settings
-        changed = [field for field in dataclasses.fields(self) if found.get(field.name, field.default) != field.default]
-        tags = {field.name: field.metadata["tag"] for field in changed}
-        return {name: f"_{tag}{found[name]}" for name, tag in tags.items() if tag}
+        """The settings that change the numbers, by name, without those that mean nothing beside the others."""
+        return naming.settings(self)
 
     @property
     def training_id(self):
-        """`<data_set>_<model>_<prior>_bs<B>_dim<D>_factor<F>_epochs<E>` and a suffix for each other changed setting.
-
-        A deep model is `<data_set>_<model>_L<layers>_c<channels>_bs<B>_epochs<E>`. A network without sizes has its name
-        in place of `factor<F>`; an unusual posterior or objective comes before the suffixes. A user's own images are
-        called `folder-<name>-<8 hex digits of the path>`.
-        """
-        name = f"{self.source.name}_{self.model}"
-        if self.is_deep:
-            name += f"_L{self.num_layers}_{self.size}_bs{self.batch_size}"
-        else:
-            name += f"_{self.prior}_bs{self.batch_size}_dim{self.latent_dim}_{self.size}"
-        posterior = "" if self.posterior == "gaussian" else f"_{self.posterior}"
-        objective = "" if self.objective == "elbo" else f"_{self.objective}"
-        return f"{name}_epochs{self.epochs}{posterior}{objective}" + "".join(self._suffixes.values())
+        """The name of the run; see naming.py."""
+        return naming.training_id(self)
 
     @property
     def likelihood_tag(self):
         """The suffixes that say which pixels are scored by which distribution; other scores differ in kind."""
-        suffixes = self._suffixes
+        suffixes = naming.suffixes(self)
         return "".join(suffixes.get(name, "") for name in ("image_size", "binarize", "likelihood", "sigma"))
 
     @property

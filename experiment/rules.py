@@ -4,18 +4,25 @@ import itertools
 import re
 
 import models
-from experiment.settings import CHAIN_SETTINGS
-from runtime.rules import Rule, needs
+from runtime.rules import Rule
 
 MOST_LAYERS = 256  # of latents
 WITHOUT_GRADIENTS = tuple(name for name, entry in models.OBJECTIVES.items() if not entry.has_gradients)
-ANNEALED = tuple(name for name, entry in models.OBJECTIVES.items() if entry.is_annealed)
 
 
-def not_of_model(model, name):
-    """The end of the sentence on a setting `name` that this model does not have."""
-    owners = [other for other, entry in models.MODELS.items() if name in entry.settings]
-    return f"does not go with --model {model}: it is a setting of {' and '.join(owners)}"
+def misplaced(config, name):
+    """The end of the sentence on a setting that means nothing beside the model, prior, network or objective, or None.
+
+    Numbers and starts of pseudo-inputs are left alone beside priors without them: a grid of priors has both.
+    """
+    if config.has(name) or (name in models.PSEUDO_INPUTS and config.has("prior") and config.prior != "vampdata"):
+        return None
+    for pick, names in models.owners(name).items():
+        if not config.has(pick):
+            return f"does not go with --model {config.model}, which has no {pick}"
+        if getattr(config, pick) not in names:
+            return f"does not go with --{pick} {getattr(config, pick)}, but with {' or '.join(names)}"
+    return None
 
 
 def scales(config):
@@ -44,7 +51,7 @@ def _is_misfit(config):
 RULES = (
     Rule("activation", lambda c: not re.fullmatch(r"[a-z0-9_]{1,50}", c.activation),  # becomes part of a folder's name
          "must be a name that keras.activations knows, as relu"),
-    *[Rule(name, lambda c, name=name: not c.has(name), lambda c, name=name: not_of_model(c.model, name))
+    *[Rule(name, lambda c, name=name: misplaced(c, name), lambda c, name=name: misplaced(c, name))
       for name in models.OWNED],
     Rule("image_size", lambda c: not c.is_folder, "goes with --data_set folder:PATH"),
     Rule("scales", lambda c: not scales(c), "must be counts and rows, the finest first, as 4x14,4x7"),
@@ -59,9 +66,6 @@ RULES = (
          lambda c: f"is too small: {c.model} needs at least {_smallest(c)}"),
     Rule("posterior", lambda c: c.posterior == "realnvp" and c.latent_dim < 2 * _smallest(c),
          lambda c: f"needs two dimensions in each layer: --latent_dim {2 * _smallest(c)} or more for {c.model}"),
-    *[Rule(name, lambda c: not _network(c).is_sized,
-           lambda c: f"goes with --network conv; {c.network} has the sizes and gates of its paper")
-      for name in ("network_size", "activation")],
     Rule("network", lambda c: not c.is_deep and c.model not in _network(c).models,
          lambda c: f"needs --model {' or '.join(_network(c).models)}"),
     Rule("lr_final", lambda c: c.lr_schedule == "constant", "needs a --lr_schedule that falls"),
@@ -70,19 +74,14 @@ RULES = (
     Rule("lr_warmup", lambda c: c.lr_warmup >= c.epochs, lambda c: f"must be less than --epochs {c.epochs}"),
     Rule("ema", lambda c: _network(c).normalises_batches, lambda c: f"does not go with --network {c.network}: the "
          "statistics of its batch normalisation are not averaged"),
-    *[needs(name, "prior", *(prior for prior, entry in models.PRIORS.items() if name in entry.settings))
-      for name in models.OF_PRIORS],
     Rule("prior", lambda c: c.prior == "flow" and c.latent_dim <= _smallest(c),
          lambda c: f"needs two dimensions in the top layer: --latent_dim {_smallest(c) + 1} or more for {c.model}"),
-    Rule("pseudo_init", lambda c: c.prior == "vampdata", "does not go with --prior vampdata, which is made of data"),
     Rule("likelihood", _is_misfit, lambda c: f"is for grey pixels, and those of {c.data_set} are binarized"),
     Rule("binarize", _is_misfit, lambda c: f"does not go with the {c.observation} likelihood of {c.data_set}"),
     Rule("sigma", lambda c: c.observation != "gaussian", "goes with --likelihood gaussian"),
     Rule("num_samples", lambda c: c.samples < _objective(c).fewest,
          lambda c: f"is too small: {c.objective} needs at least {_objective(c).fewest}"),
-    *[needs(name, "objective", *ANNEALED) for name in CHAIN_SETTINGS],
-    *[needs(name, "objective", *owners) for name, owners in models.OF_OBJECTIVES.items()],
-    *[Rule(name, lambda c: c.objective in models.OF_OBJECTIVES["num_groups"] and c.samples % c.num_groups,
+    *[Rule(name, lambda c: c.has("num_groups") and c.samples % c.num_groups,
            lambda c: f"does not fit: {c.samples} samples cannot be divided into {c.num_groups} groups")
       for name in ("num_samples", "num_groups")],
     Rule("target_accept", lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on"),

@@ -8,7 +8,6 @@ from runtime.rules import shown
 
 INT32 = 2**31 - 1
 TOPICS = ("data", "model", "prior", "bound", "optimisation", "deep models", "runs", "grid", "machine")  # of flags
-CHAIN_SETTINGS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin steps
 
 
 def setting(

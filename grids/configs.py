@@ -6,19 +6,19 @@ import models
 from experiment import Config
 from experiment.flags import Range, given_settings
 from experiment.presets import preset
-from experiment.rules import not_of_model
+from experiment.rules import misplaced
 from runtime.errors import UserError
 
 
 def lists_of(args):
     """The settings that the flags and the preset give: a dict of name to the list of its values.
 
-    The sizes of a preset are left out where a flag chooses a network that does not have them.
+    Those of the preset's network are left out where a flag chooses a network that does not have them.
     """
     lists = {name: value if isinstance(value, list) else [value] for name, value in given_settings(args).items()}
     settings = {} if args.preset is None else preset(args.preset).settings
     networks = lists.get("network", [settings.get("network", Config.network)])
-    dropped = () if all(models.NETWORKS[one].is_sized for one in networks) else ("network_size", "activation")
+    dropped = [name for name in settings if not set(networks) <= set(models.owners(name).get("network", networks))]
     return {name: [value] for name, value in settings.items() if name not in dropped} | lists
 
 
@@ -29,13 +29,9 @@ def configs_of(args):
         if ranges := [value for value in values if isinstance(value, Range)]:
             raise UserError(f"--{name} {ranges[0]} is a range, which needs --search optuna")
     configs = _configs([dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())])
-    unsized = [one.network for one in configs if not models.NETWORKS[one.network].is_sized]
-    if "network_size" in lists and unsized:
-        raise UserError(f"--network_size does not go with --network {unsized[0]}, which has the sizes of its paper")
-    for model in dict.fromkeys(config.model for config in configs):
-        for name, values in lists.items():
-            if name in models.OWNED and name not in models.MODELS[model].settings:
-                raise UserError(f"--{name} {values[0]} {not_of_model(model, name)}")
+    for config, name in itertools.product(configs, lists):
+        if end := misplaced(config, name):  # also where the value is the usual one
+            raise UserError(f"--{name} {lists[name][0]} {end}")
     unique = list({config.training_id: config for config in configs}.values())
     if len(unique) > 1 and not unique[0].gs_key:
         raise UserError(f"these flags make a grid of {len(unique)} runs, which needs a name: add --gs_key NAME")

@@ -12,7 +12,9 @@ import numpy as np
 
 
 class ModelEntry(NamedTuple):
-    """A model: `path` of its class, `settings` that not all models have, its smallest number of latent dimensions.
+    """A model: `path` of its class, `settings`, its smallest number of latent dimensions.
+
+    Here as in the other registries, `settings` are those that not all entries have.
 
     `is_deep`: a hierarchy of many layers whose sizes follow from its scales; `is_exact`: the density of its prior can
     be computed, not only estimated.
@@ -28,17 +30,17 @@ class ModelEntry(NamedTuple):
 class PriorEntry(NamedTuple):
     """A prior: `path` of its class, whether it has K components, and whether these are made from pseudo-inputs.
 
-    `settings` are those that no other prior has; its class takes them.
+    Its class takes those of its `settings` that do not describe the pseudo-inputs.
     """
 
     path: str
+    settings: tuple = ()
     has_components: bool = True
     has_pseudo_inputs: bool = True
-    settings: tuple = ()
 
 
 class NetworkEntry(NamedTuple):
-    """A family of networks: `path` of its factory, its models, and whether --network_size and --activation apply.
+    """A family of networks: `path` of its factory, its models and its settings.
 
     `is_autoregressive`: pixels depend on each other, so drawing an image takes one pass for each pixel.
     `normalises_batches`: in training, the terms of an image depend on the rest of its batch. `is_dense`: it has no
@@ -47,7 +49,7 @@ class NetworkEntry(NamedTuple):
 
     path: str
     models: tuple
-    is_sized: bool = False
+    settings: tuple = ()
     is_autoregressive: bool = False
     normalises_batches: bool = False
     is_dense: bool = False
@@ -63,6 +65,7 @@ class ObjectiveEntry(NamedTuple):
     samples: int
     fewest: int
     logged: tuple
+    settings: tuple = ()
     has_gradients: bool = False
     is_annealed: bool = False
 
@@ -74,8 +77,7 @@ class PrecisionEntry(NamedTuple):
     scales_loss: bool = False
 
 
-SHALLOW = ("prior", "network", "posterior", "latent_dim", "network_size", "hidden_units", "activation",
-           "num_pseudo_inputs", "pseudo_init", "num_couplings", "coupling_width")  # fmt: skip
+SHALLOW = ("prior", "network", "posterior", "latent_dim", "hidden_units")
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
 MODELS = {
@@ -84,34 +86,33 @@ MODELS = {
     "ladder": ModelEntry("ladder.Ladder", DEEP, is_deep=True),
     "dvp": ModelEntry("dvp.DVP", (*DEEP, *DIFFUSION), is_deep=True, is_exact=False),
 }
-OWNED = tuple(dict.fromkeys(name for entry in MODELS.values() for name in entry.settings))  # by some models only
+PSEUDO_INPUTS = ("num_pseudo_inputs", "pseudo_init")
 PRIORS = {
     "standard": PriorEntry("priors.StandardPrior", has_components=False, has_pseudo_inputs=False),
-    "mog": PriorEntry("priors.MixturePrior", has_pseudo_inputs=False),
-    "vamp": PriorEntry("priors.VampPrior"),
-    "vampdata": PriorEntry("priors.VampDataPrior"),
-    "weightedvamp": PriorEntry("priors.WeightedVampPrior"),
-    "flow": PriorEntry("priors.FlowPrior", False, False, settings=("num_couplings", "coupling_width")),
+    "mog": PriorEntry("priors.MixturePrior", PSEUDO_INPUTS[:1], has_pseudo_inputs=False),
+    "vamp": PriorEntry("priors.VampPrior", PSEUDO_INPUTS),
+    "vampdata": PriorEntry("priors.VampDataPrior", PSEUDO_INPUTS[:1]),
+    "weightedvamp": PriorEntry("priors.WeightedVampPrior", PSEUDO_INPUTS),
+    "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
-OF_PRIORS = tuple(name for entry in PRIORS.values() for name in entry.settings)
 NETWORKS = {
-    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), is_sized=True),
+    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), ("network_size", "activation")),
     "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), is_dense=True),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",)),
     "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), is_autoregressive=True, normalises_batches=True),
 }
 WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
+STEPS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin chains
 OBJECTIVES = {
     "elbo": ObjectiveEntry("objectives.Elbo", 1, 1, ()),
     "iwae": ObjectiveEntry("objectives.Iwae", 5, 1, WEIGHED),
     "dreg": ObjectiveEntry("objectives.Dreg", 5, 1, WEIGHED, has_gradients=True),
-    "miwae": ObjectiveEntry("objectives.Miwae", 64, 1, WEIGHED),
-    "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED),
-    "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, has_gradients=True),
-    "lmcvae": ObjectiveEntry("objectives.LangevinMcvae", 1, 1, WALKED, has_gradients=True, is_annealed=True),
-    "amcvae": ObjectiveEntry("objectives.MetropolisMcvae", 5, 2, WALKED, has_gradients=True, is_annealed=True),
+    "miwae": ObjectiveEntry("objectives.Miwae", 64, 1, WEIGHED, ("num_groups",)),
+    "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED, ("elbo_weight",)),
+    "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, ("num_groups",), has_gradients=True),
+    "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, STEPS, has_gradients=True, is_annealed=True),
+    "amcvae": ObjectiveEntry("annealed.MetropolisMcvae", 5, 2, WALKED, STEPS, has_gradients=True, is_annealed=True),
 }
-OF_OBJECTIVES = {"num_groups": ("miwae", "piwae"), "elbo_weight": ("ciwae",)}  # settings that only these have
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",
                "mixlogistic": "pixels.mixture_of_logistics", "gaussian": "pixels.pixels"}  # fmt: skip
@@ -120,6 +121,23 @@ PRECISIONS = {  # Keras' names of them
     "mixed_bfloat16": PrecisionEntry(2),
     "mixed_float16": PrecisionEntry(2, scales_loss=True),
 }
+REGISTRIES = {
+    "model": MODELS,
+    "prior": PRIORS,
+    "network": NETWORKS,
+    "objective": OBJECTIVES,
+}  # by the setting that picks
+
+
+def owners(setting):
+    """Which entries a setting belongs to: {name of the setting that picks: names of entries}, {} if to all of them."""
+    found = {pick: tuple(name for name, entry in entries.items() if setting in entry.settings)
+             for pick, entries in REGISTRIES.items()}  # fmt: skip
+    return {pick: names for pick, names in found.items() if names}
+
+
+OWNED = tuple(dict.fromkeys(name for entries in REGISTRIES.values() for entry in entries.values()
+                            for name in entry.settings))  # fmt: skip
 
 
 def build(config, image_shape, dynamic=False, from_data=None):
@@ -158,7 +176,7 @@ def _built(config, image_shape, dynamic, from_data):
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
-    own = {name: getattr(config, name) for name in PRIORS[config.prior].settings}
+    own = {name: getattr(config, name) for name in PRIORS[config.prior].settings if name not in PSEUDO_INPUTS}
     make_prior = functools.partial(prior_class, pseudo_inputs=from_data, **own)
     return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
 

@@ -1,22 +1,17 @@
 """What training maximises: bounds on log p(x), each a function of log-weights, and where their log-weights come from.
 
-Log-weights are log p(x|z) + beta (log p(z) - log q(z|x)), (n, B), or those of annealed chains. An objective is made
+Log-weights are log p(x|z) + beta (log p(z) - log q(z|x)), (n, B); annealed.py has those of chains. An objective is made
 from a Config; `outcome(model, x, seed, beta, training)` is its `Outcome`, and `logged` names what it adds to the
 history.
 """
 
-import itertools
+import abc
 import math
 from typing import NamedTuple
 
-import numpy as np
-from keras import initializers, layers, ops
+from keras import ops
 
 from . import OBJECTIVES, mcmc
-from .networks import Between
-
-STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
-RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
 
 
 def elbo(log_w):
@@ -102,12 +97,12 @@ class Elbo(Sampled):
         return Outcome(terms, -elbo(terms.log_w(beta)), elbo(terms.log_w()), {})
 
 
-class Iwae(Sampled):
-    """The importance-weighted bound (Burda et al. 2016); its gradient weighs samples by their normalised weights."""
+class Weighted(Sampled, abc.ABC):
+    """A function of log-weights beside the ELBO; its gradient weighs samples by their normalised weights."""
 
+    @abc.abstractmethod
     def bound(self, log_w):
         """The bound of log-weights: (n, B) -> (B,) nats."""
-        return iwae(log_w)
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, with the effective number of samples. Stochastic."""
@@ -116,7 +111,13 @@ class Iwae(Sampled):
         return Outcome(terms, -self.bound(terms.log_w(beta)), self.bound(log_w), {"ess": effective_samples(log_w)})
 
 
-class Miwae(Iwae):
+class Iwae(Weighted):
+    """The importance-weighted bound (Burda et al. 2016)."""
+
+    bound = staticmethod(iwae)
+
+
+class Miwae(Weighted):
     """The mean of importance-weighted bounds of `num_groups` groups of samples (Rainforth et al. 2018)."""
 
     def __init__(self, config):
@@ -127,7 +128,7 @@ class Miwae(Iwae):
         return miwae(log_w, self.groups)
 
 
-class Ciwae(Iwae):
+class Ciwae(Weighted):
     """A convex combination of the ELBO, by `elbo_weight`, and the importance-weighted bound (Rainforth et al. 2018)."""
 
     def __init__(self, config):
@@ -138,13 +139,19 @@ class Ciwae(Iwae):
         return self.weight * elbo(log_w) + (1 - self.weight) * iwae(log_w)
 
 
-class Split(Iwae):
+class Split(Weighted):
     """The importance-weighted bound, in which the weights of p and of q have gradients of their own.
 
     With normalised weights v_i, held fixed, those of p have sum v_i d log p(x, z_i). Those of q have, with a and b of
     `of_q`, sum a_i (d log w_i / d z_i) (d z_i / d phi) + sum b_i d log w_i / d phi at fixed z_i. A VampPrior's encoder
     gets both: it belongs to p and to q.
     """
+
+    bound = staticmethod(iwae)
+
+    @abc.abstractmethod
+    def of_q(self, annealed, v, beta):
+        """a and b, from log-weights with beta and their normalised weights: (n, B) each."""
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome; its loss in training has the gradient, and no meaning of its own. Stochastic."""
@@ -170,7 +177,6 @@ class Dreg(Split):
     """
 
     def of_q(self, annealed, v, beta):
-        """a and b of `Split`: (n, B) each."""
         return (1 - beta) * v + beta * v * v, ops.zeros_like(v)
 
 
@@ -182,7 +188,6 @@ class Piwae(Split):
         self.groups = config.num_groups
 
     def of_q(self, annealed, v, beta):
-        """a and b of `Split`: (n, B) each."""
         grouped = in_groups(annealed, self.groups)
         u = ops.exp(grouped - ops.logsumexp(grouped, axis=0)) / self.groups
         u = ops.reshape(u, (self.n, -1))
@@ -203,86 +208,3 @@ def path_of(model, x, n, seed, beta=1.0):
 def terms_of(point):
     """The Terms of a Point on such a path."""
     return Terms(*point.more, point.log_start)
-
-
-class Annealed(layers.Layer):
-    """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
-
-    Step k goes towards q(z|x)^(1 - b_k) p(x, z)^b_k with b_k = k / (T + 1), or a schedule that is learned, by a step
-    size of its own: fixed, learned, or moved by 0.2 % a training step so that Metropolis accepts `target` of the
-    steps. Where beta is not 1, it weighs what is not log p(x|z) in the loss; the chains are the same.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.n, self.logged, steps = config.samples, OBJECTIVES[config.objective].logged, config.num_steps
-        self.target = config.acceptance
-        start, bounds = initializers.Constant(math.log(config.step_size)), Between(*map(math.log, STEPS))
-        learns = config.learn_step_size == "on"
-        self.log_step = self.add_weight((steps,), start, trainable=learns, constraint=bounds, name="log_step")
-        linear = np.array([math.log(k) for k in range(1, steps + 1)])  # logit of k / (k + 1)
-        learns = config.learn_schedule == "on"
-        self.schedule = self.add_weight((steps,), linear, trainable=learns, name="schedule")
-        self.built = True
-
-    def betas(self):
-        """b_k = prod_{j >= k} sigmoid(u_j) for k = 1..T, which rise and lie between 0 and 1: (T,)."""
-        return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(ops.convert_to_tensor(self.schedule))))))
-
-    def steps(self):
-        """The step sizes: (T,)."""
-        return ops.exp(ops.convert_to_tensor(self.log_step))
-
-    def outcome(self, model, x, seed, beta, training):
-        """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
-        walk = self.walked(model, x, self.n, seed)
-        acceptance = ops.exp(walk.log_accept)  # (T, n, B)
-        if training and self.target:
-            is_high = ops.stop_gradient(ops.mean(acceptance, axis=(1, 2))) >= self.target
-            self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
-        loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
-        logs = {"ess": effective_samples(walk.log_weight), "acceptance": ops.mean(acceptance, axis=(0, 1))}
-        logs["diverged"] = ops.mean(walk.diverged, axis=(0, 1))
-        return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
-
-    def walked(self, model, x, n, seed):
-        """The Walk of n chains for each image. Stochastic."""
-        path, z = path_of(model, x, n, seed)
-        betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
-        return self.walk(path, path.at(z), betas, steps, seed)
-
-    def draw(self, model, x, seed):
-        """One draw for each image of what is fitted to p(z|x), which is the end of a chain: (B, D). Stochastic."""
-        return self.walked(model, x, 1, seed).points[-1].z[0]
-
-
-class LangevinMcvae(Annealed):
-    """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated."""
-
-    walk = staticmethod(mcmc.langevin)
-
-    def training_loss(self, walk, beta):
-        """The negative mean over chains of W with the weight beta on all but the last log p(x|z): (B,)."""
-        last = terms_of(walk.points[-1])
-        return -elbo(last.log_px_z + beta * (walk.log_weight - last.log_px_z))
-
-
-class MetropolisMcvae(Annealed):
-    """A-MCVAE: Langevin steps that are accepted or refused; each decision is trained by how well its chain fared.
-
-    The gradient is that of W at the decisions taken, plus (W - mean W of the other chains) times that of their
-    log-probability.
-    """
-
-    walk = staticmethod(mcmc.metropolis)
-
-    def training_loss(self, walk, beta):
-        """The negative mean over chains of W with the weight beta on log p(z) - log q(z|x): (B,).
-
-        A term of mean 0 adds the gradient of the decisions.
-        """
-        ends = [0.0, *ops.unstack(self.betas()), 1.0]
-        parts = zip(itertools.pairwise(ends), walk.points, strict=True)
-        log_weight = sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
-        baseline = (ops.sum(log_weight, axis=0) - log_weight) / (self.n - 1)  # of the other chains
-        return -elbo(log_weight + ops.stop_gradient(log_weight - baseline) * walk.log_decisions)

@@ -31,20 +31,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.met
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
 PLACES = [name for name in FIELDS if name not in NUMBERS]
 SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine"}
-SMALL |= {"likelihood": "gaussian", "binarize": "none", "objective": "lmcvae"}  # so that every setting means something
-DEEP = {"model": "dvp"} | {
-    name: value for name, value in SMALL.items() if name in ("lr_schedule", "likelihood", "binarize")
-}
-SHALLOW_ONLY = (
-    *models.SHALLOW,
-    "objective",
-    "num_steps",
-    "step_size",
-    "target_accept",
-    "learn_schedule",
-    "learn_step_size",
-)
-DEEP_ONLY = (*models.DEEP, *models.DIFFUSION)
+SMALL |= {"likelihood": "gaussian", "binarize": "none", "objective": "lmcvae"}  # so that most settings mean something
+DEEP = {"model": "dvp", "lr_schedule": "cosine", "likelihood": "gaussian", "binarize": "none"}
 
 TRACKING = dict(tracking.TRACKERS)
 tracking.TRACKERS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs
@@ -187,9 +175,16 @@ def validated(run):
     return run.model.evaluate(run.images("val"), batch_size=validation_batch(run.config), verbose=0, return_dict=True)
 
 
+def owner_of(name):
+    """SMALL with a model, prior, network and objective that have this setting."""
+    chosen = SMALL | {pick: SMALL[pick] if SMALL.get(pick) in names else names[0]
+                      for pick, names in models.owners(name).items()}  # fmt: skip
+    return DEEP | {"model": chosen["model"]} if models.MODELS[chosen["model"]].is_deep else chosen
+
+
 def other(name):
     """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
-    field, used = FIELDS[name], getattr(Config(**SMALL), name)
+    field, used = FIELDS[name], getattr(Config(**owner_of(name)), name)
     choices, kind = field.metadata["choices"], field.type
     # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
     if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7", "num_groups": 16}):

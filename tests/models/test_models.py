@@ -63,7 +63,9 @@ def test_shapes(model, prior, shape):
 
 def settings_of(network):
     """Those without which `build` would not fit a network."""
-    return {"network": network} | ({} if models.NETWORKS[network].is_sized else {"network_size": Config.network_size})
+    return {"network": network} | (
+        {} if "network_size" in models.NETWORKS[network].settings else {"network_size": Config.network_size}
+    )
 
 
 @pytest.mark.slow
@@ -238,7 +240,7 @@ def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
     assert any("pseudo_inputs" in weight.path for weight in built.weights)  # so they are saved with the rest
 
 
-PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.is_sized for model in entry.models]
+PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.settings for model in entry.models]
 GATED = {"vae": 40, "hvae": 80}  # dimensions of the paper's models
 
 

@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal
 
 import models
 from experiment import Config
-from models import objectives
+from models import annealed, objectives
 from models.base import LatentModel
 from models.distributions import Normal
 from models.gradients import value_and_gradient
@@ -71,12 +71,12 @@ class Rotated:
         return Normal(ops.zeros_like(z), ops.zeros_like(z)).log_prob(z) + np.float32(np.log(np.diag(self.chol)).sum())
 
 
-OF_GROUPS = models.OF_OBJECTIVES["num_groups"]
+OF_GROUPS = models.owners("num_groups")["objective"]
 
 
 def made(name, n=None, **settings):
     config = Config(objective=name, num_samples=n, **settings)
-    return getattr(objectives, models.OBJECTIVES[name].path.split(".")[1])(config)
+    return models.objective(config)
 
 
 def outcome(name, n, theta=THETA, repeats=1, seed=1, training=False, beta=1.0, **settings):
@@ -256,12 +256,12 @@ def test_decisions_are_trained_by_how_their_chains_fared(monkeypatch):
     slopes = (mean_bound(theta + h * direction) - mean_bound(theta - h * direction)) / (2 * h)
     error = np.hypot(slopes.std(), found[:, 2].std()) / np.sqrt(12)
     assert abs(-found[:, 2].mean() - slopes.mean()) < 4.5 * error + 0.01
-    scored = objectives.MetropolisMcvae.training_loss
+    scored = annealed.MetropolisMcvae.training_loss
 
     def without_score(self, walk, beta):
         return scored(self, walk._replace(log_decisions=0 * walk.log_decisions), beta)
 
-    monkeypatch.setattr(objectives.MetropolisMcvae, "training_loss", without_score)
+    monkeypatch.setattr(annealed.MetropolisMcvae, "training_loss", without_score)
     biased = gradients("amcvae", 8, 12, theta, 2000, **settings)
     assert abs(-biased[:, 2].mean() - slopes.mean()) > 8 * error
 
@@ -366,7 +366,8 @@ def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
         x = np.round(2 * rng.random((2, 8, 4, 2))) / 2  # the first, the last and an inner value
         gradient = gradient_of(model, x)
         assert all(one is not None for one in gradient)
-        monkeypatch.setattr(objectives, "ops", FrozenOps(frozen))
+        for module in (objectives, annealed):
+            monkeypatch.setattr(module, "ops", FrozenOps(frozen))
         loss_of(model, x)
         start = [np.asarray(variable) for variable in model.trainable_variables]
         for seed in range(2):
@@ -427,18 +428,18 @@ def test_images_are_encoded_once_and_decoded_once_a_sample_and_step(model_name, 
 
 
 def test_a_schedule_begins_as_a_line_and_always_rises_from_0_to_1():
-    annealed = made("lmcvae", num_steps=4, learn_schedule="on")
-    np.testing.assert_allclose(annealed.betas(), [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
-    annealed.schedule.assign(np.float32([3, -2, 0.5, 1]))
-    betas = np.asarray(annealed.betas())
+    chains = made("lmcvae", num_steps=4, learn_schedule="on")
+    np.testing.assert_allclose(chains.betas(), [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
+    chains.schedule.assign(np.float32([3, -2, 0.5, 1]))
+    betas = np.asarray(chains.betas())
     assert np.all(np.diff([0, *betas, 1]) > 0)
 
 
 @slow_on_jax
 @on_both_backends
 def test_step_sizes_adapt_to_the_acceptance_that_is_wanted_in_training_only(monkeypatch):
-    monkeypatch.setattr(objectives, "RISE", 0.03)
-    monkeypatch.setattr(objectives, "FALL", -0.03)
+    monkeypatch.setattr(annealed, "RISE", 0.03)
+    monkeypatch.setattr(annealed, "FALL", -0.03)
     model = Pca(made("amcvae", 3, num_steps=2, step_size=1.0, target_accept=0.9), ops.convert_to_tensor(EXACT))
     x = np.repeat(X, 20, axis=0)
     before = np.asarray(model.objective.steps())

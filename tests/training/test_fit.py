@@ -158,7 +158,7 @@ def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
 )
 def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
     settings = {"num_steps": 1} if models.OBJECTIVES[name].is_annealed else {}
-    settings |= {"num_groups": 2} if name in models.OF_OBJECTIVES["num_groups"] else {}
+    settings |= {"num_groups": 2} if name in models.owners("num_groups")["objective"] else {}
     settings |= {"network": "mlp", "network_size": Config.network_size, "num_samples": 4, "epochs": 3, "beta_warmup": 2}
     run = train(tmp_path, objective=name, **settings)
     history = run.history

@@ -1,0 +1,97 @@
+"""Monte Carlo VAE bounds: log-weights of annealed chains from q(z|x) to p(z|x) (Thin et al. 2021)."""
+
+import itertools
+import math
+
+import numpy as np
+from keras import initializers, layers, ops
+
+from . import OBJECTIVES, mcmc
+from .networks import Between
+from .objectives import Outcome, effective_samples, elbo, path_of, terms_of
+
+STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
+RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
+
+
+class Annealed(layers.Layer):
+    """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
+
+    Step k goes towards q(z|x)^(1 - b_k) p(x, z)^b_k with b_k = k / (T + 1), or a schedule that is learned, by a step
+    size of its own: fixed, learned, or moved by 0.2 % a training step so that Metropolis accepts `target` of the
+    steps. Where beta is not 1, it weighs what is not log p(x|z) in the loss; the chains are the same.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n, self.logged, steps = config.samples, OBJECTIVES[config.objective].logged, config.num_steps
+        self.target = config.acceptance
+        start, bounds = initializers.Constant(math.log(config.step_size)), Between(*map(math.log, STEPS))
+        learns = config.learn_step_size == "on"
+        self.log_step = self.add_weight((steps,), start, trainable=learns, constraint=bounds, name="log_step")
+        linear = np.array([math.log(k) for k in range(1, steps + 1)])  # logit of k / (k + 1)
+        learns = config.learn_schedule == "on"
+        self.schedule = self.add_weight((steps,), linear, trainable=learns, name="schedule")
+        self.built = True
+
+    def betas(self):
+        """b_k = prod_{j >= k} sigmoid(u_j) for k = 1..T, which rise and lie between 0 and 1: (T,)."""
+        return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(ops.convert_to_tensor(self.schedule))))))
+
+    def steps(self):
+        """The step sizes: (T,)."""
+        return ops.exp(ops.convert_to_tensor(self.log_step))
+
+    def outcome(self, model, x, seed, beta, training):
+        """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
+        walk = self.walked(model, x, self.n, seed)
+        acceptance = ops.exp(walk.log_accept)  # (T, n, B)
+        if training and self.target:
+            is_high = ops.stop_gradient(ops.mean(acceptance, axis=(1, 2))) >= self.target
+            self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
+        loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
+        logs = {"ess": effective_samples(walk.log_weight), "acceptance": ops.mean(acceptance, axis=(0, 1))}
+        logs["diverged"] = ops.mean(walk.diverged, axis=(0, 1))
+        return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
+
+    def walked(self, model, x, n, seed):
+        """The Walk of n chains for each image. Stochastic."""
+        path, z = path_of(model, x, n, seed)
+        betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
+        return self.walk(path, path.at(z), betas, steps, seed)
+
+    def draw(self, model, x, seed):
+        """One draw for each image of what is fitted to p(z|x), which is the end of a chain: (B, D). Stochastic."""
+        return self.walked(model, x, 1, seed).points[-1].z[0]
+
+
+class LangevinMcvae(Annealed):
+    """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated."""
+
+    walk = staticmethod(mcmc.langevin)
+
+    def training_loss(self, walk, beta):
+        """The negative mean over chains of W with the weight beta on all but the last log p(x|z): (B,)."""
+        last = terms_of(walk.points[-1])
+        return -elbo(last.log_px_z + beta * (walk.log_weight - last.log_px_z))
+
+
+class MetropolisMcvae(Annealed):
+    """A-MCVAE: Langevin steps that are accepted or refused; each decision is trained by how well its chain fared.
+
+    The gradient is that of W at the decisions taken, plus (W - mean W of the other chains) times that of their
+    log-probability.
+    """
+
+    walk = staticmethod(mcmc.metropolis)
+
+    def training_loss(self, walk, beta):
+        """The negative mean over chains of W with the weight beta on log p(z) - log q(z|x): (B,).
+
+        A term of mean 0 adds the gradient of the decisions.
+        """
+        ends = [0.0, *ops.unstack(self.betas()), 1.0]
+        parts = zip(itertools.pairwise(ends), walk.points, strict=True)
+        log_weight = sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
+        baseline = (ops.sum(log_weight, axis=0) - log_weight) / (self.n - 1)  # of the other chains
+        return -elbo(log_weight + ops.stop_gradient(log_weight - baseline) * walk.log_decisions)
