@@ -4,6 +4,7 @@ import collections
 import dataclasses
 
 from experiment.config import Config
+from runtime.text import word
 
 SELF_EXPLAINING = ("data_set", "model", "prior", "network", "posterior", "objective", "likelihood")
 
@@ -21,8 +22,8 @@ def label(config, names):
     resolved = {"binarize": config.binarization, "likelihood": config.observation}
     resolved |= {"num_samples": config.samples, "target_accept": config.acceptance}
     tags = {field.name: field.metadata["tag"] or field.name for field in dataclasses.fields(Config)}
-    words = {name: str(resolved.get(name, value)) for name, value in values.items()}
-    return ", ".join(word if name in SELF_EXPLAINING else f"{tags[name]} {word}" for name, word in words.items())
+    words = {name: word(resolved.get(name, value)) for name, value in values.items()}
+    return ", ".join(one if name in SELF_EXPLAINING else f"{tags[name]} {one}" for name, one in words.items())
 
 
 def labels(configs):

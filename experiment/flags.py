@@ -5,15 +5,17 @@ import dataclasses
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from experiment.config import Config
 from experiment.run import Run
-from experiment.settings import TOPICS
+from experiment.settings import TOPICS, is_list, kind_of
 from runtime import backend
 from runtime.command import path
 from runtime.errors import UserError
+from runtime.text import word
 
 PATHS = ("runs_dir", "data_dir")  # settings
 SCRIPTS = Path(__file__).parents[1]
@@ -25,24 +27,46 @@ def add_settings(parser):
     Only what was given lands in the parsed arguments; `grids.configs.configs_of` fills in the rest.
     """
     for field in sorted(dataclasses.fields(Config), key=lambda field: TOPICS.index(field.metadata["topic"])):
-        meta = field.metadata
-        if not meta["help"]:
-            continue
-        options = {"type": _reader(field), "default": argparse.SUPPRESS, "metavar": _metavar(field)}
-        usual = {value: word for word, value in meta["words"].items()}.get(field.default, field.default)
-        options["help"] = meta["help"] + (f" [{usual}]" if usual is not None else "")
-        options |= {name: meta[name] for name in ("topic", "common", "choices")}
-        parser.add_argument(f"--{field.name}", nargs=None if meta["tag"] is None else "+", **options)
+        if field.metadata["help"]:
+            add_setting(parser, field)
     text = "settings that belong together; flags beside it override them"
     parser.add_argument("--preset", metavar="NAME", topic="runs", common=True, help=text)
+
+
+def add_setting(parser, field):
+    """Adds the flag of a field. One that is a list takes `200 100` or `200,100`, and of a grid `200,100 50,`."""
+    meta = field.metadata
+    options = {"type": _reader(field), "default": argparse.SUPPRESS, "metavar": _metavar(field)}
+    usual = {value: one for one, value in meta["words"].items()}.get(field.default, field.default)
+    options["help"] = meta["help"] + (f" [{word(usual)}]" if usual is not None else "")
+    options |= {name: meta[name] for name in ("topic", "common", "choices")}
+    is_grid = meta["tag"] is not None
+    options |= {"action": partial(_Lists, is_grid=is_grid)} if is_list(field) else {}
+    parser.add_argument(f"--{field.name}", nargs="+" if is_grid or is_list(field) else None, **options)
+
+
+class _Lists(argparse.Action):
+    """Keeps the lists that words make: one of all of them, or one of each word where a word has a comma."""
+
+    def __init__(self, *args, is_grid, **options):
+        super().__init__(*args, **options)
+        self.is_grid = is_grid
+
+    def __call__(self, parser, namespace, values, flag=None):
+        whole = [value is None or isinstance(value, tuple) for value in values]  # a Range among them
+        lists = [value if is_whole else (value,) for value, is_whole in zip(values, whole, strict=True)]
+        lists = lists if any(whole) else [tuple(values)]
+        if len(lists) > 1 and not self.is_grid:
+            raise argparse.ArgumentError(self, "takes one list: of several, each would be a run of a grid")
+        setattr(namespace, self.dest, lists)
 
 
 def _metavar(field):
     """What stands for the value of a setting: a letter for a number, both of two values, else a word."""
     if (choices := field.metadata["choices"]) and len(choices) == 2:
         return "|".join(choices)
-    word = "NAME" if choices else field.name.split("_")[-1].upper()
-    return {int: "N", float: "X"}.get(field.type, word)
+    name = "NAME" if choices else field.name.split("_")[-1].upper()
+    return {int: "N", float: "X"}.get(kind_of(field), name) + " ..." * is_list(field)
 
 
 def given_settings(args):
@@ -67,9 +91,11 @@ def is_one_value(value):
 
 
 def _reader(field):
-    kind, words = path if field.name in PATHS else field.type, field.metadata["words"]
+    kind, words = path if field.name in PATHS else kind_of(field), field.metadata["words"]
 
     def read(text):
+        if is_list(field) and "," in text:
+            return tuple(kind(part) for part in text.removesuffix(",").split(","))
         if ".." in text and kind in (int, float):
             low, high = (kind(part) for part in text.split(".."))
             if not low < high:
@@ -108,7 +134,7 @@ def unusual(config):
     """The settings with a flag of this Config that have not their usual value: a dict of name to text."""
     fields = [field for field in dataclasses.fields(config) if field.metadata["help"]]
     values = {field.name: (getattr(config, field.name), field.default) for field in fields}
-    return {name: str(value) for name, (value, usual) in values.items() if value != usual}
+    return {name: word(value) for name, (value, usual) in values.items() if value != usual}
 
 
 def words_of(config):

@@ -31,7 +31,8 @@ def suffixes(config):
     found = settings(config)
     changed = [field for field in dataclasses.fields(config) if found.get(field.name, field.default) != field.default]
     tags = {field.name: field.metadata["tag"] for field in changed}
-    return {name: f"_{tag}{found[name]}" for name, tag in tags.items() if tag}
+    texts = {name: "-".join(map(str, one)) if isinstance(one := found[name], tuple) else one for name in tags}
+    return {name: f"_{tag}{texts[name]}" for name, tag in tags.items() if tag}
 
 
 def training_id(config):

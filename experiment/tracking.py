@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runtime import atomic
 from runtime.errors import UserError
-from runtime.text import bounded
+from runtime.text import bounded, word
 
 FILES = ("config.json", "status.json", "history.csv", "best.safetensors")  # what every script needs of a run
 IDS = "tracking.json"  # in a run's folder: {"wandb": its id in W&B}
@@ -49,7 +49,7 @@ def flat(values, prefix=""):
 
 def settings(config):
     """The settings that change the numbers of a run: a dict of name to number or text."""
-    return {name: value if isinstance(value, int | float) else str(value) for name, value in config.settings.items()}
+    return {name: value if isinstance(value, int | float) else word(value) for name, value in config.settings.items()}
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def group_row(group, scores, names):
 def settings(run, names):
     """The settings of these names as texts with every digit; empty for one that means nothing for this run."""
     values = run.config.settings
-    return {name: "" if values.get(name) is None else str(values[name]) for name in names}
+    return {name: "" if values.get(name) is None else text.word(values[name]) for name in names}
 
 
 def shown(rows):

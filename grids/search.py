@@ -10,6 +10,7 @@ from experiment.flags import Range, is_one_value
 from experiment.settings import checked
 from grids import leaderboard
 from runtime.errors import UserError
+from runtime.text import word
 
 INCOMPARABLE = ("data_set", "image_size", "binarize", "likelihood", "sigma")  # ELBOs are not comparable across these
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
@@ -36,6 +37,7 @@ class Search:
         self.fixed = {name: values[0] for name, values in lists.items() if is_one_value(values)}
         self.free = {name: values for name, values in lists.items() if name not in self.fixed}
         check_free(self.free)
+        self.lists = {name: {word(value): value for value in values} for name, values in self.free.items()}
         self.distributions = {name: self._distribution(values) for name, values in self.free.items()}
         self.study = self._study(**self.fixed)
         states, trials = optuna.trial.TrialState, self.study.trials
@@ -47,7 +49,7 @@ class Search:
     def _distribution(self, values):
         kinds = self.optuna.distributions
         if not isinstance(values[0], Range):
-            return kinds.CategoricalDistribution(values)
+            return kinds.CategoricalDistribution([word(value) if type(value) is tuple else value for value in values])
         low, high = values[0]
         kind = kinds.IntDistribution if isinstance(low, int) else kinds.FloatDistribution
         return kind(low, high, log=low > 0 and high >= WIDE * low)
@@ -95,7 +97,7 @@ class Search:
 
     def _config(self, trial):
         short = {name: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for name, v in trial.params.items()}
-        return Config(**self.fixed, **short)
+        return Config(**self.fixed, **{name: self.lists[name].get(value, value) for name, value in short.items()})
 
     def _value(self, config):
         return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None
@@ -125,7 +127,7 @@ class Search:
         if not (done := self.study.get_trials(states=[self.optuna.trial.TrialState.COMPLETE])):
             return ""
         config = self._config(max(done, key=lambda trial: trial.value))
-        return " ".join(f"--{name} {getattr(config, name)}" for name in self.free)
+        return " ".join(f"--{name} {word(getattr(config, name))}" for name in self.free)
 
 
 def check_free(free):

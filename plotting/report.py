@@ -9,7 +9,7 @@ import shlex
 import data
 from evaluation import estimators
 from experiment.flags import unusual, words_of
-from runtime.text import duration
+from runtime.text import duration, word
 
 SCORES = ("log_px", "elbo", "rate", "distortion", "bits_per_dim")
 ABOUT = ("split", "num_images", "selection", "estimator", "proposal", "num_samples", "seed", "ess_median", "doubtful")
@@ -74,7 +74,7 @@ def section(number, run, shown):
     lines += ["<h3>Scores</h3>", *scores(run), "<h3>Commands that repeat it</h3>"]
     lines += [f"<pre>{escaped(commands(run))}</pre>", "<h3>Figures</h3>", *map(figure, shown)]
     changed = unusual(run.config)
-    others = {name: value for name, value in run.config.settings.items() if name not in changed}
+    others = {name: word(value) for name, value in run.config.settings.items() if name not in changed}
     tables = [table(["setting", "value"], [map(escaped, one) for one in some.items()], 2) for some in (changed, others)]
     default = f"<details><summary>Settings with their default value</summary>\n{tables[1]}\n</details>"
     return [*lines, "<h3>Settings</h3>", tables[0], default, "</section>"]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from runtime.errors import UserError
+from runtime.text import word
 
 PLAIN = re.compile(r"\w[\w.,+-]{0,50}")  # texts that need no quotes in a sentence
 
@@ -49,6 +50,7 @@ def check(rules, values, given=is_given):
             reason = rule.reason(values) if callable(rule.reason) else rule.reason
             value = getattr(values, rule.flag)
             parts = value if isinstance(value, list) else [] if value is True else [value]
+            parts = [word(part) if type(part) is tuple else part for part in parts]
             words = [part if isinstance(part, str) and PLAIN.fullmatch(part) else shown(part) for part in parts]
             raise UserError(f"{' '.join([f'--{rule.flag}', *words])} {reason}")
 

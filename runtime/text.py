@@ -16,6 +16,11 @@ def bounded(name, most=255):
     return name if len(name) <= most else f"{name[: most - 49]}-{digest}{name[-40:]}"
 
 
+def word(value):
+    """A value as one word of a command; the values of a tuple are joined by commas."""
+    return ",".join(map(str, value)) if type(value) is tuple else str(value)
+
+
 def table(rows):
     """Dicts with the same keys as aligned text: a line of names, then one per row; numbers below 1 keep two digits."""
     shown = [[cell(value) for value in row.values()] for row in rows]
