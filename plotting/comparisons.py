@@ -67,18 +67,24 @@ def names_of(runs):
 
 @style()
 def draw_overlay(members):
-    figure = new_figure(6, 3.8)
-    axes = figure.add_subplot()
-    curves.by_epoch(axes, "validation ELBO")
+    figure, notes = new_figure(7.6, 3.4), dict.fromkeys(one.note for one in members)
+    panels = dict(zip(curves.SPLITS, figure.subplots(1, 2, sharey=True), strict=True))
     numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
     for number, (name, one) in sorted(numbered, key=lambda item: -max(item[1][1].history["val_elbo"])):
         colour, dash = LINES[number % len(LINES)]
         epochs, values = one.history["epoch"], one.history["val_elbo"]
-        label = f"{name}{f' ({one.note})' * bool(one.note)}: {decimals(max(values))}"
-        curves.draw_curve(axes, epochs, values, color=colour, linestyle=dash, label=label)
-        axes.plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
-    curves.zoom(axes, [one.history["val_elbo"] for one in members])
-    axes.legend(title="best epoch (dot)", loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title_fontsize=8)
+        label = f"{name}{f' ({one.note})' * bool(one.note and len(notes) > 1)}: {decimals(max(values))}"
+        for split, axes in panels.items():
+            curves.draw_curve(axes, epochs, one.history[f"{split}_elbo"], color=colour, linestyle=dash, label=label)
+        panels["val"].plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
+    curves.zoom(panels["val"], [one.history[f"{split}_elbo"] for one in members for split in panels])
+    for split, axes in panels.items():
+        curves.by_epoch(axes, "elbo")
+        axes.set_title(curves.SPLITS[split])
+    title = "\n".join(["best validation ELBO (dot)", *(notes if len(notes) == 1 else ())])
+    options = {"title": title, "alignment": "left", "title_fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
+    panels["val"].set_ylabel("")
+    panels["val"].legend(handles=panels["train"].lines, **options)
     return figure
 
 
@@ -157,8 +163,8 @@ def draw_densities(members):
 
 
 FIGURES = (  # of a list of Drawn
-    Figure("overlay", "Validation ELBO of each run by epoch; the legend begins with the best run.", draw_overlay,
-           stem="{subject}_losshistory"),
+    Figure("overlay", "Training and validation ELBO of each run by epoch; the legend begins with the run of the best "
+           "validation ELBO.", draw_overlay, stem="{subject}_losshistory"),
     Figure("comparison", "Test images in the first row; below them, for each run, their reconstructions and samples.",
            draw_comparison),
     Figure("curves", "Validation ELBO, rate and distortion by epoch: mean and standard deviation over seeds. Dots mark "

@@ -4,6 +4,8 @@ import numpy as np
 
 from plotting.style import PALETTE, decimals, new_figure, style
 
+SPLITS = {"train": "training", "val": "validation"}
+
 
 @style()
 def losshistory(view):
@@ -12,12 +14,12 @@ def losshistory(view):
     figure = new_figure(3 * len(names), 3, layout="constrained")
     best = int(np.argmax(history[f"val_{names[0]}"]))
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for split, label, colour in (("train", "training", "#949494"), ("val", "validation", PALETTE[0])):
+        for (split, label), colour in zip(SPLITS.items(), ("#949494", PALETTE[0]), strict=True):
             draw_curve(axes, history["epoch"], history[f"{split}_{name}"], color=colour, label=label)
         axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label="best epoch, kept")
         axes.plot(history["epoch"][best], history[f"val_{name}"][best], "o", color="black", markersize=3.5)
         by_epoch(axes, name)
-        zoom(axes, [history[f"{split}_{name}"] for split in ("train", "val")])
+        zoom(axes, [history[f"{split}_{name}"] for split in SPLITS])
     value = decimals(history[f"val_{names[0]}"][best])
     figure.axes[0].set_title(f"best: {value} in epoch {history['epoch'][best]:.0f}")
     figure.axes[1].set_title(view.run.note)

@@ -15,11 +15,12 @@ from plotting.output import Output, os
 
 
 def history(*elbos):
-    """A history of these validation ELBOs, with a rate of 2."""
+    """A history of these validation ELBOs, half a nat below those of training, with a rate of 2."""
     elbo = np.array(elbos)
     return {
         "epoch": np.arange(1.0, len(elbo) + 1),
         "val_elbo": elbo,
+        "train_elbo": elbo + 0.5,
         "val_rate": np.full(len(elbo), 2.0),
         "val_distortion": -2 - elbo,
     }
@@ -109,10 +110,14 @@ def test_curves_are_means_over_seeds_in_bands_with_a_dot_for_each_seed():
 
 
 def test_overlay_has_a_curve_for_each_run_the_best_first():
-    axes = comparisons.draw_overlay([member(-9.0, -3.0, seed=1), member(-9.0, -2.5, seed=2)]).axes[0]
+    figure = comparisons.draw_overlay([member(-9.0, -3.0, seed=1), member(-9.0, -2.5, seed=2)])
     minus = "\N{MINUS SIGN}"
-    assert texts(axes.get_legend().get_texts()) == [f"seed 2: {minus}2.50", f"seed 1: {minus}3.00"]
-    assert axes.get_ylabel() == "validation ELBO (nats)"
+    assert texts(figure.axes[1].get_legend().get_texts()) == [f"seed 2: {minus}2.50", f"seed 1: {minus}3.00"]
+    assert figure.axes[0].get_ylabel() == "ELBO (nats)"
+    for axes, title, more in zip(figure.axes, ("training", "validation"), (0.5, 0.0), strict=True):
+        assert axes.get_title("left") == title
+        lines = [line.get_ydata().tolist() for line in axes.lines if len(line.get_ydata()) == 2]
+        assert lines == [[more - 9, more - 2.5], [more - 9, more - 3]]
 
 
 def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
