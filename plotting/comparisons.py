@@ -11,7 +11,7 @@ import numpy as np
 import experiment
 import models
 from experiment.differences import alike, groups, labels
-from plotting import curves, planes, sheets
+from plotting import curves, planes, scores, sheets
 from plotting.output import Figure
 from plotting.style import PALETTE, decimals, new_figure, style
 
@@ -33,6 +33,7 @@ class Drawn(NamedTuple):
     reconstructions: np.ndarray
     samples: np.ndarray
     densities: tuple | None  # as of a View
+    evaluation: experiment.run.Evaluation | None  # of test images
     note: str
 
     @property
@@ -46,8 +47,8 @@ def drawn_of(view, with_densities=False):
     chosen, run = view.spread(EACH), view.run
     originals, reconstructions = view.split.grey(chosen), view.reconstructed(view.images[chosen])
     samples = view.samples[: max(EACH, SAMPLES[0] * SAMPLES[1])]
-    densities = view.densities if with_densities else None
-    return Drawn(run.path, run.config, run.history, originals, reconstructions, samples, densities, run.note)
+    pictures, densities = (originals, reconstructions, samples), view.densities if with_densities else None
+    return Drawn(run.path, run.config, run.history, *pictures, densities, view.evaluation, run.note)
 
 
 def group_of(config):
@@ -162,6 +163,23 @@ def draw_densities(members):
     return figure
 
 
+@style()
+def draw_likelihoods(members):
+    numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
+    scored = [(number, name, one.evaluation) for number, (name, one) in numbered if one.evaluation]
+    edges = scores.bin_edges(np.concatenate([stored.log_px for *_, stored in scored]))
+    axes = new_figure(5.6, 3.6).add_subplot(xlabel="log p(x) (nats)", ylabel="density (1 / nat)")
+    for number, name, stored in sorted(scored, key=lambda item: -item[-1].log_px.mean()):
+        (colour, dash), label = LINES[number % len(LINES)], f"{name}: {scores.mean_of(stored.log_px)} ({stored.name})"
+        shares = np.histogram(stored.log_px, edges, density=True)[0]
+        axes.stairs(shares, edges, color=colour, linestyle=dash, linewidth=1.2, label=label)
+        axes.axvline(stored.log_px.mean(), color=colour, linestyle=":", linewidth=0.8)
+    axes.set_ylim(bottom=0)
+    options = {"title": "mean (dotted) ± its standard error", "alignment": "left", "title_fontsize": 8}
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), **options)
+    return axes.figure
+
+
 FIGURES = (  # of a list of Drawn
     Figure("overlay", "Training and validation ELBO of each run by epoch; the legend begins with the run of the best "
            "validation ELBO.", draw_overlay, stem="{subject}_losshistory"),
@@ -176,6 +194,9 @@ FIGURES = (  # of a list of Drawn
            f"{planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) lies outside of the region that holds "
            f"{INSIDE:.0%} of the aggregated posterior; {1 - INSIDE:.0%} where both are the same.", draw_densities,
            lambda members: sum(one.densities is not None for one in members) > 1),
+    Figure("likelihoods", "The distributions of log p(x) over the test images that each run was scored on, the best "
+           "run first in the legend.", draw_likelihoods,
+           lambda members: sum(one.evaluation is not None for one in members) > 1),
 )  # fmt: skip
 
 

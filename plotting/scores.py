@@ -39,6 +39,17 @@ def draw_ends(figure, ends):
             draw_picture(axes, *image)
 
 
+def mean_of(values):
+    """The mean of values by image, with its standard error if there are several."""
+    error = f" ± {np.std(values, ddof=1) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{decimals(values.mean())}{error}"
+
+
+def bin_edges(values):
+    """The edges of a histogram's bins, of which outliers would make thousands."""
+    return np.histogram_bin_edges(values, min(60, len(np.histogram_bin_edges(values, "auto")) - 1))
+
+
 @style()
 def draw_likelihood(view):
     stored, log_px = view.evaluation, view.evaluation.log_px
@@ -48,10 +59,8 @@ def draw_likelihood(view):
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     heights = (2.6, 0.3 + 0.2 * len(present)) if len(present) else (1,)
     rows = left.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    bins = min(60, len(np.histogram_bin_edges(log_px, "auto")) - 1)  # outliers would make it thousands
-    rows[0].hist(log_px, bins, color=PALETTE[0], edgecolor="white", linewidth=0.4)
-    error = f" ± {np.std(log_px, ddof=1) / math.sqrt(len(log_px)):.2f}" if len(log_px) > 1 else ""
-    title = f"mean {decimals(log_px.mean())}{error} ({stored.name})"
+    rows[0].hist(log_px, bin_edges(log_px), color=PALETTE[0], edgecolor="white", linewidth=0.4)
+    title = f"mean {mean_of(log_px)} ({stored.name})"
     rows[0].set(ylabel="test images", title=f"{title}\n{view.run.note}" if view.run.note else title)
     if len(present):
         draw_boxes(rows[1], [log_px[labels == one] for one in present], [view.class_names[one] for one in present])

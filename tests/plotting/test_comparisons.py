@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
-from made import texts
+from made import evaluation, texts
 
 import experiment
 from experiment.config import UserError
@@ -30,9 +30,8 @@ def member(*elbos, shade=0.5, **settings):
     """A Drawn with this history, whose pictures are all of one shade."""
     config = experiment.Config(**({"data_set": "digits", "network_size": 1.0} | settings))
     pictures = np.full((32, 8, 8, 1), shade, np.float32)
-    return comparisons.Drawn(
-        Path(config.training_id), config, history(*elbos or (-3.0,)), *[pictures[:10]] * 2, pictures, None, note=""
-    )
+    about = (history(*elbos or (-3.0,)), *[pictures[:10]] * 2, pictures)
+    return comparisons.Drawn(Path(config.training_id), config, *about, None, None, note="")
 
 
 def test_only_runs_that_can_be_compared_stand_together():
@@ -68,6 +67,24 @@ def test_densities_are_drawn_of_runs_that_have_a_plane():
     assert figure.applies(members) and not figure.applies(members[2:])
     titles = [axes.get_title(loc="left") for axes in figure.draw(members).axes]
     assert titles == [f"{name}\n5% of p(z) in holes" for name in ("vae, standard", "vae, vamp", "vae, mog")]
+
+
+def test_distributions_of_log_px_are_drawn_of_runs_with_scores():
+    (figure,) = [one for one in comparisons.FIGURES if one.name == "likelihoods"]
+    worse, better = -100.0 - np.arange(9.0), -90.0 - np.arange(5.0)
+    members = [member(prior=prior) for prior in ("standard", "vamp", "mog")]
+    for number, values in (0, worse), (2, better):
+        members[number] = members[number]._replace(evaluation=evaluation(np.arange(len(values)), values))
+    assert figure.applies(members) and not figure.applies(members[:2])
+    (axes,) = figure.draw(members).axes
+    for steps, line, values in zip(axes.patches, axes.lines, (better, worse), strict=True):
+        shares, edges, _ = steps.get_data()
+        assert np.sum(shares * np.diff(edges)) == pytest.approx(1) and set(line.get_xdata()) == {values.mean()}
+        inside = np.digitize(values, edges[:-1]) - 1
+        np.testing.assert_allclose(shares * np.diff(edges), np.bincount(inside, minlength=len(shares)) / len(values))
+    minus = "\N{MINUS SIGN}"
+    legend = [f"mog: {minus}92.00 ± 0.71 (test_is_S5_N9)", f"standard: {minus}104.00 ± 0.91 (test_is_S5_N9)"]
+    assert texts(axes.get_legend().get_texts()) == legend and axes.get_xlabel() == "log p(x) (nats)"
 
 
 def test_runs_without_a_difference_are_named_by_their_folders():
@@ -152,12 +169,13 @@ def test_samples_of_one_model_have_no_names_beside_them():
 def test_what_was_drawn_is_kept_with_its_caption(tmp_path):
     one = normal(np.linspace(-3, 3, 61), np.linspace(-3, 3, 61), 0.0, 1.0)
     members = [member(-9.0, -5.0), member(-8.0, -7.0, prior="vamp")]
-    members = [drawn._replace(densities=(one, one)) for drawn in members]
+    scored = evaluation(np.arange(2), np.array([-3.0, -4.0]))
+    members = [drawn._replace(densities=(one, one), evaluation=scored) for drawn in members]
     out = Output(tmp_path, "svg")
     for figure in comparisons.FIGURES:
         out.draw(Path("runs"), figure, members, subject="two")
-    names = [f"two_{name}.svg" for name in ("losshistory", "comparison", "curves", "priors", "densities")]
-    assert [shown.name for shown in out.shown[Path("runs")]] == names
+    names = ("losshistory", "comparison", "curves", "priors", "densities", "likelihoods")
+    assert [shown.name for shown in out.shown[Path("runs")]] == [f"two_{name}.svg" for name in names]
     for shown, figure in zip(out.shown[Path("runs")], comparisons.FIGURES, strict=True):
         assert shown.caption == figure.caption
         assert (tmp_path / shown.name).read_bytes() == shown.content
