@@ -18,13 +18,13 @@ FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to projec
 
 
 def draw_manifold(view):
-    """Images decoded on a grid of latents, with z[0] to the right and z[1] upward, or on lines if there are more."""
+    """Images decoded on a grid of latents, the first to the right and the second upward, or on lines if D > 2."""
     if view.run.latent_dim > 2:
         return draw_interpolations(view)
     values, spacing = grid_axes(view)
     images = view.decoded(latent_grid(values))
     columns, *rows = map(sheets.every_other, values)
-    names = {"rows": rows[0][::-1] if rows else (), "columns": columns, "axis_names": ("z[0]", "z[1]" if rows else "")}
+    names = {"rows": rows[0][::-1] if rows else (), "columns": columns, "axis_names": (*view.latent_names, "")[:2]}
     return sheets.sheet(images, f"{view.shown} p(x|z); z spaced by quantiles of {spacing}", **names)
 
 
@@ -145,7 +145,8 @@ def draw_embedding_mean(view):
         thumbnails, caption = (means[view.rows_of(chosen)], view.images[chosen]), "test images"
     figure = new_figure(7.4, 6.6)
     title = f"pictures: {caption}, at the means of their posteriors"
-    axes = figure.add_subplot(xlabel="z[0]", ylabel="z[1]", title=title)
+    across, upward = view.latent_names
+    axes = figure.add_subplot(xlabel=across, ylabel=upward, title=title)
     planes.shade(axes, view.density, 3.0)  # pale, because points may be grey
     draw_points(axes, means, view)
     axes.set(xlim=view.density.limits[:, 0], ylim=view.density.limits[:, 1])
@@ -182,13 +183,13 @@ def flattened(view, points):
     """Latents (N, D) and those of the pseudo-inputs in the plane, (N + K, 2), the names of both axes, and a caption."""
     both = np.concatenate([points, view.components])
     if both.shape[1] == 2:
-        return both, ("z[0]", "z[1]"), ""
+        return both, view.latent_names, ""
     if both.shape[1] == 1:
         height = np.random.default_rng(0).uniform(size=both.shape)
-        return np.concatenate([both, height], axis=1), ("z[0]", "random height"), ""
+        return np.concatenate([both, height], axis=1), [*view.latent_names, "random height"], ""
     reference = view.embedding.mean
     if len(reference) < FEWEST_PROJECTED or not np.ptp(reference, axis=0).any():
-        return both[:, :2], ("z[0]", "z[1]"), f"the first two of {both.shape[1]} dimensions"
+        return both[:, :2], view.latent_names[:2], f"the first two of {both.shape[1]} dimensions"
     return PROJECTIONS[view.projection](both, reference)
 
 

@@ -91,9 +91,10 @@ def draw_posterior(view):
     for index, (picture, *panels), row in zip(chosen, grid, rows, strict=True):
         draw_picture(picture, view.images[index], "" if labels is None else view.class_names[labels[index]])
         draw_image_posterior(panels, row)
+        panels[0].set_ylabel(view.latent_names[1])
     for name, top, bottom in zip(names[1:], grid[0, 1:], grid[-1, 1:], strict=True):
         top.set_title(f"{name}\n{top.get_title('left')}")
-        bottom.set_xlabel("z[0]")
+        bottom.set_xlabel(view.latent_names[0])
     figure.align_ylabels(grid[:, 1])
     legend = {"solid": f"{PERCENT} % of the mass (over points: of p(z|x))", "dashed": "95 % of p(z|x)"}
     lines = [Line2D([], [], color="black", linewidth=0.7, linestyle=dash, label=text) for dash, text in legend.items()]
@@ -120,7 +121,6 @@ def draw_image_posterior(panels, row):
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(labelleft=axes is exact)
-    exact.set_ylabel("z[1]")
 
 
 def image_posterior(view, index, joint, effort):

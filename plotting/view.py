@@ -42,6 +42,14 @@ class View:
         self.embedded = np.sort(order)  # the indices of the images of `embedding`
         self.examples, self.rows = examples(self.split.labels, order, self.class_names)
 
+    @property
+    def latent_names(self):
+        """A name for each latent dimension, the top layer first: z2, z1; z[0], z[1]; z2[0], z2[1], z1; and so on."""
+        sizes = self.model.sizes
+        layers = ["z"] if len(sizes) == 1 else [f"z{number}" for number in range(len(sizes), 0, -1)]
+        pairs = zip(layers, sizes, strict=True)
+        return [f"{layer}[{k}]" if size > 1 else layer for layer, size in pairs for k in range(size)]
+
     def spread(self, count):
         """Indices of at most `count` examples; each class comes once before any comes twice."""
         order = self.examples.T if self.rows else self.examples

@@ -104,7 +104,7 @@ class Plane:
 
     def __init__(self, view):
         means, dim = view.embedding.mean, view.run.latent_dim
-        self.caption, self.names = "", [names_of(view)[0], "random height"] if dim == 1 else names_of(view)[:2]
+        self.caption, self.names = "", [*view.latent_names, "random height"][:2]
         self.centre, self.basis = np.zeros(dim, np.float32), np.eye(2, dim, dtype=np.float32)
         if dim > 2 and len(means) > 1 and np.ptp(means, axis=0).any():
             from sklearn.decomposition import PCA
@@ -134,14 +134,6 @@ def squared(limits):
         return limits
     middle = limits.mean(axis=0)
     return np.stack([middle - spans.max() / 2, middle + spans.max() / 2])
-
-
-def names_of(view):
-    """A name for each latent dimension: z[0], z[1], ... or, from the top layer down, z2[0], z2[1], ..., z1[0], ..."""
-    sizes = view.model.sizes
-    if len(sizes) == 1:
-        return [f"z[{k}]" for k in range(sizes[0])]
-    return [f"z{len(sizes) - above}" + f"[{k}]" * (size > 1) for above, size in enumerate(sizes) for k in range(size)]
 
 
 def points(view):
@@ -193,7 +185,7 @@ def contours(density):
 def sliders(view):
     """A slider for each latent dimension, by falling variance of its posterior mean; its range is that of q(z|x)."""
     order = np.argsort(-view.embedding.mean.var(axis=0), kind="stable")[:SLIDERS]
-    names, low, high = names_of(view), view.embedding.z.min(axis=0), view.embedding.z.max(axis=0)
+    names, low, high = view.latent_names, view.embedding.z.min(axis=0), view.embedding.z.max(axis=0)
     return [{"at": int(k), "name": names[k], "low": float(low[k]), "high": float(high[k])} for k in order]
 
 

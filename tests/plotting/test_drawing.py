@@ -112,7 +112,7 @@ def test_contours_hold_the_stated_mass():
 def drawn(**parts):
     """A View with these parts, as far as a figure of the latent plane asks for them."""
     usual = {"labels": None, "class_names": (), "density": None, "components": np.zeros((0, 2)), "said": "test images"}
-    return SimpleNamespace(**usual | parts)
+    return SimpleNamespace(**usual | {"latent_names": ["z2", "z1"]} | parts)
 
 
 def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
@@ -130,7 +130,7 @@ def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
     assert not (shown == points).all()
     assert len(contours.get_paths()) == len(planes.SHARES) and len(components.get_offsets()) == 7
     assert texts(axes.get_legend().get_texts()) == ["cat", "dog", "eel", "prior (50, 80, 95 %)", "7 pseudo-inputs"]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z[0]", "z[1]", "")
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")) == ("z2", "z1", "")
     assert axes.get_xlim() == (-1, 2) and axes.get_ylim() == (-2, 4)
 
 

@@ -119,8 +119,9 @@ def test_posteriors_stand_in_rows_over_the_same_plane(settings):
     heads = [axes.get_title("left").split("\n")[0] for axes in rows[0, 1:]]
     assert heads == ["p(z|x)", "q(z|x)", "q(z|x), resampled", "ends of chains"][: 3 + ends]
     assert [axes.get_xlabel() for axes in rows[:, 0]] == ["a", "b"]
-    assert {axes.get_ylabel() for axes in rows[:, 1]} == {"z[1]"}
-    assert {axes.get_xlabel() for axes in rows[-1, 1:]} == {"z[0]"}
+    across, upward = ("z2", "z1") if "model" in settings else ("z[0]", "z[1]")
+    assert {axes.get_ylabel() for axes in rows[:, 1]} == {upward}
+    assert {axes.get_xlabel() for axes in rows[-1, 1:]} == {across}
     for picture, exact, fitted, *points in rows:
         assert len(picture.images) == len(exact.images) == len(fitted.images) == 1
         for axes in (fitted, *points):

@@ -61,6 +61,22 @@ def test_columns_are_classes_at_most_ten_of_them():
     assert len(axes.get_xticks()) == 10 and len(axes.get_yticks()) == 8
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((1,), "z"), ((2,), "z[0] z[1]"), ((1, 1), "z2 z1"), ((2, 1), "z2[0] z2[1] z1"), ((1, 2, 1), "z3 z2[0] z2[1] z1")],
+)
+def test_latents_are_named_by_their_layers(sizes, expected):
+    view = View(stub((8, 8, 1), None, (), latent_dim=2), "pca")
+    view.model = SimpleNamespace(sizes=sizes)
+    assert view.latent_names == expected.split()
+
+
+def test_axes_of_two_layers_are_called_after_them():
+    view = View(stub((8, 8, 1), None, (), latent_dim=2, model="hvae"), "pca")
+    for figure in (latents.draw_manifold(view), latents.draw_embedding_z(view), latents.draw_embedding_mean(view)):
+        assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z2", "z1")
+
+
 @pytest.mark.parametrize(("classes", "expected"), [(2, 2), (10, 10), (50, 10)])
 def test_pairs_join_different_classes(classes, expected):
     found = latents.pairs(np.arange(classes * 10).reshape(classes, 10))
@@ -298,9 +314,10 @@ def test_the_use_of_pseudo_inputs_is_shown_with_both_ends():
 @pytest.mark.parametrize("means", [np.ones((1, 5)), np.ones((40, 5))], ids=["one", "equal"])
 def test_latents_that_show_no_plane_lie_on_the_first_two_axes(projection, means):
     view = SimpleNamespace(components=np.zeros((3, 5)), projection=projection, embedding=SimpleNamespace(mean=means))
+    view.latent_names = ["z3", "z2", "z1[0]", "z1[1]", "z1[2]"]
     both, names, caption = latents.flattened(view, means)
     np.testing.assert_array_equal(both, np.concatenate([means, view.components])[:, :2])
-    assert names == ("z[0]", "z[1]") and caption == "the first two of 5 dimensions"
+    assert names == ["z3", "z2"] and caption == "the first two of 5 dimensions"
 
 
 def test_t_sne_embeds_images_and_pseudo_inputs_jointly():
