@@ -32,6 +32,7 @@ MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million imag
 PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
 LINKED = ("last", "replaced", "evaluations", "tensorboard")  # folders that are written into, so must be the run's own
 MOST_VALUES = 1 << 24  # in an image
+UNFINISHED = {"running": "is still training", "interrupted": "was interrupted"}  # else it stopped or failed
 MOST_STEM = 120  # characters of an evaluation's name, which is only a part of the names of TensorBoard's files
 
 
@@ -149,8 +150,13 @@ class Run:
 
     @property
     def note(self):
-        """What has to be said beside every score of this run: of the files that it was trained on, or that are open."""
+        """What has to be said beside every score of this run: of its end, and of the files of its training, or open."""
+        state, ended = self.state, ""
+        if self.status and state != "finished":  # nobody knows the end where status.json is damaged
+            done = f"{self.status.get('epochs_done', 0)} of {self.config.epochs} epochs"
+            ended = f"of a run that {UNFINISHED.get(state, state)} after {done}"
         note = self.config.note_on(self.record.get("data_note") or self.dataset.note)
+        note = "; ".join(filter(None, (ended, note)))
         if self.is_own:
             return note
         how = f"binarization {self.binarization}, likelihood {self.config.observation}"

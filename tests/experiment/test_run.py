@@ -618,6 +618,26 @@ def test_a_run_that_says_running_is_interrupted_unless_a_process_holds_it(folder
         pass
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"state": "finished"}, ""),
+        ({"state": "stopped", "epochs_done": 3}, "of a run that stopped after 3 of 80 epochs"),
+        ({"state": "failed", "epochs_done": 3}, "of a run that failed after 3 of 80 epochs"),
+        ({"state": "running", "epochs_done": 3}, "of a run that was interrupted after 3 of 80 epochs"),
+        ({"state": "?"}, ""),
+    ],
+)
+def test_the_note_says_that_a_run_is_not_finished(folder, status, expected):
+    edit(folder, epochs=80)
+    atomic.write_json(folder / "status.json", status)
+    assert experiment.load(folder).note == expected
+    edit(folder, data_set="mnist", beta=0.5)
+    said = "; ".join(filter(None, (expected, "trained with beta 0.5, scored with beta 1")))
+    assert experiment.load(folder).note == said
+    assert experiment.load(folder).on("caltech101").note.endswith(f", likelihood bernoulli; {said}")
+
+
 def test_a_path_that_is_no_folder_is_no_run(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "nothing", tmp_path / "x" / ("y" * 300)):
