@@ -1,12 +1,13 @@
 """Scores as they are printed: tables, notes and warnings."""
 
 import sys
+from itertools import takewhile
 
 import numpy as np
 
 import models
 from evaluation.score import COLUMNS, LATENTS, compared, highest_khat
-from runtime.text import table
+from runtime.text import listed, table
 
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
 READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
@@ -15,13 +16,21 @@ DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
 
 
 def print_scores(found, on, network):
-    """Prints the tables of a list of Scored: of a features.Network, or None, and `on` a data set that is not theirs."""
+    """Prints the tables of a list of Scored: of a features.Network, or None, and `on` a data set that is not theirs.
+
+    Names of runs are long: a single run is a list of numbers, and what several names or all notes share is said once.
+    """
     said, split = "; ".join(dict.fromkeys(one.scoring.said for one in found)), found[0].metrics["split"]
     images = [on] * bool(on) + ["all images" if split == "all" else f"{split} split"]
     print(f"{', '.join([*images, said])}; in nats per image, except bits_per_dim")
-    print(table([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
+    pattern, found = shortened(found)
+    if pattern != "*":
+        print(f"run{'s' * (len(found) > 1)}: {pattern}")
+    if len(notes := {one.metrics["note"] for one in found}) == 1 and any(notes):
+        print("note:", *notes)
+    print(as_text([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
     print("\nlatents, the top layer first")
-    print(table([row(one, LATENTS) for one in found]))
+    print(as_text([row(one, LATENTS) for one in found]))
     if network:
         print(f"\nall {split} images compared with samples and with real images, by the features of {network.said}")
         rows = []
@@ -29,7 +38,7 @@ def print_scores(found, on, network):
             drawn = one.metrics["distances"]
             for kind, of in {"samples": drawn, "real images": drawn["real"]}.items():
                 rows.append({"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES})
-        print(table(rows))
+        print(as_text(rows))
     if on:
         print_lowest(found)
 
@@ -43,11 +52,12 @@ def print_lowest(found):
             name, log_px, error = str(one.names[at]), *(float(column[at]) for column in one.estimate[:2])
             name = name if name.isprintable() else repr(name)
             rows.append({"run": one.name, "image": name, "log_px": log_px, "log_px_se": error})
-    print(table(rows))
+    print(as_text(rows))
 
 
 def print_comparison(found):
     """Prints the table of all scores but the first, compared with the first."""
+    _, found = shortened(found)
     print(f"\ncompared with {found[0].name}, image by image, in nats")
     print(table([compared(one, found[0]) for one in found[1:]]))
 
@@ -58,6 +68,31 @@ def print_notes(one):
         print(f"{one.name}: {note}")
     for warning in filter(None, (unreliable(one), missed_target(one))):
         print(f"warning: {one.name}: {warning}", file=sys.stderr)
+
+
+def shortened(found):
+    """What the names of several Scored share, with * for what they do not, and the Scored under the latter alone."""
+    if len(found) == 1:
+        return found[0].name, found
+
+    def same(names, most):
+        columns = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+        return min(len([*columns]), most)
+
+    words = [one.name.split("_") for one in found]
+    most = min(map(len, words)) - 1  # a word of each name is left
+    start = same(words, most)
+    end = same([name[::-1] for name in words], most - start)
+    rests = ["_".join(name[start : len(name) - end]) for name in words]
+    pattern = "_".join([*words[0][:start], "*", *words[0][len(words[0]) - end :]])
+    return pattern, [one._replace(name=rest) for one, rest in zip(found, rests, strict=True)]
+
+
+def as_text(rows):
+    """Rows on runs as a table, or a single row as a list, without the name or note that they share."""
+    shared = [name for name in ("run", "note") if len({one.get(name) for one in rows}) == 1]
+    rows = [{name: one[name] for name in one if name not in shared} for one in rows]
+    return table(rows) if len(rows) > 1 else listed(rows[0])
 
 
 def row(one, columns):

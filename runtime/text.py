@@ -31,6 +31,12 @@ def table(rows):
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
+def listed(row):
+    """A dict as aligned text: a line for each name with its value, but none for an empty value."""
+    cells, width = {name: cell(value) for name, value in row.items()}, max(map(len, row))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in cells.items() if value)
+
+
 def cell(value):
     """A value as text in a table."""
     if not isinstance(value, float):

@@ -23,7 +23,7 @@ import plot
 import train
 import vampvae
 from data import OTHER_DATA
-from evaluation import estimators, features, score
+from evaluation import estimators, features, score, tables
 from experiment import Config
 from experiment.config import BINARIZED_NOTE
 from experiment.record import versions
@@ -52,10 +52,8 @@ def test_a_grid_with_a_run_that_fails_is_trained_evaluated_and_ranked(tmp_path, 
     assert called(evaluate.main, "--gs_key", "key", "--runs_dir", tmp_path, "--num_samples", 3, "--max_images", 5) == 0
     printed = capfd.readouterr()
     assert printed.err.count("has no weights yet (it is failed)") == 1
-    for part in printed.out.split("latents, the top layer first"):
-        assert [line.split()[0].split("_")[-1] for line in part.splitlines() if line.startswith("digits")] == [
-            "lr0.001"
-        ]
+    (name,) = [line for line in printed.out.splitlines() if line.startswith("run: digits")]
+    assert name.endswith("_lr0.001")
     (evaluated,) = tmp_path.glob("key/*/evaluations/test_isfitted_S3_N5.json")
 
     rows, lines = rows_of(tmp_path / "key" / "ranking.csv"), rows_of(tmp_path / "key" / "ranking_runs.csv")
@@ -80,20 +78,10 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
     words = ["--num_samples", S, "--max_images", N, "--split", "val", "--proposal", "posterior"]
     assert called(evaluate.main, run, *words) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; in ") and lines[2].startswith(ID)
-    names = [
-        "num_images",
-        "estimator",
-        "log_px",
-        "log_px_se",
-        "log_px_se_images",
-        "bits_per_dim",
-        "elbo",
-        "rate",
-        "distortion",
-    ]
-    names += ["ess_median", "samples_mean", "doubtful", "seconds"]
-    assert lines[1].split() == ["run", *names, "note"]
+    assert lines[0].startswith(f"val split, is, num_samples {S}, proposal posterior; in ")
+    names = ["num_images", "estimator", "log_px", "log_px_se", "log_px_se_images", "bits_per_dim", "elbo", "rate"]
+    names += ["distortion", "ess_median", "samples_mean", "doubtful", "seconds"]
+    assert lines[1] == f"run: {ID}" and [line.split()[0] for line in lines[2 : lines.index("")]] == names
 
     assert files_below(run / "evaluations") == [f"val_is_S{S}_N{N}.json", f"val_is_S{S}_N{N}.npz"]
     metrics = read(run / "metrics.json")
@@ -213,6 +201,32 @@ def test_a_comparison_is_of_log_px_and_of_the_elbo():
     assert found["estimators_se"] == pytest.approx(0.3 * math.sqrt(2))
     unknown = scored([-1.0], [math.nan])
     assert [score.compared(unknown, unknown)[name] for name in ("se", "elbo_difference", "elbo_se")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "rests"),
+    [
+        (["a_b"], "a_b", ["a_b"]),
+        (["mnist_vae_lr1_seed1", "mnist_hvae_lr1_seed1"], "mnist_*_lr1_seed1", ["vae", "hvae"]),
+        (["a_b", "a_b_c", "a_b_d"], "a_*", ["b", "b_c", "b_d"]),
+        (["a_b", "b_b"], "*_b", ["a", "b"]),
+        (["a_a", "a_a_a"], "a_*", ["a", "a_a"]),
+        (["one", "other"], "*", ["one", "other"]),
+        (["same_run", "same_run"], "same_*", ["run", "run"]),
+    ],
+)
+def test_what_names_of_runs_share_is_said_once(names, pattern, rests):
+    found = [score.Scored(name, *[None] * 7) for name in names]
+    said, short = tables.shortened(found)
+    assert (said, [one.name for one in short]) == (pattern, rests)
+
+
+def test_rows_are_a_table_and_a_single_one_is_a_list():
+    one, two, three = ({"run": name, "log_px": -7.0, "rates": None, "note": "grey"} for name in "abc")
+    assert tables.as_text([one]).splitlines() == ["log_px  -7.00"]
+    assert tables.as_text([one, two]).splitlines() == ["run  log_px  rates", "a     -7.00", "b     -7.00"]
+    head, *_ = tables.as_text([one, two, three | {"note": ""}]).splitlines()
+    assert head.split() == ["run", "log_px", "rates", "note"]
 
 
 def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
@@ -438,7 +452,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     network, loaded = features.load(file), experiment.load(run)
     lines = capfd.readouterr().out.splitlines()[-4:]
     assert lines[0] == f"all test images compared with samples and with real images, by the features of {network.said}"
-    assert [line.split()[1:4] for line in lines[2:]] == [["samples", "530", "300"], ["real", "images", "530"]]
+    assert [line.split()[:3] for line in lines[2:]] == [["samples", "530", "300"], ["real", "images", "530"]]
 
     name = f"test_isfitted_S3_seed4_F{network.sha256[:8]}_G{count}_N5"
     assert files_below(run / "evaluations") == [f"{name}.json", f"{name}.npz"]
@@ -532,7 +546,7 @@ def test_scores_of_grey_pixels_say_what_they_are(tmp_path, capfd):
     (path,) = tmp_path.glob("key/*")
     assert path.name.endswith("_binarizenone") and read(path / "status.json")["note"] == GREY
     assert called(evaluate.main, path, "--num_samples", 3, "--max_images", 5) == 0
-    assert f"  {GREY}\n" in capfd.readouterr().out
+    assert f"\nnote: {GREY}\n" in capfd.readouterr().out
     assert read(path / "metrics.json")["note"] == GREY
     images = experiment.load(path).images("test")
     assert 0.2 < images.mean() < 0.5 and len(np.unique(images)) == 17
@@ -581,7 +595,7 @@ def test_scores_on_other_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     assert (record["config"]["other_data"], record["data_note"]) == ("on", OTHER_DATA)
     assert read(path / "status.json")["note"] == experiment.load(path).note == f"{GREY}; {OTHER_DATA}"
     assert called(evaluate.main, path, "--num_samples", 3) == 0  # without the flag
-    assert f"  {GREY}; {OTHER_DATA}\n" in capfd.readouterr().out
+    assert f"\nnote: {GREY}; {OTHER_DATA}\n" in capfd.readouterr().out
     assert read(path / "metrics.json")["note"] == f"{GREY}; {OTHER_DATA}"
     assert comparisons.drawn_of(View(experiment.load(path), "pca")).note == f"{GREY}; {OTHER_DATA}"
     other_omniglot(tmp_path / "other", seed=1)

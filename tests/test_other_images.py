@@ -59,7 +59,7 @@ def test_data_dir_says_where_own_images_have_moved(moved, capfd):
 def test_images_that_have_moved_cost_no_other_run_its_scores(own, run, capfd):
     assert called(evaluate.main, own[0], run, "--num_samples", 3, "--max_images", 4) == 2
     printed = capfd.readouterr()
-    assert "cats cannot be read" in printed.err and f"\n{run.name} " in printed.out
+    assert "cats cannot be read" in printed.err and f"\nrun: {run.name}\n" in printed.out
 
 
 def test_data_dir_of_a_resumed_run_says_so_too_and_is_remembered(moved):
