@@ -21,6 +21,15 @@ def shuffled(n) -> np.ndarray:
     return np.random.RandomState(SHUFFLE_SEED).permutation(n)
 
 
+def ranked_in_classes(labels) -> tuple[np.ndarray, np.ndarray]:
+    """The rank of each row among those of its class, in a fixed random order, and how many these are: (N,) each."""
+    order, (ranks, counts) = shuffled(len(labels)), np.empty((2, len(labels)), int)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        ranks[rows], counts[rows] = np.arange(len(rows)), len(rows)
+    return ranks, counts
+
+
 def subset(count, n=None) -> np.ndarray:
     """The rising indices of n of `count` images that stand for all of them; of all if n is None, or more.
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from data.archives import reading, unpickle
-from data.dataset import SPLITS, Source, as_bytes, shuffled
+from data.dataset import SPLITS, Source, as_bytes, ranked_in_classes, shuffled
 from data.files import Package, published
 from runtime.errors import DataError
 
@@ -279,10 +279,8 @@ def read_mnist5k(dataset, split):
     with reading(f"{file} is no table of digits"):
         table = np.loadtxt(io.BytesIO(dataset.content(file)), np.uint8, delimiter=",", ndmin=2)
         images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
-    order, share = shuffled(len(labels)), np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        share[rows] = np.arange(len(rows)) / len(rows)
+    ranks, counts = ranked_in_classes(labels)
+    share = ranks / counts
     low, high = {"test": (0, 0.1), "val": (0.1, 0.2), "train": (0.2, 1)}[split]
     rows = np.lexsort((labels, share))
     rows = rows[(low <= share[rows]) & (share[rows] < high)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.dataset import SPLITS, shuffled
+from data.dataset import SPLITS, ranked_in_classes, shuffled
 from runtime.errors import DataError
 
 FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -30,7 +30,8 @@ def arranged(names, labels, path) -> Arrangement:
     """The Arrangement of images with these names, relative to `path` and with `/`, and with these labels, or None.
 
     The folders of FOLDERS are the splits, val or test without one is a tenth of train, and other folders directly below
-    (of `path`, or of the one folder that holds all, or of a split) are classes. Raises DataError for too few images.
+    (of `path`, or of the one folder that holds all, or of a split) are classes, which have equal shares in each split
+    that is drawn. Raises DataError for too few images.
     """
     common = PurePosixPath(posixpath.commonpath([name.rpartition("/")[0] for name in names])).parts
     depth = len([*itertools.takewhile(lambda name: name.lower() not in FOLDERS, common)])
@@ -38,11 +39,11 @@ def arranged(names, labels, path) -> Arrangement:
     folders = np.array([FOLDERS.get(part[0].lower(), "") if len(part) > 1 else "" for part in parts], object)
     has_folders = bool(folders.any())
     splits = folders if "train" in folders else np.where(folders == "", "train", folders)
-    rows, said = _split(splits, has_folders, path)
     if labels is None:
         inside = [part[bool(folder) :] for part, folder in zip(parts, folders, strict=True)]
         labels = np.array([part[0] if len(part) > 1 else "" for part in inside])
     classes, class_names, more = _classes(labels, splits != "")
+    rows, said = _split(splits, classes, has_folders, path)
     outside = np.count_nonzero(splits == "")
     is_hidden = not has_folders and any(name.lower() in FOLDERS for part in parts for name in part[1:-1])
     more += ["folders train, val or test inside of others are not used as splits"] * is_hidden
@@ -50,14 +51,18 @@ def arranged(names, labels, path) -> Arrangement:
     return Arrangement(rows, classes, class_names, said + more)
 
 
-def _split(splits, has_folders, path):
-    """The rows of each split, in a fixed random order, and what has to be said."""
+def _split(splits, classes, has_folders, path):
+    """The rows of each split, in a fixed random order, and what has to be said; classes take turns in what is drawn."""
     rows = {name: np.flatnonzero(splits == name) for name in SPLITS}
     rows = {name: index[shuffled(len(index))] for name, index in rows.items()}
     missing, count = [name for name in SPLITS[1:] if not len(rows[name])], len(rows["train"])
     if count < (FEWEST if missing else 1):
         needed = f"at least {FEWEST} are needed to split them" if missing else "at least 1 is needed"
         raise DataError(f"{path} holds {count} images{' to train on' * has_folders}, and {needed}")
+    if missing and classes is not None:
+        rows["train"].sort()
+        ranks, counts = ranked_in_classes(own := classes[rows["train"]])
+        rows["train"] = rows["train"][np.lexsort((own, (ranks + 0.5) / counts))]  # rare classes are for training
     for name in missing:
         rows[name], rows["train"] = np.split(rows["train"], [count // 10])
     return rows, [f"{name} is a tenth of train, as it has no folder" for name in missing if has_folders]

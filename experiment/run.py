@@ -219,8 +219,8 @@ class Run:
 
         An array, or a data.Stored.
         """
-        if self.is_own and self.data_dir and self.data_set not in data.DATA_SETS:
-            self.dataset.split("val")  # which training read: its checksum tells whether these are the images, moved
+        if self.is_own and self.data_set not in data.DATA_SETS:
+            self.dataset.split("val")  # which training read: its checksum tells whether these are its images and split
         shape = self.dataset.split(split).images.shape[1:]
         self.check_data(self.dataset)
         self._check_fits(shape)
@@ -241,8 +241,10 @@ class Run:
         """Raises UserError where a file of the Dataset is not the one of its name that the run was trained on."""
         for file, sha256 in dataset.sha256.items() if self.is_own else ():
             if (before := self.record["data_sha256"].get(file, sha256)) != sha256:
-                other = f"another {file}, of sha256 {before}"
-                raise UserError(f"{self.path} was trained on {other}; put that back, or name its --data_dir")
+                other = f"another {file}, of sha256 {before}; put that back, or name its --data_dir"
+                if self.data_set not in data.DATA_SETS and dataset.class_names:
+                    other += "; or, if it is the same, train anew, as older versions split classes by chance"
+                raise UserError(f"{self.path} was trained on {other}")
 
     def check_writable(self):
         """Raises UserError where an evaluation could not be stored: better before it takes hours."""

@@ -116,8 +116,8 @@ def draw_points(axes, points, view):
     size = float(np.clip(40_000 / len(points), 4, 16))
     options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}  # one picture inside an SVG
     axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
-    for colour, name in zip(palette, names, strict=True):
-        axes.plot([], [], "o", markersize=5, color=colour, label=name)
+    for label in np.unique(classes):  # the others have no image here
+        axes.plot([], [], "o", markersize=5, color=palette[label], label=names[label])
 
 
 def draw_legend(axes):

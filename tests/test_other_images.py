@@ -14,6 +14,7 @@ import evaluate
 import experiment
 import plot
 import train
+from data import splits
 from plotting import latents
 from plotting.view import View
 
@@ -83,6 +84,18 @@ def test_images_that_are_not_the_moved_ones_are_refused(moved, tmp_path, capfd, 
     write_pictures(tmp_path / "lions", seed=1)
     (tmp_path / "empty").mkdir()
     refused(capfd, evaluate.main, [moved[0], "--data_dir", tmp_path / place], expected)
+
+
+def test_a_run_of_a_version_that_split_classes_by_chance_is_refused(tmp_path, monkeypatch, capfd):
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pets" / name, seed=len(name), count=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(splits, "_split", lambda rows, classes, *more, _split=splits._split: _split(rows, None, *more))
+        assert called(train.main, "--data_set", f"folder:{tmp_path}/pets", *WORDS, "--runs_dir", tmp_path / "runs") == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    capfd.readouterr()
+    for main, words in ((evaluate.main, [run]), (plot.main, [run]), (train.main, ["--resume", run, "--epochs", 2])):
+        refused(capfd, main, words, "or, if it is the same, train anew, as older versions split classes by chance")
 
 
 def test_a_new_run_takes_own_images_from_their_path_alone(tmp_path, capfd):

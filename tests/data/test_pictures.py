@@ -61,7 +61,7 @@ def test_every_page_of_a_stack_is_an_image(tmp_path):
     first, *rest = (Image.fromarray(image) for image in GREY[:20])
     tmp_path.joinpath("a").mkdir()
     first.save(tmp_path / "a" / "stack.tif", save_all=True, append_images=rest)
-    write(tmp_path / "b", GREY[20:], ".tiff")
+    write(tmp_path / "a" / "z", GREY[20:], ".tiff")
     np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
     Image.fromarray(GREY[0]).save(tmp_path / "c.tif", save_all=True, append_images=[Image.fromarray(GREY[0].T)])
     with pytest.raises(DataError, match=r"c\.tif, page 2, is 8x12 with 1 channel, but .*stack\.tif is 12x8"):

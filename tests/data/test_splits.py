@@ -95,6 +95,34 @@ def test_other_folders_are_classes(tmp_path, above, counts):
         assert [label == 1 for label in split.labels] == [image.tobytes() in dogs for image in split.images]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "val", "test"),
+    [
+        ([30, 10, 20], [3, 1, 2], [3, 1, 2]),
+        ([95, 5], [10, 0], [9, 1]),
+        ([98, 2], [10, 0], [10, 0]),
+        ([17, 1, 1, 1], [2, 0, 0, 0], [2, 0, 0, 0]),
+        ([1] * 20, [1, 1] + [0] * 18, [0, 0, 1, 1] + [0] * 16),
+    ],
+)
+def test_classes_have_their_share_of_each_split(sizes, val, test):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    found = arranged([""] * len(labels), labels, "x")
+    assert np.bincount(found.labels[found.rows["val"]], minlength=len(sizes)).tolist() == val
+    assert np.bincount(found.labels[found.rows["test"]], minlength=len(sizes)).tolist() == test
+    assert sorted(np.concatenate([*found.rows.values()])) == [*range(len(labels))]
+    again = arranged([""] * len(labels), labels, "x").rows
+    assert all(np.array_equal(found.rows[name], again[name]) for name in data.SPLITS)
+
+
+def test_images_without_classes_and_folders_of_splits_are_where_older_versions_had_them():
+    order = np.random.RandomState(20180409).permutation(20).tolist()
+    drawn = arranged([f"{n}.png" for n in range(20)], None, "x").rows
+    assert [drawn[name].tolist() for name in ("val", "test", "train")] == [order[:2], order[2:4], order[4:]]
+    names = [f"{split}/{name}/{n}.png" for split in data.SPLITS for name in "ab" for n in range(10)]
+    assert arranged(names, None, "x").rows["train"].tolist() == order
+
+
 def test_classes_have_the_same_numbers_in_all_splits(tmp_path):
     names = ["train/a/0.png", "train/c/1.png", "val/b/2.png", "val/a/3.png", "test/c/4.png"]
     dataset, splits = opened(write(tmp_path, *names))

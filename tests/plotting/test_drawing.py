@@ -119,7 +119,7 @@ def test_embedding_shows_every_point_in_its_colour_and_in_mixed_order():
     points, labels = noise(60, 2), np.repeat([0, 1, 2], 20)
     line = np.linspace(-1, 2, 30)
     density = planes.Density(line, 2 * line, -np.square(line) - np.square(line[:, None]))
-    view = drawn(labels=labels, class_names=("cat", "dog", "eel"), density=density, components=noise(7, 2))
+    view = drawn(labels=labels, class_names=("cat", "dog", "eel", "none here"), density=density, components=noise(7, 2))
     axes = latents.draw_embedding(view, points).axes[0]
     scatter, contours, components = axes.collections
     shown, palette = np.asarray(scatter.get_offsets()), scatter.get_facecolors()
