@@ -1,22 +1,30 @@
-"""What mkdocs.yml adds to the guides: the README as the first page, pages of other folders, and the pictures."""
+"""What mkdocs.yml adds to the guides: the README as first page, pages of other folders, the notebook, the pictures."""
 
 import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "data/README.md": "data.md", "benchmarks/NOTES.md": "notes.md"}
+PAGES |= {"docs/tour.ipynb": "tour.md"}
+FILES = ("CITATION.cff", "data/registry.txt")  # that pages link
 LINK = re.compile(r"(\]\(<?)([^)>#:]*)")  # ends where an anchor begins; links to the web have a colon
 
 
 def on_files(files, config):
-    """Adds PAGES and img/."""
+    """Adds PAGES, with the pictures of notebooks, FILES, and img/."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
-    for picture in (ROOT / "img").iterdir():
-        files.append(File.generated(config, f"img/{picture.name}", abs_src_path=str(picture)))
-    files.append(File.generated(config, "CITATION.cff", abs_src_path=str(ROOT / "CITATION.cff")))
+        if source.endswith(".ipynb"):
+            text, resources = MarkdownExporter().from_filename(ROOT / source)
+            made = {page: text} | resources["outputs"]
+        else:
+            made = {page: (ROOT / source).read_text()}
+        for name, content in made.items():
+            files.append(File.generated(config, name, content=content))
+    for name in (*FILES, *(f"img/{picture.name}" for picture in (ROOT / "img").iterdir())):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 

@@ -78,7 +78,15 @@ def test_the_readme_links_every_guide():
 
 def test_the_site_has_a_place_for_every_guide():
     named = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
-    assert {path.name for path in GUIDES} <= set(named) and len(named) == len(set(named))
+    assert {path.name for path in GUIDES} | {"tour.md"} <= set(named) and len(named) == len(set(named))
+
+
+def test_the_site_has_all_that_pages_link():
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for *_, target in links(page)}
+    names = {path.relative_to(ROOT).as_posix() for path in linked if path.is_file()}
+    elsewhere = {name for name in names if not re.fullmatch(r"img/.*|docs/\w+\.(md|bib)", name)}
+    known = (ROOT / "docs" / "site.py").read_text()
+    assert "docs/tour.ipynb" in elsewhere and all(f'"{name}"' in known for name in elsewhere)
 
 
 def test_the_readme_is_short():
