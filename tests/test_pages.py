@@ -106,3 +106,8 @@ def test_every_command_is_understood(page):
 
 def test_there_are_commands_to_try():
     assert sum(len(COMMAND.findall(page.read_text())) for page in [README, *GUIDES]) > 15
+
+
+def test_where_a_number_comes_from_is_said_to_a_reader():
+    for page in [*PAGES, *ROOT.glob("presets/*.toml")]:
+        assert "from memory" not in page.read_text(), page
