@@ -34,19 +34,38 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
 OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
 
 
-class Run(experiment.Run):
-    """A run on disk, as of experiment.Run: `path`, `config`, `state`, `history`, `metrics`, `model`, `images(split)`.
+def _of_disk(name):
+    return property(lambda run: getattr(run.on_disk, name))
 
-    Its methods take images (N, H, W) or (N, H, W, C) of the run's size, bytes, booleans or floats from 0 to 1, which
-    are binarized once for all if the run binarizes. They return NumPy arrays, and raise UserError or DataError.
+
+class Run:
+    """A run in Python: what `on_disk`, an experiment.Run, has, and methods that take and return NumPy arrays.
+
+    Images are (N, H, W) or (N, H, W, C) of the run's size: bytes, booleans or floats from 0 to 1, which are binarized
+    once for all if the run binarizes. Raises UserError or DataError.
     """
+
+    path, name, config, backend, weights = map(_of_disk, ("path", "name", "config", "backend", "weights"))
+    status, state, history, metrics, note = map(_of_disk, ("status", "state", "history", "metrics", "note"))
+    best_val_elbo, latent_dim, model = map(_of_disk, ("best_val_elbo", "latent_dim", "model"))
+    data_set, dataset, image_shape = map(_of_disk, ("data_set", "dataset", "image_shape"))
+
+    def __init__(self, path, data_dir=None):
+        self.on_disk = experiment.load(path, data_dir)
+
+    def __repr__(self):
+        return repr(self.on_disk)
+
+    def images(self, split, n=None):
+        """The images of a split as the run scores them, or a fixed random n: float32 (N, H, W, C) in [0, 1]."""
+        return self.on_disk.images(split, n)
 
     def sample(self, n, seed=0):
         """n images of the model, means of p(x|z) with z from its prior: (n, H, W, C). Stochastic, by the seed."""
         if not isinstance(n, int) or n < 1:
             raise UserError(f"sample({n!r}): the number of images must be a whole number from 1")
-        with backend.borrowed(), score.progress(self, n) as bar:
-            return np.concatenate(list(score.draws(self, n, seed, bar)))
+        with backend.borrowed(), score.progress(self.on_disk, n) as bar:
+            return np.concatenate(list(score.draws(self.on_disk, n, seed, bar)))
 
     def reconstruct(self, images, seed=0):
         """Images decoded at the posterior means of these: (N, H, W, C); draws, by the seed, from a pixel network."""
@@ -57,7 +76,7 @@ class Run(experiment.Run):
             return in_batches(lambda x: self.model.reconstruct(x, noise), self._as_scored(images))
 
     def embed(self, images):
-        """Posterior means of q(z|x): (N, D)."""
+        """Latents, the posterior means of q(z|x): (N, D)."""
         with backend.borrowed():
             return in_batches(self.model.embed, self._as_scored(images))
 
@@ -65,11 +84,12 @@ class Run(experiment.Run):
         """log p(x) of each image in nats, (N,); the settings are evaluate.py's flags on estimators. Stochastic."""
         args = _flags(evaluate_script, settings, OF_SPLITS)
         with backend.borrowed(args.backend, args.device):
-            scoring = evaluate_script.scoring_of(self, args)
-            x = self._as_scored(images)
-            return score.estimated(self, x, scoring, "test", range(len(x)))[1].log_px
+            scoring = evaluate_script.scoring_of(self.on_disk, args)
+            as_scored = self._as_scored(images)
+            return score.estimated(self.on_disk, as_scored, scoring, "test", range(len(as_scored)))[1].log_px
 
     def _as_scored(self, images):
+        """The images as those of `images` are: float32 (N, H, W, C) in [0, 1], binary if the run binarizes."""
         grey = as_grey(images)
         if grey.shape[1:] != self.image_shape:
             raise DataError(f"images are {grey.shape[1:]}, and {self.path} was trained on images {self.image_shape}")
@@ -118,7 +138,10 @@ def plot(run, name, projection="pca"):
 
 
 def _run(run, data_dir=None):
-    return run if isinstance(run, experiment.Run) and not data_dir else Run(getattr(run, "path", run), data_dir)
+    """The experiment.Run of a Run, or of a folder."""
+    if isinstance(run, Run) and not data_dir:
+        return run.on_disk
+    return experiment.load(getattr(run, "path", run), data_dir)
 
 
 def _flags(script, settings, refused=()):

@@ -1,9 +1,11 @@
 """What `import vampvae` gives to Python: the same runs, scores and figures as the commands, and their sentences."""
 
+import copy
 import re
 import shutil
 import subprocess
 import sys
+from functools import cached_property
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from conftest import ID, ROOT, called, read
 
 import evaluate
+import experiment
 import train
 import vampvae
 from vampvae import DataError, UserError
@@ -50,6 +53,15 @@ def test_a_run_samples_reconstructs_embeds_and_scores(trained):
     seen = run.images("test", 7)
     np.testing.assert_allclose(run.embed(seen), np.asarray(run.model.embed(seen)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.reconstruct(seen), np.asarray(run.model.reconstruct(seen)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_has_what_is_on_disk_and_inherits_from_nothing(of_array):
+    assert vampvae.Run.__bases__ == (object,) and repr(of_array) == f"<Run {of_array.path}, finished>"
+    public = {name for name, value in vars(experiment.Run).items() if isinstance(value, property | cached_property)}
+    public |= {"path", "config", "status", "backend", "weights", "data_set"}
+    assert public - set(dir(of_array)) == {"binarization", "comparable", "is_own", "weights_sha256"}
+    assert all(getattr(of_array, name) is getattr(of_array.on_disk, name) for name in ("model", "history", "config"))
+    assert copy.copy(of_array).path == of_array.path
 
 
 def test_log_px_of_images_is_what_evaluate_stores(run):
