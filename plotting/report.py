@@ -87,9 +87,17 @@ def scores(run):
         return ["<p>These weights have not been scored; run evaluate.py.</p>"]
     rows = [[name, *(rounded(metrics.get(f"{name}{end}")) for end in ("", "_se", "_se_images"))] for name in SCORES]
     about = {name: metrics[name] for name in ABOUT if metrics.get(name) is not None}
+    about |= {"selection": f"first {first} images"} if (first := first_images(run)) else {}
     about = [f"{name} {rounded(value) if isinstance(value, float) else value}" for name, value in about.items()]
     words = f"{', '.join(about)}; bits_per_dim in bits, the others in nats per image"
     return [table(["", "mean", "± estimator", "± images"], rows, texts=1), f"<p>{escaped(words)}</p>"]
+
+
+def first_images(run):
+    """N if the latest scores are of the first N images, which older versions took, and not of all; else None."""
+    count, whole = run.metrics.get("num_images"), run.config.source.num_images or {}
+    is_old = type(count) is int and "selection" not in run.metrics
+    return count if is_old and count != whole.get(str(run.metrics.get("split"))) else None
 
 
 def commands(run):
@@ -108,7 +116,10 @@ def commands(run):
         lines.append(["python", "evaluate.py", str(run.config.path), "--estimator", str(estimator), *words])
     lines.append(["python", "plot.py", str(run.config.path), "--report"])
     said = f"git checkout {shlex.quote(commit)}{'    # with changes that were not committed' * bool(changes)}\n"
-    return said * bool(commit) + "\n".join(map(shlex.join, lines))
+    train, *others = map(shlex.join, lines)
+    if first := first_images(run):
+        train += f"\n# the score is of the first {first} images; --max_images of this version takes {first} random ones"
+    return said * bool(commit) + "\n".join([train, *others])
 
 
 def figure(shown):

@@ -24,7 +24,7 @@ from runtime.command import Parser
 PNG = b"\x89PNG picture"
 METRICS = {"log_px": -81.234, "log_px_se": 0.00123, "log_px_se_images": 0.5, "elbo": -90.0, "elbo_se_images": 0.25}
 METRICS |= {"estimator": "is", "proposal": "fitted", "num_samples": 500, "num_images": 30, "split": "test", "seed": 1}
-METRICS |= {"backend": "tensorflow", "rate": None}
+METRICS |= {"backend": "tensorflow", "rate": None, "selection": "random"}
 
 
 class Page(HTMLParser):
@@ -126,7 +126,7 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
         return estimators.Scoring.of(shallow, args.estimator, args.seed, None, **own)
 
     one = scoring(words)
-    metrics = one.settings | {"estimator": one.estimator, "seed": one.seed, "split": "test", "num_images": 30}
+    metrics = METRICS | one.settings | {"estimator": one.estimator, "seed": one.seed}
     train, score, plotted = report.commands(run(tmp_path, metrics, model="hvae", lr=1e-3)).splitlines()[1:]
     again = scoring(shlex.split(score)[3:])
     assert again.settings | {"bracket": None} == one.settings | {"bracket": None} and again.seed == one.seed
@@ -136,6 +136,19 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     same = {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
     assert experiment.Config(**same).training_id == run(tmp_path, model="hvae", lr=1e-3).name
     assert plotted.endswith("--report")
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [({}, 30), ({"selection": "random"}, 0), ({"num_images": 300}, 0), ({"num_images": "30\nrm -r *"}, 0)],
+)
+def test_scores_of_the_first_images_say_so(tmp_path, more, first):
+    one = run(tmp_path, {name: value for name, value in METRICS.items() if name != "selection"} | more)
+    said = (
+        "# the score is of the first 30 images; --max_images of this version takes 30 random ones\npython evaluate.py "
+    )
+    assert (said in report.commands(one)) == bool(first) and report.commands(one).count("first") == bool(first)
+    assert ("selection first 30 images" in Page(report.page([one], [[]], [])).text) == bool(first)
 
 
 def test_a_score_by_what_is_no_estimator_is_shown(tmp_path):
