@@ -23,9 +23,9 @@ class Progress(keras.callbacks.Callback):
         self.seconds, self.validated, self.has_warned = [], {}, False
 
     def __enter__(self):
-        layout = "{l_bar}{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
         line = "epoch {n:.2f} of {total}, {elapsed} so far, {remaining} left{postfix}"
-        shown = {"bar_format": layout, "dynamic_ncols": True}
+        short = line.replace("{elapsed} so far, ", "")  # for a terminal of 80 columns
+        shown = {"bar_format": f"{{l_bar}}{{bar}}| {short}", "dynamic_ncols": True}
         self.bar = progress.Progress(line, total=self.config.epochs, initial=self.first, **shown)
         return self
 

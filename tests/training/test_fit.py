@@ -445,9 +445,10 @@ def test_auto_runs_several_steps_at_once_where_they_are_short(tmp_path, monkeypa
     assert fit.prepare(made).model.steps_per_execution == expected
 
 
-@pytest.mark.parametrize("every", [60.0, 1e-9])
-def test_a_training_without_a_terminal_prints_a_line_now_and_then(monkeypatch, capfd, every):
+@pytest.mark.parametrize(("every", "on_terminal"), [(60.0, False), (1e-9, False), (60.0, True)])
+def test_a_training_prints_a_bar_or_a_line_now_and_then_in_the_same_words(monkeypatch, capfd, every, on_terminal):
     monkeypatch.setattr("runtime.progress.EVERY", every)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: on_terminal)
     batches = SimpleNamespace(steps=2, done=lambda batch: batch + 1)
     with Progress(Config(data_set="digits", epochs=4), batches, 1) as callback:
         for epoch in (0, 1):
@@ -456,5 +457,6 @@ def test_a_training_without_a_terminal_prints_a_line_now_and_then(monkeypatch, c
                 callback.on_train_batch_end(batch, {"elbo": -98.765})
             callback.on_epoch_end(epoch, {"val_elbo": -97.654})
     printed = capfd.readouterr().err
-    last = r"epoch 2.00 of 4, 00:00 so far, .* left, elbo=-98.77, val_elbo=-97.65\n"
-    assert printed == "" if every == 60 else re.search(last, printed) and "\r" not in printed
+    last = r"epoch 2.00 of 4, (00:00 so far, )?\d\d:\d\d left, elbo=-98.77, val_elbo=-97.65\s*\n"
+    assert printed == "" if every == 60 and not on_terminal else re.search(last, printed)
+    assert ("\r" in printed) == on_terminal
