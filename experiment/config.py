@@ -122,8 +122,10 @@ class Config:
                             common=True, tag="patience", low=0, high=INT32)
     beta: float = setting(1.0, "bound", "weight of the rate in the loss; ELBOs, bounds and scores have weight 1",
                           tag="beta", above=0, high=10_000)
-    beta_warmup: int = setting(0, "bound", "epochs in which the weight of the rate rises from 0 to --beta", common=True,
-                               tag="warmup", low=0, high=INT32)
+    beta_warmup: int = setting(0, "bound", "epochs in which the weight of the rate goes from --beta_start to --beta",
+                               common=True, tag="warmup", low=0, high=INT32)
+    beta_start: float = setting(0.0, "bound", "weight of the rate where the warm-up begins", tag="betastart", low=0,
+                                high=10_000)
     max_train_images: int = setting(None, "data", "train on the first N training images only", common=True, tag="n",
                                     low=1, high=INT32)
     gs_key: str = setting(None, "grid", "name of a grid: flags then take several values, and all runs are trained, into"

@@ -60,6 +60,7 @@ RULES = (
     Rule("scales", lambda c: c.num_layers > MOST_LAYERS,
          lambda c: f"makes {c.num_layers} layers; at most {MOST_LAYERS} are allowed"),
     Rule("score_channels", lambda c: c.score_channels % 2, "must be even"),
+    Rule("beta_start", lambda c: not c.beta_warmup, "needs --beta_warmup, the epochs in which it becomes --beta"),
     Rule("objective", lambda c: c.is_deep and _objective(c).has_gradients,
          lambda c: f"goes with --model vae or hvae; {c.model} has {', '.join(WITHOUT_GRADIENTS)}"),
     Rule("latent_dim", lambda c: c.latent_dim < _smallest(c),

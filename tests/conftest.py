@@ -30,9 +30,9 @@ TINY |= {"track": "none"}  # of scripts; see below
 FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.metadata["help"]}  # with a flag
 NUMBERS = [name for name, field in FIELDS.items() if field.metadata["tag"] is not None]
 PLACES = [name for name in FIELDS if name not in NUMBERS]
-SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine"}
+SMALL = {"model": "hvae", "prior": "vamp", "latent_dim": 4, "lr_schedule": "cosine", "beta_warmup": 9}
 SMALL |= {"likelihood": "gaussian", "binarize": "none", "objective": "lmcvae"}  # so that most settings mean something
-DEEP = {"model": "dvp", "lr_schedule": "cosine", "likelihood": "gaussian", "binarize": "none"}
+DEEP = {"model": "dvp", "lr_schedule": "cosine", "likelihood": "gaussian", "binarize": "none", "beta_warmup": 9}
 
 TRACKING = dict(tracking.TRACKERS)
 tracking.TRACKERS["tensorboard"] = ()  # pictures of every tiny run would take longer than the runs

@@ -124,9 +124,9 @@ def test_beta_is_the_weight_of_the_rate_in_the_training_loss_alone(tmp_path):
 
 
 @on_both_backends
-@pytest.mark.parametrize("beta", [1.0, 3.0])
-def test_the_warm_up_ends_at_beta(beta):
-    config = Config(network_size=0.25, batch_size=2, beta=beta, beta_warmup=4)
+@pytest.mark.parametrize(("start", "beta"), [(0.0, 1.0), (0.0, 3.0), (2.0, 1.0)])
+def test_the_warm_up_leads_from_its_start_to_beta(start, beta):
+    config = Config(network_size=0.25, batch_size=2, beta=beta, beta_warmup=4, beta_start=start)
     state = callbacks.EpochState(config, Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), config))
     model = models.build(config, (4, 4, 1))
     state.set_model(model)
@@ -134,7 +134,7 @@ def test_the_warm_up_ends_at_beta(beta):
     for epoch in range(6):
         state.on_epoch_begin(epoch)
         betas.append(float(model.beta))
-    assert betas == [beta * share for share in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)]
+    assert betas == [start + (beta - start) * share for share in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)]
 
 
 @slow_on_jax
