@@ -47,7 +47,8 @@ class Progress(keras.callbacks.Callback):
         self.started, self.done = time.perf_counter(), done
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch, None  # the first step of an epoch compiles, or follows a validation
+        self.epoch, self.done = epoch, 0
+        self.started = time.perf_counter() if epoch > self.first else None  # the first step of all compiles
 
     def on_epoch_end(self, epoch, logs=None):
         self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}

@@ -445,6 +445,18 @@ def test_auto_runs_several_steps_at_once_where_they_are_short(tmp_path, monkeypa
     assert fit.prepare(made).model.steps_per_execution == expected
 
 
+@pytest.mark.parametrize(("first", "expected"), [(0, 10), (40, 50)])
+def test_the_expected_time_is_said_where_an_epoch_is_one_call(monkeypatch, capfd, first, expected):
+    batches = SimpleNamespace(steps=3, done=lambda batch: 3)
+    with Progress(Config(data_set="digits", epochs=90), batches, 1, first) as callback:
+        for epoch in range(first, 90):
+            callback.on_epoch_begin(epoch)
+            callback.on_train_batch_end(2, {"elbo": -98.765})
+            callback.on_epoch_end(epoch, {"val_elbo": -97.654})
+            assert bool(said := capfd.readouterr().out) == (epoch == expected)
+            assert not said or f"({90 - first} epochs of 3 steps, " in said
+
+
 @pytest.mark.parametrize(("every", "on_terminal"), [(60.0, False), (1e-9, False), (60.0, True)])
 def test_a_training_prints_a_bar_or_a_line_now_and_then_in_the_same_words(monkeypatch, capfd, every, on_terminal):
     monkeypatch.setattr("runtime.progress.EVERY", every)
