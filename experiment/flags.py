@@ -145,10 +145,15 @@ def words_of(config):
     return words
 
 
+def pasted(script, *words):
+    """A command that can be pasted: a script, from where the user is, with these words."""
+    return f"python {shlex.join([os.path.relpath(SCRIPTS / script), *words])}"
+
+
 def next_commands(*words):
-    """Two lines with the commands, to be pasted, that score and draw the runs that these words name."""
+    """Two lines with the commands that score and draw the runs that these words name."""
     for when, script in ("next:", "evaluate.py"), ("then:", "plot.py"):
-        yield f"{when} python {shlex.join([os.path.relpath(SCRIPTS / script), *words])}"
+        yield f"{when} {pasted(script, *words)}"
 
 
 def chosen_runs(args):

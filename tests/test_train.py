@@ -38,7 +38,7 @@ import experiment
 import plot
 import train
 from experiment import Config, presets
-from experiment.flags import next_commands
+from experiment.flags import next_commands, pasted
 from experiment.presets import preset, preset_names
 from experiment.record import FORMAT, git_commit
 from grids.configs import configs_of
@@ -98,6 +98,8 @@ def test_a_run_says_what_it_is_how_it_ended_and_what_comes_next(trained):
 
 def test_the_next_commands_are_quoted_and_name_the_scripts_where_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    train_ = shlex.split(pasted("train.py", "--resume", "my runs/a"))
+    assert (tmp_path / train_[1]).resolve() == ROOT / "train.py" and train_[2:] == ["--resume", "my runs/a"]
     evaluate_, plot_ = (shlex.split(line) for line in next_commands("--runs_dir", "my runs"))
     assert [evaluate_[0], plot_[0]] == ["next:", "then:"] and evaluate_[3:] == plot_[3:] == ["--runs_dir", "my runs"]
     assert [(tmp_path / words[2]).resolve() for words in (evaluate_, plot_)] == [ROOT / "evaluate.py", ROOT / "plot.py"]
@@ -273,7 +275,7 @@ def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd)
     (path,) = tmp_path.iterdir()
     run = experiment.load(path)
     assert (process.returncode, run.state, "Traceback" in err) == (130, "stopped", False), err
-    assert f"stopped; python train.py --resume {path} resumes it" in out
+    assert f"stopped; python train.py --resume {path} resumes it" in out  # as it was started there
     assert len(run.history["epoch"]) == run.status["epochs_done"] >= 1
     assert called(evaluate.main, path, "--num_samples", 3, "--max_images", 5) == 0
     printed = capfd.readouterr()

@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import os
-import shlex
 import sys
 
 import experiment
-from experiment.flags import given_settings
+from experiment.flags import given_settings, pasted
 from experiment.folder import finish_replacing
 from runtime import backend
 from runtime.command import STOPPED
@@ -91,7 +90,7 @@ def run_and_report(path, train):
     except KeyboardInterrupt:
         if not path.is_dir():
             raise
-        print(f"stopped; python train.py --resume {shlex.quote(str(path))} resumes it, as does the same command")
+        print(f"stopped; {pasted('train.py', '--resume', str(path))} resumes it, as does the same command")
         if (path / "best.safetensors").is_file():
             print("evaluate.py and plot.py accept it as it is")
         return STOPPED
