@@ -80,8 +80,8 @@ def draw_posterior(view):
     joint, labels = joint_of(view.model), view.split.labels
     cost = 1 if view.config.observation == "bernoulli" else 10  # of a pixel's logistics, of which there may be ten
     effort = Effort.of(view.model.decoder.floats_per_sample * cost)
-    effort.announce(view, joint)
     chosen = view.spread(effort.images)
+    effort._replace(images=len(chosen)).announce(view, joint)
     with Progress(iterable=chosen, unit=" images", desc="p(z|x)", leave=False) as bar:
         rows = [image_posterior(view, index, joint, effort) for index in bar]
     names = ["", "p(z|x)", "q(z|x)", *rows[0].points]

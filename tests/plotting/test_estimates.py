@@ -73,6 +73,17 @@ def test_how_long_it_takes_is_said_beforehand(monkeypatch, capfd):
         assert capfd.readouterr().err == expected
 
 
+def test_no_more_images_are_announced_than_there_are(monkeypatch):
+    def announced(effort, *_):
+        raise UserError(f"{effort.images} images")
+
+    monkeypatch.setattr(posteriors.Effort, "announce", announced)
+    view = View(stub((8, 8, 1), None, (), latent_dim=2), "pca")
+    view.examples = view.examples[:1, :2]
+    with pytest.raises(UserError, match=r"^2 images$"):
+        posteriors.draw_posterior(view)
+
+
 class Beside(Linear):
     """The linear model whose q(z|x) is too wide and lies a standard deviation and a half beside p(z|x)."""
 
