@@ -45,11 +45,17 @@ class Config:
     num_steps: int = setting(5, "bound", "lmcvae, amcvae: annealing steps", tag="steps", low=1, high=100)
     step_size: float = setting(0.01, "bound", "lmcvae, amcvae: size of the Langevin steps", tag="step", low=1e-5,
                                high=1)
+    step_rule: str = setting("acceptance", "bound", "lmcvae, amcvae: acceptance: step sizes follow the acceptance rate "
+                             "alone; variance: one for each dimension, smaller where gradients vary more",
+                             tag="steprule", choices=("acceptance", "variance"))
     target_accept: float = setting(None, "bound", "acceptance rate to which step sizes adapt [0.8 for amcvae; for "
-                                   "lmcvae they are fixed]", tag="accept", above=0, high=0.999)
+                                   "lmcvae they are fixed, but 0.9 with --step_rule variance]", tag="accept", above=0,
+                                   high=0.999)
     learn_schedule: str = setting("off", "bound", "train the annealing schedule", tag="learnschedule",
                                   choices=("off", "on"))
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
+    log_steps: str = setting("on", "bound", "size and acceptance of each Langevin step in history.csv",
+                             choices=("on", "off"))
     data_set: str = setting("mnist", "data", f"{', '.join(data.NAMES)}: your own images", common=True, tag="",
                             choices=data.NAMES)
     image_size: int = setting(None, "data", "own images: resize the shorter side to N pixels and crop to a square",
@@ -233,14 +239,23 @@ class Config:
     @property
     def acceptance(self):
         """What `target_accept` comes to; None where step sizes do not adapt."""
-        adapts = self.objective == "amcvae" and self.learn_step_size == "off"
-        return 0.8 if adapts and self.target_accept is None else self.target_accept
+        if self.target_accept is not None or self.learn_step_size == "on":
+            return self.target_accept
+        return 0.8 if self.objective == "amcvae" else 0.9 if self.step_rule == "variance" else None
+
+    @property
+    def logged(self):
+        """The names of what the objective adds to the history."""
+        names = models.OBJECTIVES[self.objective].logged
+        if self.has("log_steps") and self.log_steps == "on":
+            names += tuple(f"{what}_{k}" for what in ("acceptance", "step") for k in range(1, self.num_steps + 1))
+        return names
 
     @property
     def terms(self):
         """The names of what the history has of each split."""
         rates = [f"rate_{layer}" for layer in self.layers]
-        return ("loss", "elbo", "rate", "distortion", *rates, *models.OBJECTIVES[self.objective].logged)
+        return ("loss", "elbo", "rate", "distortion", *rates, *self.logged)
 
     @property
     def columns(self):

@@ -85,7 +85,8 @@ RULES = (
     *[Rule(name, lambda c: c.has("num_groups") and c.samples % c.num_groups,
            lambda c: f"does not fit: {c.samples} samples cannot be divided into {c.num_groups} groups")
       for name in ("num_samples", "num_groups")],
-    Rule("target_accept", lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on"),
+    *[Rule(name, lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on")
+      for name in ("target_accept", "step_rule")],
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,
          lambda c: f"does not go with --network {c.network}: its gradients with respect to z would pass through batch "
          "normalisation"),

@@ -102,7 +102,7 @@ NETWORKS = {
     "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), is_autoregressive=True, normalises_batches=True),
 }
 WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
-STEPS = ("num_steps", "step_size", "target_accept", "learn_schedule", "learn_step_size")  # of Langevin chains
+STEPS = ("num_steps", "step_size", "step_rule", "target_accept", "learn_schedule", "learn_step_size", "log_steps")
 OBJECTIVES = {
     "elbo": ObjectiveEntry("objectives.Elbo", 1, 1, ()),
     "iwae": ObjectiveEntry("objectives.Iwae", 5, 1, WEIGHED),

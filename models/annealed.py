@@ -6,12 +6,14 @@ import math
 import numpy as np
 from keras import initializers, layers, ops
 
-from . import OBJECTIVES, mcmc
+from . import mcmc
 from .networks import Between
 from .objectives import Outcome, effective_samples, elbo, path_of, terms_of
 
 STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
 RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
+PACE, FASTER, SLOWER = math.log(0.1), math.log(1.02), math.log(0.99)  # where step sizes follow the gradients: likewise
+KEPT = 0.9  # of the step sizes before
 
 
 class Annealed(layers.Layer):
@@ -19,16 +21,20 @@ class Annealed(layers.Layer):
 
     Step k goes towards q(z|x)^(1 - b_k) p(x, z)^b_k with b_k = k / (T + 1), or a schedule that is learned, by a step
     size of its own: fixed, learned, or moved by 0.2 % a training step so that Metropolis accepts `target` of the
-    steps. Where beta is not 1, it weighs what is not log p(x|z) in the loss; the chains are the same.
+    steps. With the rule "variance", it has one for each dimension; see `follow`. Where beta is not 1, it weighs what is
+    not log p(x|z) in the loss; the chains are the same.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.n, self.logged, steps = config.samples, OBJECTIVES[config.objective].logged, config.num_steps
-        self.target = config.acceptance
+        self.n, self.logged, steps = config.samples, config.logged, config.num_steps
+        self.target, self.follows_gradients = config.acceptance, config.step_rule == "variance"
         start, bounds = initializers.Constant(math.log(config.step_size)), Between(*map(math.log, STEPS))
         learns = config.learn_step_size == "on"
-        self.log_step = self.add_weight((steps,), start, trainable=learns, constraint=bounds, name="log_step")
+        shape = (steps, config.latent_dim) if self.follows_gradients else (steps,)
+        self.log_step = self.add_weight(shape, start, trainable=learns, constraint=bounds, name="log_step")
+        if self.follows_gradients:
+            self.log_pace = self.add_weight((steps,), initializers.Constant(PACE), trainable=False, name="log_pace")
         linear = np.array([math.log(k) for k in range(1, steps + 1)])  # logit of k / (k + 1)
         learns = config.learn_schedule == "on"
         self.schedule = self.add_weight((steps,), linear, trainable=learns, name="schedule")
@@ -39,20 +45,44 @@ class Annealed(layers.Layer):
         return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(ops.convert_to_tensor(self.schedule))))))
 
     def steps(self):
-        """The step sizes: (T,)."""
+        """The step sizes: (T,), or (T, D) where each dimension has its own."""
         return ops.exp(ops.convert_to_tensor(self.log_step))
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
         walk = self.walked(model, x, self.n, seed)
         acceptance = ops.exp(walk.log_accept)  # (T, n, B)
+        logs = self.logs_of(walk, acceptance)  # of the step sizes that were taken
         if training and self.target:
             is_high = ops.stop_gradient(ops.mean(acceptance, axis=(1, 2))) >= self.target
-            self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
+            if self.follows_gradients:
+                self.follow(walk, is_high)
+            else:
+                self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
         loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
+        return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
+
+    def logs_of(self, walk, acceptance):
+        """The `logs` of an Outcome, each (B,); of each step, its acceptance and its size, the mean of those it has."""
         logs = {"ess": effective_samples(walk.log_weight), "acceptance": ops.mean(acceptance, axis=(0, 1))}
         logs["diverged"] = ops.mean(walk.diverged, axis=(0, 1))
-        return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
+        sizes = zip(ops.unstack(self.steps()), ops.unstack(ops.mean(acceptance, axis=1)), strict=True)
+        for k, (size, accepted) in enumerate(sizes, 1):
+            logs |= {f"acceptance_{k}": accepted, f"step_{k}": ops.mean(size) + ops.zeros_like(accepted)}
+        return logs
+
+    def follow(self, walk, is_high):
+        """Moves a tenth of the way to e_k = c_k / (1 + s_k), with s_k the standard deviations of grad log gamma_{b_k}.
+
+        s_k (D,) are over all chains and images where step k begins; c_k rises by 2 % where too many steps are accepted,
+        and else falls by 1 % (Thin et al. 2021, their code).
+        """
+        starts = zip(ops.unstack(self.betas()), walk.points, strict=False)
+        spread = ops.stack([ops.std(point.gradient(b), axis=(0, 1)) for b, point in starts])  # (T, D)
+        pace = ops.convert_to_tensor(self.log_pace)
+        aim = ops.expand_dims(ops.exp(pace), -1) / (1 + ops.stop_gradient(spread))
+        self.log_step.assign(self.log_step.constraint(ops.log(KEPT * self.steps() + (1 - KEPT) * aim)))
+        self.log_pace.assign(pace + ops.where(is_high, FASTER, SLOWER))
 
     def walked(self, model, x, n, seed):
         """The Walk of n chains for each image. Stochastic."""

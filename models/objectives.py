@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from . import OBJECTIVES, mcmc
+from . import mcmc
 
 
 def elbo(log_w):
@@ -81,7 +81,7 @@ class Sampled:
     """A bound on the log-weights of n samples from q(z|x)."""
 
     def __init__(self, config):
-        self.n, self.logged = config.samples, OBJECTIVES[config.objective].logged
+        self.n, self.logged = config.samples, config.logged
 
     def draw(self, model, x, seed):
         """One draw for each image of what is fitted to p(z|x), which is q(z|x): (B, D). Stochastic."""

@@ -86,7 +86,7 @@ def test_a_value_on_the_bound_is_taken_and_one_beyond_is_named(name, good, bad):
 def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
     choices = FIELDS[name].metadata["choices"]
     base = {} if name == "model" else {"model": "hvae", "latent_dim": 4}  # goes with every network, and posterior
-    base |= {"objective": "lmcvae"} if name.startswith("learn") else {}
+    base |= {"objective": "lmcvae"} if name in models.STEPS else {}
     assert [getattr(Config(**(base | {name: choice})), name) for choice in choices] == list(choices)
     with pytest.raises(UserError, match=f"--{name} 'nonsense'.*{', '.join(choices)}"):
         Config(**{name: "nonsense"})
@@ -105,6 +105,11 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
             {"objective": "lmcvae", "learn_step_size": "on", "target_accept": 0.9},
             "--target_accept 0.9 does not go with --learn_step_size on",
         ),
+        (
+            {"objective": "lmcvae", "learn_step_size": "on", "step_rule": "variance"},
+            "--step_rule variance does not go with --learn_step_size on",
+        ),
+        ({"log_steps": "off"}, "--log_steps off does not go with --objective elbo, but with lmcvae or amcvae"),
         (
             {"objective": "dreg", "network": "pixel", "model": "hvae"},
             "--objective dreg does not go with --network pixel",
@@ -132,6 +137,9 @@ def test_the_id_of_an_objective_says_what_is_unusual():
     assert suffix(objective="iwae", num_samples=50, lr=1e-3) == "_iwae_samples50_lr0.001"
     assert suffix(objective="amcvae", target_accept=0.8) == "_amcvae"
     assert suffix(objective="lmcvae", target_accept=0.9, num_steps=10) == "_lmcvae_steps10_accept0.9"
+    following = {"objective": "lmcvae", "step_rule": "variance"}
+    assert suffix(**following) == suffix(**following, target_accept=0.9) == "_lmcvae_steprulevariance"
+    assert suffix(**following, target_accept=0.8) == "_lmcvae_steprulevariance_accept0.8"
 
 
 @pytest.mark.parametrize(
@@ -192,8 +200,8 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 
 def test_the_places_are_those_of_the_documentation():
-    expected = ["gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit", "steps_per_execution"]
-    assert [*expected, "distribute", "deterministic"] == PLACES
+    expected = ["log_steps", "gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit"]
+    assert [*expected, "steps_per_execution", "distribute", "deterministic"] == PLACES
 
 
 def test_a_score_says_with_which_beta_its_run_was_trained():
@@ -446,6 +454,16 @@ def test_a_run_from_before_own_images_had_a_size_is_taken(folder):
     del record["config"]["image_size"], record["config"]["auto_likelihood"]
     (folder / "config.json").write_text(json.dumps(record))
     assert experiment.load(folder).config.image_size is None
+
+
+def test_chains_from_before_the_history_had_each_of_their_steps_are_taken_as_they_are(folder):
+    edit(folder, objective="lmcvae", num_steps=2)
+    terms = {"acceptance_1", "acceptance_2", "step_1", "step_2"}
+    assert set(experiment.load(folder).config.terms) > terms
+    record = json.loads((folder / "config.json").read_text())
+    del record["config"]["step_rule"], record["config"]["log_steps"]
+    (folder / "config.json").write_text(json.dumps(record))
+    assert not terms & set(experiment.load(folder).config.terms)
 
 
 def test_a_folder_is_read_back(folder):

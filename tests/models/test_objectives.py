@@ -140,9 +140,9 @@ def test_one_sample_of_iwae_is_the_elbo_and_an_even_weight_counts_all():
 @pytest.mark.parametrize("name", models.OBJECTIVES)
 @pytest.mark.parametrize("training", [True, False])
 def test_an_outcome_has_what_its_objective_says_and_the_elbo_beside(name, training):
-    entry = models.OBJECTIVES[name]
-    found = outcome(name, 3, training=training, **({"num_groups": 3} if name in OF_GROUPS else {}))
-    assert ("bound", *found.logs) == (entry.logged or ("bound",))
+    settings = {"num_groups": 3} if name in OF_GROUPS else {}
+    found = outcome(name, 3, training=training, **settings)
+    assert {"bound", *found.logs} == {"bound", *Config(objective=name, num_samples=3, **settings).logged}
     for value in (found.loss, found.bound, *found.logs.values()):
         assert value.shape == (3,) and np.isfinite(np.asarray(value)).all()
     assert isinstance(found.terms, Terms) and all(term.shape == (3, 3) for term in found.terms[:3])
@@ -453,6 +453,26 @@ def test_step_sizes_adapt_to_the_acceptance_that_is_wanted_in_training_only(monk
     assert np.all(after < 0.9) and abs(np.mean(np.asarray(found.logs["acceptance"])) - 0.9) < 0.05
 
 
+@slow_on_jax
+@on_both_backends
+@pytest.mark.parametrize(("accepted", "factor"), [(0.3, 1.02), (0.999, 0.99)])
+def test_step_sizes_that_follow_the_gradients_do_so_by_their_rule(accepted, factor):
+    model = Pca(made("lmcvae", 4, num_steps=2, step_rule="variance", target_accept=accepted), EXACT)
+    chains, x, noise = model.objective, np.repeat(X, 5, axis=0), SeedGenerator(0)
+    chains.log_step.assign(np.log(np.float32([[0.1, 0.2], [0.3, 0.4]])))
+    before, betas = np.asarray(chains.steps()), np.asarray(chains.betas())
+    walk = chains.walked(model, x, 4, SeedGenerator(0))
+    found = chains.outcome(model, x, noise, 1.0, True)
+    for k in range(2):
+        gradient = np.asarray(walk.points[k].gradient(betas[k])).reshape(60, D)
+        expected = 0.9 * before[k] + 0.1 * 0.1 / (1 + gradient.std(axis=0))
+        np.testing.assert_allclose(np.asarray(chains.steps())[k], expected, rtol=1e-4)
+        np.testing.assert_allclose(found.logs[f"step_{k + 1}"], np.full(15, before[k].mean()), rtol=1e-5)
+        rates = np.exp(np.asarray(walk.log_accept))[k].mean(axis=0)
+        np.testing.assert_allclose(found.logs[f"acceptance_{k + 1}"], rates, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(chains.log_pace), 2 * [0.1 * factor], rtol=1e-5)
+
+
 def test_usual_numbers_are_those_of_the_papers():
     usual = {name: (Config(objective=name).samples, Config(objective=name).acceptance) for name in models.OBJECTIVES}
     grouped = dict.fromkeys(("miwae", "ciwae", "piwae"), (64, None))
@@ -461,3 +481,4 @@ def test_usual_numbers_are_those_of_the_papers():
     }  # fmt: skip
     assert Config(objective="miwae").num_groups == 8 and Config(objective="ciwae").elbo_weight == 0.5
     assert Config(objective="amcvae", learn_step_size="on").acceptance is None
+    assert [Config(objective=name, step_rule="variance").acceptance for name in ("lmcvae", "amcvae")] == [0.9, 0.8]
