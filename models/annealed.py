@@ -14,6 +14,7 @@ STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
 RISE, FALL = math.log(1.002), math.log(0.998)  # of the log of a step size, where too many or too few steps are accepted
 PACE, FASTER, SLOWER = math.log(0.1), math.log(1.02), math.log(0.99)  # where step sizes follow the gradients: likewise
 KEPT = 0.9  # of the step sizes before
+NEARLY_LINEAR = -3.0  # log of the first slope of a sigmoidal schedule
 
 
 class Annealed(layers.Layer):
@@ -35,14 +36,25 @@ class Annealed(layers.Layer):
         self.log_step = self.add_weight(shape, start, trainable=learns, constraint=bounds, name="log_step")
         if self.follows_gradients:
             self.log_pace = self.add_weight((steps,), initializers.Constant(PACE), trainable=False, name="log_pace")
-        linear = np.array([math.log(k) for k in range(1, steps + 1)])  # logit of k / (k + 1)
-        learns = config.learn_schedule == "on"
-        self.schedule = self.add_weight((steps,), linear, trainable=learns, name="schedule")
+        self.is_sigmoidal = config.learn_schedule == "sigmoidal"
+        line = [math.log(k) for k in range(1, steps + 1)]  # logits of k / (k + 1)
+        start = [NEARLY_LINEAR] if self.is_sigmoidal else line
+        learns = config.learn_schedule != "off"
+        self.schedule = self.add_weight((len(start),), np.array(start), trainable=learns, name="schedule")
+        self.line = np.linspace(-1, 1, steps + 2)[1:-1]
         self.built = True
 
     def betas(self):
-        """b_k = prod_{j >= k} sigmoid(u_j) for k = 1..T, which rise and lie between 0 and 1: (T,)."""
-        return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(ops.convert_to_tensor(self.schedule))))))
+        """b_k for k = 1..T, which rise and lie between 0 and 1: (T,).
+
+        prod_{j >= k} sigmoid(u_j); or, sigmoidal, sigmoid(c t_k) for t_k = 2 k / (T + 1) - 1 and c = exp(u), with what
+        it has at t = -1 and 1 moved to 0 and 1.
+        """
+        u = ops.convert_to_tensor(self.schedule)
+        if self.is_sigmoidal:
+            half = ops.exp(u) / 2
+            return 0.5 + 0.5 * ops.tanh(half * ops.cast(self.line, u.dtype)) / ops.tanh(half)
+        return ops.exp(ops.flip(ops.cumsum(ops.flip(ops.log_sigmoid(u)))))
 
     def steps(self):
         """The step sizes: (T,), or (T, D) where each dimension has its own."""

@@ -340,7 +340,7 @@ CASES = [
 CASES = [(network, objective, {}) for network, objective in CASES]
 if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of these have, is of single precision
     CASES += [("mlp", objective, {"posterior": "realnvp"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
-    CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"})]
+    CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"}), ("mlp", "lmcvae", {"learn_schedule": "sigmoidal"})]
     CASES += [("conv", "lmcvae", {"activation": "hard_tanh"}), ("conv", "dreg", {"activation": "softsign"})]
 
 
@@ -354,10 +354,10 @@ def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
     settings = settings if models.OBJECTIVES[name].is_annealed else {"num_groups": 2} if name in OF_GROUPS else {}
-    more = ({"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}) | chosen
+    settings |= ({"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}) | chosen
     config = Config(
         model="hvae", prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2, num_pseudo_inputs=3,
-        data_set="digits", **settings, **more,
+        data_set="digits", **settings,
     )  # fmt: skip
     frozen, rng = Frozen(), np.random.default_rng(0)  # images that do not depend on which tests ran before
     with float64():
@@ -433,6 +433,15 @@ def test_a_schedule_begins_as_a_line_and_always_rises_from_0_to_1():
     chains.schedule.assign(np.float32([3, -2, 0.5, 1]))
     betas = np.asarray(chains.betas())
     assert np.all(np.diff([0, *betas, 1]) > 0)
+
+
+@pytest.mark.parametrize("slope", [0.05, 4.0, 20.0])
+def test_a_sigmoidal_schedule_is_a_sigmoid_from_0_to_1_that_begins_almost_as_a_line(slope):
+    chains = made("lmcvae", num_steps=4, learn_schedule="sigmoidal")
+    np.testing.assert_allclose(chains.betas(), [0.2, 0.4, 0.6, 0.8], atol=1e-4)
+    chains.schedule.assign([np.log(slope)])
+    raw = scipy.special.expit(slope * np.linspace(-1, 1, 6))
+    np.testing.assert_allclose(chains.betas(), ((raw - raw[0]) / (raw[-1] - raw[0]))[1:-1], atol=1e-6)
 
 
 @slow_on_jax
