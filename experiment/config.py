@@ -52,8 +52,8 @@ class Config:
                                    "lmcvae they are fixed, but 0.9 with --step_rule variance]", tag="accept", above=0,
                                    high=0.999)
     learn_schedule: str = setting("off", "bound", "annealing schedule: off: linear; on: each temperature is trained; "
-                                  "sigmoidal: the slope of a sigmoid is", tag="learnschedule",
-                                  choices=("off", "on", "sigmoidal"))
+                                  "halving: likewise, from ..., 1/4, 1/2; sigmoidal: the slope of a sigmoid is trained",
+                                  tag="learnschedule", choices=("off", "on", "halving", "sigmoidal"))
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
     log_steps: str = setting("on", "bound", "size and acceptance of each Langevin step in history.csv",
                              choices=("on", "off"))

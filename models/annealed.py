@@ -38,7 +38,7 @@ class Annealed(layers.Layer):
             self.log_pace = self.add_weight((steps,), initializers.Constant(PACE), trainable=False, name="log_pace")
         self.is_sigmoidal = config.learn_schedule == "sigmoidal"
         line = [math.log(k) for k in range(1, steps + 1)]  # logits of k / (k + 1)
-        start = [NEARLY_LINEAR] if self.is_sigmoidal else line
+        start = {"sigmoidal": [NEARLY_LINEAR], "halving": [0.0] * steps}.get(config.learn_schedule, line)
         learns = config.learn_schedule != "off"
         self.schedule = self.add_weight((len(start),), np.array(start), trainable=learns, name="schedule")
         self.line = np.linspace(-1, 1, steps + 2)[1:-1]

@@ -435,6 +435,12 @@ def test_a_schedule_begins_as_a_line_and_always_rises_from_0_to_1():
     assert np.all(np.diff([0, *betas, 1]) > 0)
 
 
+def test_a_schedule_may_begin_at_powers_of_a_half():
+    chains = made("lmcvae", num_steps=3, learn_schedule="halving")
+    np.testing.assert_allclose(chains.betas(), [0.125, 0.25, 0.5], rtol=1e-6)
+    assert chains.schedule.trainable
+
+
 @pytest.mark.parametrize("slope", [0.05, 4.0, 20.0])
 def test_a_sigmoidal_schedule_is_a_sigmoid_from_0_to_1_that_begins_almost_as_a_line(slope):
     chains = made("lmcvae", num_steps=4, learn_schedule="sigmoidal")
