@@ -55,6 +55,8 @@ class Config:
                                   "halving: likewise, from ..., 1/4, 1/2; sigmoidal: the slope of a sigmoid is trained",
                                   tag="learnschedule", choices=("off", "on", "halving", "sigmoidal"))
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
+    skip_below: float = setting(0.0, "bound", "lmcvae: leave out steps that Metropolis would accept with at most this "
+                                "probability, forth or back; 0: none", tag="skip", low=0, high=0.999)
     log_steps: str = setting("on", "bound", "size and acceptance of each Langevin step in history.csv",
                              choices=("on", "off"))
     data_set: str = setting("mnist", "data", f"{', '.join(data.NAMES)}: your own images", common=True, tag="",

@@ -103,6 +103,7 @@ NETWORKS = {
 }
 WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
 STEPS = ("num_steps", "step_size", "step_rule", "target_accept", "learn_schedule", "learn_step_size", "log_steps")
+CHAINS = {"has_gradients": True, "is_annealed": True}
 OBJECTIVES = {
     "elbo": ObjectiveEntry("objectives.Elbo", 1, 1, ()),
     "iwae": ObjectiveEntry("objectives.Iwae", 5, 1, WEIGHED),
@@ -110,8 +111,8 @@ OBJECTIVES = {
     "miwae": ObjectiveEntry("objectives.Miwae", 64, 1, WEIGHED, ("num_groups",)),
     "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED, ("elbo_weight",)),
     "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, ("num_groups",), has_gradients=True),
-    "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, STEPS, has_gradients=True, is_annealed=True),
-    "amcvae": ObjectiveEntry("annealed.MetropolisMcvae", 5, 2, WALKED, STEPS, has_gradients=True, is_annealed=True),
+    "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, (*STEPS, "skip_below"), **CHAINS),
+    "amcvae": ObjectiveEntry("annealed.MetropolisMcvae", 5, 2, WALKED, STEPS, **CHAINS),
 }
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",

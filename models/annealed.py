@@ -1,5 +1,6 @@
 """Monte Carlo VAE bounds: log-weights of annealed chains from q(z|x) to p(z|x) (Thin et al. 2021)."""
 
+import functools
 import itertools
 import math
 
@@ -110,7 +111,9 @@ class Annealed(layers.Layer):
 class LangevinMcvae(Annealed):
     """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated."""
 
-    walk = staticmethod(mcmc.langevin)
+    def __init__(self, config):
+        super().__init__(config)
+        self.walk = functools.partial(mcmc.langevin, skip_below=config.skip_below)
 
     def training_loss(self, walk, beta):
         """The negative mean over chains of W with the weight beta on all but the last log p(x|z): (B,)."""

@@ -5,6 +5,7 @@ so that E[W] <= log p(x). Chains are (n, B): n of them for each of B images.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -127,19 +128,22 @@ class Walk(NamedTuple):
     log_decisions: object
 
 
-def langevin(path, point, betas, steps, seed):
+def langevin(path, point, betas, steps, seed, skip_below=0.0):
     """Unadjusted Langevin steps from z_0 ~ exp(log_start), the k-th towards gamma_{betas[k]}: a Walk. Stochastic.
 
     W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T), all of it differentiable
-    (Thin et al. 2021, L-MCVAE). W remains valid without a step that diverged, as the step back is left out, too.
+    (Thin et al. 2021, L-MCVAE). A step that diverged is left out, and one that Metropolis would accept with a
+    probability of at most `skip_below`, it or the step back: W remains valid, as both are left out.
     """
+    least = min(DIVERGED, -math.log(skip_below) if skip_below else DIVERGED)
     none = ops.zeros_like(point.log_start)  # before the first step
     points, accepts, diverged, log_weight = [point], [none], [none], -point.log_start
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
         is_sane = proposal.is_inside & (ops.abs(proposal.log_ratio) < DIVERGED)
-        point = proposal.point.where(is_sane, point)
-        log_weight = log_weight + ops.where(is_sane, proposal.log_kernels, 0.0)
+        is_taken = is_sane & (ops.abs(proposal.log_ratio) < least)
+        point = proposal.point.where(is_taken, point)
+        log_weight = log_weight + ops.where(is_taken, proposal.log_kernels, 0.0)
         points.append(point)
         accepts.append(proposal.log_accept)
         diverged.append(ops.cast(ops.logical_not(is_sane), point.z.dtype))

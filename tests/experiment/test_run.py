@@ -109,6 +109,10 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
             {"objective": "lmcvae", "learn_step_size": "on", "step_rule": "variance"},
             "--step_rule variance does not go with --learn_step_size on",
         ),
+        (
+            {"skip_below": 0.1, "objective": "amcvae"},
+            "--skip_below 0.1 does not go with --objective amcvae, but with lmcvae",
+        ),
         ({"log_steps": "off"}, "--log_steps off does not go with --objective elbo, but with lmcvae or amcvae"),
         (
             {"objective": "dreg", "network": "pixel", "model": "hvae"},

@@ -1,5 +1,7 @@
 """Annealed weights where log p(x) and their mean are known: probabilistic PCA, and a posterior that is a ring."""
 
+import functools
+
 import numpy as np
 import pytest
 from conftest import slow_on_jax
@@ -177,6 +179,18 @@ def test_leaving_out_what_diverges_keeps_weights_unbiased(monkeypatch):
     assert 0.1 < np.asarray(walk.diverged).mean() < 0.9
     ratio = np.exp(np.asarray(walk.log_weight, "float64").ravel() - LOG_PX)
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS)
+
+
+@pytest.mark.parametrize("least", [0.1, 0.5])
+def test_leaving_out_steps_that_are_hardly_accepted_keeps_weights_unbiased(least):
+    walk = walked(functools.partial(langevin, skip_below=least), 0.1, 3)
+    moved = np.any(np.asarray(walk.points[1].z != walk.points[0].z), axis=-1)
+    assert 0.05 < 1 - moved.mean() < 0.95 and np.asarray(walk.diverged).sum() == 0
+    assert np.exp(np.asarray(walk.log_accept)[0][moved]).min() > least
+    ratio = np.exp(np.asarray(walk.log_weight, "float64").ravel() - LOG_PX)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS)
+    without = np.asarray(walked(langevin, 0.1, 3).log_weight).mean()
+    assert np.asarray(walk.log_weight).mean() > without + 1  # the steps that cost most
 
 
 SCALES = np.float32([0.1, 1.0, 10.0])
