@@ -23,12 +23,13 @@ from runtime.progress import Progress
 
 D, X0 = 2, 8 * math.pi  # dimensions of z; the x whose posterior is drawn, a ring of radius 2
 IMAGES, EPOCHS, BATCH, DRAWS = 10_000, 31, 100, 3000
+CHAINS = {"step_rule": "variance", "learn_schedule": "halving"}
 CASES = {
     "VAE": Config(),
     "VAE, RealNVP": Config(posterior="realnvp"),
     "IWAE, 50 samples": Config(objective="iwae", num_samples=50),
-    "L-MCVAE, 5 steps": Config(objective="lmcvae", target_accept=0.9, learn_schedule="on"),
-    "A-MCVAE, 5 steps": Config(objective="amcvae", learn_schedule="on"),
+    "L-MCVAE, 5 steps": Config(objective="lmcvae", **CHAINS),
+    "A-MCVAE, 5 steps": Config(objective="amcvae", **CHAINS),
 }
 
 

@@ -41,6 +41,9 @@ def test_a_short_training_raises_the_bound_and_its_draws_have_the_radius(name):
     assert z.shape == (toy.DRAWS, 2)
     if "IWAE" not in name:  # whose q is wide on purpose
         assert abs(np.median(np.linalg.norm(z, axis=1)) - 2) < 0.4
+    if "MCVAE" in name:  # whose chains end on the whole ring
+        angles = np.arctan2(*z.T)
+        assert np.histogram(angles, 6, (-np.pi, np.pi))[0].min() > 0.05 * toy.DRAWS
 
 
 def test_draws_of_chains_are_where_they_end():
