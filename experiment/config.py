@@ -57,6 +57,8 @@ class Config:
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
     skip_below: float = setting(0.0, "bound", "lmcvae: leave out steps that Metropolis would accept with at most this "
                                 "probability, forth or back; 0: none", tag="skip", low=0, high=0.999)
+    decision_warmup: int = setting(0, "bound", "amcvae: epochs in which the weight of the gradient of acceptance "
+                                   "decisions rises from 0 to 1", tag="decisions", low=0, high=INT32)
     log_steps: str = setting("on", "bound", "size and acceptance of each Langevin step in history.csv",
                              choices=("on", "off"))
     data_set: str = setting("mnist", "data", f"{', '.join(data.NAMES)}: your own images", common=True, tag="",

@@ -130,13 +130,20 @@ class MetropolisMcvae(Annealed):
 
     walk = staticmethod(mcmc.metropolis)
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.decisions = 1.0  # weight of their gradient
+        if config.decision_warmup:
+            self.decisions = self.add_weight((), "zeros", trainable=False, name="decisions")
+
     def training_loss(self, walk, beta):
         """The negative mean over chains of W with the weight beta on log p(z) - log q(z|x): (B,).
 
-        A term of mean 0 adds the gradient of the decisions.
+        A term of mean 0 adds the gradient of the decisions, by its weight in this epoch.
         """
         ends = [0.0, *ops.unstack(self.betas()), 1.0]
         parts = zip(itertools.pairwise(ends), walk.points, strict=True)
         log_weight = sum((end - start) * terms_of(point).log_w(beta) for (start, end), point in parts)
         baseline = (ops.sum(log_weight, axis=0) - log_weight) / (self.n - 1)  # of the other chains
-        return -elbo(log_weight + ops.stop_gradient(log_weight - baseline) * walk.log_decisions)
+        fared = ops.stop_gradient(log_weight - baseline)
+        return -elbo(log_weight + self.decisions * fared * walk.log_decisions)

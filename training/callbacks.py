@@ -17,9 +17,9 @@ LEAST_SCALE = 2.0**-20  # of a loss, which is halved whenever gradients overflow
 class EpochState(keras.callbacks.Callback):
     """Makes everything that changes with the epoch a pure function of (seed, epoch): order, noise, and beta.
 
-    beta = start + (--beta - start) min(1, (epoch + 1) / warm-up). Validation draws the same noise in every epoch, so
-    only the weights change its values. If training resumes inside an epoch (`batches.skip`), noise and beta are those
-    of `state`.
+    beta = start + (--beta - start) min(1, (epoch + 1) / warm-up), and the gradient of acceptance decisions has the
+    weight min(1, epoch / --decision_warmup). Validation draws the same noise in every epoch, so only the weights change
+    its values. If training resumes inside an epoch (`batches.skip`), noise and beta are those of `state`.
     """
 
     def __init__(self, config, batches, state=None):
@@ -34,6 +34,8 @@ class EpochState(keras.callbacks.Callback):
         self.model.train_noise.state.assign(self._key("noise", epoch))
         start, end, warmup = self.config.beta_start, self.config.beta, self.config.beta_warmup
         self.model.beta.assign(start + (end - start) * min(1.0, (epoch + 1) / warmup) if warmup else end)
+        if self.config.decision_warmup:
+            self.model.objective.decisions.assign(min(1.0, epoch / self.config.decision_warmup))
 
     def on_test_begin(self, logs=None):
         self.model.test_noise.state.assign(self._key("validation noise"))

@@ -266,6 +266,14 @@ def test_decisions_are_trained_by_how_their_chains_fared(monkeypatch):
     assert abs(-biased[:, 2].mean() - slopes.mean()) > 8 * error
 
 
+def test_the_gradient_of_decisions_has_the_weight_of_its_epoch():
+    """Which is 0 before the first one: then it is that of W with the decisions held fixed."""
+    found = [outcome("amcvae", 3, training=True, num_steps=2, step_size=0.9, decision_warmup=n) for n in (0, 4)]
+    np.testing.assert_array_equal(found[0].bound, found[1].bound)
+    np.testing.assert_allclose(found[1].loss, -np.asarray(found[1].bound), rtol=1e-5)
+    assert np.abs(np.asarray(found[0].loss) - found[1].loss).max() > 0.01
+
+
 @contextlib.contextmanager
 def float64():
     """Keras, and JAX, in double precision."""

@@ -137,6 +137,17 @@ def test_the_warm_up_leads_from_its_start_to_beta(start, beta):
     assert betas == [start + (beta - start) * share for share in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)]
 
 
+def test_the_weight_of_the_gradient_of_decisions_rises_from_0():
+    config = Config(network="mlp", batch_size=2, objective="amcvae", num_steps=1, decision_warmup=4)
+    state = callbacks.EpochState(config, Batches(data.Split(np.zeros((2, 4, 4, 1)), None, 1), config))
+    state.set_model(models.build(config, (4, 4, 1)))
+    weights = []
+    for epoch in range(6):
+        state.on_epoch_begin(epoch)
+        weights.append(float(state.model.objective.decisions))
+    assert weights == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
 @slow_on_jax
 @on_both_backends
 def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
