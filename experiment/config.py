@@ -69,8 +69,9 @@ class Config:
                               high=4096)
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
                                   above=0, high=64)
-    hidden_units: int = setting(None, "model", "units of dense layers [300; 256 and 300 for conv]", tag="units", low=1,
-                                high=65_536)
+    hidden_units: tuple[int, ...] = setting(None, "model", "units of dense layers, one number for all or one for each, "
+                                            "from the image to the latents [300; 256 and 300 for conv]", tag="units",
+                                            low=1, high=65_536)
     epochs: int = setting(250, "optimisation", "passes over the training images", common=True, tag="", low=1,
                           high=INT32)
     batch_size: int = setting(256, "optimisation", "images per training step", common=True, tag="", low=1, high=INT32)

@@ -168,15 +168,16 @@ class LatentStacks(layers.Layer):
 
 
 class DenseDecoder(layers.Layer):
-    """Latents (..., D) to p(x|z): two gated layers of `width`, the first one for each of `parts`, and a linear one."""
+    """Latents (..., D) to p(x|z): gated layers of `units`, the first one for each of `parts`, and a linear one."""
 
-    def __init__(self, parts, image_shape, observation, width):
+    def __init__(self, parts, image_shape, observation, units):
         super().__init__()
         self.observation, self.maps_shape = observation, (*image_shape[:2], observation.outputs(image_shape[2]))
-        self.stacks = LatentStacks(parts, width)
-        self.joint = DenseStack(self.stacks.features, (width,), gated_dense)
-        self.out = built(he_normal(math.prod(self.maps_shape), dtype=backend.floatx()), width)
-        self.floats_per_sample = 2 * (self.stacks.features + width) + math.prod(self.maps_shape)  # gates count twice
+        self.stacks = LatentStacks(parts, units[0])
+        self.joint = DenseStack(self.stacks.features, units[1:], gated_dense)
+        self.out = built(he_normal(math.prod(self.maps_shape), dtype=backend.floatx()), units[-1])
+        hidden = self.stacks.features + sum(units[1:])
+        self.floats_per_sample = 2 * hidden + math.prod(self.maps_shape)  # gates count twice
         self.built = True
 
     def call(self, z):
@@ -185,15 +186,15 @@ class DenseDecoder(layers.Layer):
 
 
 class GatedConvDecoder(layers.Layer):
-    """Latents (..., D) to p(x|z): a gated layer of `width` for each of `parts`, one to an image, convolutions.
+    """Latents (..., D) to p(x|z): a gated layer of units[0] for each of `parts`, one to an image, convolutions.
 
     These are four gated ones of 64 filters, 3x3, and a linear 1x1.
     """
 
-    def __init__(self, parts, image_shape, observation, width):
+    def __init__(self, parts, image_shape, observation, units):
         super().__init__()
         self.observation = observation
-        self.stacks = LatentStacks(parts, width)
+        self.stacks = LatentStacks(parts, units[0])
         self.image = DenseStack(self.stacks.features, (math.prod(image_shape),), gated_dense)
         convs, outputs = [gated_conv(64, 3) for _ in range(4)], observation.outputs(image_shape[2])
         out = layers.Conv2D(outputs, 1, dtype=backend.floatx())
@@ -227,37 +228,43 @@ class Networks(abc.ABC):
 
     A subclass sets `dense(units)`, the hidden layers of `DenseStack`s, and `normal(features, units)`, features (...,
     features) to a Normal over (..., units); `head` is the same for q(z|x), which a flow may transform. It also sets how
-    many features encoders have: `image_features`, `latent_units` of each layer, `joint_features`, and `width` within
-    p(lower | upper).
+    many features encoders have: `image_features`, those that q(z1|x, z2) joins, `lower_features`, and `joint_features`;
+    and the units of each layer from z2 to these, `latent_units`, and within p(lower | upper), `prior_units`.
     """
 
     @abc.abstractmethod
     def image_encoder(self, is_lower=False):
-        """Images (B, H, W, C) to features (B, image_features); `is_lower`: for q(z1|x, z2) of an HVAE."""
+        """Images (B, H, W, C) to features (B, image_features); `is_lower`: for q(z1|x, z2), (B, lower_features)."""
 
     @abc.abstractmethod
     def decoder(self, *parts):
         """Latents (..., D), D the sum of the sizes of the layers in `parts`, to p(x|z)."""
 
     def latent_encoder(self, latent_dim):
-        """Latents (..., D) to features (..., image_features)."""
+        """Latents (..., D) to features (..., lower_features)."""
         return DenseStack(latent_dim, self.latent_units, self.dense)
 
     def joint(self):
         """The features of an image and of a latent, concatenated (..., 2 F), to features (..., joint_features)."""
-        return DenseStack(2 * self.image_features, (self.joint_features,), self.dense)
+        return DenseStack(2 * self.lower_features, (self.joint_features,), self.dense)
 
     def conditional(self, latent_dim, units):
         """p(lower | upper): latents (..., D) to a Normal over (..., units)."""
-        stack = DenseStack(latent_dim, (self.width, self.width), self.dense)
-        return ConditionalNormal(stack, self.normal(self.width, units))
+        stack = DenseStack(latent_dim, self.prior_units, self.dense)
+        return ConditionalNormal(stack, self.normal(self.prior_units[-1], units))
+
+
+def twice(units):
+    """The units of two layers from those of one; of more, as they are."""
+    return units * 2 if len(units) == 1 else units
 
 
 class ConvNetworks(Networks):
     """Convolutional ones, for H and W divisible by 4.
 
-    `size` scales the filters of the convolutions; 4 gives 32 to 128 of them. Dense layers have `units` units; for None,
-    300 in p(z1|z2) and 256 elsewhere.
+    `size` scales the filters of the convolutions; 4 gives 32 to 128 of them. Behind an encoder's are dense layers of
+    these `units`, and so are those from z2 to z1, in reverse in p(z1|z2); one number is for one layer, and for two from
+    z2 to z1. For None it is 300 in p(z1|z2) and 256 elsewhere.
     """
 
     normal = head = GaussianHead
@@ -265,8 +272,9 @@ class ConvNetworks(Networks):
     def __init__(self, image_shape, observation, size, activation, units):
         self.image_shape, self.observation = image_shape, observation
         self.size, self.activation = size, activation
-        self.image_features = self.joint_features = units or 256
-        self.latent_units, self.width = (self.image_features,) * 2, units or 300
+        self.encoder_units = units or (256,)
+        self.image_features = self.lower_features = self.joint_features = self.encoder_units[-1]
+        self.latent_units, self.prior_units = twice(self.encoder_units), twice(units or (300,))[::-1]
         self.dense = partial(layers.Dense, activation=activation)
 
     def image_encoder(self, is_lower=False):
@@ -274,7 +282,8 @@ class ConvNetworks(Networks):
             Conv2D(scaled(filters, self.size), kernel, stride, activation=self.activation)
             for filters, kernel, stride in ((8, 7, 1), (16, 3, 2), (16, 5, 1), (32, 3, 2))
         ]
-        return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten(), self.dense(self.image_features)])
+        dense = map(self.dense, self.encoder_units)
+        return Sequential([layers.Input(self.image_shape), *convs, layers.Flatten(), *dense])
 
     def decoder(self, *parts):
         return ConvDecoder(sum(parts), self.image_shape, self.observation, self.size, self.activation)
@@ -283,8 +292,9 @@ class ConvNetworks(Networks):
 class GatedNetworks(Networks):
     """What the paper's networks share (Tomczak & Welling 2018): gated layers and log-variances that are clipped hard.
 
-    They are for any image size. Dense layers have `units` units; for None the paper's 300. `size` and `activation` have
-    no meaning here: the gates are what is not linear. A subclass sets `make_decoder`.
+    They are for any image size. Dense layers have these `units` on the way from images to latents, and in reverse on
+    that back; one number is for two layers, and for None it is the paper's 300. `size` and `activation` have no meaning
+    here: the gates are what is not linear. A subclass sets `make_decoder`, which takes the units in reverse.
     """
 
     dense = staticmethod(gated_dense)
@@ -292,21 +302,25 @@ class GatedNetworks(Networks):
 
     def __init__(self, image_shape, observation, size, activation, units, image_features=None):
         self.image_shape, self.observation = image_shape, observation
-        self.width = self.joint_features = units or 300
-        self.image_features = image_features or self.width
-        self.latent_units = (self.image_features,)
+        self.units = twice(units or (300,))
+        self.image_features, self.joint_features = image_features or self.units[-1], self.units[-1]
+        self.lower_features = image_features or self.units[-2]
+        self.prior_units, self.latent_units = self.units[::-1], (self.lower_features,)
 
     def decoder(self, *parts):
-        return self.make_decoder(parts, self.image_shape, self.observation, self.width)
+        return self.make_decoder(parts, self.image_shape, self.observation, self.prior_units)
 
 
 class DenseNetworks(GatedNetworks):
-    """The parts of the paper's dense VAE and HVAE: images are encoded by two gated layers, by one for q(z1|x, z2)."""
+    """The parts of the paper's dense VAE and HVAE: images are encoded by gated layers.
+
+    In q(z1|x, z2), the last of these is behind a concatenation of what the others make of x and a layer makes of z2.
+    """
 
     make_decoder = DenseDecoder
 
     def image_encoder(self, is_lower=False):
-        gated = [gated_dense(self.width) for _ in range(1 if is_lower else 2)]
+        gated = map(gated_dense, self.units[:-1] if is_lower else self.units)
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *gated])
 
 

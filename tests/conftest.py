@@ -20,6 +20,7 @@ import trustme
 
 import models
 from experiment import Config, tracking, weights
+from experiment.settings import is_list, kind_of
 from runtime import backend
 
 ROOT = Path(__file__).parent.parent
@@ -185,13 +186,14 @@ def owner_of(name):
 def other(name):
     """Another value of this setting than the usual one, made from its field, so that a new field has one too."""
     field, used = FIELDS[name], getattr(Config(**owner_of(name)), name)
-    choices, kind = field.metadata["choices"], field.type
+    choices, kind = field.metadata["choices"], kind_of(field)
     # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
     if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7", "num_groups": 16}):
         return chosen[name]
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)
-    return "tanh" if kind is str else kind(min((used or 6) + 2 - (used or 1) % 2, field.metadata["high"]))
+    value = "tanh" if kind is str else kind(min((used or 6) + 2 - (used or 1) % 2, field.metadata["high"]))
+    return (value,) if is_list(field) else value
 
 
 def sha256(content):

@@ -20,7 +20,7 @@ from experiment.presets import preset, preset_names
 from grids.configs import configs_of
 from runtime.command import Parser
 from runtime.errors import UserError
-from runtime.text import table
+from runtime.text import table, word
 
 
 def configs(*words):
@@ -35,7 +35,7 @@ def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     apart = ["network", "lr_warmup", "likelihood", "sigma", "image_size", "objective"]  # which do not go with the rest
     others = Config(**{name: other(name) for name in ("model", "prior")})
     names = [name for name in FIELDS if name not in apart and others.has(name)]
-    (config,) = configs(*[word for name in names for word in (f"--{name}", other(name))])
+    (config,) = configs(*[one for name in names for one in (f"--{name}", word(other(name)))])
     assert all(getattr(config, name) == other(name) for name in names)
     assert configs("--network", "mlp") == [Config(network="mlp")]
 

@@ -285,6 +285,8 @@ def test_a_network_without_sizes_has_its_name_in_the_place_of_the_factor():
 def test_the_units_of_dense_layers_are_in_the_id():
     config = Config(network="mlp", hidden_units=20)
     assert config.training_id == "mnist_vae_standard_bs256_dim2_mlp_epochs250_units20"
+    assert config == Config.from_dict(dataclasses.asdict(config) | {"hidden_units": 20})  # as it was written before
+    assert Config(network="mlp", hidden_units=(40, 20)).training_id.endswith("_units40-20")
     with pytest.raises(UserError, match=r"--hidden_units 20 .* ladder"):
         Config(**DEEP | {"model": "ladder"}, hidden_units=20)
 

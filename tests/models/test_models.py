@@ -116,22 +116,24 @@ def test_a_mixture_of_logistics_has_ten_for_each_pixel(channels, bound):
 
 
 @pytest.mark.parametrize("model", SHALLOW)
-@pytest.mark.parametrize("units", [None, 20])
+@pytest.mark.parametrize("units", [None, 20, (30, 20)], ids=str)
 def test_the_parameter_count_is_that_of_the_documented_layers(model, units):
     def linear(*widths):
         return sum(i * o + o for i, o in itertools.pairwise(widths))
 
-    f, features, width = 4, units or 256, units or 300
+    f, hidden, up = 4, units if isinstance(units, tuple) else (units or 256,), units or 300
+    features, inner = hidden[-1], hidden if len(hidden) > 1 else hidden * 2
+    up = up[::-1] if isinstance(up, tuple) else (up, up)
     convs = [(1, 8 * f, 7), (8 * f, 16 * f, 3), (16 * f, 16 * f, 5), (16 * f, 32 * f, 3)]
-    encoder = sum(i * o * k * k + o for i, o, k in convs) + linear(7 * 7 * 32 * f, features)
-    head, latents = 2 * linear(features, 2), linear(2, features, features)
+    encoder = sum(i * o * k * k + o for i, o, k in convs) + linear(7 * 7 * 32 * f, *hidden)
+    head, latents = 2 * linear(features, 2), linear(2, *inner)
     ups = [(32, 32 * f, 3), (32 * f, 16 * f, 3), (16 * f, 16 * f, 3), (16 * f, 8 * f, 3), (8 * f, 1, 3)]
     maps = sum(i * o * k * k + o for i, o, k in ups)
     expected = {
         "vae": encoder + head + linear(2, 7 * 7 * 32) + maps,
         "hvae": (encoder + head)  # q(z2|x)
         + (encoder + latents + linear(2 * features, features) + head)  # q(z1|x, z2)
-        + (linear(2, width, width) + 2 * linear(width, 2))  # p(z1|z2)
+        + (linear(2, *up) + 2 * linear(up[-1], 2))  # p(z1|z2)
         + (linear(4, 7 * 7 * 32) + maps),  # p(x|z1, z2)
     }[model]
     config = Config(model=model, latent_dim={"vae": 2, "hvae": 4}[model], hidden_units=units)
@@ -253,21 +255,22 @@ def test_the_papers_networks_take_images_of_any_size(model, network, shape):
     assert built.reconstruct(x).shape == x.shape and built.sample(N).shape == (N, *shape)
 
 
-@pytest.mark.parametrize("units", [None, 20])
+@pytest.mark.parametrize("units", [None, 20, (40, 30, 20)], ids=str)
 @pytest.mark.parametrize("model", SHALLOW)
 def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model, units):
-    width = units or 300
+    several = units if isinstance(units, tuple) else (units or 300,) * 2
+    (*lower, last), (first, *others) = several, several[::-1]
 
     def gated(*widths):
         return sum(2 * (i * o + o) for i, o in itertools.pairwise(widths))
 
-    head, out = 2 * (width * 40 + 40), width * 784 + 784
+    head, p_head, out = 2 * (last * 40 + 40), 2 * (several[0] * 40 + 40), several[0] * 784 + 784
     expected = {
-        "vae": gated(784, width, width) + head + gated(40, width, width) + out,
-        "hvae": (gated(784, width, width) + head)  # q(z2|x)
-        + (gated(784, width) + gated(40, width) + gated(2 * width, width) + head)  # q(z1|x, z2)
-        + (gated(40, width, width) + head)  # p(z1|z2)
-        + (2 * gated(40, width) + gated(2 * width, width) + out),  # p(x|z1, z2)
+        "vae": gated(784, *several) + head + gated(40, *several[::-1]) + out,
+        "hvae": (gated(784, *several) + head)  # q(z2|x)
+        + (gated(784, *lower) + gated(40, lower[-1]) + gated(2 * lower[-1], last) + head)  # q(z1|x, z2)
+        + (gated(40, *several[::-1]) + p_head)  # p(z1|z2)
+        + (2 * gated(40, first) + gated(2 * first, *others) + out),  # p(x|z1, z2)
     }[model]
     config = Config(model=model, latent_dim=GATED[model], network="mlp", hidden_units=units)
     built = models.build(config, (28, 28, 1))
