@@ -29,8 +29,8 @@ class Config:
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
                          "; weightedvamp: these, weighted; vampdata: of K images; flow: a RealNVP", common=True, tag="",
                          choices=tuple(models.PRIORS))
-    network: str = setting("conv", "model", "conv: convolutions; mlp, gatedconv, pixel: the VampPrior paper's networks",
-                           common=True, tag="", choices=tuple(models.NETWORKS))
+    network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
+                           "VampPrior paper's networks", common=True, tag="", choices=tuple(models.NETWORKS))
     posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
     objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; miwae, ciwae, piwae: "
@@ -70,8 +70,8 @@ class Config:
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
                                   above=0, high=64)
     hidden_units: tuple[int, ...] = setting(None, "model", "units of dense layers, one number for all or one for each, "
-                                            "from the image to the latents [300; 256 and 300 for conv]", tag="units",
-                                            low=1, high=65_536)
+                                            "from the image to the latents [300; 256 and 300 for conv; 200 200 for "
+                                            "dense, where one number is one layer]", tag="units", low=1, high=65_536)
     epochs: int = setting(250, "optimisation", "passes over the training images", common=True, tag="", low=1,
                           high=INT32)
     batch_size: int = setting(256, "optimisation", "images per training step", common=True, tag="", low=1, high=INT32)
@@ -79,9 +79,12 @@ class Config:
     optimizer: str = setting("adam", "optimisation", "adam, adamax, adamw; adamnormgrad: Adam on gradients of norm 1, "
                              "as in the VampPrior paper's code", tag="opt",
                              choices=("adam", "adamax", "adamw", "adamnormgrad"))
-    lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; "
-                               "plateau: halved after 10 epochs without a better validation ELBO",
-                               tag="schedule", choices=("constant", "cosine", "cosine_restarts", "step", "plateau"))
+    epsilon: float = setting(None, "optimisation", "constant in the denominator of the optimizer's steps [1e-7; 1e-8 "
+                             "for adamnormgrad]", tag="eps", above=0)
+    lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; burda: falls to a "
+                               "tenth in 7 stages of 1, 3, 9, ... epochs; plateau: halved after 10 epochs without a "
+                               "better validation ELBO", tag="schedule",
+                               choices=("constant", "cosine", "cosine_restarts", "step", "burda", "plateau"))
     lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
     lr_warmup: int = setting(0, "optimisation", "epochs in which the learning rate rises", tag="lrwarmup", low=0,
                              high=INT32)

@@ -18,9 +18,21 @@ from runtime.rules import shown
 
 FORMAT = 10  # of config.json, and of what lies beside it
 # settings that came since then, whose default is what was before
-LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight")
-LATER += ("beta_start",)
-LATER += ("step_rule", "skip_below", "decision_warmup", "log_steps")
+LATER = (
+    "image_size",
+    "auto_likelihood",
+    "beta",
+    "num_couplings",
+    "coupling_width",
+    "num_groups",
+    "elbo_weight",
+    "beta_start",
+    "step_rule",
+    "skip_below",
+    "decision_warmup",
+    "log_steps",
+    "epsilon",
+)
 BEFORE = {"log_steps": "off"}  # of those whose default is another one
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 

@@ -44,7 +44,7 @@ class NetworkEntry(NamedTuple):
 
     `is_autoregressive`: pixels depend on each other, so drawing an image takes one pass for each pixel.
     `normalises_batches`: in training, the terms of an image depend on the rest of its batch. `is_dense`: it has no
-    convolutions.
+    convolutions. `starts_at_mean`: training gives its decoder the mean of the training images to `start_at`.
     """
 
     path: str
@@ -53,6 +53,7 @@ class NetworkEntry(NamedTuple):
     is_autoregressive: bool = False
     normalises_batches: bool = False
     is_dense: bool = False
+    starts_at_mean: bool = False
 
 
 class ObjectiveEntry(NamedTuple):
@@ -98,6 +99,7 @@ PRIORS = {
 NETWORKS = {
     "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), ("network_size", "activation")),
     "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), is_dense=True),
+    "dense": NetworkEntry("plain.PlainNetworks", ("vae", "hvae"), ("activation",), is_dense=True, starts_at_mean=True),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",)),
     "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), is_autoregressive=True, normalises_batches=True),
 }

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 from keras import ops, random
 
 from .distributions import LOG_2PI
@@ -236,16 +237,23 @@ COMPONENTS = 10  # logistics in a mixture
 class Observation(NamedTuple):
     """How p(x|z) is made from the maps of a decoder: `of(maps, bound)` for maps (..., H, W, outputs(C)).
 
+    `maps_of(mean)` are maps (H, W, outputs(C)), an array, whose p(x|z) has the mean (H, W, C), but for one near 0 or 1.
     Each function below makes one, given the sigma of Gaussian pixels.
     """
 
     outputs: Callable
     of: Callable
+    maps_of: Callable
+
+
+def _logit(mean):
+    """log m / (1 - m) of an array, m at least 0.001 and at most 0.999."""
+    return scipy.special.logit(np.clip(mean, 0.001, 0.999))
 
 
 def bernoulli(sigma):
     """The Observation whose only map is the logits."""
-    return Observation(lambda channels: channels, lambda maps, bound: Bernoulli(maps))
+    return Observation(lambda channels: channels, lambda maps, bound: Bernoulli(maps), _logit)
 
 
 def discretized_logistic(sigma):
@@ -255,7 +263,10 @@ def discretized_logistic(sigma):
         mean, log_scale = ops.split(maps, 2, axis=-1)
         return DiscretizedLogistic(ops.sigmoid(mean), bound(log_scale, *LOG_SCALE))
 
-    return Observation(lambda channels: 2 * channels, of)
+    def maps_of(mean):
+        return np.concatenate([_logit(mean), np.zeros_like(mean)], axis=-1)
+
+    return Observation(lambda channels: 2 * channels, of, maps_of)
 
 
 def mixture_of_logistics(sigma):
@@ -271,9 +282,13 @@ def mixture_of_logistics(sigma):
         logits, location, log_scale, raw = ops.split(parts, [1, 1 + channels, 1 + 2 * channels], axis=-2)
         return MixtureOfLogistics(logits[..., 0, :], location, bound(log_scale, *MIXED_LOG_SCALE), ops.tanh(raw))
 
-    return Observation(lambda channels: COMPONENTS * math.comb(channels + 2, 2), of)
+    def maps_of(mean):
+        before, behind = 1, mean.shape[-1] * (mean.shape[-1] + 1) // 2  # logits; log-scales and coefficients
+        return np.repeat(np.pad(2 * mean - 1, [(0, 0), (0, 0), (before, behind)]), COMPONENTS, axis=-1)
+
+    return Observation(lambda channels: COMPONENTS * math.comb(channels + 2, 2), of, maps_of)
 
 
 def pixels(sigma):
     """The Observation with a mean, squashed into [0, 1], and the same sigma everywhere."""
-    return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma))
+    return Observation(lambda channels: channels, lambda maps, bound: Pixels(ops.sigmoid(maps), sigma), _logit)

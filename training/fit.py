@@ -31,7 +31,7 @@ from training.progress import Progress
 from training.tracked import Tracked
 from training.writer import RunWriter
 
-CONTEXT_IMAGES, CONTEXT_BATCH = 50_000, 1000  # training images that scale a context, and images computed at once
+MOST_READ, READ_AT_ONCE = 50_000, 1000  # training images that scale a context or tell their mean; images at once
 MANY = 8  # steps in an execution where they are short; a request to stop is still heard soon
 JIT = {"auto": "auto", "on": True, "off": False}  # Keras' "auto" is off on TensorFlow's CPU and on elsewhere
 
@@ -220,6 +220,8 @@ def _compiled(config, batches, dataset):
     is_short = models.NETWORKS[config.network].is_dense or backend.has_gpu()  # as the work between two executions
     at_once = config.steps_per_execution or (MANY if is_short and not batches.placement.is_distributed else 1)
     optimizer = optimizers.optimizer(config, batches.steps, model)
+    if models.NETWORKS[config.network].starts_at_mean:
+        model.decoder.start_at(_mean(batches.split))
     model.compile(optimizer, jit_compile=JIT[config.jit], steps_per_execution=at_once)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice to create these variables
     return model
@@ -237,10 +239,20 @@ def _first_pseudo_inputs(config, source, split):
 def _context_scale(config, split):
     """The `context_scale` of training images; with dynamic binarization, of one binarization of them."""
     binarize, rng, largest = config.binarization, np.random.default_rng(config.stream("context")), 0
-    for start in range(0, min(len(split.images), CONTEXT_IMAGES), CONTEXT_BATCH):
-        grey = split.grey(slice(start, start + CONTEXT_BATCH))
+    for grey in _in_parts(split):
         largest = np.maximum(largest, context_scale(data.binarized(grey, binarize, rng), config.context_size))
     return largest
+
+
+def _mean(split):
+    """The mean of training images: (H, W, C) in [0, 1], float64."""
+    return sum(grey.sum(axis=0, dtype="float64") for grey in _in_parts(split)) / min(len(split.images), MOST_READ)
+
+
+def _in_parts(split):
+    """Yields grey training images, the first MOST_READ at most, READ_AT_ONCE at a time."""
+    for start in range(0, min(len(split.images), MOST_READ), READ_AT_ONCE):
+        yield split.grey(slice(start, min(start + READ_AT_ONCE, MOST_READ)))
 
 
 def _check_enough(split, name, wanted):

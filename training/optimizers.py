@@ -1,5 +1,6 @@
 """Optimizers and learning rates by the settings of a run: Keras' own, and that of the VampPrior paper's code."""
 
+import itertools
 import math
 
 import keras
@@ -43,8 +44,8 @@ class AdamW(Fused, keras.optimizers.AdamW):
 class AdamNormGrad(internals.ChangesGradients, Adam):
     """Adam on gradients that are divided by their L2 norm, each tensor by its own (Tomczak & Welling 2018, code)."""
 
-    def __init__(self, learning_rate, **options):
-        super().__init__(learning_rate, epsilon=1e-8, **options)  # as there; Keras' usual one is 1e-7
+    def __init__(self, learning_rate, epsilon=1e-8, **options):  # as there; Keras' usual one is 1e-7
+        super().__init__(learning_rate, epsilon=epsilon, **options)
 
     def changed(self, grads):
         # not ops.norm, which on TensorFlow takes vectors and matrices only
@@ -71,15 +72,18 @@ def learning_rate(config, steps):
 
     cosine falls from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5). cosine_restarts
     does so over one seventh of it, then over two sevenths, then over four. step falls to the final value in two equal
-    factors, after half and three quarters of the training. The warm-up comes first, and its epochs count.
+    factors, after half and three quarters of the training. burda is lr 10^(-i/7) for 3^i epochs, i = 0 to 7, and stays
+    there (Burda et al. 2016, section 5). The warm-up comes first, and its epochs count.
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
     total, alpha = max(1, config.epochs * steps - warmup), final / config.lr
     falls, rates = [round(part * total) for part in (0.5, 0.75)], [config.lr, (config.lr * final) ** 0.5, final]
+    ends = [end * steps - 1 for end in itertools.accumulate(3**i for i in range(7))]  # the last steps of stages
     rate = {
         "cosine": schedules.CosineDecay(config.lr, total, alpha=alpha),
         "cosine_restarts": schedules.CosineDecayRestarts(config.lr, max(1, math.ceil(total / 7)), t_mul=2, alpha=alpha),
         "step": schedules.PiecewiseConstantDecay(falls, rates),
+        "burda": schedules.PiecewiseConstantDecay(ends, [config.lr * 10 ** (-i / 7) for i in range(8)]),
     }.get(config.lr_schedule, config.lr)
     return WarmUp(warmup, rate) if warmup else rate
 
@@ -97,6 +101,8 @@ def optimizer(config, steps, model):
     options = {"global_clipnorm": config.clip_norm}
     if config.ema:
         options |= {"use_ema": True, "ema_momentum": config.ema ** (1 / config.accumulate)}
+    if config.epsilon:
+        options["epsilon"] = config.epsilon
     if config.accumulate > 1:
         options["gradient_accumulation_steps"] = config.accumulate
     chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), **options)

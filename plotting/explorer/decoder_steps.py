@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import Sequential, layers, ops
 
-from models import networks
+from models import networks, plain
 from models.pixels import Bernoulli, DiscretizedLogistic, Pixels
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "leaky_relu")
@@ -122,6 +122,7 @@ TRANSLATIONS = {  # the first kind that a layer is an instance of applies
     networks.DenseStack: lambda self, layer, shape: self.chain(layer.dense, shape),
     Sequential: lambda self, layer, shape: self.chain(layer.layers, shape),
     networks.ConvDecoder: lambda self, layer, shape: self.chain([layer.net], shape),
+    plain.PlainDecoder: lambda self, layer, shape: self.chain([layer.stack, layer.out], shape),
     networks.DenseDecoder: lambda self, layer, shape: self.chain([layer.stacks, layer.joint, layer.out], shape),
     networks.GatedConvDecoder: lambda self, layer, shape: self.chain([layer.stacks, layer.image, layer.net], shape),
 }

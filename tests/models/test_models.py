@@ -277,6 +277,39 @@ def test_the_parameter_count_of_the_dense_networks_is_that_of_the_paper(model, u
     assert sum(np.prod(weight.shape) for weight in built.trainable_variables) == expected
 
 
+@pytest.mark.parametrize("units", [None, (30,), (40, 30, 20)], ids=str)
+@pytest.mark.parametrize("model", SHALLOW)
+def test_the_parameter_count_of_plain_dense_networks(model, units):
+    """For None, those of the IWAE paper: two layers of 200 units on either side of the latents."""
+    several = units or (200, 200)
+    lower, up, last = several[:-1] or several, several[::-1], several[-1]
+
+    def linear(*widths):
+        return sum(i * o + o for i, o in itertools.pairwise(widths))
+
+    expected = {
+        "vae": linear(784, *several) + 2 * linear(last, 50) + linear(50, *up, 784),
+        "hvae": (linear(784, *several) + 2 * linear(last, 50))  # q(z2|x)
+        + (linear(784, *lower) + linear(50, lower[-1]) + linear(2 * lower[-1], last) + 2 * linear(last, 50))
+        + (linear(50, *up) + 2 * linear(up[-1], 50))  # p(z1|z2)
+        + linear(100, *up, 784),  # p(x|z1, z2)
+    }[model]
+    config = Config(model=model, latent_dim={"vae": 50, "hvae": 100}[model], network="dense", hidden_units=units)
+    blank = models.blank_weights(config, (28, 28, 1))
+    assert sum(np.prod(weight.shape) for weight in blank.values()) == expected + 1  # beta
+
+
+@pytest.mark.parametrize("likelihood", first_on_both("bernoulli", "mixlogistic", "logistic", "gaussian"))
+def test_a_plain_decoder_starts_at_a_mean(likelihood):
+    shape, mean = (8, 4, 3), rng.uniform(0.01, 0.99, (8, 4, 3))
+    settings = {"likelihood": likelihood, "binarize": "dynamic" if likelihood == "bernoulli" else "none"}
+    built = build(shape=shape, activation="tanh", **settings, **settings_of("dense"))
+    built.decoder.start_at(mean)
+    built.decoder.out.kernel.assign(np.zeros(built.decoder.out.kernel.shape))
+    law = built.likelihood(rng.normal(size=(N, B, 3)).astype("float32"))
+    np.testing.assert_allclose(law.mean, np.broadcast_to(mean, (N, B, *shape)), atol=1e-5)
+
+
 def gated_encoders(width):
     """Parameters of the paper's convHVAE but for its decoder: those of z2's and z1's posteriors and of p(z1|z2)."""
 
@@ -393,7 +426,7 @@ def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
 
 LAST = {  # layers whose numbers are parameters of a law, and their inputs of any precision
     ("vae", "conv"): 2 + 1, ("vae", "mlp"): 2 + 1, ("hvae", "conv"): 3 * 2 + 1, ("hvae", "mlp"): 3 * 2 + 1,
-    ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
+    ("vae", "dense"): 2 + 1, ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
     ("ladder", None): 2 * 4 + 1, ("dvp", None): 2 * 4 + 1 + 1 + 1,  # those of p and q, decoder, noise, context
 }  # fmt: skip
 

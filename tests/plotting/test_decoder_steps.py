@@ -13,6 +13,7 @@ ACTIVATIONS = {
     "linear": lambda h: h,
     "relu": lambda h: np.maximum(h, 0),
     "silu": lambda h: h * squashed(h),
+    "tanh": np.tanh,
     "selu": lambda h: 1.0507009873554805 * np.where(h > 0, h, 1.6732632423543772 * np.expm1(np.minimum(h, 0))),
     "softplus": lambda h: np.logaddexp(h, 0),
 }

@@ -29,6 +29,7 @@ DECODERS = {  # shape of the images and settings
     "conv, gaussian": ((8, 8, 3), {"latent_dim": 1, "likelihood": "gaussian", "activation": "softplus"}),
     "mlp": ((7, 5, 1), {"latent_dim": 3, "network": "mlp"}),
     "mlp, hvae": ((7, 5, 3), {"model": "hvae", "latent_dim": 2, "network": "mlp", "hidden_units": 11}),
+    "dense": ((7, 5, 1), {"latent_dim": 3, "network": "dense", "activation": "tanh", "hidden_units": (9, 7)}),
     "gatedconv": ((6, 5, 1), {"model": "hvae", "latent_dim": 3, "network": "gatedconv"}),
 }
 

@@ -75,6 +75,15 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+@pytest.mark.parametrize("binarize", ["dynamic", "threshold"])
+def test_plain_dense_networks_start_at_the_mean_of_the_training_images(tmp_path, binarize):
+    one = config(tmp_path, network="dense", network_size=Config.network_size, binarize=binarize)
+    prepared = fit.prepare(one)
+    mean = prepared.batches.split.grey().mean(axis=0)  # of 200 images
+    begins = 1 / (1 + np.exp(-np.asarray(prepared.model.decoder.out.bias).reshape(mean.shape)))
+    np.testing.assert_allclose(begins, np.clip(mean, 0.001, 0.999), atol=1e-5)
+
+
 @on_both_backends
 def test_a_run_is_a_function_of_its_seed(tmp_path):
     """Two trainings of the same config give the same history; another seed gives another."""

@@ -49,6 +49,15 @@ def test_step_falls_twice_by_the_same_factor():
     np.testing.assert_allclose(found[[0, 99, 102, 149, 152, 199]], [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5)
 
 
+def test_burda_is_that_of_the_iwae_paper():
+    found = rates(lr_schedule="burda", lr=1e-3, epochs=50).reshape(50, STEPS)
+    expected = np.repeat(1e-3 * 10 ** (-np.arange(5) / 7), [1, 3, 9, 27, 10])  # the fifth stage has 81 epochs
+    np.testing.assert_allclose(found, np.tile(expected, (STEPS, 1)).T, rtol=1e-5)
+    last = optimizers.learning_rate(Config(lr_schedule="burda", lr=1e-3, epochs=1), STEPS)
+    ends = [float(last(3**7 // 2 * STEPS + step)) for step in (-1, 0, 10**6)]  # after 1 + 3 + ... + 3^6 epochs
+    np.testing.assert_allclose(ends, [1e-3 * 10 ** (-6 / 7), 1e-4, 1e-4], rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
 def test_the_warm_up_is_linear_and_the_schedule_follows_it(schedule):
     found, plain = rates(lr_schedule=schedule, lr_warmup=5), rates(lr_schedule=schedule, epochs=EPOCHS - 5)
@@ -74,6 +83,14 @@ def model_of(tensors, of_prior=()):
 
 
 GRADIENTS = [np.float32([3, 4]), np.float32([0, 0, 1e-3]), np.full((2, 3, 3, 2), -2, "float32")]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_epsilon_makes_steps_of_small_gradients_smaller(name):
+    root = np.sqrt(1 - 0.999)  # v is not yet corrected where epsilon is added
+    for epsilon in (None, 1e-4):
+        moved = np.asarray(first_step(optimizer=name, epsilon=epsilon)[1][1])[2]
+        assert moved == pytest.approx(-0.1 * root * 1e-3 / (root * 1e-3 + (epsilon or 1e-7)), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -189,6 +206,7 @@ def test_the_average_of_weights_counts_updates_and_not_accumulated_steps():
     ("settings", "expected"),
     [
         ({"lr_final": 1e-5}, "--lr_final 1e-05 needs a --lr_schedule that falls"),
+        ({"lr_final": 1e-5, "lr_schedule": "burda"}, "needs a --lr_schedule that falls to it"),
         ({"lr_final": 1.0, "lr_schedule": "step"}, "--lr_final 1.0 must be at most --lr"),
         ({"lr_warmup": 250}, "--lr_warmup 250 must be less than --epochs 250"),
         ({"lr_warmup": 1, "lr_schedule": "plateau"}, "does not go with --lr_schedule plateau"),
