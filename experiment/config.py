@@ -67,6 +67,8 @@ class Config:
                               tag="size", low=4, high=2048)
     latent_dim: int = setting(2, "model", "latent dimensions in all; hvae halves them", common=True, tag="", low=1,
                               high=4096)
+    latent_dims: tuple[int, ...] = setting(None, "model", "hvae: those of the top and of the lower layer, where they "
+                                           "are not halves", tag="dims", low=1, high=4096)
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
                                   above=0, high=64)
     hidden_units: tuple[int, ...] = setting(None, "model", "units of dense layers, one number for all or one for each, "
@@ -169,6 +171,8 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        if self.latent_dims and self.latent_dim == type(self).latent_dim:
+            object.__setattr__(self, "latent_dim", sum(self.latent_dims))
         check(rules.RULES, self, given=lambda config, name: getattr(config, name) != getattr(type(config), name))
 
     @classmethod

@@ -21,6 +21,8 @@ def settings(config):
         found["num_samples"] = None
     if config.acceptance == dataclasses.replace(config, target_accept=None).acceptance:
         found["target_accept"] = None
+    if config.latent_dims == models.sizes(dataclasses.replace(config, latent_dims=None)):
+        found["latent_dims"] = None
     if config.observation != "gaussian":
         del found["sigma"]
     return found

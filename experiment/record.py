@@ -34,6 +34,8 @@ LATER = (
     "epsilon",
 )
 BEFORE = {"log_steps": "off"}  # of those whose default is another one
+LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight",
+         "epsilon", "latent_dims")  # fmt: skip
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 

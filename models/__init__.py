@@ -83,7 +83,7 @@ DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
 MODELS = {
     "vae": ModelEntry("vae.VAE", SHALLOW),
-    "hvae": ModelEntry("hvae.HVAE", SHALLOW, smallest_latent=2),
+    "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, "latent_dims"), smallest_latent=2),
     "ladder": ModelEntry("ladder.Ladder", DEEP, is_deep=True),
     "dvp": ModelEntry("dvp.DVP", (*DEEP, *DIFFUSION), is_deep=True, is_exact=False),
 }
@@ -181,7 +181,14 @@ def _built(config, image_shape, dynamic, from_data):
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     own = {name: getattr(config, name) for name in PRIORS[config.prior].settings if name not in PSEUDO_INPUTS}
     make_prior = functools.partial(prior_class, pseudo_inputs=from_data, **own)
-    return model_class(config.latent_dim, networks, make_prior, objective(config), dynamic, config.seed)
+    return model_class(sizes(config), networks, make_prior, objective(config), dynamic, config.seed)
+
+
+def sizes(config):
+    """Latent dimensions of each layer of a model that is not deep, the top one first, which has the larger half."""
+    if MODELS[config.model].smallest_latent == 1:
+        return (config.latent_dim,)
+    return config.latent_dims or ((config.latent_dim + 1) // 2, config.latent_dim // 2)
 
 
 def latent_dim(config, image_shape):

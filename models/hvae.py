@@ -9,13 +9,12 @@ from .distributions import Chain
 class HVAE(LatentModel):
     """q(z2|x) q(z1|x, z2) and p(z2) p(z1|z2) p(x|z1, z2) (Tomczak & Welling 2018, section 4).
 
-    The latent vector everywhere is z = [z2, z1]; z2 has ceil(latent_dim / 2) dimensions, z1 the rest.
+    The latent vector everywhere is z = [z2, z1]; `sizes` are the dimensions of z2 and z1.
     """
 
-    def __init__(self, latent_dim, networks, make_prior, objective, dynamic, seed):
+    def __init__(self, sizes, networks, make_prior, objective, dynamic, seed):
         super().__init__(objective, dynamic, seed)
-        self.dim_z1 = latent_dim // 2
-        self.dim_z2 = latent_dim - self.dim_z1
+        self.dim_z2, self.dim_z1 = self.sizes = sizes
         self.encoder_z2 = networks.image_encoder()
         self.q_z2 = networks.head(networks.image_features, self.dim_z2)
         self.encoder_z1 = networks.image_encoder(is_lower=True)
@@ -25,7 +24,6 @@ class HVAE(LatentModel):
         self.p_z1 = networks.conditional(self.dim_z2, self.dim_z1)
         self.decoder = networks.decoder(self.dim_z2, self.dim_z1)
         self.top_prior = make_prior(self.dim_z2, self.posterior_z2)
-        self.sizes = (self.dim_z2, self.dim_z1)
         self.built = True
 
     def posterior_z2(self, x):

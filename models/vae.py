@@ -6,13 +6,13 @@ from .base import LatentModel
 class VAE(LatentModel):
     """q(z|x), p(z), p(x|z) with one layer of latents (Kingma & Welling 2014)."""
 
-    def __init__(self, latent_dim, networks, make_prior, objective, dynamic, seed):
+    def __init__(self, sizes, networks, make_prior, objective, dynamic, seed):
         super().__init__(objective, dynamic, seed)
+        (latent_dim,) = self.sizes = sizes
         self.encoder = networks.image_encoder()
         self.q_z = networks.head(networks.image_features, latent_dim)
         self.decoder = networks.decoder(latent_dim)
         self.top_prior = make_prior(latent_dim, self.posterior)
-        self.sizes = (latent_dim,)
         self.built = True
 
     def posterior(self, x):

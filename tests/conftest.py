@@ -188,7 +188,8 @@ def other(name):
     field, used = FIELDS[name], getattr(Config(**owner_of(name)), name)
     choices, kind = field.metadata["choices"], kind_of(field)
     # lr_final lies below lr; the network goes with every objective, the model with what vae has, too
-    if name in (chosen := {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7", "num_groups": 16}):
+    chosen = {"lr_final": 1e-6, "network": "mlp", "model": "vae", "scales": "2x7", "num_groups": 16}
+    if name in (chosen := chosen | {"latent_dims": (3, 1)}):
         return chosen[name]
     if choices:
         return next(choice for choice in reversed(choices) if choice != used)

@@ -291,6 +291,28 @@ def test_the_units_of_dense_layers_are_in_the_id():
         Config(**DEEP | {"model": "ladder"}, hidden_units=20)
 
 
+def test_sizes_of_latent_layers_add_up_to_the_latent_dimensions():
+    config = Config(model="hvae", latent_dims=(50, 100))
+    assert config.latent_dim == 150 and config == Config(model="hvae", latent_dim=150, latent_dims=[50, 100])
+    assert config.training_id == Config(model="hvae", latent_dim=150).training_id + "_dims50-100"
+    assert Config(model="hvae", latent_dims=(3, 2)).training_id == Config(model="hvae", latent_dim=5).training_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent_dim": 40}, "--latent_dims 50,100 does not add up to --latent_dim 40"),
+        ({"latent_dims": (50, 100, 20)}, "--latent_dims 50,100,20 must be two numbers, of the top and of"),
+        ({"model": "vae"}, "--latent_dims 50,100 does not go with --model vae, but with hvae"),
+        ({"posterior": "realnvp", "latent_dims": (9, 1)}, "--posterior realnvp needs two dimensions in each layer"),
+        ({"prior": "flow", "latent_dims": (1, 9)}, "--prior flow needs two dimensions in the top layer"),
+    ],
+)
+def test_sizes_of_latent_layers_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Config(**{"model": "hvae", "latent_dims": (50, 100)} | settings)
+
+
 def test_a_network_of_one_model_refuses_the_others():
     assert Config(network="gatedconv", model="hvae").training_id.split("_")[5] == "gatedconv"
     with pytest.raises(UserError, match="--network gatedconv needs --model hvae"):

@@ -154,6 +154,13 @@ def test_hvae_splits_odd_latents_with_the_larger_part_on_top(latent_dim, top):
     assert model.top_prior.distribution().mean.shape == (K, top)
 
 
+def test_hvae_has_the_sizes_that_are_given():
+    model, z = build("hvae", "vamp", latent_dim=5, latent_dims=(1, 4)), rng.normal(size=(N, B, 5)).astype("float32")
+    assert (model.dim_z2, model.dim_z1) == model.sizes == (1, 4)
+    assert model.top_prior.distribution().mean.shape == (K, 1) and model.embed(images()).shape == (B, 5)
+    assert log_joint(model, images(), z).shape == (N, B)
+
+
 def test_logvar_is_bounded_smoothly_and_is_the_identity_at_the_centre():
     head = GaussianHead(1, 1)
     head.raw_logvar.kernel.assign([[1.0]])
