@@ -91,6 +91,10 @@ class Config:
     lr_warmup: int = setting(0, "optimisation", "epochs in which the learning rate rises", tag="lrwarmup", low=0,
                              high=INT32)
     clip_norm: float = setting(None, "optimisation", "largest norm of the whole gradient", tag="clip", above=0)
+    skip_norm: float = setting(None, "optimisation", "leave out steps whose gradient has a larger norm; the history "
+                               "counts them", tag="skip", above=0)
+    weight_decay: float = setting(None, "optimisation", "decay of the kernels of networks: adamw's own [0.004]; of "
+                                  "other optimizers an L2 term in the gradient [none]", tag="decay", above=0, high=1)
     accumulate: int = setting(1, "optimisation", "steps per weight update, by their mean gradient", tag="accum", low=1,
                               high=10_000)
     ema: float = setting(0.0, "optimisation", "momentum of a moving average of the weights, which is validated and "
@@ -123,6 +127,8 @@ class Config:
     bottleneck: float = setting(1.0, "deep models", "factor of the channels inside a block", tag="hidden", above=0,
                                 high=16)
     encoder_blocks: int = setting(3, "deep models", "encoder blocks before each scale", tag="blocks", low=1, high=100)
+    pretrain_prior: int = setting(0, "deep models", "dvp: epochs in which p(u) and r(u|x) alone are trained, before "
+                                  "all else", tag="pretrain", low=0, high=INT32)
     context_size: int = setting(7, "deep models", "dvp: low frequencies of the image along each side", tag="context",
                                 low=1, high=1024)
     diffusion_steps: int = setting(25, "deep models", "dvp: steps of the diffusion that draws them", tag="T", low=1,
@@ -273,7 +279,13 @@ class Config:
     @property
     def columns(self):
         """The names of the columns of history.csv."""
-        return ("epoch", *(f"{split}_{term}" for split in ("train", "val") for term in self.terms), "seconds")
+        every = (f"{split}_{term}" for split in ("train", "val") for term in self.terms)
+        return ("epoch", *every, *self.watched, "seconds")
+
+    @property
+    def watched(self):
+        """The names of the columns beside the terms, each of one split."""
+        return ("train_skipped",) * (self.skip_norm is not None)
 
     @property
     def monitor(self):

@@ -36,6 +36,8 @@ LATER = (
 BEFORE = {"log_steps": "off"}  # of those whose default is another one
 LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight",
          "epsilon", "latent_dims")  # fmt: skip
+LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight")
+LATER += ("beta_start", "skip_norm", "weight_decay", "pretrain_prior")
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 

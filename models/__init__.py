@@ -80,7 +80,8 @@ class PrecisionEntry(NamedTuple):
 
 SHALLOW = ("prior", "network", "posterior", "latent_dim", "hidden_units")
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
-DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout")
+DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout",
+             "pretrain_prior")  # fmt: skip
 MODELS = {
     "vae": ModelEntry("vae.VAE", SHALLOW),
     "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, "latent_dims"), smallest_latent=2),

@@ -105,6 +105,11 @@ class DVP(LatentModel):
         self.sizes = (self.dim_u, *self.decoder.sizes)
         self.built = True
 
+    @property
+    def weights_of_u(self):
+        """The trained weights of p(u) and of r(u|x)."""
+        return [*self.top_prior.trainable_weights, *self.context.trainable_weights]
+
     def posterior(self, x):
         features = self.encoder(x := self.checked(x))
         return Chain(self.context(x), lambda u: self.decoder.posterior(features, *self._given(u)), self.dim_u)

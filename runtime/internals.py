@@ -14,6 +14,16 @@ def averages(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)._model_variables_moving_average
 
 
+def weights(optimizer):
+    """The weights that an optimizer was built for, in the order of their gradients: Keras Variables."""
+    return optimizer._trainable_variables[:]
+
+
+def steps(optimizer):
+    """How many steps an optimizer has taken, whether or not each was an update: a Keras Variable."""
+    return optimizer._iterations
+
+
 class ChangesGradients:
     """Lets an optimizer of Keras change gradients by its method `changed(grads)`.
 

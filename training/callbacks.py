@@ -8,6 +8,7 @@ import keras
 from experiment import weights
 from runtime import internals
 from runtime.errors import RunError
+from training.optimizers import Guarded
 
 FORMULAS = {"distortion": "distortion, -log p(x|z),", "rate": "rate, log q(z|x) - log p(z),"}  # in the order of checks
 FORMULAS |= {"elbo": "elbo, -distortion - rate,", "bound": "bound on log p(x)", "loss": "loss"}
@@ -32,6 +33,8 @@ class EpochState(keras.callbacks.Callback):
             self.state.into(self.model)
             return
         self.model.train_noise.state.assign(self._key("noise", epoch))
+        for count in watched(self.model.optimizer):
+            count.assign(0.0)
         start, end, warmup = self.config.beta_start, self.config.beta, self.config.beta_warmup
         self.model.beta.assign(start + (end - start) * min(1.0, (epoch + 1) / warmup) if warmup else end)
         if self.config.decision_warmup:
@@ -42,6 +45,24 @@ class EpochState(keras.callbacks.Callback):
 
     def _key(self, *use):
         return self.config.stream(*use).generate_state(2) % 2**31
+
+
+def watched(optimizer):
+    """The sum of norms and the number of skipped steps that an optimizer has counted: two Variables, or none."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return (inner.norms, inner.skipped) if isinstance(inner, Guarded) else ()
+
+
+class Watch(keras.callbacks.Callback):
+    """Adds what the history has beside the terms to the logs of each epoch."""
+
+    def __init__(self, config, batches):
+        super().__init__()
+        self.config, self.batches = config, batches
+
+    def on_epoch_end(self, epoch, logs=None):
+        if found := watched(self.model.optimizer):
+            logs |= {"train_skipped": float(found[1])}
 
 
 class StopOnNonFinite(keras.callbacks.Callback):

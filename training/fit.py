@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, messages, optimizers, processes
 from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
-from training.callbacks import EMAWeights, EpochState, StopOnNonFinite
+from training.callbacks import EMAWeights, EpochState, StopOnNonFinite, Watch
 from training.ctrl_c import StopOnRequest
 from training.memory import check_step, check_weights, smaller
 from training.patience import monitors, patience_is_over
@@ -137,6 +137,7 @@ def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
+        Watch(config, batches) if config.watched else None,
         StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
         writer,  # before those that read its rows
         tracked,

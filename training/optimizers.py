@@ -52,6 +52,46 @@ class AdamNormGrad(internals.ChangesGradients, Adam):
         return [g / (ops.sqrt(ops.sum(ops.square(g))) + 1e-12) for g in grads]
 
 
+class Guarded:
+    """Makes an optimizer of Keras leave out steps or weights, and decay weights by an L2 term in their gradients.
+
+    A step whose gradient has a norm above `skip_norm` changes no weight, moment or average; it counts for the learning
+    rate alone. In the first `first_steps` steps only the weights whose ids are in `of_first` change. To the gradient of
+    a weight whose id is in `decaying` comes `l2` times the weight, which the norm does not count. `norms` and `skipped`
+    are the sum of the norms of gradients and the number of steps left out since they were last set to 0. It must be
+    built before its first step.
+    """
+
+    def guard(self, skip_norm=math.inf, l2=0.0, decaying=(), first_steps=0, of_first=()):
+        """Says what is left out; returns the optimizer, which has not been built before."""
+        self.skip_norm, self.l2, self.decaying = skip_norm, l2, frozenset(decaying)
+        self.first_steps, self.of_first = first_steps, frozenset(of_first)
+        return self
+
+    def build(self, variables):
+        super().build(variables)
+        self.norms, self.skipped = (self.add_variable((), name=name) for name in ("norms", "skipped"))
+
+    def apply(self, grads, trainable_variables=None):
+        weights, steps = internals.weights(self), internals.steps(self)
+        is_first = steps < self.first_steps
+        rests = [ops.logical_and(is_first, id(weight) not in self.of_first) for weight in weights]
+        grads = [g if g is None else ops.where(one, 0.0, g) for g, one in zip(grads, rests, strict=True)]
+        norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in grads if g is not None))
+        skips = norm > self.skip_norm
+        kept = [(one, skips) for one in self.variables if one is not steps]
+        kept += [(weight, ops.logical_or(skips, one)) for weight, one in zip(weights, rests, strict=True)]
+        before = [ops.copy(variable) for variable, _ in kept]
+        for at, weight in enumerate(weights):
+            if self.l2 and id(weight) in self.decaying and grads[at] is not None:
+                grads[at] = grads[at] + self.l2 * weight
+        super().apply(grads, trainable_variables)
+        for (variable, is_kept), value in zip(kept, before, strict=True):
+            variable.assign(ops.where(is_kept, value, ops.convert_to_tensor(variable)))
+        self.norms.assign_add(norm)
+        self.skipped.assign_add(ops.cast(skips, "float32"))
+
+
 OPTIMIZERS = {"adam": Adam, "adamax": keras.optimizers.Adamax, "adamw": AdamW, "adamnormgrad": AdamNormGrad}
 
 
@@ -94,9 +134,10 @@ def optimizer(config, steps, model):
     With `accumulate` N, gradients add up, and every N-th step is an update by their mean; gradients that are left at
     the end of an epoch count in the next one. The learning rate is a function of steps, so N does not change when it
     falls. Keras averages weights after every step, so the N-th root of `ema` gives the same average per update. In
-    float16 a LossScaleOptimizer wraps it, which scales the loss and skips steps whose gradients overflow. adamw decays
-    the kernels of networks only: biases, and weights of the prior and the objective, would be pulled to 0, which means
-    black pixels for pseudo-inputs.
+    float16 a LossScaleOptimizer wraps it, which scales the loss and skips steps whose gradients overflow. Only kernels
+    of networks decay: biases, and weights of the prior and the objective, would be pulled to 0, which means black
+    pixels for pseudo-inputs. With adamw they do by its own rule (Loshchilov & Hutter 2019), else by an L2 term in the
+    gradient.
     """
     options = {"global_clipnorm": config.clip_norm}
     if config.ema:
@@ -105,10 +146,20 @@ def optimizer(config, steps, model):
         options["epsilon"] = config.epsilon
     if config.accumulate > 1:
         options["gradient_accumulation_steps"] = config.accumulate
-    chosen = OPTIMIZERS[config.optimizer](learning_rate(config, steps), **options)
-    chosen.finalize_variable_values = lambda variables: None  # else `fit` ends with the averages as weights
     own = {id(weight) for weight in model.top_prior.trainable_weights}
     spared = [one for one in model.trainable_variables if one.name != "kernel" or id(one) in own]
+    kind, decay = OPTIMIZERS[config.optimizer], config.weight_decay
+    if decay is not None and config.optimizer == "adamw":
+        options, decay = options | {"weight_decay": decay}, None
+    if config.skip_norm or decay or config.pretrain_prior:
+        guarded = type(kind.__name__, (Guarded, kind), {})(learning_rate(config, steps), **options)
+        decaying = {id(one) for one in model.trainable_variables} - {id(one) for one in spared}
+        first = {id(one) for one in model.weights_of_u} if config.pretrain_prior else ()
+        skip = config.skip_norm or math.inf
+        chosen = guarded.guard(skip, decay or 0.0, decaying, config.pretrain_prior * steps, first)
+    else:
+        chosen = kind(learning_rate(config, steps), **options)
+    chosen.finalize_variable_values = lambda variables: None  # else `fit` ends with the averages as weights
     chosen.exclude_from_weight_decay(var_list=spared)
     if models.PRECISIONS[config.precision].scales_loss:  # Keras scales by the model's own precision, which is float32
         return keras.optimizers.LossScaleOptimizer(chosen)

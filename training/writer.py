@@ -61,6 +61,7 @@ class RunWriter(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
+        values += [logs[name] for name in self.config.watched]
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
         is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]

@@ -116,3 +116,10 @@ class Squares(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return keras.ops.mean(y_pred**2)
+
+
+def test_an_optimizer_knows_its_weights_and_counts_steps_that_are_no_updates():
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    weights = stepped(optimizer, steps=3)
+    assert all(one is other for one, other in zip(internals.weights(optimizer), weights, strict=True))
+    assert int(internals.steps(optimizer)) == 3

@@ -123,6 +123,14 @@ def test_history_adds_up(tmp_path):
 
 
 @on_both_backends
+def test_the_history_counts_the_steps_that_are_left_out(tmp_path):
+    run = train(tmp_path, skip_norm=1e-3, network="mlp", network_size=Config.network_size)
+    assert run.history["train_skipped"].tolist() == [2, 2]
+    assert run.config.columns[-2:] == ("train_skipped", "seconds")
+    assert len(set(run.history["val_elbo"])) == 1  # no weight has changed
+
+
+@on_both_backends
 def test_beta_is_the_weight_of_the_rate_in_the_training_loss_alone(tmp_path):
     history = train(tmp_path, beta=4.0).history
     expected = history["train_distortion"] + 4 * history["train_rate"]

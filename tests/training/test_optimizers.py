@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 
+import models
 from experiment import Config
+from models.weight_names import named_weights
 from runtime import internals
 from runtime.errors import UserError
 from training import optimizers
@@ -165,6 +168,7 @@ def fitted(batch_size, **settings):
     model.set_weights([kernel, np.ones(2, "float32")])
     chosen = optimizers.optimizer(Config(lr=0.1, **settings), 80 // batch_size, model_of(model.trainable_variables))
     model.compile(chosen, "mse")
+    chosen.build(model.trainable_variables)
     model.fit(x, y, batch_size, epochs=2, shuffle=False, verbose=0)
     return model.get_weights()
 
@@ -209,6 +213,8 @@ def test_the_average_of_weights_counts_updates_and_not_accumulated_steps():
         ({"lr_final": 1e-5, "lr_schedule": "burda"}, "needs a --lr_schedule that falls to it"),
         ({"lr_final": 1.0, "lr_schedule": "step"}, "--lr_final 1.0 must be at most --lr"),
         ({"lr_warmup": 250}, "--lr_warmup 250 must be less than --epochs 250"),
+        ({"skip_norm": 9.0, "accumulate": 2}, "--skip_norm 9.0 does not go with --accumulate, whose steps belong"),
+        ({"pretrain_prior": 9, "epochs": 9, "model": "dvp"}, "--pretrain_prior 9 must be less than --epochs 9"),
         ({"lr_warmup": 1, "lr_schedule": "plateau"}, "does not go with --lr_schedule plateau"),
     ],
 )
@@ -225,3 +231,76 @@ def test_adamw_decays_kernels_alone():
     optimizer.build(tensors)
     optimizer.apply([np.zeros(tensor.shape, "float32") for tensor in tensors], tensors)
     assert np.all(np.asarray(kernel) < 1) and all(np.all(np.asarray(one) == 1) for one in others)
+
+
+def guarded(**settings):
+    """A linear map, fitted to 80 points by 8 steps, of which the sixth has a huge gradient, and its optimizer."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(80, n)).astype("float32") for n in (3, 2))
+    y[50:60] *= 1e6
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.set_weights([np.ones((3, 2), "float32"), np.ones(2, "float32")])
+    weights, config = model.trainable_variables, Config(lr=0.1, skip_norm=1e5, ema=0.9, **settings)
+    model.compile(optimizers.optimizer(config, 8, model_of(weights)), "mse")
+    model.optimizer.build(weights)
+    seen = []
+    for at in range(0, 80, 10):
+        model.train_on_batch(x[at : at + 10], y[at : at + 10])
+        seen.append([np.array(one) for one in (*weights, *model.optimizer.variables)])
+    return seen, model.optimizer
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_a_step_with_a_large_gradient_changes_nothing_but_the_counts_of_steps(name):
+    seen, optimizer = guarded(optimizer=name)
+    names = ["kernel", "bias", *(one.name for one in optimizer.variables)]
+    changed = {n for n, before, after in zip(names, seen[4], seen[5], strict=True) if not np.array_equal(before, after)}
+    assert changed == {"iteration", "norms", "skipped"}
+    assert all(not np.array_equal(before[0], after[0]) for before, after in (seen[3:5], seen[5:7]))
+    assert float(optimizer.skipped) == 1 and float(optimizer.norms) > 1e5 and int(optimizer.iterations) == 8
+
+
+def test_an_optimizer_that_leaves_nothing_out_steps_as_without_its_guard():
+    for one, other in zip(fitted(20, skip_norm=1e9, ema=0.9), fitted(20, ema=0.9), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_weight_decay_is_an_l2_term_of_kernels(name):
+    """The step at a gradient of zeros is that at the gradient 0.1 w of a kernel."""
+    tensors = [keras.Variable(np.full(3, 2.0, "float32"), name=n) for n in ("kernel", "bias", "kernel")]
+    plain = [keras.Variable(np.full(3, 2.0, "float32"))]
+    settings = {"lr": 0.1, "optimizer": name}
+    decaying = optimizers.optimizer(Config(weight_decay=0.1, **settings), STEPS, model_of(tensors, tensors[2:]))
+    without = optimizers.optimizer(Config(**settings), STEPS, model_of(plain))
+    for optimizer, own, gradient in ((decaying, tensors, 0.0), (without, plain, 0.2)):
+        optimizer.build(own)
+        optimizer.apply([np.full(3, gradient, "float32") for _ in own], own)
+    np.testing.assert_allclose(tensors[0], plain[0], rtol=1e-6)
+    assert np.all(np.asarray(tensors[0]) < 1.95) and all(np.all(np.asarray(one) == 2) for one in tensors[1:])
+
+
+def test_adamw_decays_by_its_own_rule():
+    kernel = keras.Variable(np.full(3, 2.0, "float32"), name="kernel")
+    optimizer = optimizers.optimizer(Config(lr=0.1, optimizer="adamw", weight_decay=0.05), STEPS, model_of([kernel]))
+    optimizer.build([kernel])
+    optimizer.apply([np.zeros(3, "float32")], [kernel])
+    np.testing.assert_allclose(kernel, 2 * (1 - 0.1 * 0.05), rtol=1e-6)
+
+
+@slow_on_jax
+def test_p_of_u_is_trained_before_all_else():
+    """In the first epoch r(u|x) and p(u) alone change; a decay of the other kernels waits, too."""
+    settings = {"model": "dvp", "scales": "1x4,1x2", "channels": 4, "encoder_blocks": 1, "context_size": 3}
+    config = Config(**settings, score_channels=8, score_blocks=1, pretrain_prior=1, optimizer="adamw", weight_decay=0.1)
+    model = models.build(config, (4, 4, 1))
+    model.compile(optimizers.optimizer(config, 1, model), run_eagerly=True)  # with one step in an epoch
+    model.optimizer.build(model.trainable_variables)
+    x, seen = np.random.default_rng(0).random((5, 4, 4, 1)).astype("float32"), []
+    for _ in range(3):
+        seen.append({name: np.array(one) for name, one in named_weights(model).items()})
+        model.train_on_batch(x)
+    changed = [{name for name in before if not np.array_equal(before[name], after[name])}
+               for before, after in itertools.pairwise(seen)]  # fmt: skip
+    assert {name.split("/")[0] for name in changed[0]} == {"context", "prior"}
+    assert {name.split("/")[0] for name in changed[1]} == {"context", "prior", "encoder", "decoder"}
