@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import scipy.optimize
 import scipy.special
 from keras import ops
 
@@ -25,7 +26,8 @@ class Latents(NamedTuple):
     of the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
     log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman & Johnson 2016). `components_in_use` is the
     perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a mixture prior, between 1 and K; None for
-    other priors. If only a bound on the prior's density is known, `marginal_kl` and the top rate are upper bounds.
+    other priors. So are `clusters`, what `told_apart` says, which needs labels too. If only a bound on the prior's
+    density is known, `marginal_kl` and the top rate are upper bounds.
     """
 
     rates: list
@@ -35,6 +37,7 @@ class Latents(NamedTuple):
     mutual_information: float
     marginal_kl: float
     components_in_use: float | None
+    clusters: dict | None = None
 
     def with_rate(self, rate):
         """These with the rate of an estimator of the ELBO, if there is one layer alone and the rate is known."""
@@ -43,8 +46,8 @@ class Latents(NamedTuple):
         return self._replace(rates=[rate], rates_se=None, marginal_kl=rate - self.mutual_information)
 
 
-def latents(model, images, seed=0):
-    """The `Latents` of a model on images (N, H, W, C). Stochastic, a function of `seed`."""
+def latents(model, images, seed=0, labels=None):
+    """The `Latents` of a model on images (N, H, W, C), of classes `labels` (N,). Stochastic, a function of `seed`."""
     noise, prior, parts, moments = keras.random.SeedGenerator(seed), model.prior(), [], 0.0
     draws = max(2, min(DRAWS // len(images), EXPECTED if model.layer_rates else MOMENTS))  # an error needs two
     at_once = BATCH // draws
@@ -60,14 +63,17 @@ def latents(model, images, seed=0):
         moments += np.stack([means, means**2]).sum(axis=1) / len(images)
         parts.append(rest)
     rates, own, z, top_means, top_logvars = (np.concatenate(part) for part in zip(*parts, strict=True))
-    z = z.reshape(-1, z.shape[-1])
+    each, z = z, z.reshape(-1, z.shape[-1])
     information = float(np.mean(own.ravel() - log_aggregate(top, z, top_means, top_logvars)))
     rates, errors = rates.astype("float64"), rates.var(axis=1, ddof=1, dtype="float64").sum(axis=0) / rates.shape[1]
     rates, errors = rates.mean(axis=(0, 1)).tolist(), (np.sqrt(errors) / len(images)).tolist()
     layers = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
     active, units = [int(layer.sum()) for layer in layers], list(model.sizes)
-    in_use = perplexity(responsibilities(prior.top, z)) if isinstance(prior.top.base, Mixture) else None
-    return Latents(rates, errors, active, units, information, rates[0] - information, in_use)
+    found = Latents(rates, errors, active, units, information, rates[0] - information, None)
+    if not isinstance(prior.top.base, Mixture):
+        return found
+    classes = None if labels is None else told_apart(prior.top, each, labels)
+    return found._replace(components_in_use=perplexity(responsibilities(prior.top, z)), clusters=classes)
 
 
 def log_aggregate(posterior, z, means, logvars):
@@ -98,13 +104,39 @@ def joint_of(model):
 
 def responsibilities(mixture, z):
     """The mean of p(k|z) over latents z (N, D), the share of each component of a mixture: (K,) float64."""
+    parts = (shares(mixture, z[start : start + BATCH]) for start in range(0, len(z), BATCH))
+    return sum(part.sum(axis=0, dtype="float64") for part in parts) / len(z)
 
-    def shares(part):  # not by a softmax, of which Keras would warn for K = 1
-        log_parts = mixture.log_parts(part)
-        return ops.exp(log_parts - ops.logsumexp(log_parts, axis=-1, keepdims=True))
 
-    parts = [ops.convert_to_numpy(shares(z[start : start + BATCH])) for start in range(0, len(z), BATCH)]
-    return np.concatenate(parts).mean(axis=0, dtype="float64")
+def shares(mixture, z):
+    """p(k|z) of latents (..., D): an array (..., K)."""
+    log_parts = mixture.log_parts(z)  # not by a softmax, of which Keras would warn for K = 1
+    return ops.convert_to_numpy(ops.exp(log_parts - ops.logsumexp(log_parts, axis=-1, keepdims=True)))
+
+
+def told_apart(mixture, z, labels):
+    """How well the components of a mixture tell the classes of N images apart, by samples z (N, n, D): a dict.
+
+    An image belongs to the component with its highest mean p(k|z). `accuracy` has one component for each class at most,
+    by the best assignment; in `accuracy_merged`, as Stirn & Knowles (2024) count, each component has the class of the
+    image that is most surely its own. `nmi`, `ari`: normalised mutual information and adjusted Rand index of components
+    and classes; `used`: components that some image belongs to.
+    """
+    from sklearn import metrics
+
+    chosen, owner, highest, at_once = [], 0, 0.0, max(1, BATCH // z.shape[1])
+    for start in range(0, len(z), at_once):
+        part = shares(mixture, z[start : start + at_once]).mean(axis=1)  # (B, K)
+        chosen.append(part.argmax(axis=1))
+        owner = np.where(part.max(axis=0) > highest, start + part.argmax(axis=0), owner)
+        highest = np.maximum(highest, part.max(axis=0))
+    chosen = np.concatenate(chosen)
+    counts = metrics.cluster.contingency_matrix(labels, chosen)
+    hits = counts[scipy.optimize.linear_sum_assignment(counts, maximize=True)].sum()
+    found = {"accuracy": hits / len(z), "accuracy_merged": np.mean(labels[owner[chosen]] == labels)}
+    found |= {"nmi": metrics.normalized_mutual_info_score(labels, chosen)}
+    found |= {"ari": metrics.adjusted_rand_score(labels, chosen)}
+    return {name: float(value) for name, value in found.items()} | {"used": counts.shape[1]}
 
 
 def perplexity(shares):

@@ -66,7 +66,9 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     if network:  # first, as the estimate may take hours
         of_samples["distances"] = distances(run, network, split, count, scoring.seed)
         tag = f"_F{network.sha256[:8]}_G{count}"
-    scoring, estimate, latents, more = estimated(run, images, scoring, split, names)
+    labels = run.dataset.split(split).labels
+    labels = None if labels is None else labels[index]
+    scoring, estimate, latents, more = estimated(run, images, scoring, split, names, labels)
     pixels = math.nan if run.config.observation == "gaussian" else math.prod(run.image_shape)  # a density has no bits
     metrics = summary(estimate, pixels, scoring.entry.is_sampled) | latents._asdict() | scoring.settings
     metrics |= more | of_samples | {"estimator": scoring.estimator, "tag": scoring.tag + tag, "seed": scoring.seed}
@@ -75,13 +77,13 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     metrics["selection"] = "all" if len(index) == len(run.index(split)) else "random"
     per_image = {name: getattr(estimate, name) for name in PER_IMAGE}
     stored = run.save_evaluation(metrics, per_image | {"index": index}, names)
-    tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS)} | of_samples
+    tracked = {name: metrics[name] for name in (*COLUMNS, *LATENTS, "clusters")} | of_samples
     tracking.evaluated(run.path, run.config, stored.stem, tracked, run.status.get("best_epoch", 0))
     remedy = scoring.entry.remedy(run, scoring.settings)
     return Scored(run.name, run.config, scoring, metrics, stored, estimate, names, remedy)
 
 
-def estimated(run, images, scoring, split, names):
+def estimated(run, images, scoring, split, names, labels=None):
     """The Scoring that suits these images, their Estimate and Latents, and metrics of the estimator's own.
 
     That Scoring is the fallback where the one that was asked for turns out not to apply. Raises UserError where memory
@@ -92,7 +94,7 @@ def estimated(run, images, scoring, split, names):
 
     with progress(run, len(images)) as bar:
         try:
-            statistics = latents(run.model, images, scoring.seed)  # first: it takes seconds, and may fail too
+            statistics = latents(run.model, images, scoring.seed, labels)  # first: it takes seconds, and may fail too
             try:
                 estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
             except NotApplicableError as error:

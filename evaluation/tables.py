@@ -31,6 +31,9 @@ def print_scores(found, on, network):
     print(as_text([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
     print("\nlatents, the top layer first")
     print(as_text([row(one, LATENTS) for one in found]))
+    if rows := [{"run": one.name} | clusters for one in found if (clusters := one.metrics["clusters"])]:
+        print("\nclasses told apart by the components of the prior (docs/scores.md)")
+        print(as_text(rows))
     if network:
         print(f"\nall {split} images compared with samples and with real images, by the features of {network.said}")
         rows = []

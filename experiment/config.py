@@ -27,7 +27,8 @@ class Config:
     model: str = setting("vae", "model", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion "
                          "prior", common=True, tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
-                         "; weightedvamp: these, weighted; vampdata: of K images; flow: a RealNVP", common=True, tag="",
+                         "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
+                         "to cluster; flow: a RealNVP", common=True, tag="",
                          choices=tuple(models.PRIORS))
     network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
                            "VampPrior paper's networks", common=True, tag="", choices=tuple(models.NETWORKS))

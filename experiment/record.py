@@ -17,27 +17,15 @@ from runtime.errors import UserError
 from runtime.rules import shown
 
 FORMAT = 10  # of config.json, and of what lies beside it
-# settings that came since then, whose default is what was before
-LATER = (
-    "image_size",
-    "auto_likelihood",
-    "beta",
-    "num_couplings",
-    "coupling_width",
-    "num_groups",
-    "elbo_weight",
-    "beta_start",
-    "step_rule",
-    "skip_below",
-    "decision_warmup",
-    "log_steps",
-    "epsilon",
-)
-BEFORE = {"log_steps": "off"}  # of those whose default is another one
-LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight",
-         "epsilon", "latent_dims")  # fmt: skip
-LATER = ("image_size", "auto_likelihood", "beta", "num_couplings", "coupling_width", "num_groups", "elbo_weight")
-LATER += ("beta_start", "skip_norm", "weight_decay", "pretrain_prior")
+FIRST = (  # the settings that every config.json of this format has
+    "model prior network posterior objective num_samples num_steps step_size target_accept learn_schedule "
+    "learn_step_size data_set latent_dim network_size hidden_units epochs batch_size lr optimizer lr_schedule "
+    "lr_final lr_warmup clip_norm accumulate ema precision activation seed num_pseudo_inputs pseudo_init binarize "
+    "likelihood sigma scales channels bottleneck encoder_blocks context_size diffusion_steps gamma_min "
+    "score_channels score_blocks score_dropout patience beta_warmup max_train_images gs_key data_dir other_data "
+    "runs_dir save_minutes track jit steps_per_execution distribute deterministic"
+).split()
+BEFORE = {"log_steps": "off"}  # of later ones, what it was before; of the rest it was what is usual now
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
 
@@ -78,7 +66,7 @@ def read_status(path):
 def check_record(record):
     """Raises UserError unless a config.json has this version's format, and beside its settings what was written there.
 
-    All settings but those of LATER must be there: a default of this version need not be what the run had.
+    The settings of FIRST must be there: a default of this version need not be what the run had.
     """
     number = record.get("format")
     if type(number) is not int or number != FORMAT:
@@ -87,7 +75,7 @@ def check_record(record):
     settings = record["config"]
     if not isinstance(settings, dict):
         raise UserError(f"its settings are {type(settings).__name__}, not an object")
-    if missing := [field.name for field in dataclasses.fields(Config) if field.name not in (*settings, *LATER)]:
+    if missing := [name for name in FIRST if name not in settings]:
         raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in backend.BACKENDS:
         raise UserError(f"its backend is {shown(record['backend'])}")

@@ -95,6 +95,7 @@ PRIORS = {
     "vamp": PriorEntry("priors.VampPrior", PSEUDO_INPUTS),
     "vampdata": PriorEntry("priors.VampDataPrior", PSEUDO_INPUTS[:1]),
     "weightedvamp": PriorEntry("priors.WeightedVampPrior", PSEUDO_INPUTS),
+    "vampmixture": PriorEntry("priors.VampMixturePrior", PSEUDO_INPUTS),
     "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
 NETWORKS = {

@@ -137,7 +137,10 @@ class LatentModel(keras.Model, abc.ABC):
         return self.objective.outcome(self, x, self.train_noise, self.beta, True)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return ops.mean(y_pred.loss)
+        loss, log_prior = ops.mean(y_pred.loss), getattr(self.top_prior, "log_prior", None)
+        if log_prior is None or not training:
+            return loss
+        return loss - log_prior() / ops.cast(ops.size(y_pred.loss), loss.dtype)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Means over the images of the epoch, in nats: elbo, rate (log q(z|x) - log p(z)), distortion (-log p(x|z)).

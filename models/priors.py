@@ -70,10 +70,14 @@ class PseudoInputPrior(layers.Layer):
         """log w_k: (K,), which is -log K unless weights are trained."""
         return uniform_log_weights(self.pseudo_inputs.shape[0])
 
+    def widened(self, logvar):
+        """The log-variances of the components, given those of their posteriors: (K, D)."""
+        return logvar
+
     def distribution(self):
         """Mixture of the K encoded pseudo-inputs, in the flow of q if it has one: weights (K,), Normals (K, D)."""
         components = self.encode(self.pseudo_inputs)
-        mixture = Mixture(self.log_weights(), components.base.mean, components.base.logvar)
+        mixture = Mixture(self.log_weights(), components.base.mean, self.widened(components.base.logvar))
         return components._replace(base=mixture) if isinstance(components, Flow) else mixture  # they share one flow
 
 
@@ -96,6 +100,39 @@ class WeightedVampPrior(PseudoInputPrior):
 
     def log_weights(self):
         return ops.log_softmax(self.logits)
+
+
+class VampMixturePrior(WeightedVampPrior):
+    """p(z) = sum_k w_k N(z; m(u_k), S(u_k) + V_k), m and S those of q(z | u_k): a mixture whose components cluster.
+
+    (Stirn & Knowles 2024, with diagonal covariances V_k, as q has here, and a fixed concentration alpha = 1.) Weights
+    and covariances are fitted by MAP: training adds their `log_prior` to the bound, so that components that are not
+    needed vanish.
+    """
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__(latent_dim, encode, pseudo_inputs)
+        self.raw_logvar = self.add_weight((len(pseudo_inputs), latent_dim), "zeros", name="raw_logvar")
+
+    def own_logvar(self):
+        """log V_k, bounded as an encoder's: (K, D)."""
+        return soft_bound(ops.convert_to_tensor(self.raw_logvar), *LOGVAR)
+
+    def widened(self, logvar):
+        """log (S + V_k): (K, D)."""
+        return ops.logaddexp(logvar, self.own_logvar())
+
+    def log_prior(self):
+        """log p(w) + log p(1 / V) + E[log p(m)] in nats but for a constant: a scalar.
+
+        w ~ Dirichlet(1 / K), and 1 / V ~ Wishart(D + 2, K^(2 / D) / (D + 2) I) on diagonal matrices, so that together
+        the components have the volume of N(0, I), which is p(m), with m ~ q(z | u_k).
+        """
+        k, dim = self.raw_logvar.shape
+        log_w, logvar, means = self.log_weights(), self.own_logvar(), self.encode(self.pseudo_inputs).base
+        of_weights = (1 / k - 1) * ops.sum(log_w)
+        of_precisions = -0.5 * ops.sum(logvar + (dim + 2) * k ** (-2 / dim) * ops.exp(-logvar))
+        return of_weights + of_precisions - 0.5 * ops.sum(ops.square(means.mean) + ops.exp(means.logvar))
 
 
 class FlowPrior(layers.Layer):

@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 from keras import ops
 
-from evaluation.latents import latents
+from evaluation.latents import latents, told_apart
 from models.base import LatentModel
 from models.distributions import Chain, Mixture, Normal
 
@@ -94,6 +94,22 @@ def test_components_in_use_are_those_near_the_latents():
     assert found.components_in_use == pytest.approx(2, abs=1e-3)
     shares = scipy.special.softmax(np.asarray(prior.log_parts(np.zeros((1, D), "float32"))), axis=-1)
     np.testing.assert_allclose(shares, [[0.5, 0.5, 0, 0, 0]], atol=1e-6)
+
+
+def test_clusters_are_components_by_their_best_classes():
+    """Class 0 has two components, and a third of class 1 lies in one of them; two components have no image."""
+    mean = np.float32([[0, 0, 0], [50, 0, 0], [0, 50, 0], [0, 0, 99], [0, 0, -99]])
+    prior = Mixture(np.full(5, -np.log(5), "float32"), mean, np.zeros((5, D), "float32"))
+    component, labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 0, 0]), np.array([0] * 5 + [1] * 6)
+    z = mean[component][:, None] + 0.1 * rng.normal(size=(11, 3, D)).astype("float32")
+    z[0] = mean[0] - 9  # still its own, and more surely than any other image
+    found = told_apart(prior, z, labels)
+    assert (found["accuracy"], found["accuracy_merged"], found["used"]) == (7 / 11, 9 / 11, 3)
+    assert 0 < found["ari"] < found["nmi"] < 1
+    perfect = told_apart(prior, z, component)
+    assert [perfect[name] for name in ("accuracy", "accuracy_merged", "nmi", "ari")] == pytest.approx([1, 1, 1, 1])
+    assert latents(Linear(prior), IMAGES, labels=np.arange(N) % 2).clusters["used"] <= 5
+    assert latents(Linear(prior), IMAGES).clusters is None is latents(Linear(STANDARD), IMAGES, 0, labels).clusters
 
 
 def test_it_is_a_function_of_the_seed():

@@ -220,23 +220,75 @@ def test_weights_of_a_weighted_vamp_prior_are_equal_at_first_and_sum_to_one():
         np.testing.assert_allclose(model.prior().log_prob(z), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("couplings", [0, 3])
-def test_a_flow_prior_integrates_to_one_and_its_draws_are_its_own(couplings):
-    """Without couplings it is N(0, I); with bent ones, the shares of draws in cells are the density's."""
-    prior = build(prior="flow", latent_dim=2, num_couplings=couplings, coupling_width=8).top_prior
-    bend(prior.flow, size=0.4)
+def shaken(prior):
+    """The prior with weights of its own, but for images, that are not those it begins with."""
+    bend(*([prior.flow] if hasattr(prior, "flow") else []), size=0.4)
+    for weight in prior.trainable_weights:
+        if weight.name in ("logits", "raw_logvar", "mean"):
+            weight.assign(rng.normal(size=weight.shape))
+    return prior
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("flow", {"num_couplings": 0}),
+        ("flow", {"num_couplings": 3, "coupling_width": 8}),
+        ("weightedvamp", {}),
+        ("vampmixture", {}),
+    ],
+)
+def test_a_prior_integrates_to_one_and_its_draws_are_its_own(name, settings):
+    """A flow without couplings is N(0, I); of all, the shares of draws in cells are the density's."""
+    prior = shaken(build(prior=name, latent_dim=2, **settings).top_prior)
     side, n, cells = 8.0, 160, 20
     axis = (np.arange(n) + 0.5) / n * 2 * side - side
     plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2).astype("float32")
     p = np.exp(np.asarray(prior.distribution().log_prob(plane), "float64")).reshape(n, n) * (2 * side / n) ** 2
     assert p.sum() == pytest.approx(1, abs=2e-3)
     normal = np.exp(-0.5 * (plane**2).sum(-1)).reshape(n, n) / (2 * np.pi) * (2 * side / n) ** 2
-    assert (np.abs(p - normal).sum() < 1e-4) == (couplings == 0)
+    assert (np.abs(p - normal).sum() < 1e-4) == (settings.get("num_couplings") == 0)
     draws = np.asarray(prior.distribution().sample(20_000, keras.random.SeedGenerator(0)))
     seen = np.histogram2d(*draws.T, bins=cells, range=[[-side, side]] * 2)[0] / len(draws)
     expected = p.reshape(cells, n // cells, cells, n // cells).sum((1, 3))
     error = np.sqrt(expected * (1 - expected) / len(draws)) + 3e-4  # of the grid's cells
     assert np.abs((seen - expected) / error).max() < 5
+
+
+def test_a_vamp_mixture_has_weights_and_covariances_of_its_own_around_posteriors():
+    """Its prior over them, by SciPy: the Dirichlet, the Wishart on diagonal matrices, and N(0, I) over the means."""
+    prior, z = build(prior="vampmixture").top_prior, rng.normal(size=(N, 3)).astype("float32")
+    found, q = [], prior.encode(prior.pseudo_inputs)
+    for _ in range(2):
+        own = np.exp(np.asarray(shaken(prior).own_logvar(), "float64"))
+        w, variance = scipy.special.softmax(np.asarray(prior.logits, "float64")), own + np.exp(q.logvar)
+        each = scipy.stats.norm.logpdf(z[:, None], q.mean, np.sqrt(variance)).sum(-1)
+        expected = scipy.special.logsumexp(each, axis=-1, b=w)
+        np.testing.assert_allclose(prior.distribution().log_prob(z), expected, rtol=1e-4, atol=1e-4)
+        wishart = scipy.stats.wishart(5, K ** (2 / 3) / 5 * np.eye(3))
+        expected = scipy.stats.dirichlet(np.full(K, 1 / K)).logpdf(w)
+        expected += sum(wishart.logpdf(np.diag(1 / variances)) for variances in own)
+        expected -= 0.5 * np.sum(np.square(q.mean) + np.exp(q.logvar))
+        found.append(float(prior.log_prior()) - expected)
+    assert found[0] == pytest.approx(found[1], abs=1e-3)  # its constant
+
+
+def test_the_prior_over_the_weights_of_a_vamp_mixture_counts_once_a_batch_in_training_alone():
+    model = build(prior="vampmixture")
+    outcome = model(images(), training=True)
+    trained, held_out = (float(model.compute_loss(y_pred=outcome, training=one)) for one in (True, False))
+    assert trained - held_out == pytest.approx(-float(model.top_prior.log_prior()) / B, rel=1e-4)
+
+
+@slow_on_jax
+@pytest.mark.parametrize("objective", models.OBJECTIVES)
+@pytest.mark.parametrize("prior", ["vampmixture"])
+def test_a_prior_goes_with_every_bound(prior, objective):
+    built = build("hvae", prior, objective=objective, **settings_of("mlp"))
+    built.compile(keras.optimizers.SGD(1e-3))
+    before = [np.array(w) for w in built.top_prior.trainable_variables]
+    assert np.isfinite(built.train_on_batch(images(), return_dict=True)["elbo"])
+    assert all(np.any(np.asarray(w) != b) for w, b in zip(built.top_prior.trainable_variables, before, strict=True))
 
 
 def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
@@ -417,7 +469,7 @@ def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
     built = build(model, prior, activation="elu")
     if prior == "flow":
         bend(built.top_prior.flow)  # at first the identity, for which its hidden layers have no gradient
-    trained = prior in ("vamp", "weightedvamp")
+    trained = prior in ("vamp", "weightedvamp", "vampmixture")
     if trained:
         built.top_prior.pseudo_inputs.assign(images(K))
         built.top_prior.pseudo_inputs.constraint = None
