@@ -10,7 +10,7 @@ import models
 from experiment import naming, rules, tracking
 from experiment.settings import INT32, checked, setting
 from runtime.errors import UserError
-from runtime.rules import check, shown
+from runtime.rules import check, meant, shown
 from runtime.text import bounded
 
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
@@ -188,7 +188,7 @@ class Config:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UserError(f"unknown setting {shown(unknown[0])}; known are {', '.join(known)}")
+            raise UserError(f"unknown setting {shown(unknown[0])}{meant(unknown[0], known)}")
         return cls(**values)
 
     def has(self, name):

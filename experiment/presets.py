@@ -1,12 +1,12 @@
 """Presets: settings that belong together, in presets/*.toml."""
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 from experiment.config import Config
 from runtime.errors import UserError
+from runtime.rules import meant
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -28,9 +28,7 @@ def preset_names():
 def preset(name):
     """The Preset of this name. Raises UserError for an unknown one, or one with something unknown in its file."""
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--preset {name or repr(name)} is unknown{hint} (see --list_presets)")
+        raise UserError(f"--preset {name or repr(name)} is unknown{meant(name, preset_names())} (see --list_presets)")
     path = PRESETS / f"{name}.toml"
     try:
         content = tomllib.loads(path.read_text())

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import data
-from experiment.config import Config
 from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
@@ -24,7 +23,7 @@ FIRST = (  # the settings that every config.json of this format has
     "likelihood sigma scales channels bottleneck encoder_blocks context_size diffusion_steps gamma_min "
     "score_channels score_blocks score_dropout patience beta_warmup max_train_images gs_key data_dir other_data "
     "runs_dir save_minutes track jit steps_per_execution distribute deterministic"
-).split()
+)
 BEFORE = {"log_steps": "off"}  # of later ones, what it was before; of the rest it was what is usual now
 MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are not read
 
@@ -75,7 +74,7 @@ def check_record(record):
     settings = record["config"]
     if not isinstance(settings, dict):
         raise UserError(f"its settings are {type(settings).__name__}, not an object")
-    if missing := [name for name in FIRST if name not in settings]:
+    if missing := [name for name in FIRST.split() if name not in settings]:
         raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in backend.BACKENDS:
         raise UserError(f"its backend is {shown(record['backend'])}")

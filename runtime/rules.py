@@ -1,5 +1,6 @@
 """What goes with what: rules as data, and one checker that writes the sentence."""
 
+import difflib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,11 @@ def check(rules, values, given=is_given):
             parts = [word(part) if type(part) is tuple else part for part in parts]
             words = [part if isinstance(part, str) and PLAIN.fullmatch(part) else shown(part) for part in parts]
             raise UserError(f"{' '.join([f'--{rule.flag}', *words])} {reason}")
+
+
+def meant(given, known):
+    """The end of a sentence that proposes what is nearest to an unknown name, or an empty text."""
+    return "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(given, known, 1))
 
 
 def shown(value, most=60):

@@ -442,7 +442,7 @@ def test_a_config_survives_json(config):
 
 
 def test_an_unknown_setting_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"unknown setting 'colour'; known are model, prior, .*deterministic$"):
+    with pytest.raises(UserError, match=r"unknown setting 'colour'$"):
         Config.from_dict({"lr": 0.1, "colour": "red"})
 
 
@@ -529,6 +529,7 @@ def test_a_folder_that_is_no_run_is_named(folder, name, content, expected):
     ("settings", "expected"),
     [
         ({"colour": 3}, "unknown setting 'colour'"),
+        ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs?"),
         ({"lr": "fast"}, "--lr 'fast' must be float"),
         ({"lr": math.nan}, "--lr nan must be"),
         ({"lr": 10**400}, "--lr 1000"),
