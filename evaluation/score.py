@@ -27,6 +27,7 @@ GENERATED = 10_000  # images, with --features
 DRAWN_AT_ONCE = 500  # of these
 FEW = 10  # effective samples, below which an estimate is unreliable whatever k-hat is
 DOUBTFUL = 0.7  # Pareto k-hat, above which estimate and error are unreliable, however many samples there are
+NORMALISING = 1_000_000  # draws that estimate the normaliser of a resampled prior
 PIECE = 500  # images that are hashed at once
 
 
@@ -94,6 +95,8 @@ def estimated(run, images, scoring, split, names, labels=None):
 
     with progress(run, len(images)) as bar:
         try:
+            renormalise = getattr(run.model.top_prior, "renormalise", None)
+            of_prior = renormalise(NORMALISING, scoring.seed) if renormalise else {}
             statistics = latents(run.model, images, scoring.seed, labels)  # first: it takes seconds, and may fail too
             try:
                 estimate, more = scoring.entry.estimate(run, images, scoring, split, bar)
@@ -108,7 +111,7 @@ def estimated(run, images, scoring, split, names, labels=None):
         except NotFiniteError as error:
             said = f"log p(x) of {split} image {names[error.image]} is not finite; the weights are not usable"
             raise UserError(f"{run.path}: {said}") from error
-    return scoring, estimate, statistics.with_rate(float(np.mean(estimate.rate))), more
+    return scoring, estimate, statistics.with_rate(float(np.mean(estimate.rate))), more | of_prior
 
 
 @contextlib.contextmanager
@@ -219,7 +222,7 @@ def highest_khat(samples):
 def compared(one, base):
     """A row of the table of paired comparisons: the mean of log p(x) minus the other run's, and its standard errors.
 
-    `se` is the error over images, sd(difference) / sqrt(N); `estimators_se` the Monte-Carlo error of both estimates;
+    `se` is the error over images, sd(difference) / sqrt(N); `estimators_se` that of both estimates, log Z included;
     `better` the share of images with a higher log p(x); `elbo_difference` and `elbo_se` are the same for the ELBO,
     which stays reliable with many latents. Raises UserError where the images differ.
     """
@@ -227,7 +230,7 @@ def compared(one, base):
         raise UserError(f"{one.name} and {base.name} were not scored on the same images")
     difference = one.estimate.log_px - base.estimate.log_px
     elbo = one.estimate.elbo - base.estimate.elbo
-    errors = [scored.metrics["log_px_se"] or 0.0 for scored in (one, base)]
+    errors = [scored.metrics.get(name) or 0.0 for scored in (one, base) for name in ("log_px_se", "log_z_se")]
     found = {"run": one.name, "difference": float(difference.mean()), "se": error_of_mean(difference)}
     found |= {"estimators_se": math.hypot(*errors), "better": float(np.mean(difference > 0))}
     return found | {"elbo_difference": finite_or_none(elbo.mean()), "elbo_se": error_of_mean(elbo)}

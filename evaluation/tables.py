@@ -1,5 +1,6 @@
 """Scores as they are printed: tables, notes and warnings."""
 
+import math
 import sys
 from itertools import takewhile
 
@@ -69,7 +70,7 @@ def print_notes(one):
     """Prints what a reader of a Scored must know besides its numbers; warnings go to stderr."""
     for note in notes(one):
         print(f"{one.name}: {note}")
-    for warning in filter(None, (unreliable(one), missed_target(one))):
+    for warning in filter(None, (unreliable(one), missed_target(one), rejecting(one))):
         print(f"warning: {one.name}: {warning}", file=sys.stderr)
 
 
@@ -116,6 +117,9 @@ def notes(one):
     if not models.MODELS[one.config.model].is_exact:
         found.append(f"log p(x) is that of {one.config.diffusion_steps} diffusion steps, as in sampling, with one path "
                      "per sample; the ELBO is that of infinitely many steps")  # fmt: skip
+    if "log_z" in one.metrics:
+        found.append("log Z of the prior is {log_z:.4f} with a standard error of {log_z_se:.2g}, which log p(x) of all "
+                     "images shares, so it is not in log_px_se".format(**one.metrics))  # fmt: skip
     return found + one.scoring.entry.notes(one.metrics)
 
 
@@ -129,6 +133,15 @@ def unreliable(one):
         limit = highest_khat(one.estimate.samples[worst])
         reason = f"Pareto k-hat above {limit:.2g}, up to {khat[worst]:.2f} for image {one.names[worst]}, or {reason}"
     return f"{count} of {len(khat)} estimates are unreliable ({reason}); {one.remedy}"
+
+
+def rejecting(one):
+    """A sentence on a resampled prior that accepts hardly any proposal; "" for others."""
+    z, most = math.exp(one.metrics.get("log_z", 0.0)), one.config.num_proposals
+    if z * most >= 1:
+        return ""
+    text = f"the prior accepts a share of {z:.2g} of its proposals, and takes the last of {most} in any case: most of "
+    return text + "its samples are those of N(0, I); train with more --num_proposals"
 
 
 def missed_target(one):

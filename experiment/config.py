@@ -28,7 +28,7 @@ class Config:
                          "prior", common=True, tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
                          "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
-                         "to cluster; flow: a RealNVP", common=True, tag="",
+                         "to cluster; lars: N(0, I), resampled; flow: a RealNVP", common=True, tag="",
                          choices=tuple(models.PRIORS))
     network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
                            "VampPrior paper's networks", common=True, tag="", choices=tuple(models.NETWORKS))
@@ -111,6 +111,10 @@ class Config:
     num_couplings: int = setting(8, "prior", "flow: affine couplings", tag="couplings", low=0, high=100)
     coupling_width: int = setting(64, "prior", "flow: units of the hidden layer of a coupling", tag="width", low=1,
                                   high=4096)
+    acceptance_units: int = setting(100, "prior", "lars: units of both layers of the acceptance", tag="accunits",
+                                    low=1, high=4096)
+    num_proposals: int = setting(100, "prior", "lars: proposals at most, the last one is accepted", tag="proposals",
+                                 low=2, high=10_000)
     pseudo_init: str = setting("data", "prior", "data: pseudo-inputs start as training images; random: as images near "
                                "their mean", tag="init", choices=("data", "random"))
     binarize: str = setting("auto", "data", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; "

@@ -96,6 +96,7 @@ PRIORS = {
     "vampdata": PriorEntry("priors.VampDataPrior", PSEUDO_INPUTS[:1]),
     "weightedvamp": PriorEntry("priors.WeightedVampPrior", PSEUDO_INPUTS),
     "vampmixture": PriorEntry("priors.VampMixturePrior", PSEUDO_INPUTS),
+    "lars": PriorEntry("priors.ResampledPrior", ("acceptance_units", "num_proposals"), False, False),
     "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
 NETWORKS = {

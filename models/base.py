@@ -1,6 +1,7 @@
 """LatentModel: each model defines q(z|x), p(z) and p(x|z); everything that follows from the three is derived here."""
 
 import abc
+import contextlib
 
 import keras
 import numpy as np
@@ -134,7 +135,9 @@ class LatentModel(keras.Model, abc.ABC):
         if not training:
             return self.objective.outcome(self, x, self.test_noise, 1.0, False)
         x = binarize(x, self.train_noise) if self.dynamic else x
-        return self.objective.outcome(self, x, self.train_noise, self.beta, True)
+        step = getattr(self.top_prior, "step", None)
+        with step(self.train_noise) if step else contextlib.nullcontext():
+            return self.objective.outcome(self, x, self.train_noise, self.beta, True)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss, log_prior = ops.mean(y_pred.loss), getattr(self.top_prior, "log_prior", None)

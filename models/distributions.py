@@ -13,6 +13,7 @@ from keras import backend, ops, random
 
 LOG_2PI = math.log(2 * math.pi)
 MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
+SURE = -60.0, -1e-6  # bounds of log Z, within which float32 has (1 - Z)^(T - 1) and its complement
 AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
 
@@ -165,6 +166,42 @@ def _squared_distances(z, mean, precision):
         off = ops.expand_dims(z[..., some], -2) - mean[:, some]  # (..., K, AT_ONCE)
         total = total + ops.sum(ops.square(off) * precision[:, some], axis=-1)
     return total
+
+
+class Resampled(NamedTuple):
+    """Of at most T = `proposals` draws z of `base`, the first that is accepted, with probability a(z), or the last one.
+
+    p(z) = base(z) ((1 - (1 - Z)^(T - 1)) a(z) / Z + (1 - Z)^(T - 1)) with Z = E[a(z)] (Bauer & Mnih 2019, eq. 8).
+    `log_accept` maps z (..., D) to log a(z) (...). It is normalised as far as `log_z`, a scalar, is log Z.
+    """
+
+    base: object
+    log_accept: Callable
+    log_z: object
+    proposals: int
+    log_prob_of_layers = _one_layer
+    top = property(itself)
+
+    def sample(self, n, seed):
+        """`n` draws, by this procedure with T n proposals: (n, D). Stochastic."""
+        z = self.base.sample(self.proposals * n, seed)
+        z = ops.reshape(z, (self.proposals, n, z.shape[-1]))
+        kept = ops.log(random.uniform((self.proposals, n), dtype=z.dtype, seed=seed)) < self.log_accept(z)
+        kept = ops.concatenate([ops.cast(kept[:-1], z.dtype), ops.ones_like(z[:1, :, 0])])
+        first = ops.reshape(ops.argmax(kept, axis=0), (1, n, 1))
+        return ops.take_along_axis(z, first, axis=0)[0]
+
+    def log_prob(self, z):
+        """In nats: (..., D) -> (...)."""
+        log_z = ops.clip(self.log_z, *SURE)
+        log_last = (self.proposals - 1) * ops.log1p(-ops.exp(log_z))
+        log_earlier = ops.log(-ops.expm1(log_last)) + self.log_accept(z) - log_z
+        return self.base.log_prob(z) + ops.logaddexp(log_earlier, log_last)
+
+    def sample_and_log_prob(self, n, seed):
+        """`n` draws and their log-densities: (n, D) and (n,). Stochastic."""
+        z = self.sample(n, seed)
+        return z, self.log_prob(z)
 
 
 class Chain(NamedTuple):

@@ -4,15 +4,20 @@ Every prior is made from the number of latent dimensions D, a function `encode` 
 q(z | x), and initial pseudo-inputs (K, H, W, C); it takes what it needs.
 """
 
+import contextlib
 import math
+from functools import partial
 
 import numpy as np
-from keras import backend, layers, ops
+from keras import backend, layers, ops, random
 from keras.initializers import RandomNormal
 
-from .distributions import Flow, Mixture, Normal
+from .distributions import Flow, Mixture, Normal, Resampled
 from .flows import RealNVP
-from .networks import LOGVAR, Between, soft_bound
+from .networks import LOGVAR, Between, DenseStack, built, soft_bound
+
+FRESH, KEPT = 1024, 0.99  # draws of N(0, I) in a step that estimate Z, and what is kept of the estimate before
+DRAWS, CHUNK = 2**17, 2**14  # of N(0, I) that estimate Z for validation, and so many at once
 
 
 class StandardPrior(layers.Layer):
@@ -151,6 +156,59 @@ class FlowPrior(layers.Layer):
         """Flow of a Normal with mean and logvar 0: (D,)."""
         zeros = ops.zeros((self.latent_dim,))
         return Flow(Normal(zeros, zeros), self.flow)
+
+
+class ResampledPrior(layers.Layer):
+    """N(0, I), resampled by a trained acceptance a(z), the sigmoid of a network, 1/2 at first (Bauer & Mnih 2019).
+
+    `log_z`, log E[a], is a moving average in training, and is estimated anew by `renormalise`.
+    """
+
+    def __init__(self, latent_dim, encode, pseudo_inputs, acceptance_units, num_proposals):
+        super().__init__()
+        self.latent_dim, self.proposals, self.in_training = latent_dim, num_proposals, None
+        self.floats_per_sample = 2 * (latent_dim + acceptance_units)
+        linear = partial(layers.Dense, dtype=backend.floatx())
+        self.hidden = DenseStack(latent_dim, 2 * [acceptance_units], partial(linear, activation="tanh"))
+        self.logit = built(linear(1, kernel_initializer="zeros"), acceptance_units)
+        self.log_z = self.add_weight((), lambda shape, dtype: ops.full(shape, math.log(0.5), dtype), trainable=False,
+                                     name="log_z")  # fmt: skip
+        self.built = True
+
+    def log_accept(self, z):
+        """log a(z) in (-inf, 0): (..., D) -> (...)."""
+        return ops.log_sigmoid(self.logit(self.hidden(z))[..., 0])
+
+    def distribution(self):
+        """Resampled, of which training has a gradient for log Z."""
+        log_z = ops.convert_to_tensor(self.log_z) if self.in_training is None else self.in_training
+        zeros = ops.zeros((self.latent_dim,))
+        return Resampled(Normal(zeros, zeros), self.log_accept, log_z, self.proposals)
+
+    @contextlib.contextmanager
+    def step(self, noise):
+        """Inside of it, the distribution is that of a training step, whose draws of N(0, I) move log Z. Stochastic."""
+        z = random.normal((FRESH, self.latent_dim), dtype=backend.floatx(), seed=noise)
+        fresh = ops.mean(ops.exp(self.log_accept(z)))
+        moved = KEPT * ops.exp(self.log_z) + (1 - KEPT) * ops.stop_gradient(fresh)
+        self.log_z.assign(ops.log(moved))
+        self.in_training = ops.log(moved) + (fresh - ops.stop_gradient(fresh)) / moved  # the gradient of log fresh
+        try:
+            yield
+        finally:
+            self.in_training = None
+
+    def renormalise(self, n=DRAWS, seed=0):
+        """Estimates log Z by n draws of N(0, I), with its standard error by the delta method: a dict. Stochastic."""
+        noise, parts = random.SeedGenerator(seed), []
+        for start in range(0, n, CHUNK):
+            z = random.normal((min(CHUNK, n - start), self.latent_dim), dtype=backend.floatx(), seed=noise)
+            parts.append(ops.convert_to_numpy(self.log_accept(z)).astype("float64"))
+        log_a = np.concatenate(parts)
+        a = np.exp(log_a - log_a.max())
+        log_z = float(log_a.max() + np.log(a.mean()))
+        self.log_z.assign(log_z)
+        return {"log_z": log_z, "log_z_se": float(a.std(ddof=1) / a.mean() / math.sqrt(n))}
 
 
 def uniform_log_weights(k):

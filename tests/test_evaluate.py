@@ -199,6 +199,9 @@ def test_a_comparison_is_of_log_px_and_of_the_elbo():
     expected = {"difference": 0, "se": 1 / math.sqrt(3), "better": 1 / 3, "elbo_difference": 7, "elbo_se": 0}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["estimators_se"] == pytest.approx(0.3 * math.sqrt(2))
+    resampled = scored([-1.0, -2.0], [-2.0, -2.0])
+    resampled.metrics["log_z_se"] = 0.4
+    assert score.compared(resampled, scored([0.0, 0.0], [0.0, 0.0]))["estimators_se"] == pytest.approx(math.sqrt(0.34))
     unknown = scored([-1.0], [math.nan])
     assert [score.compared(unknown, unknown)[name] for name in ("se", "elbo_difference", "elbo_se")] == [None] * 3
 
@@ -227,6 +230,19 @@ def test_rows_are_a_table_and_a_single_one_is_a_list():
     assert tables.as_text([one, two]).splitlines() == ["run  log_px  rates", "a     -7.00", "b     -7.00"]
     head, *_ = tables.as_text([one, two, three | {"note": ""}]).splitlines()
     assert head.split() == ["run", "log_px", "rates", "note"]
+
+
+def test_a_resampled_prior_says_what_it_accepts_and_how_well_that_is_known():
+    def scored(log_z):
+        entry, config = SimpleNamespace(notes=lambda metrics: []), Config(prior="lars")
+        metrics = {"log_z": log_z, "log_z_se": 0.0123}
+        return SimpleNamespace(metrics=metrics, config=config, scoring=SimpleNamespace(entry=entry))
+
+    (note,) = tables.notes(scored(-1.5))
+    assert note.startswith("log Z of the prior is -1.5000 with a standard error of 0.012, which log p(x) of all images")
+    assert tables.rejecting(scored(-1.5)) == ""
+    said = "the prior accepts a share of 4.5e-05 of its proposals, and takes the last of 100 in any case: most of its "
+    assert tables.rejecting(scored(-10.0)) == said + "samples are those of N(0, I); train with more --num_proposals"
 
 
 def test_runs_are_compared_image_by_image(run, tmp_path, capfd):

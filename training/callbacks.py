@@ -103,6 +103,24 @@ class StopOnNonFinite(keras.callbacks.Callback):
         raise RunError(f"epoch {self.epoch + 1}{what}; try {tried}, {again}")
 
 
+class RefreshedPrior(keras.callbacks.Callback):
+    """Calls `refresh` where what a prior knows of its weights is old: before validation, and after averages left it.
+
+    What training changes inside an epoch is part of its state.
+    """
+
+    def __init__(self, refresh, batches, has_averages):
+        super().__init__()
+        self.refresh, self.batches, self.has_averages = refresh, batches, has_averages
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.batches.skip and (self.has_averages or epoch == 0):
+            self.refresh()
+
+    def on_test_begin(self, logs=None):
+        self.refresh()
+
+
 class EMAWeights(keras.callbacks.Callback):
     """Replaces the weights by their moving average during validation, and inside the block of `instead`.
 

@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from runtime.memory import is_out_of_memory
 from training import checkpoint, devices, messages, optimizers, processes
 from training.batches import Batches, InOrder, as_tf_dataset, reporting_unreadable, validation_batch
-from training.callbacks import EMAWeights, EpochState, StopOnNonFinite, Watch
+from training.callbacks import EMAWeights, EpochState, RefreshedPrior, StopOnNonFinite, Watch
 from training.ctrl_c import StopOnRequest
 from training.memory import check_step, check_weights, smaller
 from training.patience import monitors, patience_is_over
@@ -103,7 +103,7 @@ def _fit(config, path, prepared, state):
     stop, shows = StopOnRequest(writer), processes.leads()
     tracked = Tracked(writer, validation.images, placement) if shows else None
     progress = Progress(config, batches, len(validation), epoch) if shows else None
-    callbacks = _callbacks(config, batches, state, ema, writer, tracked, progress, stop)
+    callbacks = _callbacks(config, batches, model, state, ema, writer, tracked, progress, stop)
     if shows:  # before there is a bar, whose line this would end
         counts = {"training": len(batches.split.images), "validation": len(validation.images)}
         messages.say(*messages.opening(config, path, dataset, counts, model))
@@ -132,12 +132,13 @@ def _fit(config, path, prepared, state):
         raise KeyboardInterrupt
 
 
-def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
+def _callbacks(config, batches, model, state, ema, writer, tracked, progress, stop):
     """Those of `fit`, in the order in which Keras calls them; None is left out."""
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
         Watch(config, batches) if config.watched else None,
+        _refreshed(model, batches, ema),
         StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
         writer,  # before those that read its rows
         tracked,
@@ -146,6 +147,12 @@ def _callbacks(config, batches, state, ema, writer, tracked, progress, stop):
         stop,  # last, so that the epoch is written before it raises
     ]
     return [callback for callback in ordered if callback]
+
+
+def _refreshed(model, batches, ema):
+    """A callback for a prior that has something to refresh, else None."""
+    refresh = getattr(model.top_prior, "renormalise", None)
+    return refresh and RefreshedPrior(refresh, batches, bool(ema))
 
 
 def _shared(state, model, dataset):

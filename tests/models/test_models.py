@@ -14,8 +14,10 @@ from keras import ops
 import models
 from evaluation.importance import importance_sampling
 from experiment import Config, weights
+from models.gradients import value_and_gradient
 from models.networks import Between, DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
+from models.priors import StandardPrior
 from models.weight_names import named_weights
 from runtime.internals import sublayers
 
@@ -226,6 +228,9 @@ def shaken(prior):
     for weight in prior.trainable_weights:
         if weight.name in ("logits", "raw_logvar", "mean"):
             weight.assign(rng.normal(size=weight.shape))
+    if hasattr(prior, "renormalise"):
+        prior.logit.kernel.assign(rng.normal(size=prior.logit.kernel.shape))
+        prior.renormalise()
     return prior
 
 
@@ -236,6 +241,8 @@ def shaken(prior):
         ("flow", {"num_couplings": 3, "coupling_width": 8}),
         ("weightedvamp", {}),
         ("vampmixture", {}),
+        ("lars", {}),
+        ("lars", {"num_proposals": 2}),
     ],
 )
 def test_a_prior_integrates_to_one_and_its_draws_are_its_own(name, settings):
@@ -282,13 +289,45 @@ def test_the_prior_over_the_weights_of_a_vamp_mixture_counts_once_a_batch_in_tra
 
 @slow_on_jax
 @pytest.mark.parametrize("objective", models.OBJECTIVES)
-@pytest.mark.parametrize("prior", ["vampmixture"])
+@pytest.mark.parametrize("prior", ["vampmixture", "lars"])
 def test_a_prior_goes_with_every_bound(prior, objective):
     built = build("hvae", prior, objective=objective, **settings_of("mlp"))
+    shaken(built.top_prior)
     built.compile(keras.optimizers.SGD(1e-3))
     before = [np.array(w) for w in built.top_prior.trainable_variables]
     assert np.isfinite(built.train_on_batch(images(), return_dict=True)["elbo"])
     assert all(np.any(np.asarray(w) != b) for w, b in zip(built.top_prior.trainable_variables, before, strict=True))
+
+
+@pytest.mark.parametrize("bias", [-1e3, -50.0, -2.0, 0.0, 1e3])
+@pytest.mark.parametrize("proposals", [2, 100])
+def test_a_constant_acceptance_leaves_the_base_as_it_is(bias, proposals):
+    """However small it is, with finite gradients."""
+    prior, z = (
+        build(prior="lars", num_proposals=proposals).top_prior,
+        ops.convert_to_tensor(rng.normal(size=(N, 3)), "float32"),
+    )
+    prior.logit.bias.assign([bias])
+    found = prior.renormalise(1000)
+    assert found["log_z"] == pytest.approx(-np.logaddexp(0, -bias), abs=1e-4) and found["log_z_se"] < 1e-6
+    value, _, slope = value_and_gradient(lambda z: (prior.distribution().log_prob(z), ()), z)
+    np.testing.assert_allclose(value, StandardPrior(3, None, None).distribution().log_prob(z), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slope, -np.asarray(z), rtol=1e-3, atol=1e-3)
+
+
+def test_log_z_is_the_mean_acceptance_with_its_error_and_training_follows_it():
+    prior = shaken(build(prior="lars", latent_dim=1).top_prior)
+    axis = np.linspace(-9, 9, 4001)
+    a = np.exp(np.asarray(prior.log_accept(axis[:, None].astype("float32")), "float64"))
+    exact = np.log(np.sum(a * scipy.stats.norm.pdf(axis)) * (axis[1] - axis[0]))
+    errors = [(found["log_z"] - exact) / found["log_z_se"] for found in (prior.renormalise(4000, s) for s in range(20))]
+    assert 0.5 < np.sqrt(np.mean(np.square(errors))) < 1.6
+    prior.log_z.assign(exact + 0.5)
+    noise = keras.random.SeedGenerator(0)
+    for _ in range(300):
+        with prior.step(noise):
+            pass
+    assert float(prior.log_z) == pytest.approx(exact, abs=0.05)
 
 
 def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
@@ -467,8 +506,8 @@ def test_projection_keeps_pseudo_inputs_in_the_unit_interval():
 def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
     """One step of plain gradient descent; pseudo-input pixels start at 0 and 1, where a clip would have no gradient."""
     built = build(model, prior, activation="elu")
-    if prior == "flow":
-        bend(built.top_prior.flow)  # at first the identity, for which its hidden layers have no gradient
+    if prior in ("flow", "lars"):
+        shaken(built.top_prior)  # at first the identity, or constant: its hidden layers have no gradient
     trained = prior in ("vamp", "weightedvamp", "vampmixture")
     if trained:
         built.top_prior.pseudo_inputs.assign(images(K))

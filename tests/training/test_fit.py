@@ -500,3 +500,11 @@ def test_a_training_prints_a_bar_or_a_line_now_and_then_in_the_same_words(monkey
     last = r"epoch 2.00 of 4, (00:00 so far, )?\d\d:\d\d left, elbo=-98.77, val_elbo=-97.65\s*\n"
     assert printed == "" if every == 60 and not on_terminal else re.search(last, printed)
     assert ("\r" in printed) == on_terminal
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resampled_prior_is_validated_and_kept_with_the_normaliser_of_the_weights_that_are(tmp_path, ema):
+    prior = train(tmp_path, prior="lars", epochs=1, ema=ema).model.top_prior
+    kept = float(prior.log_z)
+    assert prior.renormalise()["log_z"] == pytest.approx(kept, abs=1e-5)
+    assert kept != pytest.approx(np.log(0.5), abs=1e-4)
