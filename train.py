@@ -11,6 +11,7 @@ import models
 from experiment import Config
 from experiment.flags import add_backend, add_settings, is_one_value
 from experiment.presets import preset, preset_names
+from experiment.sources import OF_REFITS
 from grids import launch
 from grids.configs import configs_of, lists_of
 from runtime import backend
@@ -24,10 +25,16 @@ SEVERAL = ("jobs", "cluster", "search")  # flags that train several runs
 CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track", "distribute")
 FIXED = [field.name for field in dataclasses.fields(Config) if field.name not in CHANGEABLE]
 REFUSED = f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can"
+KEPT = [field.name for field in dataclasses.fields(Config)
+        if field.metadata["tag"] is not None and field.name not in OF_REFITS]  # fmt: skip
 RULES = [
-    *[Rule(name, lambda args: is_given(args, "resume"), REFUSED) for name in (*FIXED, "overwrite", "preset", *SEVERAL)],
-    *[Rule(name, lambda args, name=name: is_given(args, "resume") and not is_one_value(getattr(args, name)),
-           "is more than the one value that --resume takes") for name in CHANGEABLE],
+    *[Rule(name, lambda args: is_given(args, "resume"), REFUSED)
+      for name in (*FIXED, "overwrite", "preset", "refit_prior", *SEVERAL)],
+    *[Rule(name, lambda args: is_given(args, "refit_prior"), "cannot be given with --refit_prior, which keeps all of "
+           "the run but its prior and how it is trained") for name in (*KEPT, "preset", *SEVERAL)],
+    *[Rule(name, lambda args, name=name, one=one: is_given(args, one) and not is_one_value(getattr(args, name)),
+           f"is more than the one value that --{one} takes")
+      for one, names in (("resume", CHANGEABLE), ("refit_prior", FIXED + list(CHANGEABLE))) for name in names],
     *[needs(name, "cluster") for name in ("cpus_per_run", "gpus_per_run")],
     needs("trials", "search"),
     Rule("data_dir", lambda args: not set(getattr(args, "data_set", ())) <= set(data.DATA_SETS), "does not go with "
@@ -47,6 +54,9 @@ def add_arguments(parser):
     text = "resume the run in this folder; with other --epochs or --patience, train it further in a new folder (the "
     text += "command of an unfinished run resumes it, too)"
     parser.add_argument("--resume", metavar="RUN", type=path, topic="runs", common=True, help=text)
+    text = "keep q(z|x) and p(x|z) of a finished vae or hvae and fit this prior to draws of q, in a new run beside it; "
+    text += "flags of the prior and of its optimisation change the settings of RUN"
+    parser.add_argument("--refit_prior", nargs=2, metavar="PRIOR RUN", topic="prior", help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)
     text = "list the presets with their cost and expected result, and exit"
@@ -91,6 +101,8 @@ def run(args):
             return follow(args)
     if args.resume is not None:
         return start.run_again(args)
+    if args.refit_prior:
+        return start.refit(args)
     lists = lists_of(args)
     networks = lists.get("network", [Config.network])
     backend.settle(args.backend, args.device, dense=all(models.NETWORKS[name].is_dense for name in networks))

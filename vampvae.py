@@ -21,13 +21,14 @@ from runtime import backend
 from runtime.command import Parser, command, path
 from runtime.errors import DataError, RunError, UserError
 from runtime.rules import check, shown
+from train import SEVERAL
 from training import start
 
 __all__ = ["DataError", "Run", "RunError", "UserError", "evaluate", "load", "plot", "train"]
 
 SCRIPTS = {"train": train_script, "eval": evaluate_script, "plot": plot_script, "features": features}
 OF_COMMANDS = {  # the flags that make no sense for one run in Python
-    train_script: ("data_set", "gs_key", "resume", "list_presets", "jobs", "cluster", "search", "worker", "member"),
+    train_script: ("data_set", "gs_key", "resume", "refit_prior", "list_presets", "worker", "member", *SEVERAL),
     evaluate_script: ("gs_key", "runs_dir", "compare"),
     plot_script: (),
 }

@@ -8,6 +8,7 @@ import numpy as np
 
 import models
 from evaluation.score import COLUMNS, LATENTS, compared, highest_khat
+from experiment.sources import is_of
 from runtime.text import listed, table
 
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
@@ -64,6 +65,23 @@ def print_comparison(found):
     _, found = shortened(found)
     print(f"\ncompared with {found[0].name}, image by image, in nats")
     print(table([compared(one, found[0]) for one in found[1:]]))
+    print(*of_priors(found), sep="", end="")
+
+
+def of_priors(found):
+    """Yields a line on each Scored that is the first one with another prior: what the prior explains of a gap."""
+    base, *others = found
+    for one in others:
+        if not is_of(one.config, base.metrics["weights_sha256"]):
+            continue
+        gain = compared(one, base)
+        said = f"{one.name} has q(z|x) and p(x|z) of {base.name}: {gain['difference']:+.2f} nats"
+        yield f"{said} (se {gain['se']:.2g}) are the prior's alone\n"
+        for other in others:
+            if other.config.prior == one.config.prior and not other.config.refit:
+                gap = compared(other, base)["difference"]
+                rest = gap - gain["difference"]
+                yield f"  of the {gap:+.2f} nats of {other.name}, {rest:+.2f} are not: they are of q and p(x|z)\n"
 
 
 def print_notes(one):

@@ -156,6 +156,7 @@ class Config:
                                 high=10_000)
     max_train_images: int = setting(None, "data", "train on the first N training images only", common=True, tag="n",
                                     low=1, high=INT32)
+    refit: str = setting(None, "prior", "", tag="refit")  # ID@SHA256 of the run whose q and p(x|z) this one keeps
     gs_key: str = setting(None, "grid", "name of a grid: flags then take several values, and all runs are trained, into"
                           " RUNS_DIR/KEY", common=True)
     data_dir: str = setting(None, "data", "folder of the data files [$VAMPVAE_DATA, a cache, or a download]",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from experiment import sources
 from experiment.config import Config
 from experiment.run import Run
 from experiment.settings import TOPICS, is_list, kind_of
@@ -138,9 +139,15 @@ def unusual(config):
 
 
 def words_of(config):
-    """The flags that make this Config, as words of a command: those of every setting that has not its usual value."""
-    words = []
-    for name, text in unusual(config).items():  # one word if the value would look like another flag
+    """The flags that make this Config, as words of a command: those of every setting that has not its usual value.
+
+    Where it keeps q and p(x|z) of another run, that run, and all settings that may differ from it.
+    """
+    words, texts = [], unusual(config)
+    if config.refit:
+        words = ["--refit_prior", config.prior, sources.place_of(config)]
+        texts = {name: word(value) for name, value in config.settings.items() if name in sources.OF_REFITS}
+    for name, text in texts.items():  # one word if the value would look like another flag
         words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
     return words
 

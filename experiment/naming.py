@@ -8,7 +8,8 @@ import models
 def settings(config):
     """The settings that change the numbers, by name, without those that mean nothing beside the others.
 
-    What comes to the usual value is written so, as `auto` or None, if it is known before the images are.
+    What comes to the usual value is written so, as `auto` or None, if it is known before the images are; a checksum by
+    its first 8 digits.
     """
     numbers = [field.name for field in dataclasses.fields(config) if field.metadata["tag"] is not None]
     found = {name: getattr(config, name) for name in numbers if config.has(name)}
@@ -25,6 +26,8 @@ def settings(config):
         found["latent_dims"] = None
     if config.observation != "gaussian":
         del found["sigma"]
+    if config.refit is not None:
+        found["refit"] = config.refit.rpartition("@")[2][:8]
     return found
 
 

@@ -83,6 +83,8 @@ RULES = (
          "statistics of its batch normalisation are not averaged"),
     Rule("prior", lambda c: c.prior == "flow" and models.sizes(c)[0] < 2,
          lambda c: f"needs two dimensions in the top layer: --latent_dim {_smallest(c) + 1} or more for {c.model}"),
+    Rule("refit", lambda c: c.is_deep, lambda c: f"goes with --model vae or hvae, not with {c.model}"),
+    Rule("refit", lambda c: not re.fullmatch(r"[^/\\]{1,255}@[0-9a-f]{64}", c.refit), "must be ID@SHA256"),
     Rule("likelihood", _is_misfit, lambda c: f"is for grey pixels, and those of {c.data_set} are binarized"),
     Rule("binarize", _is_misfit, lambda c: f"does not go with the {c.observation} likelihood of {c.data_set}"),
     Rule("sigma", lambda c: c.observation != "gaussian", "goes with --likelihood gaussian"),

@@ -162,6 +162,8 @@ def build(config, image_shape, dynamic=False, from_data=None):
     try:
         model = _built(config, image_shape, dynamic, from_data)
         model.image_shape = tuple(image_shape)
+        if config.refit:
+            _freeze_all_but_prior(model, config.prior)
         return model
     finally:
         keras.config.set_dtype_policy(usual)
@@ -192,6 +194,17 @@ def sizes(config):
     if MODELS[config.model].smallest_latent == 1:
         return (config.latent_dim,)
     return config.latent_dims or ((config.latent_dim + 1) // 2, config.latent_dim // 2)
+
+
+def _freeze_all_but_prior(model, name):
+    """The ELBO's gradient is then that of the mean of log p(z) over draws of q(z|x): p(z) is fitted to these.
+
+    A frozen layer's batch normalisation uses its moving averages and leaves them as they are.
+    """
+    for layer in model.layers:
+        layer.trainable = layer is model.top_prior
+    if not model.trainable_variables:
+        raise ValueError(f"prior {name} has no weights that could be fitted")
 
 
 def latent_dim(config, image_shape):

@@ -13,10 +13,11 @@ import numpy as np
 import data
 import experiment
 import models
-from experiment import tracking, weights
+from experiment import sources, tracking, weights
 from experiment.folder import finish_replacing
 from experiment.record import versions
 from models.dvp import context_scale
+from models.weight_names import named_weights
 from runtime import atomic, backend
 from runtime.command import stoppable
 from runtime.errors import UserError
@@ -39,10 +40,12 @@ JIT = {"auto": "auto", "on": True, "off": False}  # Keras' "auto" is off on Tens
 def train(config, overwrite=False, source=None):
     """Trains a new run to its end, starting from the state of the Run `source` if given, and returns its folder.
 
+    If `config` refits the prior of `source`, it starts from the weights of that, with a prior of its own.
     Raises UserError or DataError before anything is written. Raises RunError if a term is not finite, memory is too
     small or the folder can no longer be written, and KeyboardInterrupt after Ctrl-C; `resume` then continues the run.
     """
-    if source and config.is_made_for_its_epochs and config.epochs != (before := source.config.epochs):
+    is_refit = source is not None and sources.is_of(config, source.weights_sha256)
+    if source and not is_refit and config.is_made_for_its_epochs and config.epochs != (before := source.config.epochs):
         falls = f"has a learning rate that falls over its {before} epochs"
         raise UserError(f"{source.path} {falls}: it cannot be trained longer")
     dataset = _load(config)
@@ -51,7 +54,10 @@ def train(config, overwrite=False, source=None):
         config = dataclasses.replace(config, auto_likelihood=dataset.likelihood)  # so that it never changes
     prepared = prepare(config, dataset)
     state = None
-    if source:
+    if is_refit:
+        source.check_data(prepared.dataset)
+        state = _with_weights_of(source, prepared.model)
+    elif source:
         _check_same(source, prepared.dataset)
         state = _newest_state(source, config, prepared)
         if state is None:
@@ -276,6 +282,16 @@ def _check_same(run, dataset):
     now, then = versions(), run.record["versions"]
     if changed := [f"{name} {then.get(name)} is now {now[name]}" for name in now if now[name] != then.get(name)]:
         print(f"warning: {run.path}: {', '.join(changed)}; last digits may differ", file=sys.stderr)
+
+
+def _with_weights_of(source, model):
+    """The State before the first epoch that has all weights of the Run `source` but its prior's, and these of `model`.
+
+    Raises UserError where weights of `source` cannot be read.
+    """
+    own = {name: weight for name, weight in named_weights(model).items() if not name.startswith("prior/")}
+    weights.assign(own, weights.values(named_weights(source.model)))
+    return checkpoint.State(0, 0, 0.0, [], {}, weights.values(checkpoint.variables(model)))
 
 
 def _newest_state(run, config, prepared, mend=False):

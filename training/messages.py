@@ -35,7 +35,8 @@ def opening(config, path, dataset, counts, model):
     read = dataset.about or f"{config.data_set}, {images} images of {shape}"
     used = f"; trained on {counts['training']:,} images" * bool(dataset.about and config.max_train_images)
     yield f"data: {read}{used}; {binarized}, {config.observation} likelihood"
-    yield f"model: {config.model}, {layers}, {prior}{weights:,} weights"
+    kept = f" to fit; q(z|x) and p(x|z) are those of {config.refit.rpartition('@')[0]}" if config.refit else ""
+    yield f"model: {config.model}, {layers}, {prior}{weights:,} weights{kept}"
     yield f"folder: {path}"
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 
 import experiment
+from experiment import sources
 from experiment.flags import given_settings, pasted
 from experiment.folder import finish_replacing
 from runtime import backend
@@ -27,9 +28,23 @@ def fit(config, args, run=None):
     return train(config, args.overwrite, run)
 
 
+def _settings(args):
+    """The settings on the command line, of which each has one value."""
+    return {name: value[0] if isinstance(value, list) else value for name, value in given_settings(args).items()}
+
+
+def refit(args):
+    """Fits a prior to the run that --refit_prior names, in a run of its own; returns the exit code."""
+    prior, path = args.refit_prior
+    source = sources.finished(path)
+    config = sources.refitted(source, prior, _settings(args))
+    backend.settle(source.backend if args.backend in (None, "auto") else args.backend, args.device)
+    return run_one(config, args, source)
+
+
 def run_again(args):
     """Resumes the run that --resume names, or trains it further in a folder of its own; returns the exit code."""
-    settings = {name: value[0] if isinstance(value, list) else value for name, value in given_settings(args).items()}
+    settings = _settings(args)
     before = experiment.load(os.path.abspath(args.resume))  # `.` and `..` name no run
     backend.settle(before.backend if args.backend in (None, "auto") else args.backend, args.device)
     here = {"data_dir": before.data_dir, "distribute": experiment.Config.distribute}  # devices differ by machine
