@@ -8,8 +8,8 @@ import sys
 
 import data
 import models
-from experiment import Config
-from experiment.flags import add_backend, add_settings, is_one_value
+from experiment import Config, own
+from experiment.flags import add_backend, add_code, add_settings, is_one_value
 from experiment.presets import preset, preset_names
 from experiment.sources import OF_REFITS
 from grids import launch
@@ -61,6 +61,7 @@ def add_arguments(parser):
     parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)
     text = "list the presets with their cost and expected result, and exit"
     parser.add_argument("--list_presets", action="store_true", topic="runs", common=True, help=text)
+    add_code(parser)
     add_backend(parser)
     text = "--distribute processes: host and free port of the first process, the same for all [found under Slurm, "
     text += "else $JAX_COORDINATOR_ADDRESS]"
@@ -94,7 +95,8 @@ def run(args):
     if args.worker:
         end_with_parent()
     if getattr(args, "distribute", None) == "processes" and not args.member:
-        return processes.guarded({name: value for name, value in vars(args).items() if name != "run"})
+        flags = {name: value for name, value in vars(args).items() if name != "run"}
+        return processes.guarded(flags | {"entered": own.entered()})
     if args.member:
         join(args)
         if not processes.leads():
@@ -157,6 +159,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.member:
         given = argparse.Namespace(**json.loads(args.member) | {"member": True})
+        for entry in given.entered:
+            own.name_of(*entry)
+        for file in given.code or ():
+            own.take(file)
         return processes.serve(lambda: command(run, given))
     return command(run, args)
 

@@ -13,7 +13,7 @@ import plot as plot_script
 import train as train_script
 from data.arrays import as_grey, stored
 from evaluation import features, score, tables
-from experiment import Config
+from experiment import Config, own
 from grids.configs import configs_of
 from plotting import run_figures
 from plotting.view import in_batches
@@ -97,8 +97,10 @@ class Run:
         return data.binarized(grey, self.config.binarization, np.random.default_rng(data.HELD_OUT_SEED))
 
 
-def load(path, data_dir=None):
-    """The Run in a folder. Raises UserError if it is none."""
+def load(path, data_dir=None, code=None):
+    """The Run in a folder; `code` is the file of your own classes that it has. Raises UserError if it is none."""
+    if code is not None:
+        own.take(str(code))
     return Run(path, data_dir)
 
 
@@ -131,9 +133,9 @@ def evaluate(run, **settings):
     return scored.metrics
 
 
-def plot(run, name, projection="pca"):
+def plot(run, name, projection="pca", code=None):
     """The matplotlib Figure that `python plot.py RUN --figures NAME` writes, of a Run or the run in a folder."""
-    args = _flags(plot_script, {"projection": projection})
+    args = _flags(plot_script, {"projection": projection, "code": code})
     with backend.borrowed():
         return run_figures.drawn(_run(run), name, args.projection)
 

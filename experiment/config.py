@@ -29,14 +29,14 @@ class Config:
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
                          "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
                          "to cluster; lars: N(0, I), resampled; flow: a RealNVP", common=True, tag="",
-                         choices=tuple(models.PRIORS))
+                         choices=models.PRIORS)
     network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
-                           "VampPrior paper's networks", common=True, tag="", choices=tuple(models.NETWORKS))
+                           "VampPrior paper's networks", common=True, tag="", choices=models.NETWORKS)
     posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
     objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; miwae, ciwae, piwae: "
                              "between elbo and iwae; lmcvae, amcvae: Langevin steps", common=True, tag="",
-                             choices=tuple(models.OBJECTIVES))
+                             choices=models.OBJECTIVES)
     num_samples: int = setting(None, "bound", "samples or chains per image [5; 1 for elbo and lmcvae; 64 for the "
                                "bounds between]", tag="samples", low=1, high=100_000)
     num_groups: int = setting(8, "bound", "miwae, piwae: groups of samples, each with a bound", tag="groups", low=1,

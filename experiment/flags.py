@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from experiment import sources
+from experiment import own, sources
 from experiment.config import Config
 from experiment.run import Run
 from experiment.settings import TOPICS, is_list, kind_of
@@ -94,6 +94,9 @@ def is_one_value(value):
 def _reader(field):
     kind, words = path if field.name in PATHS else kind_of(field), field.metadata["words"]
 
+    if field.name in own.PICKS:
+        return of_user(partial(own.name_of, field.name))
+
     def read(text):
         if is_list(field) and "," in text:
             return tuple(kind(part) for part in text.removesuffix(",").split(","))
@@ -108,6 +111,28 @@ def _reader(field):
 
     read.__name__ = kind.__name__  # argparse's "invalid int value" is made from it
     return read
+
+
+def of_user(read):
+    """A reader for argparse whose UserErrors are its sentences."""
+
+    def reader(text):
+        try:
+            return read(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return reader
+
+
+def add_code(parser):
+    """Adds --code."""
+    text = (
+        "a file of your own classes, FILE.py:CLASS as --prior, --network or --objective, that runs were trained with; "
+    )
+    text += "once for each file"
+    options = {"action": "append", "type": of_user(own.take), "metavar": "FILE.py", "topic": "runs"}
+    parser.add_argument("--code", help=text, **options)
 
 
 def add_backend(parser):
@@ -125,6 +150,7 @@ def add_runs(parser):
     options = {"topic": "runs", "common": True}
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, as train.py prints them", **options)
     parser.add_argument("--gs_key", metavar="NAME", help="take every run of this grid", **options)
+    add_code(parser)
     options = {"topic": "runs", "type": path, "metavar": "DIR"}
     parser.add_argument("--runs_dir", default="runs", help="where the grid lies", **options)
     text = "where the data files lie [where training found them]; for folder:PATH, the folder or file itself"
@@ -145,8 +171,9 @@ def words_of(config):
     """
     words, texts = [], unusual(config)
     if config.refit:
-        words = ["--refit_prior", config.prior, sources.place_of(config)]
+        words = ["--refit_prior", own.flag_of(config.prior), sources.place_of(config)]
         texts = {name: word(value) for name, value in config.settings.items() if name in sources.OF_REFITS}
+    texts |= {name: own.flag_of(texts[name]) for name in own.PICKS if name in texts}
     for name, text in texts.items():  # one word if the value would look like another flag
         words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
     return words

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import data
+from experiment import own
 from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
@@ -91,6 +92,7 @@ def record_of(config, dataset):
     settings = dataclasses.asdict(config) | {"data_set": data.absolute(config.data_set)}
     settings["data_dir"] = config.data_dir and os.path.abspath(os.path.expanduser(config.data_dir))
     found = {"format": FORMAT, "config": settings, "backend": keras.backend.backend(), "git_commit": git_commit()}
+    found |= {"code": code} if (code := own.record(config)) else {}
     about = {"data_sha256": dataset.sha256, "data_note": dataset.note, "image_shape": list(dataset.image_shape)}
     return found | {"versions": versions()} | about
 

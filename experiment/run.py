@@ -18,7 +18,7 @@ import numpy as np
 
 import data
 import models
-from experiment import weights
+from experiment import own, weights
 from experiment.config import Config
 from experiment.folder import is_held
 from experiment.record import BEFORE, check_record, read_bytes, read_json, read_status
@@ -60,14 +60,16 @@ class Run:
         self.record = read_json(self.path / "config.json", f"{path} is no run: it has no readable config.json")
         if links := [name for name in LINKED if (self.path / name).is_symlink()]:
             raise UserError(f"{path} has a link in the place of its folder {links[0]}, which is not followed")
+        own.require(path, self.record.get("code", {}))
         try:
             check_record(self.record)
             self.config = Config.from_dict(BEFORE | self.record["config"])
             _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error
-        trained_from, own = self.config.data_dir, self.config.source.origin  # a path, if they are the user's own images
-        is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(own)
+        trained_from = self.config.data_dir
+        origin = self.config.source.origin  # a path, if they are the user's own images
+        is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(origin)
         self.data_dir = data_dir or (trained_from if is_there else None)
         self.data_set = self.config.data_set  # of which `images` are; see `on`
         self.status = read_status(self.path / "status.json")
@@ -185,10 +187,18 @@ class Run:
 
         model = models.build(self.config, self.image_shape)
         weights.assign(named_weights(model), values)
+        self._check_own(model)
         if path := weights.not_finite(model):
             said = f"weight {path} is not finite, so log p(x) of image 0, or of any other, is not either"
             raise UserError(f"{self.weights}: {said}; the weights are not usable")
         return model
+
+    def _check_own(self, model):
+        try:
+            if said := models.check_own(self.config, model):
+                print(f"warning: {self.path}: {said}", file=sys.stderr)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from error
 
     @cached_property
     def history(self):

@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 
-from experiment import Config
+from experiment import Config, own
 from experiment.differences import label, labels
 from experiment.flags import next_commands
 from grids import cluster, leaderboard, search, workers
@@ -90,4 +90,4 @@ def print_next(configs):
     """Prints to stderr the commands that score and draw the runs of a grid."""
     one = next(iter(configs))
     words = [] if one.runs_dir == Config.runs_dir else ["--runs_dir", one.runs_dir]
-    print(*next_commands("--gs_key", one.gs_key, *words), sep="\n", file=sys.stderr)
+    print(*next_commands("--gs_key", one.gs_key, *words, *own.words_for(*configs)), sep="\n", file=sys.stderr)

@@ -4,8 +4,10 @@ The registries import no Keras, so that a script can list the names before the b
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,8 @@ import numpy as np
 class ModelEntry(NamedTuple):
     """A model: `path` of its class, `settings`, its smallest number of latent dimensions.
 
-    Here as in the other registries, `settings` are those that not all entries have.
+    Here as in the other registries, `settings` are those that not all entries have. The `path` of a user's own class is
+    a function that returns it (see contract.py).
 
     `is_deep`: a hierarchy of many layers whose sizes follow from its scales; `is_exact`: the density of its prior can
     be computed, not only estimated.
@@ -135,6 +138,23 @@ REGISTRIES = {
 }  # by the setting that picks
 
 
+def is_own(entry):
+    """Whether an entry is a user's own class."""
+    return callable(entry.path)
+
+
+def own_entries(config):
+    """The user's own classes that the model of `config` has: a dict of the setting that picks to the class."""
+    chosen = {pick: entries[getattr(config, pick)] for pick, entries in REGISTRIES.items() if config.has(pick)}
+    return {pick: _import(entry.path) for pick, entry in chosen.items() if is_own(entry)}
+
+
+def line_in(path, error):
+    """Where in the file at `path` an error came up: " (line 12)", or "" if nowhere in it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f" (line {lines[-1]})" if lines else ""
+
+
 def owners(setting):
     """Which entries a setting belongs to: {name of the setting that picks: names of entries}, {} if to all of them."""
     found = {pick: tuple(name for name, entry in entries.items() if setting in entry.settings)
@@ -160,7 +180,8 @@ def build(config, image_shape, dynamic=False, from_data=None):
     # of layers that do not say float32, as all but hidden ones do; float32 is Keras' own floats: a test may want double
     keras.config.set_dtype_policy(keras.config.floatx() if config.precision == "float32" else config.precision)
     try:
-        model = _built(config, image_shape, dynamic, from_data)
+        with contextlib.nullcontext() if not (own := own_entries(config)) else _import("contract.kept")(own):
+            model = _built(config, image_shape, dynamic, from_data)
         model.image_shape = tuple(image_shape)
         if config.refit:
             _freeze_all_but_prior(model, config.prior)
@@ -184,6 +205,8 @@ def _built(config, image_shape, dynamic, from_data):
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
+    if is_own(PRIORS[config.prior]):
+        prior_class = _import("contract.completed")(prior_class)
     own = {name: getattr(config, name) for name in PRIORS[config.prior].settings if name not in PSEUDO_INPUTS}
     make_prior = functools.partial(prior_class, pseudo_inputs=from_data, **own)
     return model_class(sizes(config), networks, make_prior, objective(config), dynamic, config.seed)
@@ -220,13 +243,24 @@ def latent_dim(config, image_shape):
 
 def objective(config):
     """The objective that `config` names and describes."""
-    return _import(OBJECTIVES[config.objective].path)(config)
+    entry = OBJECTIVES[config.objective]
+    made = _import(entry.path)(config)
+    if is_own(entry):
+        made.logged = entry.logged
+    return made
+
+
+def check_own(config, model):
+    """Raises ValueError where a user's own class does not keep the contract; returns what cannot be checked, or ""."""
+    own = own_entries(config)
+    return _import("contract.check")(own, model) if own else ""
 
 
 def blank_weights(config, image_shape):
     """The `named_weights` of the model that `build` would return, none of them allocated. Raises as `build` does."""
     from .weight_names import named_weights
 
+    own_entries(config)  # a user's file runs here, not in the thread without values
     return named_weights(unallocated(lambda: build(config, image_shape)))
 
 
@@ -278,5 +312,7 @@ def _is_twice_differentiable(activation):
 
 
 def _import(path):
+    if callable(path):
+        return path()
     module, name = path.split(".")
     return getattr(importlib.import_module(f".{module}", __package__), name)

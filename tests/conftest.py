@@ -19,7 +19,7 @@ import safetensors.numpy
 import trustme
 
 import models
-from experiment import Config, tracking, weights
+from experiment import Config, own, tracking, weights
 from experiment.settings import is_list, kind_of
 from runtime import backend
 
@@ -106,6 +106,17 @@ def handlers_stay():
     """A test that left another handler behind would let the next one that stops a run end the whole process."""
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def no_code(monkeypatch):
+    """No file of code was named before the test, and no class of one stays in the registries after it."""
+    monkeypatch.setattr(own, "_files", {})
+    monkeypatch.setattr(own, "_classes", {})
+    yield
+    for entries in models.REGISTRIES.values():
+        for name in [name for name, entry in entries.items() if models.is_own(entry)]:
+            del entries[name]
 
 
 def _seed():

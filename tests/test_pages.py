@@ -99,7 +99,10 @@ def test_every_flag_is_one(page):
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.name)
-def test_every_command_is_understood(page):
+def test_every_command_is_understood(page, tmp_path, monkeypatch, no_code):
+    monkeypatch.chdir(tmp_path)  # with the files that the page writes
+    for name, content in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
+        (tmp_path / name).write_text(content)
     for script, words in COMMAND.findall(page.read_text()):
         parser_of(script).parse_args([word for word in shlex.split(words) if word != "..."])
 

@@ -231,6 +231,8 @@ def _compiled(config, batches, dataset):
         from_data = _context_scale(config, batches.split)
     backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)
+    if said := models.check_own(config, model):
+        print(f"warning: {said}", file=sys.stderr)
     is_short = models.NETWORKS[config.network].is_dense or backend.has_gpu()  # as the work between two executions
     at_once = config.steps_per_execution or (MANY if is_short and not batches.placement.is_distributed else 1)
     optimizer = optimizers.optimizer(config, batches.steps, model)

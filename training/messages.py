@@ -5,6 +5,7 @@ import math
 import sys
 
 import models
+from experiment import own
 from experiment.flags import next_commands
 from runtime.text import duration
 
@@ -46,4 +47,4 @@ def closing(run):
     best = f"best validation ELBO: {status['best_val_elbo']:.2f} nats, in epoch {status['best_epoch']} of "
     yield f"{best}{status['epochs_done']}; {duration(status['seconds'])} of training{note}"
     if not run.config.gs_key:  # otherwise its grid says so
-        yield from next_commands(str(run.path))
+        yield from next_commands(str(run.path), *own.words_for(run.config))

@@ -6,7 +6,7 @@ import os
 import sys
 
 import experiment
-from experiment import sources
+from experiment import own, sources
 from experiment.flags import given_settings, pasted
 from experiment.folder import finish_replacing
 from runtime import backend
@@ -35,7 +35,7 @@ def _settings(args):
 
 def refit(args):
     """Fits a prior to the run that --refit_prior names, in a run of its own; returns the exit code."""
-    prior, path = args.refit_prior
+    prior, path = own.name_of("prior", args.refit_prior[0]), args.refit_prior[1]
     source = sources.finished(path)
     config = sources.refitted(source, prior, _settings(args))
     backend.settle(source.backend if args.backend in (None, "auto") else args.backend, args.device)
@@ -62,7 +62,7 @@ def run_one(config, args, source=None):
     """
     run, config = existing(config, args)
     if run is None:
-        return run_and_report(config.path, lambda: fit(config, args, source))
+        return run_and_report(config, config.path, lambda: fit(config, args, source))
     return resume_or_skip(run, config, args)
 
 
@@ -92,10 +92,10 @@ def resume_or_skip(run, config, args):
         return 0
     if state != "running":  # otherwise another process trains it, and `fit` says so
         print(f"resuming {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
-    return run_and_report(run.path, lambda: fit(config, args, run))
+    return run_and_report(config, run.path, lambda: fit(config, args, run))
 
 
-def run_and_report(path, train):
+def run_and_report(config, path, train):
     """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
     try:
         folder = train()
@@ -105,7 +105,8 @@ def run_and_report(path, train):
     except KeyboardInterrupt:
         if not path.is_dir():
             raise
-        print(f"stopped; {pasted('train.py', '--resume', str(path))} resumes it, as does the same command")
+        again = pasted("train.py", "--resume", str(path), *own.words_for(config))
+        print(f"stopped; {again} resumes it, as does the same command")
         if (path / "best.safetensors").is_file():
             print("evaluate.py and plot.py accept it as it is")
         return STOPPED
