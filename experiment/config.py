@@ -125,7 +125,8 @@ class Config:
                               "--sigma; auto: as usual for the data set", tag="likelihood",
                               choices=("auto", *models.LIKELIHOODS))
     auto_likelihood: str = setting(None, "data", "", choices=tuple(models.LIKELIHOODS))  # what auto is for own images
-    sigma: float = setting(1.0, "data", "standard deviation of gaussian pixels", tag="sigma", above=0)
+    sigma: float = setting(1.0, "data", "standard deviation of gaussian pixels; learned: a weight, at first 1",
+                           tag="sigma", above=0, words=[("learned", "learned")])
     scales: str = setting("4x14,4x7", "deep models", "latent layers as count x rows of their maps, the finest first",
                           tag="scales")
     channels: int = setting(32, "deep models", "channels of feature maps", tag="", low=1, high=4096)
@@ -324,7 +325,7 @@ class Config:
     def note(self):
         """What has to be said beside every score with these settings, whatever the data files are."""
         if self.observation == "gaussian":
-            kind = DENSITY_NOTE
+            kind = DENSITY_NOTE + (self.sigma == "learned") * ", and its sigma is trained"
         elif self.binarization != "none":
             kind = BINARIZED_NOTE if self.usual_likelihood != "bernoulli" else ""
         else:

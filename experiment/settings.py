@@ -54,6 +54,8 @@ def checked(field, value):
 
 def _checked(field, value):
     meta, flag, kind = field.metadata, f"--{field.name}", kind_of(field)
+    if type(value) is str and value in meta["words"].values():
+        return value
     if kind is float and type(value) is int and abs(value) < INT32:
         value = float(value)
     if type(value) is not kind:

@@ -124,7 +124,7 @@ OBJECTIVES = {
 }
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",
-               "mixlogistic": "pixels.mixture_of_logistics", "gaussian": "pixels.pixels"}  # fmt: skip
+               "mixlogistic": "pixels.mixture_of_logistics", "gaussian": "networks.gaussian_pixels"}  # fmt: skip
 PRECISIONS = {  # Keras' names of them
     "float32": PrecisionEntry(4),
     "mixed_bfloat16": PrecisionEntry(2),

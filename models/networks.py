@@ -10,6 +10,7 @@ from keras import Sequential, backend, constraints, layers, ops
 
 from .convolutions import Conv2D, Conv2DTranspose
 from .distributions import Normal
+from .pixels import Pixels, pixels
 
 LOGVAR = (-6.0, 2.0)  # bounds of log-variances
 
@@ -69,6 +70,25 @@ class GaussianHead(layers.Layer):
 
     def call(self, h):
         return Normal(as_one_batch(self.mean, h), self.bound(as_one_batch(self.raw_logvar, h), *LOGVAR))
+
+
+class LearnedSigma(layers.Layer):
+    """The Observation of Gaussian pixels whose sigma is a trained weight, at first 1."""
+
+    def __init__(self):
+        super().__init__(dtype=backend.floatx())
+        self.log_sigma = self.add_weight(shape=(), initializer="zeros", name="log_sigma")
+        self.outputs, _, self.maps_of = pixels(1.0)
+        self.built = True
+
+    def of(self, maps, bound):
+        mean = ops.sigmoid(maps)
+        return Pixels(mean, ops.exp(self.log_sigma) * ops.ones_like(mean[..., :1, :1, :1]))
+
+
+def gaussian_pixels(sigma):
+    """The Observation of Gaussian pixels, of one sigma for all; "learned" is one that is trained."""
+    return LearnedSigma() if sigma == "learned" else pixels(sigma)
 
 
 def gaussian(make_head, features, units):

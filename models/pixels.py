@@ -172,10 +172,13 @@ def _signed(k):
 
 
 class Pixels(NamedTuple):
-    """Independent pixels N(mean, sigma^2), one sigma for all; the event is an image. Shape: mean (..., H, W, C)."""
+    """Independent pixels N(mean, sigma^2), one sigma for all; the event is an image.
+
+    Shapes: mean (..., H, W, C); sigma is a number, or (..., 1, 1, 1).
+    """
 
     mean: object
-    sigma: float
+    sigma: object
     log_prob_of_each = _log_prob_of_each  # a product of matrices would lose digits to large squares
 
     def sample(self, n, seed):
@@ -184,8 +187,9 @@ class Pixels(NamedTuple):
 
     def log_prob(self, x):
         """The log-density in nats: (..., H, W, C) -> (...)."""
+        log_sigma = math.log(self.sigma) if isinstance(self.sigma, int | float) else ops.log(self.sigma)
         squared = ops.square((x - self.mean) / self.sigma)
-        return -0.5 * ops.sum(LOG_2PI + 2 * math.log(self.sigma) + squared, axis=IMAGE_AXES)
+        return -0.5 * ops.sum(LOG_2PI + 2 * log_sigma + squared, axis=IMAGE_AXES)
 
 
 class Autoregressive(NamedTuple):

@@ -355,6 +355,17 @@ def test_a_likelihood_that_does_not_fit_the_pixels_is_refused(settings, message)
         Config(**settings)
 
 
+def test_a_learned_sigma_is_named_in_the_id_and_beside_scores():
+    config = Config(likelihood="gaussian", sigma="learned")
+    assert config.training_id.endswith("_epochs250_likelihoodgaussian_sigmalearned")
+    assert config.note == f"{DENSITY_NOTE}, and its sigma is trained"
+    assert config == Config.from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    with pytest.raises(UserError, match="--sigma learned goes with --likelihood gaussian"):
+        Config(sigma="learned")
+    with pytest.raises(UserError, match="--sigma 'trained' must be float, not str"):
+        Config(likelihood="gaussian", sigma="trained")
+
+
 def test_own_images_stand_in_the_id_with_their_folders_name_and_a_hash_of_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(data_set="folder:my cats/")

@@ -298,6 +298,8 @@ def test_gaussian_pixels_are_scipys_and_drawn_from_it():
     law = scipy.stats.norm(mean, 0.3)
     found = np.asarray(Pixels(mean, 0.3).log_prob(x))
     np.testing.assert_allclose(found, law.logpdf(x).sum((-3, -2, -1)), rtol=1e-4)
+    several = Pixels(mean, np.full((*mean.shape[:-3], 1, 1, 1), 0.3, "float32"))  # as of a trained sigma
+    np.testing.assert_allclose(several.log_prob(x), found, rtol=1e-5)
     drawn = np.asarray(Pixels(np.float32([[[0.2]]]), 0.3).sample(20_000, SeedGenerator(0)))
     assert drawn.shape == (20_000, 1, 1, 1)
     assert scipy.stats.kstest(drawn.ravel(), scipy.stats.norm(0.2, 0.3).cdf).pvalue > 1e-4

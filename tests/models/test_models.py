@@ -563,6 +563,20 @@ def test_hidden_layers_alone_are_rounded(family):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.parametrize("family", first_on_both(*LAST), ids=str)
+def test_a_learned_sigma_is_a_weight_of_the_decoder_that_moves(family):
+    built = tiny(*family, likelihood="gaussian", binarize="none", sigma="learned")
+    log_sigma = named_weights(built)["decoder/observation/log_sigma"]
+    assert any(weight is log_sigma for weight in built.trainable_variables)
+    built.compile(keras.optimizers.SGD(1e-3))
+    built.train_on_batch(images())
+    moved = float(np.asarray(log_sigma))
+    assert moved < -1e-3  # N(., 1) is far too wide for pixels in [0, 1]
+    law = built.likelihood(np.zeros((2, sum(built.sizes)), "float32"))
+    if family[1] != "pixel":  # whose pixels are conditional
+        np.testing.assert_allclose(law.sigma, np.full((2, 1, 1, 1), np.exp(moved)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @slow_on_jax
 def test_a_models_precision_is_its_own_whatever_the_process_has_set(policy):
