@@ -13,7 +13,8 @@ from runtime.errors import UserError
 from runtime.rules import check, meant, shown
 from runtime.text import bounded
 
-STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context")  # uses of a seed; new ones go to the end
+# uses of a seed; new ones go to the end
+STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips")
 BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
@@ -120,6 +121,8 @@ class Config:
     binarize: str = setting("auto", "data", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; "
                             "none: keep grey values; auto: as usual for the data set", tag="binarize",
                             choices=data.BINARIZE)
+    augment: str = setting("none", "data", "flip: mirror training images left to right, half of them in each epoch, as "
+                           "photographs allow", tag="augment", choices=("none", "flip"))
     likelihood: str = setting("auto", "data", "bernoulli; logistic: discretized to 256 grey values; "
                               "mixlogistic: a mixture of 10 of these, with dependent channels; gaussian: with one "
                               "--sigma; auto: as usual for the data set", tag="likelihood",

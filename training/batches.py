@@ -17,6 +17,7 @@ AHEAD = 2  # batches that TensorFlow prepares before they are needed
 class Batches(keras.utils.PyDataset):
     """Batches of grey images (B, H, W, C) whose order is a pure function of (seed, epoch), on every backend.
 
+    So are the images that are mirrored, with --augment flip: each in each epoch with probability 1/2.
     An epoch has `steps` batches, of which the first `skip` are left out where training resumes inside an epoch. The
     placement says which part of each batch this process reads.
     """
@@ -30,9 +31,11 @@ class Batches(keras.utils.PyDataset):
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
-        """Draws the order of this epoch."""
+        """Draws the order of this epoch, and which images are mirrored."""
         rng = np.random.default_rng(self.config.stream("order", epoch))
         self.order = rng.permutation(len(self.split.images))
+        if self.config.augment == "flip":
+            self.flips = np.random.default_rng(self.config.stream("flips", epoch)).random(len(self.order)) < 0.5
 
     def __len__(self):
         return self.steps - self.skip
@@ -50,7 +53,14 @@ class Batches(keras.utils.PyDataset):
         return min(self.skip + batch + 1, self.steps)
 
     def __getitem__(self, index):
-        return _part(self, self.left[index * self.config.batch_size :][: self.config.batch_size], self.split.grey)
+        return _part(self, self.left[index * self.config.batch_size :][: self.config.batch_size], self._grey)
+
+    def _grey(self, chosen):
+        images = self.split.grey(chosen)
+        if self.config.augment == "flip":
+            flips = self.flips[chosen]
+            images[flips] = images[flips, :, ::-1]
+        return images
 
 
 class InOrder(keras.utils.PyDataset):
@@ -92,7 +102,8 @@ def as_tf_dataset(batches):
 
     options = tf.data.Options()
     options.autotune.enabled = False
-    if isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray):
+    is_whole = isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray)
+    if is_whole and batches.config.augment == "none":
         dataset = _from_memory(batches)
     else:
         (first,) = batches[0]

@@ -75,6 +75,30 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+@on_both_backends
+def test_half_of_the_images_are_mirrored_by_seed_and_epoch():
+    images = np.random.default_rng(0).integers(0, 256, (200, 2, 3, 1), "uint8")
+
+    def mirrored(split=images, skip=0, epoch=0, **settings):
+        """Which images are: {number: whether}."""
+        batches = Batches(data.Split(split, None, 255), Config(batch_size=20, augment="flip", **settings))
+        batches.start_epoch(epoch)
+        batches.skip = skip
+        found = np.concatenate([one for (one,) in map(batches.__getitem__, range(len(batches)))])
+        if keras.backend.backend() == "tensorflow":
+            np.testing.assert_array_equal(np.concatenate([one for (one,) in as_tf_dataset(batches)]), found)
+        as_they_are = batches.split.grey(batches.left)
+        flips = (found != as_they_are).any(axis=(1, 2, 3))
+        np.testing.assert_array_equal(found[flips], as_they_are[flips, :, ::-1])
+        return dict(zip(batches.left.tolist(), flips.tolist(), strict=True))
+
+    first = mirrored()
+    assert 60 < sum(first.values()) < 140 and mirrored() == first
+    assert len({tuple(sorted(mirrored(seed=s, epoch=e).items())) for s in (0, 1) for e in (0, 1)}) == 4
+    assert (rest := mirrored(skip=3)) == {number: first[number] for number in rest} and len(rest) == 140
+    assert mirrored(Stored(lambda number: images[number], np.arange(200), (2, 3, 1))) == first
+
+
 @pytest.mark.parametrize("binarize", ["dynamic", "threshold"])
 def test_plain_dense_networks_start_at_the_mean_of_the_training_images(tmp_path, binarize):
     one = config(tmp_path, network="dense", network_size=Config.network_size, binarize=binarize)
