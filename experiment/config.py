@@ -32,7 +32,8 @@ class Config:
                          "to cluster; lars: N(0, I), resampled; flow: a RealNVP", common=True, tag="",
                          choices=models.PRIORS)
     network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
-                           "VampPrior paper's networks", common=True, tag="", choices=models.NETWORKS)
+                           "VampPrior paper's networks; mcvae: the Monte Carlo VAE code's", common=True, tag="",
+                           choices=models.NETWORKS)
     posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
     objective: str = setting("elbo", "bound", "elbo; iwae; dreg: iwae with a better gradient; miwae, ciwae, piwae: "

@@ -102,13 +102,16 @@ PRIORS = {
     "lars": PriorEntry("priors.ResampledPrior", ("acceptance_units", "num_proposals"), False, False),
     "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
+UNITS = ("hidden_units",)
 NETWORKS = {
-    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), ("network_size", "activation")),
-    "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), is_dense=True),
-    "dense": NetworkEntry("plain.PlainNetworks", ("vae", "hvae"), ("activation",), is_dense=True, starts_at_mean=True),
-    "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",)),
-    "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), is_autoregressive=True, normalises_batches=True),
-}
+    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), (*UNITS, "network_size", "activation")),
+    "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), UNITS, is_dense=True),
+    "dense": NetworkEntry("plain.PlainNetworks", ("vae", "hvae"), (*UNITS, "activation"), is_dense=True,
+                          starts_at_mean=True),
+    "mcvae": NetworkEntry("mcvae.McvaeNetworks", ("vae",), ("activation",)),
+    "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",), UNITS),
+    "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), UNITS, is_autoregressive=True, normalises_batches=True),
+}  # fmt: skip
 WEIGHED, WALKED = ("bound", "ess"), ("bound", "ess", "acceptance", "diverged")
 STEPS = ("num_steps", "step_size", "step_rule", "target_accept", "learn_schedule", "learn_step_size", "log_steps")
 CHAINS = {"has_gradients": True, "is_annealed": True}

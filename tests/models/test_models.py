@@ -15,6 +15,7 @@ import models
 from evaluation.importance import importance_sampling
 from experiment import Config, weights
 from models.gradients import value_and_gradient
+from models.mcvae import DoubleConv, Nearest
 from models.networks import Between, DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
 from models.pixels import mixture_of_logistics
 from models.priors import StandardPrior
@@ -82,9 +83,9 @@ def settings_of(network):
 )
 def test_each_likelihood_is_that_of_its_maps(network, likelihood):
     """Normalised over what a pixel can be, a mean in [0, 1], and a gradient for each weight."""
-    shape = (8, 4, 3)
+    shape, model = (8, 8 if network == "mcvae" else 4, 3), models.NETWORKS[network].models[-1]
     settings = {"likelihood": likelihood, "binarize": "dynamic" if likelihood == "bernoulli" else "none"}
-    built = build("hvae", "vamp", shape, **settings, **settings_of(network))
+    built = build(model, "vamp", shape, **settings, **settings_of(network))
     z = rng.normal(size=(N, B, 3)).astype("float32")
     law = built.likelihood(z)
     assert law.mean.shape == (N, B, *shape) and np.all((np.asarray(law.mean) >= 0) & (np.asarray(law.mean) <= 1))
@@ -340,7 +341,12 @@ def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
     assert any("pseudo_inputs" in weight.path for weight in built.weights)  # so they are saved with the rest
 
 
-PAPER = [(model, name) for name, entry in models.NETWORKS.items() if not entry.settings for model in entry.models]
+PAPER = [
+    (model, name)
+    for name, entry in models.NETWORKS.items()
+    if "activation" not in entry.settings
+    for model in entry.models
+]
 GATED = {"vae": 40, "hvae": 80}  # dimensions of the paper's models
 
 
@@ -406,6 +412,55 @@ def test_a_plain_decoder_starts_at_a_mean(likelihood):
     built.decoder.out.kernel.assign(np.zeros(built.decoder.out.kernel.shape))
     law = built.likelihood(rng.normal(size=(N, B, 3)).astype("float32"))
     np.testing.assert_allclose(law.mean, np.broadcast_to(mean, (N, B, *shape)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "latent_dim", "published"),
+    [
+        ((28, 28, 1), 64, (219_504, 74_441)),
+        ((32, 32, 3), 128, (408_336, 169_131)),
+        ((64, 64, 3), 128, (1_194_768, 565_419)),
+    ],
+)
+def test_the_networks_of_the_monte_carlo_vae_have_as_many_weights_as_there(shape, latent_dim, published):
+    def double(before, middle, after):
+        return 9 * before * middle + middle + 9 * middle * after + after
+
+    channels, features = shape[2], 64 * (shape[0] // 8) * (shape[1] // 8)
+    encoder = double(channels, 16, 16) + double(16, 32, 32) + double(32, 64, 64) + double(64, 64, 64)
+    encoder += features * 2 * latent_dim + 2 * latent_dim
+    decoder = latent_dim * features + features + double(64, 32, 32) + double(32, 16, 16) + double(16, 8, 16)
+    decoder += 16 * channels + channels
+    assert (encoder, decoder) == published  # as counted in their code
+    config = Config(network="mcvae", latent_dim=latent_dim, likelihood="bernoulli", binarize="threshold")
+    counts = {"decoder": 0, "encoder": 0, "q_z": 0, "beta": 0}
+    for name, weight in models.blank_weights(config, shape).items():
+        counts[name.split("/")[0]] += np.prod(weight.shape)
+    assert (counts["encoder"] + counts["q_z"], counts["decoder"]) == published
+
+
+def test_a_double_convolution_adds_its_input_where_it_has_the_maps():
+    h = rng.normal(size=(B, 6, 5, 3)).astype("float32")
+    for filters, added in ((4, True), (3, True), (2, False)):
+        layer = DoubleConv(filters, keras.activations.gelu, 7)
+        out = np.array(layer(h))
+        for weight in layer.weights:
+            weight.assign(np.zeros(weight.shape))
+        skipped = np.asarray(layer(h))
+        expected = np.pad(h, [(0, 0)] * 3 + [(0, filters - 3)]) if added else np.zeros((B, 6, 5, filters))
+        np.testing.assert_allclose(skipped, expected, atol=1e-6)
+        assert out.shape == skipped.shape and np.abs(out - skipped).max() > 1e-3
+
+
+def test_maps_are_enlarged_by_the_nearest_above():
+    h = rng.normal(size=(B, 12, 3, 2)).astype("float32")
+    rows, columns = [i * 12 // 28 for i in range(28)], [0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal(Nearest((28, 6))(h), h[:, rows][:, :, columns])
+
+
+def test_images_that_cannot_be_halved_three_times_are_refused():
+    with pytest.raises(ValueError, match="12x7 pixels do not fit --network mcvae: both sides must be 8 or more"):
+        build(shape=(12, 7, 1), **settings_of("mcvae"))
 
 
 def gated_encoders(width):
@@ -524,7 +579,7 @@ def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
 
 LAST = {  # layers whose numbers are parameters of a law, and their inputs of any precision
     ("vae", "conv"): 2 + 1, ("vae", "mlp"): 2 + 1, ("hvae", "conv"): 3 * 2 + 1, ("hvae", "mlp"): 3 * 2 + 1,
-    ("vae", "dense"): 2 + 1, ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
+    ("vae", "dense"): 2 + 1, ("vae", "mcvae"): 2 + 1, ("hvae", "gatedconv"): 3 * 2 + 1, ("hvae", "pixel"): 3 * 2 + 1,
     ("ladder", None): 2 * 4 + 1, ("dvp", None): 2 * 4 + 1 + 1 + 1,  # those of p and q, decoder, noise, context
 }  # fmt: skip
 

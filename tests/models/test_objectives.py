@@ -355,23 +355,25 @@ if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of th
 @on_both_backends
 @pytest.mark.parametrize(
     ("network", "name", "chosen"),
-    [pytest.param(*case, marks=pytest.mark.slow if case[0] == "conv" else ()) for case in CASES],
+    [pytest.param(*case, marks=pytest.mark.slow if case[0] in ("conv", "mcvae") else ()) for case in CASES],
     ids=["-".join((*c[:2], *c[2].values())) for c in CASES],
 )
 def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     """Of all weights, along random directions in double precision: second derivatives through every layer in use."""
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
     settings = settings if models.OBJECTIVES[name].is_annealed else {"num_groups": 2} if name in OF_GROUPS else {}
-    settings |= ({"network_size": 0.25, "activation": "gelu"} if network == "conv" else {}) | chosen
+    usual, entry = {"network_size": 0.25, "activation": "gelu"}, models.NETWORKS[network]
+    settings |= {key: value for key, value in usual.items() if key in entry.settings} | chosen
+    shape = (8, 8 if network == "mcvae" else 4, 2)
     config = Config(
-        model="hvae", prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2, num_pseudo_inputs=3,
-        data_set="digits", **settings,
+        model=entry.models[-1], prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2,
+        num_pseudo_inputs=3, data_set="digits", **settings,
     )  # fmt: skip
     frozen, rng = Frozen(), np.random.default_rng(0)  # images that do not depend on which tests ran before
     with float64():
         keras.utils.set_random_seed(0)
-        model = models.build(config, (8, 4, 2), from_data=rng.random((3, 8, 4, 2)))
-        x = np.round(2 * rng.random((2, 8, 4, 2))) / 2  # the first, the last and an inner value
+        model = models.build(config, shape, from_data=rng.random((3, *shape)))
+        x = np.round(2 * rng.random((2, *shape))) / 2  # the first, the last and an inner value
         gradient = gradient_of(model, x)
         assert all(one is not None for one in gradient)
         for module in (objectives, annealed):
