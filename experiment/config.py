@@ -145,6 +145,9 @@ class Config:
                                    high=1000)
     gamma_min: float = setting(-6.0, "deep models", "dvp: log of their least noise variance", tag="gamma", low=-12,
                                high=-5)
+    noise_schedule: str = setting("linear", "deep models", "dvp: how the log noise variance rises: linear; cosine; "
+                                  "learned, so that the bound varies little", tag="noise",
+                                  choices=models.NOISE_SCHEDULES)
     score_channels: int = setting(16, "deep models", "dvp: channels, even, of the network that predicts noise",
                                   tag="score", low=2, high=1024)
     score_blocks: int = setting(2, "deep models", "dvp: blocks of that network before its middle", tag="scoreblocks",

@@ -59,6 +59,8 @@ RULES = (
          "must begin with the finest, and have each once"),
     Rule("scales", lambda c: c.num_layers > MOST_LAYERS,
          lambda c: f"makes {c.num_layers} layers; at most {MOST_LAYERS} are allowed"),
+    Rule("noise_schedule", lambda c: c.noise_schedule == "learned" and c.objective != "elbo",
+         lambda c: f"goes with --objective elbo, not {c.objective}: it learns from the bound of infinitely many steps"),
     Rule("score_channels", lambda c: c.score_channels % 2, "must be even"),
     Rule("beta_start", lambda c: not c.beta_warmup, "needs --beta_warmup, the epochs in which it becomes --beta"),
     Rule("objective", lambda c: c.is_deep and _objective(c).has_gradients,

@@ -1,7 +1,7 @@
-"""A diffusion model as a prior: its noise schedule, the network that predicts noise, and what is known of its density.
+"""A diffusion model as a prior: the network that predicts noise, and what is known of its density.
 
-Variational diffusion of Kingma et al. (2021): u_t = alpha_t u + sigma_t eps with alpha_t^2 = sigmoid(-gamma_t),
-sigma_t^2 = sigmoid(gamma_t) and gamma_t = gamma_0 + (gamma_1 - gamma_0) t for t from 0 to 1. Vectors u are (..., D).
+Variational diffusion of Kingma et al. (2021): u_t = alpha_t u + sigma_t eps with alpha_t^2 = sigmoid(-gamma_t) and
+sigma_t^2 = sigmoid(gamma_t), gamma_t of a schedule of noise_schedules.py for t from 0 to 1. Vectors u are (..., D).
 """
 
 import math
@@ -13,6 +13,7 @@ from keras import activations, backend, layers, ops, random
 
 from .distributions import LOG_2PI, itself
 from .networks import built
+from .noise_schedules import SCHEDULES, is_number
 
 GROUPS = 16  # of a group normalisation, at most
 GAMMA_1 = 7.0
@@ -28,29 +29,33 @@ class Diffused(NamedTuple):
     """
 
     noise_of: Callable
-    gamma_0: float
-    gamma_1: float
+    schedule: object
     steps: int
     dim: int
     base = property(itself)
 
     def gamma(self, t):
         """The log of sigma_t^2 / alpha_t^2."""
-        return self.gamma_0 + (self.gamma_1 - self.gamma_0) * t
+        return self.schedule.start + (self.schedule.end - self.schedule.start) * self.schedule.share(t)
 
     def scales(self, t):
-        """alpha_t and sigma_t, in NumPy for numbers t."""
+        """alpha_t and sigma_t, in NumPy for numbers t unless the schedule is learned."""
         gamma = self.gamma(t)
-        if isinstance(t, float | np.ndarray):
+        if is_number(gamma):
             return np.sqrt(1 / (1 + np.exp(gamma))), np.sqrt(1 / (1 + np.exp(-gamma)))
         return ops.sqrt(ops.sigmoid(-gamma)), ops.sqrt(ops.sigmoid(gamma))
 
     def backward(self, s, t):
         """For numbers s < t, q(u_s | u_t, u) = N(a u_t + b u, c^2): a, b and c."""
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.scales(s), self.scales(t)
-        ratio = alpha_t / alpha_s
-        between = sigma_t**2 - ratio**2 * sigma_s**2
-        return ratio * sigma_s**2 / sigma_t**2, alpha_s * between / sigma_t**2, math.sqrt(between) * sigma_s / sigma_t
+        (alpha_s, sigma_s), (_, sigma_t), (ratio, between) = self.scales(s), self.scales(t), self.forward(s, t)
+        b = alpha_s * between**2 / sigma_t**2
+        return ratio * sigma_s**2 / sigma_t**2, b, between * sigma_s / sigma_t
+
+    def forward(self, s, t):
+        """For numbers s < t, q(u_t | u_s) = N(ratio u_s, between^2): both."""
+        (alpha_s, _), (alpha_t, sigma_t), rise = self.scales(s), self.scales(t), self.gamma(t) - self.gamma(s)
+        expm1, sqrt = (np.expm1, np.sqrt) if is_number(rise) else (ops.expm1, ops.sqrt)
+        return alpha_t / alpha_s, sigma_t * sqrt(-expm1(-rise))
 
     def sample(self, n, seed, temperature=1.0):
         """`n` draws in `steps` steps: (n, D); variances are multiplied by `temperature`. Stochastic."""
@@ -66,7 +71,7 @@ class Diffused(NamedTuple):
             a, b, c = self.backward(s, t)
             u = a * u + b * self.denoised(u, t) + root * c * random.normal((n, self.dim), seed=seed)
             seen.append(u / self.scales(s)[0])
-        noise = root * math.exp(self.gamma_0 / 2) * random.normal((n, self.dim), seed=seed)
+        noise = root * math.exp(self.schedule.start / 2) * random.normal((n, self.dim), seed=seed)
         return [*seen, seen[-1] + noise]
 
     def denoised(self, u_t, t):
@@ -83,10 +88,10 @@ class Diffused(NamedTuple):
         flat = ops.reshape(u, (-1, self.dim))
         times = np.arange(self.steps + 1) / self.steps
         path = self._path(flat, times, seed)
-        gap = (flat - path[0] / self.scales(0.0)[0]) * math.exp(-self.gamma_0 / 2)
-        first = -0.5 * ops.sum(LOG_2PI + self.gamma_0 + ops.square(gap), axis=-1)  # log p(u | u_0)
+        gap = (flat - path[0] / self.scales(0.0)[0]) * math.exp(-self.schedule.start / 2)
+        first = -0.5 * ops.sum(LOG_2PI + self.schedule.start + ops.square(gap), axis=-1)  # log p(u | u_0)
         (alpha, sigma), end = self.scales(1.0), path[-1]
-        last = math.log(sigma) + 0.5 * ops.square((end - alpha * flat) / sigma) - 0.5 * ops.square(end)
+        last = log(sigma) + 0.5 * ops.square((end - alpha * flat) / sigma) - 0.5 * ops.square(end)
         total = first + ops.sum(last, axis=-1)  # log p(u_1) - log q(u_1 | u)
         starts = ops.concatenate(path[1:], axis=0)  # (T * M, D), u_t of all steps
         t = ops.repeat(ops.convert_to_tensor(times[1:].astype("float32")), ops.shape(flat)[0])
@@ -109,9 +114,9 @@ class Diffused(NamedTuple):
             if before is None:
                 path.append(alpha * u + sigma * noise)
             else:
-                ratio = alpha / before[0]
-                path.append(ratio * path[-1] + math.sqrt(sigma**2 - (ratio * before[1]) ** 2) * noise)
-            before = alpha, sigma
+                ratio, between = self.forward(before, time)
+                path.append(ratio * path[-1] + between * noise)
+            before = time
         return path
 
     def bound(self, u, seed):
@@ -127,18 +132,21 @@ class Diffused(NamedTuple):
         noise = random.normal(ops.shape(flat), dtype=flat.dtype, seed=seed)
         alpha, sigma = (ops.expand_dims(value, -1) for value in self.scales(t))
         miss = ops.sum(ops.square(noise - self.noise_of(alpha * flat + sigma * noise, t)), axis=-1)
-        first = 0.5 * self.dim * (LOG_2PI + self.gamma_0 + 1)
+        first = 0.5 * self.dim * (LOG_2PI + self.schedule.start + 1)
         alpha_1, sigma_1 = self.scales(1.0)
-        last = 0.5 * ops.sum(alpha_1**2 * ops.square(flat) + sigma_1**2 - 2 * math.log(sigma_1) - 1, axis=-1)
-        return ops.reshape(-first - 0.5 * (self.gamma_1 - self.gamma_0) * miss - last, ops.shape(u)[:-1])
+        last = 0.5 * ops.sum(alpha_1**2 * ops.square(flat) + sigma_1**2 - 2 * log(sigma_1) - 1, axis=-1)
+        return ops.reshape(-first - self.schedule.term(t, miss) - last, ops.shape(u)[:-1])
 
 
 class DiffusionPrior(layers.Layer):
-    """The Diffused distribution of the maps (k, k, C), flattened, whose noise a ScoreNetwork predicts."""
+    """The Diffused distribution of the maps (k, k, C), flattened, whose noise a ScoreNetwork predicts.
 
-    def __init__(self, shape, width, blocks, dropout, gamma_0, steps):
+    The network is given share(t) of the schedule of this name, which is t of the linear one.
+    """
+
+    def __init__(self, shape, width, blocks, dropout, gamma_0, steps, schedule="linear"):
         super().__init__()
-        self.shape, self.steps, self.gamma_0 = tuple(shape), steps, gamma_0
+        self.shape, self.steps, self.schedule = tuple(shape), steps, SCHEDULES[schedule](gamma_0, GAMMA_1)
         self.network = ScoreNetwork(shape[-1], width, blocks, dropout)
         self.floats_per_sample = (steps + 1) * math.prod(shape[:2]) * width * (12 * blocks + 16)
         self.built = True
@@ -147,10 +155,16 @@ class DiffusionPrior(layers.Layer):
         """The Diffused distribution over (k k C,). With `dropout_seed`, of a network whose units drop out by it."""
 
         def noise_of(u_t, t):
-            maps = self.network(ops.reshape(u_t, (-1, *self.shape)), t, dropout_seed=dropout_seed)
+            time = self.schedule.share(t)
+            maps = self.network(ops.reshape(u_t, (-1, *self.shape)), time, dropout_seed=dropout_seed)
             return ops.reshape(maps, (-1, math.prod(self.shape)))
 
-        return Diffused(noise_of, self.gamma_0, GAMMA_1, self.steps, math.prod(self.shape))
+        return Diffused(noise_of, self.schedule, self.steps, math.prod(self.shape))
+
+
+def log(value):
+    """The logarithm of a number or a tensor."""
+    return np.log(value) if is_number(value) else ops.log(value)
 
 
 def conv(features, filters, kernel=3, **kwargs):

@@ -100,7 +100,8 @@ class DVP(LatentModel):
         self.decoder = TopDown(self.scales, image_shape, config.channels, hidden, observation, image_shape[2])
         self.context = Context(image_shape, size, scale, config.gamma_min)
         score = (config.score_channels, config.score_blocks, config.score_dropout)
-        self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps)
+        self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps,
+                                        config.noise_schedule)  # fmt: skip
         self.dim_u = math.prod(self.context.shape)
         self.sizes = (self.dim_u, *self.decoder.sizes)
         self.built = True

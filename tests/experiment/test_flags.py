@@ -98,6 +98,10 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
         ),
         (("--model", "dvp", "--score_channels", 15), "--score_channels 15 must be even"),
         (
+            ("--model", "dvp", "--noise_schedule", "learned", "--objective", "iwae"),
+            "--noise_schedule learned goes with --objective elbo, not iwae",
+        ),
+        (
             ("--model", "ladder", "--objective", "lmcvae"),
             "--objective lmcvae goes with --model vae or hvae; ladder has elbo, iwae, miwae, ciwae",
         ),

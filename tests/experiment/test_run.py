@@ -86,7 +86,8 @@ def test_a_value_on_the_bound_is_taken_and_one_beyond_is_named(name, good, bad):
 def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
     choices = FIELDS[name].metadata["choices"]
     base = {} if name == "model" else {"model": "hvae", "latent_dim": 4}  # goes with every posterior
-    base |= {"objective": "lmcvae"} if name in models.STEPS else {}
+    base |= {pick: names[0] for pick, names in models.owners(name).items()}
+    base = {"model": base["model"]} if base.get("model") in ("ladder", "dvp") else base
     for choice in choices:
         model = {"model": models.NETWORKS[choice].models[-1]} if name == "network" else {}
         assert getattr(Config(**(base | model | {name: choice})), name) == choice

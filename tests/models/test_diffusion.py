@@ -9,6 +9,7 @@ from conftest import slow_on_jax
 from keras import ops
 
 from models.diffusion import GAMMA_1, Diffused, DiffusionPrior
+from models.noise_schedules import SCHEDULES, UNITS, Learned
 
 pytestmark = pytest.mark.keras
 DIM, GAMMA_0 = 49, -6.0
@@ -19,14 +20,22 @@ def seed(number=0):
     return keras.random.SeedGenerator(number)
 
 
-def gaussian(v, steps, dim=DIM, gamma_0=GAMMA_0):
+def schedule_of(name, gamma_0=GAMMA_0):
+    """The schedule of this name, a learned one far from linear."""
+    found = SCHEDULES[name](gamma_0, GAMMA_1)
+    if name == "learned":
+        found.log_heights.assign(np.linspace(0, -4, UNITS))
+    return found
+
+
+def gaussian(v, steps, dim=DIM, gamma_0=GAMMA_0, schedule="linear"):
     """The Diffused law whose network is the best one for u ~ N(0, v I): eps = sigma u_t / (alpha^2 v + sigma^2)."""
 
     def noise_of(u_t, t):
         alpha, sigma = (ops.expand_dims(value, -1) for value in law.scales(t))
         return sigma * u_t / (alpha**2 * v + sigma**2)
 
-    law = Diffused(noise_of, gamma_0, GAMMA_1, steps, dim)
+    law = Diffused(noise_of, schedule_of(schedule, gamma_0), steps, dim)
     return law
 
 
@@ -51,30 +60,44 @@ def mean_and_error(values):
     return values.mean(), values.std(ddof=1) / np.sqrt(values.size)
 
 
-def test_the_schedule_preserves_the_variance_and_rises():
-    law, t = gaussian(1.0, 25), np.linspace(0, 1, 101)
-    alpha, sigma = law.scales(t)
-    np.testing.assert_allclose(alpha**2 + sigma**2, 1)
-    assert np.all(np.diff(law.gamma(t)) > 0) and (law.gamma(0.0), law.gamma(1.0)) == (GAMMA_0, GAMMA_1)
-    np.testing.assert_allclose(np.log(sigma**2 / alpha**2), law.gamma(t))
-    np.testing.assert_allclose(law.scales(ops.convert_to_tensor(t.astype("float32")))[1], sigma, rtol=1e-5)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_preserves_the_variance_and_rises(schedule):
+    law, t = gaussian(1.0, 25, schedule=schedule), np.linspace(0, 1, 101)
+    alpha, sigma = (ops.convert_to_numpy(one) for one in law.scales(t))
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-5)
+    gamma = ops.convert_to_numpy(law.gamma(t))
+    assert np.all(np.diff(gamma) > 0)
+    np.testing.assert_allclose(gamma[[0, -1]], [GAMMA_0, GAMMA_1], atol=1e-5)
+    np.testing.assert_allclose(np.log(sigma**2 / alpha**2), gamma, atol=1e-3)
+    times = ops.convert_to_tensor(t.astype("float32"))
+    np.testing.assert_allclose(law.scales(times)[1], sigma, rtol=1e-5)
+    term = ops.convert_to_numpy(law.schedule.term(times, ops.ones_like(times)))  # 0.5 gamma'
+    np.testing.assert_allclose((0.5 * np.gradient(gamma, t) / term)[1:-1], 1, rtol=0.05)
 
 
+def test_the_cosine_schedule_is_a_cosine_cut_off_at_both_ends():
+    alpha, _ = gaussian(1.0, 25, schedule="cosine").scales(t := np.linspace(0, 1, 11))
+    angle = np.arccos(alpha)
+    np.testing.assert_allclose(angle, angle[0] + (angle[-1] - angle[0]) * t)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("s", "t"), [(0.0, 0.04), (0.3, 0.7), (0.96, 1.0)])
-def test_a_step_backward_is_gaussian_conditioning(s, t):
+def test_a_step_backward_is_gaussian_conditioning(s, t, schedule):
     """q(u_s | u_t, u) from the joint covariance of u_s and u_t given u."""
-    law, u, u_t = gaussian(1.0, 25), 0.7, -0.4
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = law.scales(s), law.scales(t)
+    law, u, u_t = gaussian(1.0, 25, schedule=schedule), 0.7, -0.4
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = [[float(one) for one in law.scales(time)] for time in (s, t)]
     shared = alpha_t / alpha_s * sigma_s**2
     mean = alpha_s * u + shared / sigma_t**2 * (u_t - alpha_t * u)
-    a, b, c = law.backward(s, t)
-    assert a * u_t + b * u == pytest.approx(mean)
-    assert c**2 == pytest.approx(sigma_s**2 - shared**2 / sigma_t**2)
+    a, b, c = map(float, law.backward(s, t))
+    assert a * u_t + b * u == pytest.approx(mean, rel=1e-4)
+    assert c**2 == pytest.approx(sigma_s**2 - shared**2 / sigma_t**2, rel=1e-4)
 
 
-def test_the_bound_of_a_network_that_says_nothing_is_known():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_of_a_network_that_says_nothing_is_known(schedule):
     """E[L_t] = (gamma_1 - gamma_0) D / 2; L_0 is constant, and L_T a KL divergence of two Gaussians."""
-    law = Diffused(lambda u_t, t: ops.zeros_like(u_t), GAMMA_0, GAMMA_1, 25, DIM)
+    law = Diffused(lambda u_t, t: ops.zeros_like(u_t), schedule_of(schedule), 25, DIM)
     u = draws(0.5, 1)
     alpha, sigma = law.scales(1.0)
     last = 0.5 * np.sum(alpha**2 * u**2 + sigma**2 - np.log(sigma**2) - 1)
@@ -97,6 +120,41 @@ def test_bounds_are_those_of_the_best_network(v, exact, continuous, discrete):
     for steps, value in discrete.items():
         mean, error = mean_and_error(gaussian(v, steps).log_prob(u[:4000], seed()))
         assert -mean == pytest.approx(value, abs=4 * error + 0.02)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "learned"])
+def test_the_bound_is_the_same_with_every_schedule_and_the_few_steps_stay_above_it(schedule):
+    """Those of the linear one above: infinitely many steps do not depend on it, and 25 have a larger bound."""
+    u, law = draws(0.06, 20_000), gaussian(0.06, 25, schedule=schedule)
+    mean, error = mean_and_error(law.bound(u, seed()))
+    assert -mean == pytest.approx(1.59, abs=4 * error + 0.01)
+    few, error = mean_and_error(law.log_prob(u[:2000], seed()))
+    more, _ = mean_and_error(gaussian(0.06, 100, schedule=schedule).log_prob(u[:500], seed()))
+    assert -few > -more + error > 1.59 and few < mean - 4 * error
+
+
+def test_a_learned_schedule_makes_the_bound_vary_less():
+    """Its bound stays the same. The network errs at little noise, where a linear schedule has its variance."""
+    schedule = Learned(GAMMA_0, GAMMA_1)
+    t = (np.arange(400, dtype="float32") + 0.5) / 400
+
+    class Trained(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.schedule, self.built = schedule, True
+
+        def call(self, t):
+            return schedule.term(t, ops.exp(-12 * schedule.share(t)))
+
+    model = Trained()
+    model.compile(keras.optimizers.Adam(0.05), loss=lambda _, term: ops.mean(term))
+    before = ops.convert_to_numpy(model(t))
+    np.testing.assert_allclose(before, 6.5 * np.exp(-12 * schedule.share(t)), rtol=0.25)  # close to linear
+    for _ in range(150):
+        model.train_on_batch(t, t)
+    after = ops.convert_to_numpy(model(t))
+    assert after.mean() == pytest.approx(before.mean(), rel=0.02) == pytest.approx(6.5 / 12, rel=0.02)
+    assert after.std() < 0.3 * before.std()
 
 
 @pytest.mark.slow
