@@ -139,7 +139,9 @@ class Config:
     encoder_blocks: int = setting(3, "deep models", "encoder blocks before each scale", tag="blocks", low=1, high=100)
     pretrain_prior: int = setting(0, "deep models", "dvp: epochs in which p(u) and r(u|x) alone are trained, before "
                                   "all else", tag="pretrain", low=0, high=INT32)
-    context_size: int = setting(7, "deep models", "dvp: low frequencies of the image along each side", tag="context",
+    context: str = setting("cosine", "deep models", "dvp: what u is of an image: cosine: its low frequencies; pool: "
+                           "means of its blocks", tag="by", choices=models.CONTEXTS)
+    context_size: int = setting(7, "deep models", "dvp: frequencies or blocks along each side", tag="context",
                                 low=1, high=1024)
     diffusion_steps: int = setting(25, "deep models", "dvp: steps of the diffusion that draws them", tag="T", low=1,
                                    high=1000)

@@ -83,8 +83,8 @@ class PrecisionEntry(NamedTuple):
 
 SHALLOW = ("prior", "network", "posterior", "latent_dim", "hidden_units")
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
-DIFFUSION = ("context_size", "diffusion_steps", "gamma_min", "score_channels", "score_blocks", "score_dropout",
-             "noise_schedule", "pretrain_prior")  # fmt: skip
+SCORE = ("score_channels", "score_blocks", "score_dropout")  # of the network that predicts noise
+DIFFUSION = ("context", "context_size", "diffusion_steps", "gamma_min", *SCORE, "noise_schedule", "pretrain_prior")
 MODELS = {
     "vae": ModelEntry("vae.VAE", SHALLOW),
     "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, "latent_dims"), smallest_latent=2),
@@ -133,6 +133,7 @@ PRECISIONS = {  # Keras' names of them
     "mixed_bfloat16": PrecisionEntry(2),
     "mixed_float16": PrecisionEntry(2, scales_loss=True),
 }
+CONTEXTS = ("cosine", "pool")  # of dvp.py
 NOISE_SCHEDULES = ("linear", "cosine", "learned")  # of noise_schedules.py
 REGISTRIES = {
     "model": MODELS,

@@ -1,5 +1,6 @@
 """DVP-VAE: the deep hierarchy whose prior is a mixture over pseudo-inputs that a diffusion model draws."""
 
+import abc
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from keras import backend, initializers, layers, ops
 from .base import LatentModel
 from .diffusion import DiffusionPrior
 from .distributions import Chain, Normal
-from .hierarchy import BottomUp, TopDown, scales_of
+from .hierarchy import BottomUp, TopDown, resized, scales_of
 from .networks import Between
 from .objectives import layered
 
@@ -39,45 +40,85 @@ def context_scale(images, size):
     return np.maximum(np.ceil(largest), 1)
 
 
-class Context(layers.Layer):
-    """r(u|x), a Normal around f(x): the low frequencies of an image, of size x size x C, each in [-1, 1].
+def block_means(images, rows, columns):
+    """Means of rows x columns blocks of images (..., H, W, C), whose sizes they divide: (..., rows, columns, C)."""
+    height, width, channels = images.shape[-3:]
+    parts = (rows, height // rows, columns, width // columns, channels)
+    return ops.mean(ops.reshape(images, (*ops.shape(images)[:-3], *parts)), axis=(-4, -2))
 
-    f(x) = clip(F / S, -1, 1) with F of `low_frequencies` and S of `context_scale`; the log-variances are trained, the
-    same for all x. Vectors u are (..., size size C).
+
+class Context(layers.Layer, abc.ABC):
+    """r(u|x), a Normal around f(x), of size x size x C numbers in [-1, 1] that say what an image is like.
+
+    Its log-variances are trained, the same for all x. Vectors u are (..., size size C).
     """
 
-    def __init__(self, image_shape, size, scale, logvar):
+    def __init__(self, image_shape, size, logvar):
         super().__init__(dtype=backend.floatx(), autocast=False)
         self.image_shape, self.size = image_shape, size
         self.shape = (size, size, image_shape[2])
-        self.scale = self.add_weight(shape=self.shape, initializer=scale, trainable=False, name="scale")
         start, bounds = initializers.Constant(logvar), Between(*LOGVAR_U)
         self.logvar = self.add_weight(shape=self.shape, initializer=start, constraint=bounds, name="logvar")
         self.built = True
 
+    @abc.abstractmethod
+    def summary(self, x):
+        """f(x) of images (B, H, W, C) in [0, 1]: (B, size, size, C)."""
+
+    @abc.abstractmethod
+    def picture(self, u):
+        """The image that u (..., size size C) stands for: (..., H, W, C) in [0, 1]."""
+
     def call(self, x):
-        mean = ops.clip(low_frequencies(x, self.size) / self.scale, -1.0, 1.0)
-        mean = ops.reshape(mean, (-1, math.prod(self.shape)))
+        mean = ops.reshape(self.summary(x), (-1, math.prod(self.shape)))
         return Normal(mean, ops.zeros_like(mean) + ops.reshape(self.logvar, (-1,)))
 
+    def maps(self, u, scales):
+        """That image in [-1, 1] as means of blocks, at each of the scales: a list of (..., height, width, C)."""
+        image = 2 * self.picture(u) - 1
+        return [block_means(image, scale.height, scale.width) for scale in scales]
+
+
+class Frequencies(Context):
+    """f(x) = clip(F / S, -1, 1), the low frequencies F of `low_frequencies` and S of `context_scale`."""
+
+    def __init__(self, image_shape, size, logvar, scale):
+        super().__init__(image_shape, size, logvar)
+        scale = np.ones(self.shape, "float32") if scale is None else scale
+        self.scale = self.add_weight(shape=self.shape, initializer=scale, trainable=False, name="scale")
+
+    def summary(self, x):
+        return ops.clip(low_frequencies(x, self.size) / self.scale, -1.0, 1.0)
+
     def picture(self, u):
-        """The image of these frequencies and no others, clipped: (..., H, W, C) in [0, 1]."""
+        """The image of these frequencies and no others, clipped."""
         frequencies = ops.reshape(u, (*ops.shape(u)[:-1], *self.shape)) * self.scale
         rows, columns = (cosines(side, self.size) for side in self.image_shape[:2])
         half = ops.tensordot(frequencies, rows, axes=(-3, 0))  # (..., size, C, H)
         image = ops.tensordot(half, columns, axes=(-3, 0))  # (..., C, H, W)
         return ops.clip(ops.moveaxis(image, -3, -1), 0.0, 1.0)
 
-    def maps(self, u, scales):
-        """That image in [-1, 1] as means of blocks, at each of the scales: a list of (..., height, width, C)."""
-        image = 2 * self.picture(u) - 1
-        height, _, channels = self.image_shape
-        batch, found = ops.shape(u)[:-1], []
-        for scale in scales:
-            step = height // scale.height
-            blocks = ops.reshape(image, (*batch, scale.height, step, scale.width, step, channels))
-            found.append(ops.mean(blocks, axis=(-4, -2)))
-        return found
+
+class Means(Context):
+    """f(x) = 2 m - 1, m the means of size x size blocks of the image."""
+
+    def __init__(self, image_shape, size, logvar, _):
+        super().__init__(image_shape, size, logvar)
+        height, width, _ = image_shape
+        if height % size or width % size:
+            raise ValueError(f"a context of {size}x{size} means does not fit images of {height}x{width} pixels: it "
+                             "must divide them evenly; choose another --context_size")  # fmt: skip
+
+    def summary(self, x):
+        return 2 * block_means(x, self.size, self.size) - 1
+
+    def picture(self, u):
+        """The means, interpolated bilinearly, clipped."""
+        means = ops.reshape(u, (*ops.shape(u)[:-1], *self.shape))
+        return ops.clip((resized(means, *self.image_shape[:2]) + 1) / 2, 0.0, 1.0)
+
+
+CONTEXTS = {"cosine": Frequencies, "pool": Means}
 
 
 class DVP(LatentModel):
@@ -95,10 +136,9 @@ class DVP(LatentModel):
                              f"{image_shape[0]}x{image_shape[1]} pixels have; make it smaller")  # fmt: skip
         self.scales = scales_of(config.scales, image_shape)
         hidden, size = config.hidden_channels, config.context_size
-        scale = np.ones((size, size, image_shape[2]), "float32") if scale is None else scale
         self.encoder = BottomUp(self.scales, image_shape, config.channels, hidden, config.encoder_blocks)
         self.decoder = TopDown(self.scales, image_shape, config.channels, hidden, observation, image_shape[2])
-        self.context = Context(image_shape, size, scale, config.gamma_min)
+        self.context = CONTEXTS[config.context](image_shape, size, config.gamma_min, scale)
         score = (config.score_channels, config.score_blocks, config.score_dropout)
         self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps,
                                         config.noise_schedule)  # fmt: skip

@@ -227,7 +227,7 @@ def _compiled(config, batches, dataset):
     from_data = None
     if config.has_pseudo_inputs:
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
-    elif config.has("context_size"):
+    elif config.has("context") and config.context == "cosine":
         from_data = _context_scale(config, batches.split)
     backend.seed(config.seed)  # which the first weights depend on
     model = models.build(config, dataset.image_shape, config.binarization == "dynamic", from_data)

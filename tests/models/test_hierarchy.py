@@ -348,9 +348,23 @@ def test_a_context_is_the_picture_of_the_low_frequencies():
     np.testing.assert_allclose(whole.picture(whole(images).mean), images, atol=1e-5)
 
 
-def test_layers_are_given_means_of_blocks_of_that_picture():
-    model = dvp()
-    u = (0.5 * rng.normal(size=(2, B, 9))).astype("float32")
+def test_a_pooled_context_is_the_means_of_blocks_and_its_picture_lies_between_them():
+    images = rng.random((6, *SHAPE)).astype("float32")
+    context = dvp(context="pool", context_size=4).context
+    mean = context(images).mean
+    np.testing.assert_allclose(array(mean)[:, 5], 2 * images[:, 2:4, 2:4].mean(axis=(1, 2, 3)) - 1, atol=1e-5)
+    assert list(named_weights(context)) == ["logvar"]
+    for ramp in (np.full(SHAPE, 0.3), np.arange(8)[:, None, None] / 10 + np.zeros(SHAPE)):  # linear: no mean is lost
+        picture = array(context.picture(context(ramp[None].astype("float32")).mean))
+        np.testing.assert_allclose(picture[0, 1:-1], ramp[1:-1], atol=1e-5)
+    with pytest.raises(ValueError, match="a context of 3x3 means does not fit images of 8x8 pixels: it must divide"):
+        dvp(context="pool")
+
+
+@pytest.mark.parametrize("settings", [{}, {"context": "pool", "context_size": 2}])
+def test_layers_are_given_means_of_blocks_of_that_picture(settings):
+    model = dvp(**settings)
+    u = (0.5 * rng.normal(size=(2, B, model.dim_u))).astype("float32")
     maps = model.context.maps(ops.convert_to_tensor(u), model.scales)
     picture = 2 * array(model.context.picture(ops.convert_to_tensor(u))) - 1
     assert [one.shape for one in maps] == [(2, B, 4, 4, 1), (2, B, 2, 2, 1)]
