@@ -173,6 +173,8 @@ class Config:
                             common=True)
     other_data: str = setting("off", "data", "take data files that differ from the published ones, and say so beside "
                               "every score", choices=("off", "on"))
+    init_from: str = setting(None, "runs", "begin with the best weights of this run, whose names and shapes must fit")
+    init_hash: str = setting(None, "runs", "", tag="from")  # of these weights, the first digits of their SHA-256
     runs_dir: str = setting("runs", "runs", "folder that runs are written to", common=True)
     save_minutes: float = setting(10.0, "runs", "minutes between saved states inside an epoch; each epoch's end is "
                                   "saved, too", above=0)

@@ -18,7 +18,7 @@ from runtime.command import path
 from runtime.errors import UserError
 from runtime.text import word
 
-PATHS = ("runs_dir", "data_dir")  # settings
+PATHS = ("runs_dir", "data_dir", "init_from")  # settings
 SCRIPTS = Path(__file__).parents[1]
 
 

@@ -129,6 +129,11 @@ class Run:
         """The checksum of the file of its weights."""
         return hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
+    @property
+    def weights_id(self):
+        """The first digits of that checksum, by which runs that begin with these weights are named."""
+        return self.weights_sha256[:12]
+
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""

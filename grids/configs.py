@@ -2,6 +2,7 @@
 
 import itertools
 
+import experiment
 import models
 from experiment import Config
 from experiment.flags import Range, given_settings
@@ -38,12 +39,22 @@ def configs_of(args):
     return unique
 
 
+def hash_of(path):
+    """The setting `init_hash` of the run that --init_from names: a dict. Raises UserError if it has no weights."""
+    if path is None:
+        return {}
+    run = experiment.load(path)
+    if not run.weights.is_file():
+        raise UserError(f"--init_from {path} has no weights yet; train it for at least one epoch")
+    return {"init_hash": run.weights_id}
+
+
 def _configs(choices):
     """A Config for each dict of settings. Raises UserError for the first that is none, with the number of all such."""
     configs, errors = [], []
     for settings in choices:
         try:
-            configs.append(Config(**settings))
+            configs.append(Config(**settings | hash_of(settings.get("init_from"))))
         except UserError as error:
             errors.append(str(error))
     if errors:

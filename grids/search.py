@@ -9,6 +9,7 @@ from experiment import Config
 from experiment.flags import Range, is_one_value
 from experiment.settings import checked
 from grids import leaderboard
+from grids.configs import hash_of
 from runtime.errors import UserError
 from runtime.text import word
 
@@ -97,7 +98,8 @@ class Search:
 
     def _config(self, trial):
         short = {name: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for name, v in trial.params.items()}
-        return Config(**self.fixed, **{name: self.lists[name].get(value, value) for name, value in short.items()})
+        proposed = {name: self.lists[name].get(value, value) for name, value in short.items()}
+        return Config(**self.fixed, **hash_of(self.fixed.get("init_from")), **proposed)
 
     def _value(self, config):
         return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None

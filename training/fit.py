@@ -62,6 +62,8 @@ def train(config, overwrite=False, source=None):
         state = _newest_state(source, config, prepared)
         if state is None:
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to start from")
+    elif config.init_from:
+        _begin_with_weights(config, prepared.model)
     keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
     experiment.create(config, config.path, prepared.dataset, overwrite, keep)
     with experiment.held(config.path):
@@ -83,6 +85,8 @@ def resume(run, config):
         if state is None and run.weights.is_file():
             again = "its command with --overwrite starts it again"
             raise UserError(f"{run.path} has epochs, but no state to resume from; {again}")
+        if state is None and config.init_from:
+            _begin_with_weights(config, prepared.model)
         atomic.sweep(run.path)
         atomic.sweep(run.path / "last", alone=True)
         _fit(config, run.path, prepared, state)
@@ -92,7 +96,10 @@ def resume(run, config):
 def follow(config):
     """Trains the run that the first process trains; only that one writes its folder. Raises as `train` does."""
     config = dataclasses.replace(config, track="none")
-    _fit(config, None, prepare(config), None)
+    prepared = prepare(config)
+    if config.init_from:
+        _begin_with_weights(config, prepared.model)
+    _fit(config, None, prepared, None)
 
 
 def _fit(config, path, prepared, state):
@@ -241,6 +248,20 @@ def _compiled(config, batches, dataset):
     model.compile(optimizer, jit_compile=JIT[config.jit], steps_per_execution=at_once)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice to create these variables
     return model
+
+
+def _begin_with_weights(config, model):
+    """Gives the model the best weights of the run that --init_from names. Raises UserError where they do not fit."""
+    run, named = experiment.load(config.init_from), named_weights(model)
+    try:
+        values = weights.read(run.weights, named)
+        if run.weights_id != config.init_hash:
+            raise ValueError(
+                f"they are {run.weights_id} now, and were {config.init_hash} when this run was named after them"
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--init_from {run.path}: its best weights do not fit this run: {error}") from error
+    weights.assign(named, values)
 
 
 def _first_pseudo_inputs(config, source, split):

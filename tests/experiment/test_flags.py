@@ -40,6 +40,7 @@ def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
         "image_size",
         "objective",
         "skip_norm",
+        "init_from",
     ]  # which do not go with the rest
     others = Config(**{name: other(name) for name in ("model", "prior")})
     names = [name for name in FIELDS if name not in apart and others.has(name)]

@@ -207,8 +207,12 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 
 def test_the_places_are_those_of_the_documentation():
-    expected = ["log_steps", "gs_key", "data_dir", "other_data", "runs_dir", "save_minutes", "track", "jit"]
-    assert [*expected, "steps_per_execution", "distribute", "deterministic"] == PLACES
+    expected = ["log_steps", "gs_key", "data_dir", "other_data", "init_from", "runs_dir", "save_minutes", "track"]
+    assert [*expected, "jit", "steps_per_execution", "distribute", "deterministic"] == PLACES
+
+
+def test_runs_that_begin_with_other_weights_have_other_ids():
+    assert Config(init_from="a", init_hash="0123456789ab").training_id == Config().training_id + "_from0123456789ab"
 
 
 def test_a_score_says_with_which_beta_its_run_was_trained():

@@ -1,8 +1,10 @@
 """How a run is trained, in process, on digits: order, noise, callbacks, what is kept and when it stops."""
 
+import dataclasses
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import keras
@@ -152,6 +154,35 @@ def test_the_history_counts_the_steps_that_are_left_out(tmp_path):
     assert run.history["train_skipped"].tolist() == [2, 2]
     assert run.config.columns[-2:] == ("train_skipped", "seconds")
     assert len(set(run.history["val_elbo"])) == 1  # no weight has changed
+
+
+def from_run(tmp_path, *words):
+    """The Config of a run on digits with a tiny dense network that these flags change."""
+    parser = Parser()
+    add_settings(parser)
+    small = "--data_set digits --network mlp --max_train_images 100 --epochs 1 --batch_size 50 --track none --runs_dir"
+    return configs_of(parser.parse_args([*small.split(), str(tmp_path), *map(str, words)]))[0]
+
+
+@on_both_backends
+def test_a_run_begins_with_the_best_weights_of_another(tmp_path):
+    source = experiment.load(fit.train(from_run(tmp_path, "--lr", 0.01)))
+    config = from_run(tmp_path, "--init_from", source.path, "--lr", 1e-30)
+    assert config.training_id.endswith(f"_from{source.weights_sha256[:12]}")
+    run = experiment.load(fit.train(config))
+    np.testing.assert_allclose(run.history["val_elbo"], source.best_val_elbo, rtol=1e-5)
+    assert run.record["config"]["init_hash"] == source.weights_sha256[:12] and run.config.init_from == str(source.path)
+    for words, message in (("--latent_dim", 3), "is F32 .*, in the model F32"), (("--prior", "mog"), "it lacks prior/"):
+        other = from_run(tmp_path, "--init_from", source.path, *words)
+        with pytest.raises(UserError, match=f"--init_from .*: its best weights do not fit this run: .*{message}"):
+            fit.train(other)
+        assert not other.path.exists()
+    shutil.copy(run.weights, source.weights)  # as if that had been trained anew
+    with pytest.raises(UserError, match="when this run was named after them"):
+        fit.train(dataclasses.replace(config, seed=1))
+    source.weights.unlink()
+    with pytest.raises(UserError, match=r"--init_from .* has no weights yet; train it for at least one epoch"):
+        from_run(tmp_path, "--init_from", source.path)
 
 
 @on_both_backends
