@@ -49,7 +49,8 @@ def add_arguments(parser):
     text = "how more than two latent dimensions are shown in the plane: pca; tsne takes minutes for 10,000 images"
     projections = tuple(latents.PROJECTIONS)
     parser.add_argument("--projection", choices=projections, default="pca", metavar="NAME", help=text, **figures)
-    text = "also draw how estimates of log p(x) depend on the number of samples, which takes a minute or more"
+    text = "also draw how estimates of log p(x) depend on the number of samples, and embedding_weighted, which takes a "
+    text += "minute or more"
     parser.add_argument("--estimates", action="store_true", topic="figures", help=text)
     text = f"file format: {', '.join(style.FORMATS)} [{style.FORMATS[0]}]"
     parser.add_argument("--format", choices=style.FORMATS, metavar="NAME", help=text, **figures)

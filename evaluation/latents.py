@@ -1,5 +1,6 @@
 """What the latents of a trained model encode: rates per layer, active units, ELBO surgery, components in use."""
 
+import math
 from typing import NamedTuple
 
 import keras
@@ -8,11 +9,12 @@ import scipy.optimize
 import scipy.special
 from keras import ops
 
-from evaluation.compiled import Compiled, by_image
+from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly
 from evaluation.proposals import EXPECTED, MOMENTS
 from models.distributions import Mixture
 
 BATCH = 500  # images, or latents, at once
+CHUNK_BYTES = 64 * 2**20  # of activations of weighted draws in one call
 DRAWS = 20_000  # of all images together, but two of each at least, and no more than estimators of the ELBO draw
 ACTIVE = 0.01  # variance over the images of a posterior mean, above which a unit is active (Burda et al. 2016)
 
@@ -92,6 +94,44 @@ def log_aggregate(posterior, z, means, logvars):
     squared = (np.concatenate([z**2, z], axis=1)[start : start + BATCH] @ both.T for start in starts)
     parts = [scipy.special.logsumexp(-0.5 * (part + constant), axis=1) for part in squared]
     return np.concatenate(parts) - np.log(len(means)) - log_det
+
+
+class Weighted(NamedTuple):
+    """What S weighted draws z ~ q(z|x) of each of N images say of p(z|x); weights are p(x, z) / q(z|x), normalised.
+
+    `mean` (N, D) is sum_s w_s z_s, `resampled` (N, n, D) are n of the draws, chosen by their weights, and `ess` (N,) is
+    1 / sum_s w_s^2. With S, mean and distribution tend to those of p(z|x).
+    """
+
+    mean: np.ndarray
+    resampled: np.ndarray
+    ess: np.ndarray
+
+
+def weighted(model, images, num_samples, n, seed=0):
+    """The `Weighted` of images (N, H, W, C), by S = `num_samples` draws. Stochastic, a function of `seed`.
+
+    Raises NotFiniteError for a log-weight that is NaN.
+    """
+
+    def draw(self, x, key):
+        z, log_q = self.model.posterior(x).sample_and_log_prob(each, KeyedSeeds(key))
+        return by_image(z), by_image(self.log_joint(x)(z)[0] - log_q)  # (B, each, D), (B, each)
+
+    most = max(1, CHUNK_BYTES // model.bytes_per_sample)
+    each = evenly(num_samples, most)  # draws of an image in a call
+    call, rows, calls = Compiled(model, draw), max(1, most // each), math.ceil(num_samples / each)
+    rng, seeds, parts = np.random.default_rng(seed), np.random.SeedSequence(seed), []
+    for start in range(0, len(images), rows):
+        batch = [images[start : start + rows]]
+        z, log_w = (np.concatenate(one, axis=1)[:, :num_samples]
+                    for one in zip(*(call.on(batch, rows, seeds) for _ in range(calls)), strict=True))  # fmt: skip
+        NotFiniteError.check(start, log_w.max(axis=1))
+        w = scipy.special.softmax(log_w, axis=1)
+        chosen = np.stack([rng.choice(num_samples, n, p=one) for one in w])
+        resampled = np.take_along_axis(z, chosen[..., None], axis=1).astype("float32")
+        parts.append(((w[..., None] * z).sum(axis=1).astype("float32"), resampled, 1 / np.square(w).sum(axis=1)))
+    return Weighted(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def joint_of(model):

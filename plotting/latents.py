@@ -4,10 +4,12 @@ from statistics import NormalDist
 
 import numpy as np
 
+import data
 from plotting import planes, sheets
 from plotting.style import colours, new_figure, style
 from plotting.view import PER_CLASS, as_numpy, evenly
 
+MOST_WEIGHTED = 1000  # images whose latents are weighted means, each of which takes many decodings
 SIDE = 20  # images along each axis of the latent plane
 STEPS = 9  # decoded images from one end of an interpolation to the other
 THUMBNAILS = 22  # of these side by side are as wide as the axes
@@ -67,13 +69,16 @@ def pairs(rows, most=10):
 
 
 @style()
-def draw_embedding(view, points):
-    """Latents (N, D) of the images of `view.embedding`, by class, and of pseudo-inputs, over contours of the prior."""
+def draw_embedding(view, points, chosen=slice(None)):
+    """Latents (N, D) of the images of `view.embedding`, by class, and of pseudo-inputs, over contours of the prior.
+
+    Where they are those of some of the images, `chosen` are these.
+    """
     plane, names, caption = flattened(view, points)
     points, components = np.split(plane, [len(points)])
     figure = new_figure(5.6, 5.2)
     axes = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=caption)
-    draw_points(axes, points, view)
+    draw_points(axes, points, view, chosen)
     if view.density is not None:
         planes.draw_levels(axes, view.density, planes.SHARES, linewidths=0.8)
         axes.plot([], [], color="black", linewidth=0.8, label=PRIOR)
@@ -104,19 +109,19 @@ def draw_embedding_on(views):
     return figure
 
 
-def draw_points(axes, points, view):
-    """Points (N, 2) of images in the colours of their classes, in a random order, so that no class hides another."""
+def draw_points(axes, points, view, chosen=slice(None)):
+    """Points (N, 2) of the `chosen` images in the colours of their classes, in a random order, so that all are seen."""
     from matplotlib.colors import to_rgba_array
 
     names, classes = view.class_names, view.labels
     if classes is None:
-        names, classes = (view.said,), np.zeros(len(points), int)
+        names, classes, chosen = (view.said,), np.zeros(len(points), int), slice(None)
     palette = to_rgba_array(colours(len(names)))
     order = np.random.default_rng(0).permutation(len(points))
     size = float(np.clip(40_000 / len(points), 4, 16))
     options = {"alpha": 0.6, "linewidths": 0, "rasterized": len(points) > 1000}  # one picture inside an SVG
-    axes.scatter(*points[order].T, s=size, c=palette[classes[order]], **options)
-    for label in np.unique(classes):  # the others have no image here
+    axes.scatter(*points[order].T, s=size, c=palette[classes[chosen][order]], **options)
+    for label in np.unique(classes[chosen]):  # the others have no image here
         axes.plot([], [], "o", markersize=5, color=palette[label], label=names[label])
 
 
@@ -128,6 +133,11 @@ def draw_legend(axes):
 
 def draw_embedding_z(view):
     return draw_embedding(view, view.embedding.z)
+
+
+def draw_embedding_weighted(view):
+    chosen = data.subset(len(view.embedded), MOST_WEIGHTED)
+    return draw_embedding(view, view.weighted(view.embedded[chosen]).mean, chosen)
 
 
 @style()

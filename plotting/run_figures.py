@@ -7,7 +7,7 @@ import numpy as np
 import experiment
 from plotting import comparisons, curves, latents, posteriors, scores, sheets, style
 from plotting.output import Figure
-from plotting.view import PER_CLASS, SAMPLES, View, as_numpy, evenly, picked
+from plotting.view import PER_CLASS, SAMPLES, WEIGHTED, View, as_numpy, evenly, picked
 from runtime.errors import UserError
 from runtime.rules import shown
 
@@ -34,6 +34,17 @@ def draw_reconmanifold(view):
     caption = f"{view.said} above their reconstructions{caption}"
     columns = [f"\n{name}" for name in evenly(view.rows)] if view.rows else ()
     return sheets.sheet(grid, caption, columns=columns, words=words, row_breaks=range(2, len(grid), 2))
+
+
+def draw_reconweighted(view):
+    index = view.spread(PER_CLASS)
+    images, found = view.images[index], view.weighted(index)
+    rows = [images, view.reconstructed(images), view.decoded(found.mean)]
+    rows += [*np.moveaxis(view.decoded(found.resampled), 1, 0)]
+    names = ["image", "mean of q(z|x)", "weighted mean", "resampled", *[""] * (len(rows) - 4)]
+    caption = f"weights p(x, z) / q(z|x) of {WEIGHTED} draws of q(z|x), and their effective sample size (ESS)"
+    words = [[f"ESS {ess:.1f}" for ess in found.ess]]
+    return sheets.sheet(np.stack(rows), caption, names, words=words, row_breaks=(1, 3))
 
 
 def draw_samples(view):
@@ -91,11 +102,16 @@ FIGURES = (  # of a View
            stem="{data_set}_{name}"),
     Figure("reconmanifold", "Test images of each class above their reconstructions, with log p(x) in nats where it is "
            "known.", draw_reconmanifold),
+    Figure("reconweighted", "Test images, and images decoded at the mean of q(z|x), at the mean of draws of q(z|x) "
+           "weighted by p(x, z) / q(z|x), and at draws chosen by these weights, which tend to p(z|x); below, the "
+           "effective sample size.", draw_reconweighted),
     Figure("manifold", "Images decoded on a grid of latents or, for more than two latent dimensions, on lines between "
            "the posterior means of two test images.", latents.draw_manifold),
     Figure("embedding_z", "One sample of q(z|x) for each test image.", latents.draw_embedding_z),
     Figure("embedding_mean", "The posterior mean of each test image; for two latent dimensions over the density of the "
            "prior, with images at their latents.", latents.draw_embedding_mean),
+    Figure("embedding_weighted", "For at most a thousand test images, the mean of draws of q(z|x) weighted by p(x, z) "
+           "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted, costly=True),
     Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", curves.losshistory),
     Figure("samples", "Images decoded from latents that are drawn from the model's prior.", draw_samples),
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",

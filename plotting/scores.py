@@ -9,7 +9,6 @@ import data
 from plotting.curves import limit
 from plotting.style import PALETTE, decimals, new_figure, style
 from plotting.view import as_numpy
-from runtime.errors import UserError
 
 ENDS = 5  # images of the lowest and of the highest log p(x)
 USED = 6  # pseudo-inputs that are used most, and as many that are used least
@@ -112,17 +111,14 @@ def draw_pseudouse(view):
 
 @style()
 def draw_estimates(view):
-    from evaluation.importance import NotFiniteError, log_weights
+    from evaluation.importance import log_weights
 
     index, curves = data.subset(len(view.images), ESTIMATED), {}
     images = view.images[index]
-    try:
+    with view.blaming(index):
         for label, proposal in (("q(z|x)", "posterior"), ("fitted to p(z|x)", "fitted")):
             curves[label] = by_samples(log_weights(view.model, images, max(COUNTS), view.config.seed, proposal))
         exact = integrated(view, images)
-    except NotFiniteError as error:
-        said = f"log p(x) of test image {index[error.image]} is not finite; the weights are not usable"
-        raise UserError(f"{view.run.path}: {said}") from error
     first, *others = bands = [mean + np.outer((-2, 2), error) for mean, error in (one.T for one in curves.values())]
     figure = new_figure(8.6, 3.6, layout="constrained")
     for axes in figure.subplots(1, 2):

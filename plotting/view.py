@@ -1,5 +1,6 @@
 """View: what the figures of one run are drawn from. Each part is computed once."""
 
+import contextlib
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ SAMPLES = 100  # of the model's own prior
 DENSITY = 240  # points along each axis of the prior's density
 AGGREGATE = 120  # points along each axis of the aggregated posterior's
 AGGREGATED = 5000  # training images, at most, whose posteriors it is the mean of
+WEIGHTED, RESAMPLED = 500, 3  # draws of q(z|x) for an image that are weighted, and those chosen by their weights
 MOST_EMBEDDED = 1 << 26  # latents of all test images together; where an image has many, fewer images are drawn
 
 
@@ -141,6 +143,24 @@ class View:
         posterior, limits = self.model.posterior(train[:1]).top, self.density.limits
         aggregate = planes.on_grid(lambda z: log_aggregate(posterior, z, mean, logvar), limits, AGGREGATE)
         return aggregate, planes.on_grid(lambda z: in_batches(self.model.prior().log_prob, z), limits, AGGREGATE)
+
+    def weighted(self, index):
+        """The evaluation.latents.Weighted of test images of these indices, by WEIGHTED draws. Raises UserError."""
+        from evaluation.latents import weighted
+
+        with self.blaming(index):
+            return weighted(self.model, self.images[index], WEIGHTED, RESAMPLED, self.config.seed)
+
+    @contextlib.contextmanager
+    def blaming(self, index):
+        """Turns a NotFiniteError of the block, which is about images of these indices, into a UserError."""
+        from evaluation.compiled import NotFiniteError
+
+        try:
+            yield
+        except NotFiniteError as error:
+            said = f"log p(x) of test image {index[error.image]} is not finite; the weights are not usable"
+            raise UserError(f"{self.run.path}: {said}") from error
 
     @cached_property
     def evaluation(self):

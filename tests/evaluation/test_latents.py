@@ -1,11 +1,14 @@
 """What the latents carry, on models for which it can be said beforehand."""
 
+import linear_models
 import numpy as np
 import pytest
 import scipy.special
 from keras import ops
+from linear_models import posterior_of, two_layers
 
-from evaluation.latents import latents, told_apart
+from evaluation.compiled import NotFiniteError
+from evaluation.latents import latents, told_apart, weighted
 from models.base import LatentModel
 from models.distributions import Chain, Mixture, Normal
 
@@ -115,3 +118,42 @@ def test_clusters_are_components_by_their_best_classes():
 def test_it_is_a_function_of_the_seed():
     assert latents(Linear(STANDARD), IMAGES, 3) == latents(Linear(STANDARD), IMAGES, 3)
     assert latents(Linear(STANDARD), IMAGES, 3) != latents(Linear(STANDARD), IMAGES, 4)
+
+
+# ---------------------------------------------------------------------------------------------- weighted draws
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_weighted_draws_tend_to_the_posterior(layers):
+    model, covariance = (linear_models.Linear(linear_models.standard()), np.eye(2)) if layers == 1 else two_layers()
+    mean, exact = posterior_of(covariance)
+    errors = []
+    for count in (100, 10_000):
+        found = weighted(model, linear_models.IMAGES, count, 2000)
+        assert found.mean.shape == mean.shape and found.resampled.shape == (len(mean), 2000, 2)
+        assert np.all((found.ess > 0.1 * count) & (found.ess < count))
+        deviation = (found.mean - mean) / np.sqrt(np.diag(exact) / found.ess[:, None])
+        assert np.abs(deviation).max() < 5
+        errors.append(np.abs(found.mean - mean).max())
+    assert errors[1] < errors[0] / 3  # a tenth is expected
+    centred = found.resampled - mean[:, None]
+    np.testing.assert_allclose(np.mean(centred[..., None] * centred[..., None, :], axis=(0, 1)), exact, atol=0.01)
+
+
+def test_weighted_draws_do_not_depend_on_how_they_are_computed_and_repeat(monkeypatch):
+    model, images = linear_models.Linear(linear_models.standard()), linear_models.IMAGES
+    first, again, other = (weighted(model, images, 50, 3, seed) for seed in (0, 0, 1))
+    for one, same, different in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert np.abs(one - different).max() > 1e-3
+    monkeypatch.setattr("evaluation.latents.CHUNK_BYTES", 7 * model.bytes_per_sample)  # eight calls for each image
+    found = weighted(model, images, 50, 3)
+    mean, exact = posterior_of(np.eye(2))
+    assert np.abs((found.mean - mean) / np.sqrt(np.diag(exact) / found.ess[:, None])).max() < 5
+
+
+def test_a_weight_that_is_not_a_number_names_its_image():
+    images = linear_models.IMAGES.copy()
+    images[4] = np.nan
+    with pytest.raises(NotFiniteError, match="image 4 "):
+        weighted(linear_models.Linear(linear_models.standard()), images, 50, 3)

@@ -122,7 +122,7 @@ def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
 @pytest.mark.keras
 def test_every_file_is_there_and_printed(plotted):
     runs, printed = plotted
-    own = ("reconmanifold", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
+    own = ("reconmanifold", "reconweighted", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
     pseudo = ("pseudoinputs", "pseudouse")
     more = {"standard2": ("posterior",), "vamp2": (*pseudo, "posterior"), "hvae3": pseudo}
     expected = set()
@@ -249,6 +249,26 @@ def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
     np.testing.assert_array_equal(shown[: 8 * factor : factor, : 8 * factor : factor], view.images[index[0, 0], ..., 0])
 
 
+@pytest.mark.parametrize("name", ["standard2", "hvae3"])
+def test_weighted_draws_are_decoded_below_their_image(views, monkeypatch, name):
+    view, index = views[name], views[name].spread(10)
+    axes = run_figures.draw_reconweighted(view).axes[0]
+    assert texts(axes.get_yticklabels()) == ["image", "mean of q(z|x)", "weighted mean", "resampled", "", ""]
+    found = view.weighted(index)
+    assert texts(axes.texts) == [f"ESS {ess:.1f}" for ess in found.ess] and found.resampled.shape[1] == 3
+    factor = sheets.enlarged(np.zeros((6, 10, 8, 8, 1), np.float32)).shape[2] // 8
+    top = sheets.starts(6, 8 * factor, (1, 3), sheets.WRITTEN)[0]
+    picture = np.asarray(axes.images[0].get_array())
+    latents_of_rows = (view.embedding.mean[view.rows_of(index[:1])], found.mean[:1], *found.resampled[0, :, None])
+    for y, z in zip(top[1:], latents_of_rows, strict=True):
+        tile = picture[y : y + 8 * factor : factor, : 8 * factor : factor]
+        np.testing.assert_allclose(tile, view.decoded(z)[0, ..., 0], atol=1e-4)
+    plane = latents.draw_embedding_weighted(view).axes[0]
+    assert len(plane.collections[0].get_offsets()) == len(view.images)
+    monkeypatch.setattr(latents, "MOST_WEIGHTED", 20)
+    assert len(latents.draw_embedding_weighted(view).axes[0].collections[0].get_offsets()) == 20
+
+
 def test_contours_come_from_the_models_prior(views):
     density = views["vamp2"].density
     corner = np.array([[density.x[-1], density.y[0]]], "float32")
@@ -344,7 +364,7 @@ def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, kind):
     run = stub(shape, labels, names, **settings)
     with small(), threadpool_limits(1):  # as above
         one = run_figures.draw_run(run, plot.Output(tmp_path), projection)
-    expected = 7 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
+    expected = 8 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
     assert len(list(tmp_path.iterdir())) == expected
     assert one.samples.shape == (32, *shape) and one.reconstructions.shape == one.originals.shape
 
