@@ -6,7 +6,8 @@ import numpy as np
 
 import data
 from plotting import planes, sheets
-from plotting.style import colours, new_figure, style
+from plotting.scores import bin_edges
+from plotting.style import PALETTE, colours, new_figure, style
 from plotting.view import PER_CLASS, as_numpy, evenly
 
 MOST_WEIGHTED = 1000  # images whose latents are weighted means, each of which takes many decodings
@@ -16,6 +17,7 @@ THUMBNAILS = 22  # of these side by side are as wide as the axes
 PRIOR = f"prior ({planes.PERCENT} %)"  # in legends
 PALE = "#c8c8c8"  # of the run's own images, below others
 ELLIPSE = "#a8123e"  # of posteriors of pseudo-inputs: darker than every colour of the palette
+LEAST_VARIANCE = 1e-12  # that is drawn; the logarithm of 0 has no place
 FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to project onto
 
 
@@ -170,6 +172,29 @@ def draw_embedding_mean(view):
         axes.add_collection(EllipseCollection(*sizes, np.zeros(sizes.shape[1]), **options))
         axes.plot([], [], color=ELLIPSE, label=f"{len(view.components)} pseudo-inputs:\nposteriors, 1 sd")
     draw_thumbnails(axes, *thumbnails)
+    draw_legend(axes)
+    return figure
+
+
+@style()
+def draw_activeunits(view):
+    import matplotlib
+
+    from evaluation.latents import ACTIVE
+
+    log_variances = np.log(np.maximum(view.embedding.mean.var(axis=0, dtype="float64"), LEAST_VARIANCE))
+    low, high, least = log_variances.min(), log_variances.max(), np.log(ACTIVE)
+    width = np.diff(bin_edges(log_variances)).mean()
+    edges = least + width * np.arange(np.floor((low - least) / width), np.ceil((high - least) / width) + 1)
+    layers = np.split(log_variances, np.cumsum(view.model.sizes)[:-1])
+    labels = [f"{name}: {np.count_nonzero(one > least)} of {len(one)} active"
+              for name, one in zip(view.layer_names, layers, strict=True)]  # fmt: skip
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers))) if len(layers) > 1 else PALETTE[:1]
+    figure = new_figure(5.6, 3.4)
+    axes = figure.add_subplot(xlabel="log Var_x E_q(z|x)[z_d] (natural logarithm)", ylabel="latent dimensions")
+    axes.hist(layers, edges, stacked=True, color=list(shades), label=labels, edgecolor="white", linewidth=0.4)
+    axes.axvline(least, color="black", linewidth=0.8, linestyle=":", label=f"variance {ACTIVE}: active above")
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     draw_legend(axes)
     return figure
 

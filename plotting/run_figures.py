@@ -67,11 +67,11 @@ def draw_temperatures(view):
 
 
 def draw_layers(view):
-    images, names = view.images[view.spread(PER_CLASS)], view.config.layers
+    images, names = view.images[view.spread(PER_CLASS)], view.layer_names
     kept = evenly(range(len(names) + 1), 11)[::-1]
     rows = [view.decoded(as_numpy(view.model.mixed(images, int(k), view.noise()))) for k in kept]
     caption = "test images; layers down to the named one are inferred from them, the others drawn from the prior"
-    lowest = [f"z{names[k - 1]}".replace("zu", "u") if k else "none" for k in kept]
+    lowest = [names[k - 1] if k else "none" for k in kept]
     return sheets.sheet(np.stack([images, *rows]), caption, ["image", *lowest], row_breaks=(1,))
 
 
@@ -112,6 +112,8 @@ FIGURES = (  # of a View
            "prior, with images at their latents.", latents.draw_embedding_mean),
     Figure("embedding_weighted", "For at most a thousand test images, the mean of draws of q(z|x) weighted by p(x, z) "
            "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted, costly=True),
+    Figure("activeunits", "Latent dimensions by the log of the variance of their posterior mean over test images; "
+           "those with a variance above 0.01 are active (Burda et al. 2016).", latents.draw_activeunits),
     Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", curves.losshistory),
     Figure("samples", "Images decoded from latents that are drawn from the model's prior.", draw_samples),
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",

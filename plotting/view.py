@@ -106,6 +106,12 @@ class View:
         """The classes of the images of `embedding`, (N,); None where there are none."""
         return None if self.split.labels is None else self.split.labels[self.embedded]
 
+    @property
+    def layer_names(self):
+        """Names of the layers of latents, the top one first: z alone, z2 and z1, or those of a deep model."""
+        numbers = self.config.layers or range(len(self.model.sizes), 0, -1)
+        return ["z"] if len(self.model.sizes) == 1 else [one if one == "u" else f"z{one}" for one in numbers]
+
     def rows_of(self, index):
         """Where images of `embedded` stand in `embedding`: an array as that of their indices."""
         return np.searchsorted(self.embedded, index)

@@ -122,7 +122,16 @@ def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
 @pytest.mark.keras
 def test_every_file_is_there_and_printed(plotted):
     runs, printed = plotted
-    own = ("reconmanifold", "reconweighted", "manifold", "embedding_z", "embedding_mean", "losshistory", "samples")
+    own = (
+        "reconmanifold",
+        "reconweighted",
+        "manifold",
+        "embedding_z",
+        "embedding_mean",
+        "activeunits",
+        "losshistory",
+        "samples",
+    )
     pseudo = ("pseudoinputs", "pseudouse")
     more = {"standard2": ("posterior",), "vamp2": (*pseudo, "posterior"), "hvae3": pseudo}
     expected = set()
@@ -269,6 +278,20 @@ def test_weighted_draws_are_decoded_below_their_image(views, monkeypatch, name):
     assert len(latents.draw_embedding_weighted(view).axes[0].collections[0].get_offsets()) == 20
 
 
+@pytest.mark.parametrize(("model", "names"), [("vae", ["z"]), ("hvae", ["z2", "z1"])])
+def test_units_are_counted_by_the_variances_of_their_means(model, names):
+    view = View(stub((8, 8, 1), None, (), latent_dim=6, model=model), "pca")
+    variances = np.array([0.0, 1.0, 0.0099, 0.0101, 2.0, 3.0])
+    means = np.where(np.arange(24) % 2, 1, -1)[:, None] * np.sqrt(variances) + 5
+    view.embedding = view.embedding._replace(mean=means)
+    axes = latents.draw_activeunits(view).axes[0]
+    active = [["z: 4 of 6 active"], ["z2: 1 of 3 active", "z1: 3 of 3 active"]][len(names) - 1]
+    assert view.layer_names == names
+    assert texts(axes.get_legend().get_texts()) == [*active, "variance 0.01: active above"]
+    bars = np.array([(bar.get_x(), bar.get_height()) for bars in axes.containers for bar in bars])
+    assert bars[:, 1].sum() == 6 and bars[bars[:, 0] > np.log(0.01) - 1e-9, 1].sum() == 4
+
+
 def test_contours_come_from_the_models_prior(views):
     density = views["vamp2"].density
     corner = np.array([[density.x[-1], density.y[0]]], "float32")
@@ -364,7 +387,7 @@ def test_any_shape_and_any_classes_can_be_drawn(tmp_path, monkeypatch, kind):
     run = stub(shape, labels, names, **settings)
     with small(), threadpool_limits(1):  # as above
         one = run_figures.draw_run(run, plot.Output(tmp_path), projection)
-    expected = 8 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
+    expected = 9 + 2 * run.config.has_pseudo_inputs + (run.config.latent_dim == 2)
     assert len(list(tmp_path.iterdir())) == expected
     assert one.samples.shape == (32, *shape) and one.reconstructions.shape == one.originals.shape
 
