@@ -22,7 +22,7 @@ OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export", "on"
 DRAWS_EXAMPLE = "because it draws an example of its own"
 DRAWS_README = "because it trains and draws runs of its own"
 FIRST = ("_report.", "_explore.", "_reconmanifold.", "_embedding_mean.")  # in names of files, where to look first
-HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection tsne cannot be decoded"
+HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection {} cannot be decoded"
 RULES = (
     Rule("toy_posteriors", lambda args: args.runs, f"does not go with RUN, {DRAWS_EXAMPLE}"),
     *excludes("toy_posteriors", "readme", *OF_RUNS, reason=DRAWS_EXAMPLE),
@@ -30,7 +30,7 @@ RULES = (
     *excludes("readme", "out", "format", *OF_RUNS, reason=DRAWS_README),
     *(needs(name, "readme") for name in (*README_SETTINGS, "hardware")),
     *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page instead"),
-    Rule("explore", lambda args: args.projection != "pca", HAS_NO_WAY_BACK),
+    Rule("explore", lambda args: args.projection != "pca", lambda args: HAS_NO_WAY_BACK.format(args.projection)),
     *excludes("export", "figures", "estimates", "format", "report", reason="because it draws no figures"),
     *excludes("on", "explore", "figures", "estimates", "report", "export", reason="because it draws its own figures"),
 )
@@ -46,7 +46,8 @@ def add_arguments(parser):
     names = run_figures.NAMES
     text = f"draw only these: {', '.join(names)}"
     parser.add_argument("--figures", nargs="+", metavar="NAME ...", choices=names, help=text, **figures)
-    text = "how more than two latent dimensions are shown in the plane: pca; tsne takes minutes for 10,000 images"
+    text = "how more than two latent dimensions are shown in the plane: pca; tsne and umap take minutes for 10,000 "
+    text += "images, and umap needs a package"
     projections = tuple(latents.PROJECTIONS)
     parser.add_argument("--projection", choices=projections, default="pca", metavar="NAME", help=text, **figures)
     text = "also draw how estimates of log p(x) depend on the number of samples, and embedding_weighted, which takes a "
@@ -89,6 +90,7 @@ def chosen(args):
 def run(args):
     """Does what the flags ask for and prints the name of each file; returns the exit code."""
     check(RULES, args)
+    latents.check(args.projection)
     if args.readme:  # by another program, which takes the place of this one
         words = [f"--{name}={getattr(args, name)}" for name in README_FLAGS if getattr(args, name) is not None]
         os.execv(sys.executable, [sys.executable, str(README_PICTURES), "--readme", *words])

@@ -1,5 +1,6 @@
 """Figures of the latent space of one run: embeddings, and images decoded on a grid or on lines."""
 
+import importlib.util
 from statistics import NormalDist
 
 import numpy as np
@@ -9,6 +10,7 @@ from plotting import planes, sheets
 from plotting.scores import bin_edges
 from plotting.style import PALETTE, colours, new_figure, style
 from plotting.view import PER_CLASS, as_numpy, evenly
+from runtime.errors import UserError
 
 MOST_WEIGHTED = 1000  # images whose latents are weighted means, each of which takes many decodings
 SIDE = 20  # images along each axis of the latent plane
@@ -243,8 +245,25 @@ def tsne(points, reference):
     from sklearn.manifold import TSNE
 
     fitted = TSNE(2, perplexity=min(30, (len(points) - 1) / 3), random_state=0)
-    caption = "embedded jointly" if len(points) > len(reference) else ""
-    return fitted.fit_transform(points), ("t-SNE 1", "t-SNE 2"), caption
+    return fitted.fit_transform(points), ("t-SNE 1", "t-SNE 2"), _jointly(points, reference)
 
 
-PROJECTIONS = {"pca": pca, "tsne": tsne}
+def umap(points, reference):
+    """Points (N, D) embedded jointly by UMAP (McInnes et al. 2018), as by `tsne`."""
+    from umap import UMAP
+
+    fitted = UMAP(n_neighbors=min(15, len(points) - 1), random_state=0, n_jobs=1)  # with a seed it has one thread
+    return fitted.fit_transform(points), ("UMAP 1", "UMAP 2"), _jointly(points, reference)
+
+
+def _jointly(points, reference):
+    return "embedded jointly" if len(points) > len(reference) else ""
+
+
+def check(projection):
+    """Raises UserError if the package behind --projection is not installed."""
+    if projection == "umap" and importlib.util.find_spec("umap") is None:
+        raise UserError("--projection umap needs umap-learn: pip install -r requirements/umap.txt")
+
+
+PROJECTIONS = {"pca": pca, "tsne": tsne, "umap": umap}

@@ -3,12 +3,13 @@
 import contextlib
 import io
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.special
-from conftest import complaints, slow_on_jax
+from conftest import ROOT, complaints, slow_on_jax
 from made import KINDS, copies, evaluation, keep, noise, numpy, small, stub, texts
 from threadpoolctl import threadpool_limits
 
@@ -371,6 +372,27 @@ def test_t_sne_embeds_images_and_pseudo_inputs_jointly():
     assert np.linalg.norm(plane[:12].mean(axis=0) - plane[12:].mean(axis=0)) > plane[:12].std()
 
 
+def test_umap_embeds_jointly_by_its_package_or_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plot.main([str(tmp_path), "--projection", "umap"]) == 2
+    said = "error: --projection umap needs umap-learn: pip install -r requirements/umap.txt\n"
+    assert capsys.readouterr().err == said and (ROOT / "requirements" / "umap.txt").is_file()
+    asked = []
+
+    def made(**options):
+        asked.append(options)
+        return SimpleNamespace(fit_transform=lambda points: points[:, :2] + 1)
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=made))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "found")
+    latents.check("umap")
+    points = noise(12, 3)
+    plane, names, caption = latents.PROJECTIONS["umap"](points, points[:7])
+    np.testing.assert_array_equal(plane, points[:, :2] + 1)
+    assert (names, caption) == (("UMAP 1", "UMAP 2"), "embedded jointly")
+    assert asked == [{"n_neighbors": 11, "random_state": 0, "n_jobs": 1}]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -430,5 +452,5 @@ def test_a_grid_without_a_run_that_can_be_drawn_is_refused(tmp_path, capsys):
 
 def test_a_projection_that_there_is_not_is_refused(capsys):
     with pytest.raises(SystemExit) as exit:
-        plot.main(["run", "--projection", "umap"])
-    assert exit.value.code == 2 and "umap" in capsys.readouterr().err
+        plot.main(["run", "--projection", "mds"])
+    assert exit.value.code == 2 and "mds" in capsys.readouterr().err
