@@ -180,6 +180,8 @@ class Config:
                                   "saved, too", above=0)
     track: str = setting("tensorboard", "runs", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, "
                          "too; none: neither", choices=tuple(tracking.TRACKERS))
+    track_weights: int = setting(0, "runs", "also track histograms of the weights, every N epochs; 0: never",
+                                 low=0, high=INT32)
     jit: str = setting("auto", "machine", "XLA: on, off; auto: on, except with TensorFlow on a CPU",
                        choices=("auto", "on", "off"))
     steps_per_execution: int = setting(0, "machine", "training steps per call into the backend; NaN checks, autosave "

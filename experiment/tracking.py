@@ -21,6 +21,7 @@ from runtime.errors import UserError
 from runtime.text import bounded, word
 
 FILES = ("config.json", "status.json", "history.csv", "best.safetensors")  # what every script needs of a run
+BINS = 50  # of a histogram
 IDS = "tracking.json"  # in a run's folder: {"wandb": its id in W&B}
 
 
@@ -80,7 +81,8 @@ class Trackers:
         """Calls a method of each tracker that has it.
 
         numbers(values, step): a dict of numbers at an epoch. pictures(pictures, step): a dict of uint8 arrays, (h, w)
-        or (h, w, 3). files(paths): those of a finished run. close(state): "finished", "stopped", "failed" or None.
+        or (h, w, 3). histograms(arrays, step): a dict of arrays of any shape. files(paths): those of a finished run.
+        close(state): "finished", "stopped", "failed" or None.
         """
         for tracker in list(self.active):
             with leaving_out(tracker.title, lambda tracker=tracker: self.active.remove(tracker)):
@@ -133,6 +135,9 @@ class TensorBoard:
     def pictures(self, pictures, step):
         image, axes = self.summary.image, "HWC"
         self._write(step, *(image(name, one, dataformats=axes[: one.ndim]) for name, one in pictures.items()))
+
+    def histograms(self, values, step):
+        self._write(step, *(self.summary.histogram(name, one, BINS) for name, one in values.items()))
 
     def close(self, state):
         self.writer.close()

@@ -78,7 +78,7 @@ def existing(config, args):
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
         raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
-    here = {name: getattr(config, name) for name in ("save_minutes", "track", "distribute")}
+    here = {name: getattr(config, name) for name in ("save_minutes", "track", "track_weights", "distribute")}
     here["data_dir"] = config.data_dir or run.data_dir
     return run, dataclasses.replace(run.config, **here)
 

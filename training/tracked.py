@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 
-from experiment import tracking
+from experiment import tracking, weights
 from models.base import without_padding
+from models.weight_names import named_weights
 from plotting import sheets
 from training import devices
 
@@ -48,9 +49,10 @@ def sheet(grid):
 class Tracked(keras.callbacks.Callback):
     """Gives a training to the trackers that --track names; a context, which ends with the training.
 
-    They get each epoch's row of history.csv and its learning rate. After the first and the last epoch, and after each
-    tenth of the run, they get samples and reconstructed validation images of the weights that are validated, except
-    where the decoder draws pixel by pixel, which would take minutes. In the end they get the best epoch and the files.
+    They get each epoch's row of history.csv and its learning rate and, every --track_weights epochs, the weights that
+    are validated. After the first and the last epoch, and after each tenth of the run, they get samples and
+    reconstructed validation images of these weights, except where the decoder draws pixel by pixel, which would take
+    minutes. In the end they get the best epoch and the files.
     """
 
     def __init__(self, writer, validation, placement=devices.ONE_DEVICE):
@@ -69,6 +71,10 @@ class Tracked(keras.callbacks.Callback):
             return
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.trackers.tell("numbers", tracking.curves(self.writer.rows[-1]) | {"learning_rate": rate}, epoch + 1)
+        if self.config.track_weights and (epoch + 1) % self.config.track_weights == 0:
+            with self.writer.instead():
+                named = weights.values(named_weights(self.model))
+            self.trackers.tell("histograms", {f"weights/{name}": one for name, one in named.items()}, epoch + 1)
         if self._is_drawn(epoch + 1):
             self.draws = False  # from now on, if they cannot be drawn
             with tracking.leaving_out("pictures"), self.writer.instead():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT, TRACKING, complaints, slow_on_jax
+from keras import ops
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 from test_resume import config, die, interrupted, numbers_of
@@ -23,6 +24,7 @@ import experiment
 import train
 from evaluation import estimators, score
 from experiment import Config, tracking
+from models.weight_names import named_weights
 from runtime.errors import UserError
 from training import fit
 from training.tracked import Painter, Tracked, sheet
@@ -156,6 +158,24 @@ def test_steps_that_the_history_has_lost_are_taken_back(tmp_path):
         one.close("failed")
     found = accumulated(tmp_path)
     assert curves(found) == {"train/elbo": {1: 1.0, 2: 4.0, 3: 5.0}} and set(points(found).values()) == {1}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.3])
+def test_weights_are_shown_every_so_many_epochs_as_they_are_kept(on, tmp_path, ema):
+    run = experiment.load(fit.train(config(tmp_path, track_weights=2, ema=ema, epochs=2)))
+    found, named = accumulated(run.path), named_weights(run.model)
+    assert set(found.Tags()["histograms"]) == {f"weights/{name}" for name in named}
+    assert int(run.status["best_epoch"]) == 2  # so that the weights are those of the histograms
+    for name, weight in named.items():
+        (one,) = found.Histograms(f"weights/{name}")
+        values, told = np.asarray(ops.convert_to_numpy(weight), "float64"), one.histogram_value
+        assert (one.step, told.num, told.min, told.max) == (2, values.size, values.min(), values.max())
+        assert sum(told.bucket) == values.size and told.sum == pytest.approx(values.sum(), rel=1e-9, abs=1e-9)
+
+
+def test_histograms_of_weights_need_a_tracker():
+    with pytest.raises(UserError, match="--track_weights 2 goes with --track tensorboard or wandb"):
+        Config(track_weights=2, track="none")
 
 
 @pytest.mark.parametrize("note", ["0", "1", "2", "3", "9", "", "x"])
