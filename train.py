@@ -22,7 +22,7 @@ from training import processes, start
 
 SEVERAL = ("jobs", "cluster", "search")  # flags that train several runs
 # what may change when a run is resumed; another value of any other setting makes another run
-CHANGEABLE = ("epochs", "patience", "data_dir", "save_minutes", "track", "track_weights", "distribute")
+CHANGEABLE = ("epochs", "patience", "data_dir", *start.HERE)
 FIXED = [field.name for field in dataclasses.fields(Config) if field.name not in CHANGEABLE]
 REFUSED = f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can"
 KEPT = [field.name for field in dataclasses.fields(Config)

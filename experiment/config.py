@@ -178,6 +178,8 @@ class Config:
     runs_dir: str = setting("runs", "runs", "folder that runs are written to", common=True)
     save_minutes: float = setting(10.0, "runs", "minutes between saved states inside an epoch; each epoch's end is "
                                   "saved, too", above=0)
+    snapshot_epochs: tuple[int, ...] = setting(None, "runs", "epochs, as 1 16 30, whose weights are kept, too; "
+                                               "plot.py draws their embeddings", low=1, high=INT32)
     track: str = setting("tensorboard", "runs", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, "
                          "too; none: neither", choices=tuple(tracking.TRACKERS))
     track_weights: int = setting(0, "runs", "also track histograms of the weights, every N epochs; 0: never",

@@ -100,6 +100,7 @@ RULES = (
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,
          lambda c: f"does not go with --network {c.network}: its gradients with respect to z would pass through batch "
          "normalisation"),
+    Rule("snapshot_epochs", lambda c: max(c.snapshot_epochs) > c.epochs, lambda c: f"go beyond --epochs {c.epochs}"),
     Rule("track_weights", lambda c: c.track == "none", "goes with --track tensorboard or wandb"),
     Rule("gs_key", lambda c: not re.fullmatch(r"\w[\w.-]{0,99}", c.gs_key) or len(c.gs_key.encode()) > 255,
          "must be a folder name of letters, digits, '.', '_' and '-'"),

@@ -30,7 +30,7 @@ from runtime.text import bounded
 MOST_HISTORY = 1 << 28  # bytes of a history.csv; some million epochs
 MOST_EVALUATION = 1 << 28  # bytes of an evaluation, unpacked; some million images
 PER_IMAGE = ("log_px", "log_px_se", "ess", "khat", "samples")  # what an evaluation says of each image
-LINKED = ("last", "replaced", "evaluations", "tensorboard")  # folders that are written into, so must be the run's own
+LINKED = ("last", "replaced", "snapshots", "evaluations", "tensorboard")  # folders that must be the run's own
 MOST_VALUES = 1 << 24  # in an image
 UNFINISHED = {"running": "is still training", "interrupted": "was interrupted"}  # else it stopped or failed
 MOST_STEM = 120  # characters of an evaluation's name, which is only a part of the names of TensorBoard's files
@@ -75,6 +75,20 @@ class Run:
         self.status = read_status(self.path / "status.json")
         self.backend = self.record["backend"]  # on which it was started: tensorflow or jax
         self.weights = self.path / "best.safetensors"  # those with the best validation value of the trained bound
+
+    @property
+    def snapshots(self):
+        """The files of the weights that --snapshot_epochs kept: a dict of epoch to path, the first epoch first."""
+        paths = sorted((self.path / "snapshots").glob("epoch*.safetensors"))
+        found = {path: re.fullmatch(r"epoch(\d{9,10})", path.stem) for path in paths}
+        return {int(name[1]): path for path, name in found.items() if name}
+
+    def at(self, epoch):
+        """This run with the weights of one of its `snapshots`."""
+        other = copy.copy(self)
+        other.__dict__.pop("model", None)
+        other.weights = self.snapshots[epoch]
+        return other
 
     def on(self, name):
         """This run for images that are not its own: those of the data set `name`, or all of folder:PATH.

@@ -9,7 +9,7 @@ import data
 from plotting import planes, sheets
 from plotting.scores import bin_edges
 from plotting.style import PALETTE, colours, new_figure, style
-from plotting.view import PER_CLASS, as_numpy, evenly
+from plotting.view import PER_CLASS, View, as_numpy, evenly
 from runtime.errors import UserError
 
 MOST_WEIGHTED = 1000  # images whose latents are weighted means, each of which takes many decodings
@@ -19,6 +19,7 @@ THUMBNAILS = 22  # of these side by side are as wide as the axes
 PRIOR = f"prior ({planes.PERCENT} %)"  # in legends
 PALE = "#c8c8c8"  # of the run's own images, below others
 ELLIPSE = "#a8123e"  # of posteriors of pseudo-inputs: darker than every colour of the palette
+STRIP = 6  # embeddings side by side
 LEAST_VARIANCE = 1e-12  # that is drawn; the logarithm of 0 has no place
 FEWEST_PROJECTED = 5  # images whose posterior means determine a plane to project onto
 
@@ -137,6 +138,31 @@ def draw_legend(axes):
 
 def draw_embedding_z(view):
     return draw_embedding(view, view.embedding.z)
+
+
+@style()
+def draw_snapshots(view):
+    """Posterior means of the images of `view.embedding`, by class, with the weights of each snapshot, in one plane."""
+    epochs = list(view.run.snapshots)
+    means = [View(view.run.at(epoch), view.projection).embedding.mean for epoch in epochs]
+    plane, names, caption = flattened(view, np.concatenate(means))
+    rows = -(-len(epochs) // STRIP)
+    columns = -(-len(epochs) // rows)
+    figure = new_figure(2.3 * columns + 1, 2.3 * rows + 0.4, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    parts = np.split(plane[: len(epochs) * len(means[0])], len(epochs))
+    for axes, epoch, points in zip(grid.flat, epochs, parts, strict=False):
+        draw_points(axes, points, view)
+        axes.set_title(f"epoch {epoch}")
+    for axes in grid.flat[len(epochs) :]:
+        axes.set_axis_off()
+    for axes in grid.flat[len(epochs) - columns : len(epochs)]:  # the lowest of its column
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel(f"{names[0]}{f'; {caption}' * bool(caption)}", fontsize=9)
+    figure.supylabel(names[1], fontsize=9)
+    handles = grid[0, 0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside right upper", ncols=1 + len(handles) // 26)
+    return figure
 
 
 def draw_embedding_weighted(view):

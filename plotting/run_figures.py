@@ -112,6 +112,8 @@ FIGURES = (  # of a View
            "prior, with images at their latents.", latents.draw_embedding_mean),
     Figure("embedding_weighted", "For at most a thousand test images, the mean of draws of q(z|x) weighted by p(x, z) "
            "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted, costly=True),
+    Figure("snapshots", "The posterior means of the test images, in one plane, with the weights of each epoch that "
+           "--snapshot_epochs kept.", latents.draw_snapshots, lambda view: bool(view.run.snapshots)),
     Figure("activeunits", "Latent dimensions by the log of the variance of their posterior mean over test images; "
            "those with a variance above 0.01 are active (Burda et al. 2016).", latents.draw_activeunits),
     Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", curves.losshistory),

@@ -64,11 +64,19 @@ def train(config, overwrite=False, source=None):
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to start from")
     elif config.init_from:
         _begin_with_weights(config, prepared.model)
-    keep = (lambda folder: checkpoint.save(folder / "last", state)) if state else None
-    experiment.create(config, config.path, prepared.dataset, overwrite, keep)
+    fill = (lambda folder: _keep(folder, source, state)) if state else None
+    experiment.create(config, config.path, prepared.dataset, overwrite, fill)
     with experiment.held(config.path):
         _fit(config, config.path, prepared, state)
     return config.path
+
+
+def _keep(folder, source, state):
+    """Writes into the new folder of a run from which State of the Run `source` it goes on, and what that one kept."""
+    checkpoint.save(folder / "last", state)
+    for path in source.snapshots.values():
+        (folder / "snapshots").mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / "snapshots" / path.name)
 
 
 def resume(run, config):
@@ -88,7 +96,8 @@ def resume(run, config):
         if state is None and config.init_from:
             _begin_with_weights(config, prepared.model)
         atomic.sweep(run.path)
-        atomic.sweep(run.path / "last", alone=True)
+        for name in ("last", "snapshots"):
+            atomic.sweep(run.path / name, alone=True)
         _fit(config, run.path, prepared, state)
     return run.path
 

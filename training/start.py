@@ -14,6 +14,8 @@ from runtime.command import STOPPED
 from runtime.errors import RunError, UserError
 from training import messages
 
+HERE = ("save_minutes", "snapshot_epochs", "track", "track_weights", "distribute")  # settings of a command
+
 
 def fit(config, args, run=None):
     """Trains a new run, or the Run `run` further, or resumes it if `config` is its own; returns the folder.
@@ -78,7 +80,7 @@ def existing(config, args):
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
         raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
-    here = {name: getattr(config, name) for name in ("save_minutes", "track", "track_weights", "distribute")}
+    here = {name: getattr(config, name) for name in HERE}
     here["data_dir"] = config.data_dir or run.data_dir
     return run, dataclasses.replace(run.config, **here)
 

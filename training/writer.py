@@ -21,7 +21,8 @@ class RunWriter(keras.callbacks.Callback):
 
     That is best.safetensors, the weights with the best validation value of the trained bound, history.csv and
     status.json. All are written after the state, so that whatever is lost when the process dies can be written again
-    from that. Without a `path`, in a process that follows another one, nothing is written.
+    from that. The weights of an epoch of --snapshot_epochs are written before it, into snapshots/, as the process would
+    not come back to them. Without a `path`, in a process that follows another one, nothing is written.
     """
 
     def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
@@ -65,10 +66,15 @@ class RunWriter(keras.callbacks.Callback):
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
         is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]
-        best = self.best
-        if is_best:
+        best, is_kept = self.best, epoch + 1 in (self.config.snapshot_epochs or ())
+        if is_best or is_kept:
             with self.instead():
-                best = weights.values(named_weights(self.model))
+                values = weights.values(named_weights(self.model))
+            best = values if is_best else best
+        if is_kept and self.path:
+            with self._writing():
+                (self.path / "snapshots").mkdir(exist_ok=True)
+                self._write_weights(f"snapshots/epoch{epoch + 1:09d}.safetensors", values)
         self._save(epoch + 1, 0, 0.0, [*self.rows, row], best)
         self.rows.append(row)  # once its state is written, and not before: status.json counts the rows
         self.best = best
@@ -95,11 +101,14 @@ class RunWriter(keras.callbacks.Callback):
             return
         with self._writing():
             if self.rows and new_best:
-                about = {"run": self.config.training_id}  # of several texts, the order would be by chance
-                atomic.write(self.path / "best.safetensors", safetensors.numpy.save(self.best, about))
+                self._write_weights("best.safetensors", self.best)
             if self.rows:
                 atomic.write_csv(self.path / "history.csv", self.rows)
             self.write_status("running", process=process())
+
+    def _write_weights(self, name, values):
+        about = {"run": self.config.training_id}  # of several texts, the order would be by chance
+        atomic.write(self.path / name, safetensors.numpy.save(values, about))
 
     @contextlib.contextmanager
     def status_of_ending(self):

@@ -208,7 +208,7 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 def test_the_places_are_those_of_the_documentation():
     expected = {"log_steps", "gs_key", "data_dir", "other_data", "init_from", "runs_dir", "save_minutes", "track"}
-    expected |= {"track_weights", "jit", "steps_per_execution", "distribute", "deterministic"}
+    expected |= {"snapshot_epochs", "track_weights", "jit", "steps_per_execution", "distribute", "deterministic"}
     assert expected == set(PLACES)
 
 

@@ -84,6 +84,7 @@ def stub(shape, labels, names, **settings):
         latent_dim=config.latent_dim,
         note="",
         is_own=True,
+        snapshots={},
     )
 
 

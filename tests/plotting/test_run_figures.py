@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.special
-from conftest import ROOT, complaints, slow_on_jax
+from conftest import ROOT, complaints, save_weights, slow_on_jax
 from made import KINDS, copies, evaluation, keep, noise, numpy, small, stub, texts
 from threadpoolctl import threadpool_limits
 
@@ -291,6 +291,25 @@ def test_units_are_counted_by_the_variances_of_their_means(model, names):
     assert texts(axes.get_legend().get_texts()) == [*active, "variance 0.01: active above"]
     bars = np.array([(bar.get_x(), bar.get_height()) for bars in axes.containers for bar in bars])
     assert bars[:, 1].sum() == 6 and bars[bars[:, 0] > np.log(0.01) - 1e-9, 1].sum() == 4
+
+
+@pytest.mark.parametrize("name", ["standard2", "hvae3"])
+def test_snapshots_are_embedded_in_one_plane(views, tmp_path, name):
+    view = View(experiment.load(shutil.copytree(views[name].run.path, tmp_path / "run")), "pca")
+    folder = view.run.path / "snapshots"
+    folder.mkdir()
+    for number, epoch in enumerate((1, 16, 30)):
+        model = models.build(view.config, (8, 8, 1), from_data=noise(12, 8, 8, 1)) if number < 2 else view.model
+        save_weights(model, folder / f"epoch{epoch:09d}.safetensors")
+    (figure,) = [one for one in run_figures.FIGURES if one.name == "snapshots"]
+    assert figure.applies(view) and not figure.applies(views[name])
+    panels = figure.draw(view).axes
+    assert [axes.get_title("left") for axes in panels] == ["epoch 1", "epoch 16", "epoch 30"]
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+    plane = latents.flattened(view, view.embedding.mean)[0][: len(view.images)]
+    shown = np.asarray(panels[2].collections[0].get_offsets())
+    np.testing.assert_allclose(np.sort(shown, axis=0), np.sort(plane, axis=0), rtol=1e-3, atol=1e-4)
+    assert np.abs(np.sort(shown, axis=0) - np.sort(panels[0].collections[0].get_offsets(), axis=0)).max() > 0.01
 
 
 def test_contours_come_from_the_models_prior(views):

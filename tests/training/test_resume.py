@@ -81,6 +81,11 @@ def numbers_of(path):
     return without_seconds(path), arrays, (path / "best.safetensors").read_bytes()
 
 
+def snapshots_of(run):
+    """The bytes of a run's snapshots by epoch."""
+    return {epoch: path.read_bytes() for epoch, path in run.snapshots.items()}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The numbers of the small run, trained without interruption."""
@@ -652,3 +657,45 @@ def test_kills_at_random_moments_change_nothing(tmp_path, most):
     assert numbers_of(path) == numbers_of(tmp_path / "again" / path.name)
     assert [float(line.split(",")[0]) for line in without_seconds(path)[1:]] == list(np.arange(1, 13))
     assert not list(path.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The small run with the weights of its epochs 1, 2 and 4 beside the best ones."""
+    return experiment.load(fit.train(config(tmp_path_factory.mktemp("kept"), snapshot_epochs=(4, 2, 1))))
+
+
+def test_snapshots_are_the_weights_of_their_epochs_and_change_nothing(kept, whole):
+    assert numbers_of(kept.path) == whole and list(kept.snapshots) == [1, 2, 4]
+    assert kept.status["best_epoch"] == 4 and len(set(snapshots_of(kept).values())) == 3
+    assert snapshots_of(kept)[4] == kept.weights.read_bytes()
+    for epoch in (1, 4):
+        validation = validated(kept.at(epoch))["elbo"]
+        assert validation == pytest.approx(kept.history["val_elbo"][epoch - 1], rel=1e-5)
+    assert kept.at(1).snapshots == kept.snapshots and kept.weights.name == "best.safetensors"
+
+
+@pytest.mark.parametrize("when", ["in the epoch", "before its state"])
+def test_a_killed_run_has_the_snapshots_of_a_whole_one(kept, tmp_path, monkeypatch, when):
+    if when == "in the epoch":
+        run = interrupted(tmp_path, monkeypatch, 1, 2, die, snapshot_epochs=(4, 2, 1))
+    else:
+        with monkeypatch.context() as patch, pytest.raises(SystemError):
+            save = checkpoint.save
+            patch.setattr(checkpoint, "save", lambda folder, state: die() if state.epoch == 2 else save(folder, state))
+            fit.train(config(tmp_path, snapshot_epochs=(4, 2, 1)))
+        run = experiment.load(config(tmp_path).path)
+    assert set(run.snapshots) == ({1} if when == "in the epoch" else {1, 2})
+    fit.resume(run, run.config)
+    assert snapshots_of(run) == snapshots_of(kept) and numbers_of(run.path) == numbers_of(kept.path)
+
+
+def test_a_run_that_is_trained_further_takes_its_snapshots_along(kept, tmp_path):
+    longer = fit.train(config(tmp_path, epochs=5, snapshot_epochs=(1, 5)), source=kept)
+    found = snapshots_of(experiment.load(longer))
+    assert list(found) == [1, 2, 4, 5] and {epoch: found[epoch] for epoch in (1, 2, 4)} == snapshots_of(kept)
+
+
+def test_snapshots_lie_within_the_epochs():
+    with pytest.raises(UserError, match="--snapshot_epochs 1,30 go beyond --epochs 20"):
+        Config(epochs=20, snapshot_epochs=(1, 30))
