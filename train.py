@@ -44,6 +44,8 @@ RULES = [
            "does not go with --distribute, which trains one run at a time on all devices") for name in SEVERAL],
     *[Rule(name, lambda args: not is_given(args, "gs_key"), "is for a grid, which needs a name: add --gs_key NAME")
       for name in SEVERAL],
+    Rule("plot", lambda args: getattr(args, "distribute", "none") == "processes",
+         "does not go with --distribute processes, as one of them would draw alone; run plot.py afterwards"),
     *excludes("overwrite", "cluster", reason="as a run that loses its node would begin again instead of resuming"),
 ]  # fmt: skip
 
@@ -59,6 +61,8 @@ def add_arguments(parser):
     parser.add_argument("--refit_prior", nargs=2, metavar="PRIOR RUN", topic="prior", help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)
+    text = "draw the figures of the run when it is finished, as plot.py RUN does"
+    parser.add_argument("--plot", action="store_true", topic="runs", common=True, help=text)
     text = "list the presets with their cost and expected result, and exit"
     parser.add_argument("--list_presets", action="store_true", topic="runs", common=True, help=text)
     add_code(parser)

@@ -21,6 +21,7 @@ def launcher(args):
     """A context with what starts the runs: Ray tasks on a cluster, or Workers here."""
     name = args.backend if args.cluster else os.environ["KERAS_BACKEND"]  # nodes choose their own for "auto"
     words = [f"--device={args.device}"] + ([f"--backend={name}"] if name else []) + ["--overwrite"] * args.overwrite
+    words += ["--plot"] * args.plot
     if args.cluster:
         cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
         return cluster.Tasks(args.cluster, cpus, args.gpus_per_run or 0, words)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ from experiment import Config, presets
 from experiment.flags import next_commands, pasted
 from experiment.presets import preset, preset_names
 from experiment.record import FORMAT, git_commit
+from grids import launch
 from grids.configs import configs_of
+from plotting import run_figures
 from runtime import atomic
 from runtime.command import Parser
 from runtime.text import duration
@@ -144,6 +147,18 @@ def test_history_has_a_row_for_each_epoch_and_status_agrees(trained):
     best = int(np.argmax(history["val_elbo"]))
     assert (run.state, run.status["epochs_done"], run.status["best_epoch"]) == ("finished", 2, best + 1)
     assert run.status["best_val_elbo"] == pytest.approx(history["val_elbo"][best])
+
+
+def test_figures_are_drawn_when_a_run_is_finished(tmp_path, capfd, monkeypatch):
+    chosen = [one for one in run_figures.FIGURES if one.name in ("losshistory", "input")]
+    monkeypatch.setattr(run_figures, "FIGURES", chosen)
+    assert called(train.main, *flags(runs_dir=tmp_path, **QUICK), "--plot") == 0
+    *printed, folder = capfd.readouterr().out.splitlines()
+    names = [Path(folder, "figures", name) for name in ("digits_input.png", f"{Path(folder).name}_losshistory.png")]
+    assert printed[-2:] == list(map(str, names)) and all(path.is_file() for path in names)
+    asked = SimpleNamespace(backend=None, device="cpu", overwrite=False, plot=True, cluster=None, jobs=2)
+    with launch.launcher(asked) as starter:
+        assert "--plot" in starter.words  # of each run of a grid
 
 
 def test_a_finished_run_is_not_trained_again(run, capfd, monkeypatch):

@@ -64,17 +64,17 @@ def train(config, overwrite=False, source=None):
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to start from")
     elif config.init_from:
         _begin_with_weights(config, prepared.model)
-    fill = (lambda folder: _keep(folder, source, state)) if state else None
+    fill = (lambda folder: _keep(folder, {} if is_refit else source.snapshots, state)) if state else None
     experiment.create(config, config.path, prepared.dataset, overwrite, fill)
     with experiment.held(config.path):
         _fit(config, config.path, prepared, state)
     return config.path
 
 
-def _keep(folder, source, state):
-    """Writes into the new folder of a run from which State of the Run `source` it goes on, and what that one kept."""
+def _keep(folder, snapshots, state):
+    """Writes into the new folder of a run the State from which it goes on, and the snapshots that were kept before."""
     checkpoint.save(folder / "last", state)
-    for path in source.snapshots.values():
+    for path in snapshots.values():
         (folder / "snapshots").mkdir(exist_ok=True)
         shutil.copyfile(path, folder / "snapshots" / path.name)
 

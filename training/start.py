@@ -9,6 +9,8 @@ import experiment
 from experiment import own, sources
 from experiment.flags import given_settings, pasted
 from experiment.folder import finish_replacing
+from plotting import run_figures
+from plotting.output import Output
 from runtime import backend
 from runtime.command import STOPPED
 from runtime.errors import RunError, UserError
@@ -64,7 +66,7 @@ def run_one(config, args, source=None):
     """
     run, config = existing(config, args)
     if run is None:
-        return run_and_report(config, config.path, lambda: fit(config, args, source))
+        return run_and_report(config, config.path, lambda: fit(config, args, source), args.plot)
     return resume_or_skip(run, config, args)
 
 
@@ -94,16 +96,17 @@ def resume_or_skip(run, config, args):
         return 0
     if state != "running":  # otherwise another process trains it, and `fit` says so
         print(f"resuming {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
-    return run_and_report(config, run.path, lambda: fit(config, args, run))
+    return run_and_report(config, run.path, lambda: fit(config, args, run), args.plot)
 
 
-def run_and_report(config, path, train):
-    """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
+def run_and_report(config, path, train, plot=False):
+    """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code.
+
+    With `plot`, the figures of the finished run are drawn first.
+    """
     try:
         folder = train()
         messages.say(*messages.closing(experiment.load(folder)))
-        print(folder)
-        return 0
     except KeyboardInterrupt:
         if not path.is_dir():
             raise
@@ -115,3 +118,7 @@ def run_and_report(config, path, train):
     except RunError as error:
         print(f"error: {error}; the finished epochs are kept in {path}", file=sys.stderr)
         return 1
+    if plot:
+        run_figures.draw_runs([experiment.load(folder)], Output(), "pca")
+    print(folder)
+    return 0
