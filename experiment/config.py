@@ -180,6 +180,8 @@ class Config:
                                   "saved, too", above=0)
     snapshot_epochs: tuple[int, ...] = setting(None, "runs", "epochs, as 1 16 30, whose weights are kept, too; "
                                                "plot.py draws their embeddings", low=1, high=INT32)
+    watch_log_px: int = setting(0, "runs", "log p(x) of 20 validation images in history.csv, by annealed importance "
+                                "sampling after every N epochs; 0: none", low=0, high=INT32)
     track: str = setting("tensorboard", "runs", "tensorboard: event files in RUN/tensorboard; wandb: Weights & Biases, "
                          "too; none: neither", choices=tuple(tracking.TRACKERS))
     track_weights: int = setting(0, "runs", "also track histograms of the weights, every N epochs; 0: never",
@@ -307,7 +309,7 @@ class Config:
     @property
     def watched(self):
         """The names of the columns beside the terms, each of one split."""
-        return ("train_skipped",) * (self.skip_norm is not None)
+        return ("train_skipped",) * (self.skip_norm is not None) + ("val_log_px",) * bool(self.watch_log_px)
 
     @property
     def monitor(self):

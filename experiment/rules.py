@@ -102,6 +102,9 @@ RULES = (
          "normalisation"),
     Rule("snapshot_epochs", lambda c: max(c.snapshot_epochs) > c.epochs, lambda c: f"go beyond --epochs {c.epochs}"),
     Rule("track_weights", lambda c: c.track == "none", "goes with --track tensorboard or wandb"),
+    Rule("watch_log_px", lambda c: not models.MODELS[c.model].is_exact,
+         lambda c: f"does not go with --model {c.model}, the density of whose prior is not known exactly"),
+    Rule("watch_log_px", lambda c: c.distribute != "none", lambda c: f"does not go with --distribute {c.distribute}"),
     Rule("gs_key", lambda c: not re.fullmatch(r"\w[\w.-]{0,99}", c.gs_key) or len(c.gs_key.encode()) > 255,
          "must be a folder name of letters, digits, '.', '_' and '-'"),
 )  # fmt: skip

@@ -30,6 +30,7 @@ from training.memory import check_step, check_weights, smaller
 from training.patience import monitors, patience_is_over
 from training.progress import Progress
 from training.tracked import Tracked
+from training.watched import WatchedLogPx
 from training.writer import RunWriter
 
 MOST_READ, READ_AT_ONCE = 50_000, 1000  # training images that scale a context or tell their mean; images at once
@@ -125,7 +126,7 @@ def _fit(config, path, prepared, state):
     stop, shows = StopOnRequest(writer), processes.leads()
     tracked = Tracked(writer, validation.images, placement) if shows else None
     progress = Progress(config, batches, len(validation), epoch) if shows else None
-    callbacks = _callbacks(config, batches, model, state, ema, writer, tracked, progress, stop)
+    callbacks = _callbacks(config, prepared, state, ema, writer, tracked, progress, stop)
     if shows:  # before there is a bar, whose line this would end
         counts = {"training": len(batches.split.images), "validation": len(validation.images)}
         messages.say(*messages.opening(config, path, dataset, counts, model))
@@ -154,14 +155,16 @@ def _fit(config, path, prepared, state):
         raise KeyboardInterrupt
 
 
-def _callbacks(config, batches, model, state, ema, writer, tracked, progress, stop):
+def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
     """Those of `fit`, in the order in which Keras calls them; None is left out."""
+    _, batches, validation, model = prepared
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
         Watch(config, batches) if config.watched else None,
         _refreshed(model, batches, ema),
         StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
+        WatchedLogPx(config, validation.images, writer) if config.watch_log_px else None,  # before the writer, too
         writer,  # before those that read its rows
         tracked,
         progress,

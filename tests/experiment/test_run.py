@@ -116,6 +116,11 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
             {"skip_below": 0.1, "objective": "amcvae"},
             "--skip_below 0.1 does not go with --objective amcvae, but with lmcvae",
         ),
+        (
+            {"watch_log_px": 5, "model": "dvp"},
+            "--watch_log_px 5 does not go with --model dvp",
+        ),
+        ({"watch_log_px": 5, "distribute": "devices"}, "--watch_log_px 5 does not go with --distribute devices"),
         ({"log_steps": "off"}, "--log_steps off does not go with --objective elbo, but with lmcvae or amcvae"),
         (
             {"objective": "dreg", "network": "pixel", "model": "hvae"},
@@ -208,7 +213,15 @@ def test_where_things_lie_and_how_fast_they_run_is_not_in_the_id(name):
 
 def test_the_places_are_those_of_the_documentation():
     expected = {"log_steps", "gs_key", "data_dir", "other_data", "init_from", "runs_dir", "save_minutes", "track"}
-    expected |= {"snapshot_epochs", "track_weights", "jit", "steps_per_execution", "distribute", "deterministic"}
+    expected |= {
+        "snapshot_epochs",
+        "track_weights",
+        "jit",
+        "steps_per_execution",
+        "distribute",
+        "deterministic",
+        "watch_log_px",
+    }
     assert expected == set(PLACES)
 
 

@@ -16,6 +16,8 @@ import data
 import experiment
 import models
 from data.dataset import Stored
+from evaluation.ais import Annealing
+from evaluation.importance import importance_sampling
 from experiment import Config
 from experiment.flags import add_settings
 from grids.configs import configs_of
@@ -264,6 +266,23 @@ def test_diverging_chains_are_warned_of_once(tmp_path, capfd, monkeypatch):
     assert run.history["train_diverged"][0] > 0.01 and np.isfinite(run.history["train_bound"]).all()
     said = capfd.readouterr().err
     assert said.count("of the Langevin steps diverged and were left out; lower --step_size 1.0") == 1
+
+
+@slow_on_jax
+@on_both_backends
+def test_log_px_of_validation_images_is_watched_and_changes_no_training(tmp_path, monkeypatch):
+    """After the first and every third epoch, with averaged weights; it is near what importance sampling finds."""
+    monkeypatch.setattr("training.watched.WATCHED", 6)
+    monkeypatch.setattr("training.watched.ANNEALING", Annealing(16, 8, 2))
+    settings = {"epochs": 3, "ema": 0.5}
+    run, plain = train(tmp_path / "a", watch_log_px=3, **settings), train(tmp_path / "b", **settings)
+    for name, values in plain.history.items():
+        assert name == "seconds" or np.array_equal(run.history[name], values)
+    watched = run.history["val_log_px"]
+    assert watched[2] > watched[1] == watched[0]
+    images = run.images("val")[data.subset(300, 12)[::2]]
+    found = importance_sampling(run.model, images, 2000, 0, proposal="posterior").log_px.mean()
+    assert run.status["best_epoch"] == 3 and abs(watched[2] - found) < 0.3
 
 
 def test_patience_stops_and_does_not_count_the_warm_up(tmp_path):
