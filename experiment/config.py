@@ -87,9 +87,10 @@ class Config:
     epsilon: float = setting(None, "optimisation", "constant in the denominator of the optimizer's steps [1e-7; 1e-8 "
                              "for adamnormgrad]", tag="eps", above=0)
     lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; burda: falls to a "
-                               "tenth in 7 stages of 1, 3, 9, ... epochs; plateau: halved after 10 epochs without a "
-                               "better validation ELBO", tag="schedule",
-                               choices=("constant", "cosine", "cosine_restarts", "step", "burda", "plateau"))
+                               "tenth in 7 stages of 1, 3, 9, ... epochs; quarter: a quarter after 10, 20 and 30 "
+                               "epochs; plateau: halved after 10 epochs without a better validation ELBO",
+                               tag="schedule",
+                               choices=("constant", "cosine", "cosine_restarts", "step", "burda", "quarter", "plateau"))
     lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
     lr_warmup: int = setting(0, "optimisation", "epochs in which the learning rate rises", tag="lrwarmup", low=0,
                              high=INT32)

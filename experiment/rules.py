@@ -74,7 +74,7 @@ RULES = (
          lambda c: f"needs two dimensions in each layer: --latent_dim {2 * _smallest(c)} or more for {c.model}"),
     Rule("network", lambda c: not c.is_deep and c.model not in _network(c).models,
          lambda c: f"needs --model {' or '.join(_network(c).models)}"),
-    Rule("lr_final", lambda c: c.lr_schedule in ("constant", "burda"), "needs a --lr_schedule that falls to it"),
+    Rule("lr_final", lambda c: c.lr_schedule in ("constant", "burda", "quarter"), "needs a --lr_schedule that falls to it"),
     Rule("lr_final", lambda c: c.lr_final > c.lr, lambda c: f"must be at most --lr {c.lr}"),
     Rule("lr_warmup", lambda c: c.lr_schedule == "plateau", "does not go with --lr_schedule plateau"),
     Rule("lr_warmup", lambda c: c.lr_warmup >= c.epochs, lambda c: f"must be less than --epochs {c.epochs}"),

@@ -113,7 +113,8 @@ def learning_rate(config, steps):
     cosine falls from lr to the final value over the whole training (Loshchilov & Hutter 2017, eq. 5). cosine_restarts
     does so over one seventh of it, then over two sevenths, then over four. step falls to the final value in two equal
     factors, after half and three quarters of the training. burda is lr 10^(-i/7) for 3^i epochs, i = 0 to 7, and stays
-    there (Burda et al. 2016, section 5). The warm-up comes first, and its epochs count.
+    there (Burda et al. 2016, section 5). quarter is a quarter of what it was after 10, 20 and 30 epochs (Thin et al.
+    2021, their code). The warm-up comes first, and its epochs count.
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
     total, alpha = max(1, config.epochs * steps - warmup), final / config.lr
@@ -124,6 +125,9 @@ def learning_rate(config, steps):
         "cosine_restarts": schedules.CosineDecayRestarts(config.lr, max(1, math.ceil(total / 7)), t_mul=2, alpha=alpha),
         "step": schedules.PiecewiseConstantDecay(falls, rates),
         "burda": schedules.PiecewiseConstantDecay(ends, [config.lr * 10 ** (-i / 7) for i in range(8)]),
+        "quarter": schedules.PiecewiseConstantDecay(
+            [10 * i * steps - 1 for i in (1, 2, 3)], [config.lr / 4**i for i in range(4)]
+        ),
     }.get(config.lr_schedule, config.lr)
     return WarmUp(warmup, rate) if warmup else rate
 

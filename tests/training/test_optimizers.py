@@ -61,6 +61,12 @@ def test_burda_is_that_of_the_iwae_paper():
     np.testing.assert_allclose(ends, [1e-3 * 10 ** (-6 / 7), 1e-4, 1e-4], rtol=1e-5)
 
 
+def test_quarter_is_that_of_the_monte_carlo_vae_code():
+    found = rates(lr_schedule="quarter", lr=1e-3, epochs=40).reshape(40, STEPS)
+    expected = np.repeat(1e-3 * 0.25 ** np.arange(4), 10)
+    np.testing.assert_allclose(found, np.tile(expected, (STEPS, 1)).T, rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
 def test_the_warm_up_is_linear_and_the_schedule_follows_it(schedule):
     found, plain = rates(lr_schedule=schedule, lr_warmup=5), rates(lr_schedule=schedule, epochs=EPOCHS - 5)
