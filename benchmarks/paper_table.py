@@ -25,7 +25,7 @@ from runtime import atomic, backend
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DENSE = [name for name in preset_names() if preset(name).settings.get("network", "conv") != "conv"]
-ROWS = [name for name in DENSE if not name.startswith("bounds_")]  # those have a table of their own
+ROWS = [name for name in DENSE if not name.startswith(("bounds_", "mcvae_"))]  # those have a table of their own
 SCORES = {  # what is scored, how its file is named, and the words that ask for it
     "metrics": ("is_S5000", ("--proposal", "posterior", "--num_samples", "5000")),  # as in the paper
     "fitted": ("isfitted_S500", ("--proposal", "fitted", "--num_samples", "500")),

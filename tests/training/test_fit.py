@@ -18,7 +18,7 @@ import models
 from data.dataset import Stored
 from evaluation.ais import Annealing
 from evaluation.importance import importance_sampling
-from experiment import Config
+from experiment import Config, presets
 from experiment.flags import add_settings
 from grids.configs import configs_of
 from runtime import atomic, backend
@@ -257,6 +257,18 @@ def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
     run.model.evaluate(run.images("val")[:20], verbose=0)
     changed = [not np.array_equal(a, b) for a, b in zip(before, run.model.weights, strict=True)]
     assert not any(changed)
+
+
+@slow_on_jax
+@pytest.mark.parametrize(("name", "own"), [("lmcvae", {"skip_below": 0.1}), ("amcvae", {"decision_warmup": 2})])
+def test_chains_of_the_monte_carlo_vae_code_train_and_each_of_their_steps_is_logged(tmp_path, name, own):
+    settings = presets.preset(f"mcvae_mnist_{name}5").settings | {"lr": 3e-3, "learn_schedule": "halving"} | own
+    small = {"data_set": "digits", "network_size": 0.25, "latent_dim": 3, "batch_size": 20, "epochs": 3, "num_steps": 2}
+    history = train(tmp_path, **settings | small).history
+    assert history["val_bound"][-1] > history["val_bound"][0] + 1
+    for k in (1, 2):
+        assert np.all(np.diff(history[f"val_step_{k}"]) > 0)  # from 0.01 towards 0.1 / (1 + s)
+        assert np.all((history[f"train_acceptance_{k}"] > 0.5) & (history[f"train_acceptance_{k}"] <= 1))
 
 
 def test_diverging_chains_are_warned_of_once(tmp_path, capfd, monkeypatch):
