@@ -1,6 +1,7 @@
 """Names of the weights of a model: the same in every process and on every backend."""
 
 import collections
+import math
 import re
 
 import keras
@@ -18,6 +19,17 @@ def named_weights(layer):
     if len(found) < len(layer.weights):
         raise ValueError(f"two weights of {layer.name} have the same name; give each its own")
     return found
+
+
+def weights_by_part(model):
+    """The numbers of trained weights of encoder (q), decoder (p below the top), prior and whatever else: a dict."""
+    are_trained, found = {id(weight) for weight in model.trainable_variables}, collections.Counter()
+    for name, weight in named_weights(model).items():
+        if id(weight) in are_trained:
+            part = name.partition("/")[0]
+            part = "encoder" if part.startswith(("encoder", "q_", "joint")) else part
+            found["decoder" if part.startswith("p_") else part] += math.prod(weight.shape)
+    return dict(found)
 
 
 def _parts(layer):

@@ -91,12 +91,14 @@ def test_a_run_says_what_it_is_how_it_ended_and_what_comes_next(trained):
     assert done.stderr.splitlines() == [
         "data: digits, 1,197 training, 300 validation, 300 test images of 8x8x1; binarized anew in each step, "
         "bernoulli likelihood",
-        "model: hvae, 2 latent layers of 2 + 1 dimensions, vamp prior of 12 components, 314,005 weights",
+        "model: hvae, 2 latent layers of 2 + 1 dimensions, vamp prior of 12 components, 314,005 weights "
+        f"({', '.join(f'{part} {count:,}' for part, count in status['weights'].items())})",
         f"folder: {path}",
         f"best validation ELBO: {best}{duration(status['seconds'])} of training",
         f"next: python evaluate.py {path}",
         f"then: python plot.py {path}",
     ]
+    assert sum(status["weights"].values()) == 314_005 and list(status["weights"]) == ["encoder", "decoder", "prior"]
 
 
 def test_the_next_commands_are_quoted_and_name_the_scripts_where_they_are(tmp_path, monkeypatch):

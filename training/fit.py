@@ -17,7 +17,7 @@ from experiment import sources, tracking, weights
 from experiment.folder import finish_replacing
 from experiment.record import versions
 from models.dvp import context_scale
-from models.weight_names import named_weights
+from models.weight_names import named_weights, weights_by_part
 from runtime import atomic, backend
 from runtime.command import stoppable
 from runtime.errors import UserError
@@ -121,15 +121,15 @@ def _fit(config, path, prepared, state):
             state.into(model)
     epoch, batches.skip = (state.epoch, state.step) if state else (0, 0)
     ema = EMAWeights() if config.ema else None
-    note = config.note_on(dataset.note)
-    writer = RunWriter(path, config, batches, state, note, ema.instead if ema else contextlib.nullcontext)
+    parts, instead = weights_by_part(model), ema.instead if ema else contextlib.nullcontext
+    writer = RunWriter(path, config, batches, state, config.note_on(dataset.note), instead, parts)
     stop, shows = StopOnRequest(writer), processes.leads()
     tracked = Tracked(writer, validation.images, placement) if shows else None
     progress = Progress(config, batches, len(validation), epoch) if shows else None
     callbacks = _callbacks(config, prepared, state, ema, writer, tracked, progress, stop)
     if shows:  # before there is a bar, whose line this would end
         counts = {"training": len(batches.split.images), "validation": len(validation.images)}
-        messages.say(*messages.opening(config, path, dataset, counts, model))
+        messages.say(*messages.opening(config, path, dataset, counts, model.sizes, parts))
     with (
         stoppable(stop.ask),  # outermost, so that no signal interrupts what the others write in the end
         tracked or contextlib.nullcontext(),

@@ -1,7 +1,6 @@
 """What a run says on stderr about itself: when it starts, and when it is finished."""
 
 import contextlib
-import math
 import sys
 
 import models
@@ -18,10 +17,11 @@ def say(*lines):
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def opening(config, path, dataset, counts, model):
+def opening(config, path, dataset, counts, sizes, parts):
     """Three lines on a run in `path` that starts: its data, with the number of images of each split, model and folder.
 
-    `counts` are those of the splits that training reads; that of the test split is what its source states.
+    `counts` are those of the splits that training reads; that of the test split is what its source states. `sizes` are
+    the latent dimensions of each layer, `parts` the numbers of weights by part.
     """
     if dataset.source.num_images and not dataset.is_other:
         counts = counts | {"test": dataset.source.num_images["test"]}
@@ -30,14 +30,14 @@ def opening(config, path, dataset, counts, model):
     prior = f"{config.prior} prior, " * config.has("prior")
     if config.has("prior") and models.PRIORS[config.prior].has_components:
         prior = f"{config.prior} prior of {config.num_pseudo_inputs:,} components, "
-    sizes, weights = model.sizes, sum(math.prod(one.shape) for one in model.trainable_variables)
+    weights = f"{sum(parts.values()):,} weights ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"
     dimensions = " + ".join(f"{size:,}" for size in (sizes if len(sizes) < 9 else [sum(sizes)]))
     layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {dimensions} dimensions"
     read = dataset.about or f"{config.data_set}, {images} images of {shape}"
     used = f"; trained on {counts['training']:,} images" * bool(dataset.about and config.max_train_images)
     yield f"data: {read}{used}; {binarized}, {config.observation} likelihood"
     kept = f" to fit; q(z|x) and p(x|z) are those of {config.refit.rpartition('@')[0]}" if config.refit else ""
-    yield f"model: {config.model}, {layers}, {prior}{weights:,} weights{kept}"
+    yield f"model: {config.model}, {layers}, {prior}{weights}{kept}"
     yield f"folder: {path}"
 
 

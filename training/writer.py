@@ -25,10 +25,10 @@ class RunWriter(keras.callbacks.Callback):
     not come back to them. Without a `path`, in a process that follows another one, nothing is written.
     """
 
-    def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext):
+    def __init__(self, path, config, batches, state=None, note="", instead=contextlib.nullcontext, parts=None):
         super().__init__()
         self.instead = instead  # a context in which the model has the weights that are kept
-        self.path, self.config, self.batches, self.note = path, config, batches, note
+        self.path, self.config, self.batches, self.note, self.parts = path, config, batches, note, parts
         self.rows = state.rows if state else []
         self.best = state.best if state else {}
         self.spent = state.seconds if state else 0.0  # in the epoch in which training goes on
@@ -133,10 +133,10 @@ class RunWriter(keras.callbacks.Callback):
             raise
 
     def write_status(self, state, **more):
-        """Writes status.json: state, epochs done, best epoch and its validation ELBO, seconds spent in epochs."""
+        """Writes status.json: state, epochs done, best epoch and its ELBO, seconds spent in epochs, weights by part."""
         if not self.path:
             return
         done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
         best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
-        about = {"state": state} | done | best | {"note": self.note}
+        about = {"state": state} | done | best | {"note": self.note, "weights": self.parts}
         atomic.write_json(self.path / "status.json", about | more)

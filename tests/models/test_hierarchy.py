@@ -22,7 +22,7 @@ from experiment import Config, presets, weights
 from models.distributions import Normal
 from models.dvp import context_scale, cosines, low_frequencies
 from models.hierarchy import Residual, Scale, resized, resizing, scales_of
-from models.weight_names import named_weights
+from models.weight_names import named_weights, weights_by_part
 from training import fit, optimizers
 
 pytestmark = pytest.mark.keras
@@ -86,6 +86,10 @@ def test_presets_have_as_many_weights_as_published(preset, count):
     config = Config(**presets.preset(preset).settings)
     built = models.unallocated(lambda: models.build(config, config.source.image_shape))
     assert sum(int(np.prod(weight.shape)) for weight in built.trainable_weights) == count
+    parts = weights_by_part(built)
+    assert sum(parts.values()) == count
+    if preset == "mnist_dvp":  # as published, where the decoder has the 49 variances of r(u|x)
+        assert parts == {"encoder": 123_712, "decoder": 477_538 - 49, "context": 49, "prior": 47_329}
     assert sum(built.sizes) == models.latent_dim(config, config.source.image_shape)
     assert len(built.sizes) == len(config.layers)
 
