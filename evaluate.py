@@ -34,6 +34,8 @@ def add_arguments(parser):
     parser.add_argument("--features", metavar="FILE.keras", type=path, topic="samples", common=True, help=text)
     text = f"with --features: images to draw from the model [{GENERATED}]"
     parser.add_argument("--num_generated", type=whole(2), metavar="N", topic="samples", help=text)
+    text = "with --features, for ladder and dvp: what the prior's variances are multiplied by [1]"
+    parser.add_argument("--temperature", type=number(1e-3), metavar="X", topic="samples", help=text)
     add_backend(parser)
     text = "memory for activations at a time [on a CPU up to 64 MiB per thread, or what 200 samples take; on a GPU up "
     text += "to 1 GiB; less if little is free]"
@@ -52,6 +54,8 @@ def _difference(args):
 RULES = [
     *estimators.RULES,
     rules.needs("num_generated", "features"),
+    rules.needs("temperature", "features"),
+    Rule("temperature", lambda args: not all(one.config.is_deep for one in args.runs), "goes with ladder and dvp only"),
     Rule("compare", lambda args: len(args.runs) < 2, "needs two runs or more"),
     Rule("compare", _difference, _difference),
     *rules.excludes("on", "features", reason="which compares samples with the run's own images"),
@@ -69,7 +73,8 @@ def scoring_of(one, args):
 def scored(one, args, network=None):
     """The Scored of a Run by these flags. Raises UserError for a run that cannot be scored."""
     count = args.num_generated or GENERATED
-    return evaluate(one, scoring_of(one, args), args.split or "test", args.max_images, network, count)
+    temperature = args.temperature or 1.0
+    return evaluate(one, scoring_of(one, args), args.split or "test", args.max_images, network, count, temperature)
 
 
 def run(args):

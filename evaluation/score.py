@@ -46,15 +46,15 @@ class Scored(NamedTuple):
     remedy: str
 
 
-def evaluate(run, scoring=None, split="test", max_images=None, network=None, count=GENERATED):
+def evaluate(run, scoring=None, split="test", max_images=None, network=None, count=GENERATED, temperature=1.0):
     """Scores one run, stores the result in its folder and returns it, a `Scored`. Stochastic, a function of the seed.
 
-    With a features.Network, `count` images drawn from the model are scored as well (see `distances`). `log_px` is the
-    mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature the mean of the
-    images' errors; `log_px_se_images` the standard deviation over images / sqrt(N), like the `_se_images` of `elbo`,
-    `rate` and `distortion`; `doubtful` the number of images whose estimate is unreliable; `diffusion_steps` those of
-    the prior in log p(x), None for a model without (the ELBO has infinitely many). Raises UserError for a run that
-    cannot be scored.
+    With a features.Network, `count` images drawn from the model at a `temperature` are scored as well, see `distances`.
+    `log_px` is the mean over images in nats; `log_px_se` its Monte-Carlo error, sqrt(sum se_i^2) / N, or for quadrature
+    the mean of the images' errors; `log_px_se_images` the standard deviation over images / sqrt(N), like the
+    `_se_images` of `elbo`, `rate` and `distortion`; `doubtful` the number of images whose estimate is unreliable;
+    `diffusion_steps` those of the prior in log p(x), None for a model without (the ELBO has infinitely many). Raises
+    UserError for a run that cannot be scored.
     """
     scoring = scoring or Scoring.of(run)
     if network:
@@ -65,8 +65,8 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     started = time.perf_counter()
     of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours
-        of_samples["distances"] = distances(run, network, split, count, scoring.seed)
-        tag = f"_F{network.sha256[:8]}_G{count}"
+        of_samples["distances"] = distances(run, network, split, count, scoring.seed, temperature)
+        tag = f"_F{network.sha256[:8]}_G{count}" + f"_t{temperature:g}" * (temperature != 1)
     labels = run.dataset.split(split).labels
     labels = None if labels is None else labels[index]
     scoring, estimate, latents, more = estimated(run, images, scoring, split, names, labels)
@@ -148,10 +148,11 @@ def sha256_of(images):
     return digest.hexdigest()
 
 
-def distances(run, network, split, count, seed):
+def distances(run, network, split, count, seed, temperature=1.0):
     """How far `count` samples, means of p(x|z) with z from the prior, are from all grey images of a split.
 
-    A dict: FID and KID (see evaluation/distances.py) with the features of `network`, the number of images on both
+    Of a deep model, the prior's variances are multiplied by `temperature`. A dict: the seconds that drawing an image
+    took, FID and KID (see evaluation/distances.py) with the features of `network`, the number of images on both
     sides, the same for `real` images of another split, which is the best that a model can reach, and the network.
     Stochastic, a function of `seed`. Raises UserError for too few images, too little memory, or unusable weights.
     """
@@ -163,15 +164,18 @@ def distances(run, network, split, count, seed):
         raise UserError(f"{run.path} has fewer than two images in a split, too few for --features")
     with progress(run, count) as bar:
         held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
-        drawn = np.concatenate([network.of(batch) for batch in draws(run, count, seed, bar)])
-    found = distance(held_out, drawn, seed) | {"real": distance(held_out, real, seed)}
+        batches = draws(run, count, seed, bar, temperature)
+        parts, seconds = zip(*[(network.of(batch), spent) for batch, spent in batches], strict=True)
+    found = distance(held_out, np.concatenate(parts), seed) | {"real": distance(held_out, real, seed)}
+    found |= {"temperature": temperature, "seconds_per_image": sum(seconds) / count}
     about = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
     return found | {"network": about | {"file": network.path.name, "sha256": network.sha256}}
 
 
-def draws(run, count, seed, bar):
-    """Yields batches of grey images drawn from a run's model, `count` in all: arrays (n, H, W, C). Stochastic.
+def draws(run, count, seed, bar, temperature=1.0):
+    """Yields batches of grey images drawn from a run's model, `count` in all: arrays (n, H, W, C), and seconds.
 
+    Stochastic.
     Raises UserError for an image that is not finite.
     """
     from models.base import generator
@@ -179,10 +183,15 @@ def draws(run, count, seed, bar):
     noise = generator(seed)
     for start in range(0, count, DRAWN_AT_ONCE):
         n = min(DRAWN_AT_ONCE, count - start)
-        images = np.asarray(run.model.sample(n, noise))
+        started = time.perf_counter()
+        if temperature == 1:
+            images = np.asarray(run.model.sample(n, noise))
+        else:
+            images = np.asarray(run.model.decode(run.model.warmer(n, temperature, noise), noise))
+        seconds = time.perf_counter() - started
         if not np.isfinite(images).all():
             raise UserError(f"{run.path}: images drawn from the model are not finite; the weights are not usable")
-        yield images
+        yield images, seconds
         bar.update(n)
 
 

@@ -14,7 +14,7 @@ from runtime.text import listed, table
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
 READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
 LOWEST = 5  # images that are named, of those that are not the run's own
-DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se")
+DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se", "seconds_per_image")
 
 
 def print_scores(found, on, network):
@@ -42,7 +42,7 @@ def print_scores(found, on, network):
         for one in found:
             drawn = one.metrics["distances"]
             for kind, of in {"samples": drawn, "real images": drawn["real"]}.items():
-                rows.append({"run": one.name, "images": kind} | {name: of[name] for name in DISTANCES})
+                rows.append({"run": one.name, "images": kind} | {name: of.get(name) for name in DISTANCES})
         print(as_text(rows))
     if on:
         print_lowest(found)

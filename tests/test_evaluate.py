@@ -455,6 +455,19 @@ def test_samples_that_are_no_numbers_are_refused():
         next(score.draws(run, 3, 0, None))
 
 
+def test_samples_of_a_deep_model_are_drawn_at_a_temperature():
+    model = SimpleNamespace(warmer=lambda n, temperature, noise: np.full((n, 2), temperature))
+    model.decode = lambda z, noise: np.tile(z[:, :1, None, None], (1, 8, 8, 1))
+    ((images, seconds),) = score.draws(SimpleNamespace(path="run", model=model), 3, 0, SimpleNamespace(update=id), 0.6)
+    assert images.shape == (3, 8, 8, 1) and np.all(images == 0.6) and seconds >= 0
+
+
+def test_a_temperature_is_for_samples_of_deep_models(run, capfd):
+    refused(capfd, evaluate.main, [run, "--temperature", 0.6], "--temperature 0.6 goes with --features")
+    words = [run, "--temperature", 0.6, "--features", "any.keras"]
+    refused(capfd, evaluate.main, words, "--temperature 0.6 goes with ladder and dvp only")
+
+
 @slow_on_jax
 @pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
@@ -484,6 +497,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     expected = {"num_images": count, "num_held_out": 300, "kid_subsets": 10, "kid_subset_size": 30}
     expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4)["kid"]}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert found["temperature"] == 1 and 0 < found["seconds_per_image"] < 10
     assert found["real"]["num_images"] == count and found["real"]["fid"] < 0.5 * found["fid"]
     assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]
 
