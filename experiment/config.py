@@ -15,6 +15,8 @@ from runtime.text import bounded
 
 # uses of a seed; new ones go to the end
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips")
+TIMES = 4  # parts of the time in which the diffusion bound is logged
+BOUND_BY_TIME = tuple(f"val_diffusion_{part}" for part in ("first", *(f"t{n}" for n in range(1, TIMES + 1)), "last"))
 BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
@@ -192,6 +194,8 @@ class Config:
     steps_per_execution: int = setting(0, "machine", "training steps per call into the backend; NaN checks, autosave "
                                        "and Ctrl-C happen between calls; auto: 8 on a GPU and for dense networks, else "
                                        "1", low=0, high=10_000, words=[("auto", 0)])
+    diagnostics: str = setting("off", "runs", "on: the history also has norms of gradients, active units, bits per "
+                               "dimension and terms of the diffusion bound", choices=("off", "on"))
     distribute: str = setting("none", "machine", "devices: split each batch over those of this machine; processes: over"
                               " those of several, on which the same command is started; both need --backend jax",
                               choices=("none", "devices", "processes"))
@@ -310,7 +314,12 @@ class Config:
     @property
     def watched(self):
         """The names of the columns beside the terms, each of one split."""
-        return ("train_skipped",) * (self.skip_norm is not None) + ("val_log_px",) * bool(self.watch_log_px)
+        found = ("train_skipped",) * (self.skip_norm is not None) + ("val_log_px",) * bool(self.watch_log_px)
+        if self.diagnostics == "on":
+            found += ("train_grad_norm", "val_active_units")
+            found += ("val_bits_per_dim",) * (self.observation != "gaussian")  # a density has no bits
+            found += BOUND_BY_TIME if self.has("diffusion_steps") else ()
+        return found
 
     @property
     def monitor(self):

@@ -80,6 +80,7 @@ RULES = (
     Rule("lr_warmup", lambda c: c.lr_schedule == "plateau", "does not go with --lr_schedule plateau"),
     Rule("lr_warmup", lambda c: c.lr_warmup >= c.epochs, lambda c: f"must be less than --epochs {c.epochs}"),
     Rule("skip_norm", lambda c: c.accumulate > 1, "does not go with --accumulate, whose steps belong together"),
+    Rule("diagnostics", lambda c: c.diagnostics == "on" and c.distribute != "none", "does not go with --distribute"),
     Rule("pretrain_prior", lambda c: c.pretrain_prior >= c.epochs, lambda c: f"must be less than --epochs {c.epochs}"),
     Rule("pretrain_prior", lambda c: c.accumulate > 1, "does not go with --accumulate"),
     Rule("ema", lambda c: _network(c).normalises_batches, lambda c: f"does not go with --network {c.network}: the "

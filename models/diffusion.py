@@ -126,16 +126,36 @@ class Diffused(NamedTuple):
         and t is spread evenly over all u, so that their mean varies less. Stochastic. One pass through the network.
         """
         flat = ops.reshape(u, (-1, self.dim))
-        count = ops.shape(flat)[0]
-        start = random.uniform((1,), dtype=flat.dtype, seed=seed)
-        t = (start + ops.cast(ops.arange(count), flat.dtype) / ops.cast(count, flat.dtype)) % 1.0
-        noise = random.normal(ops.shape(flat), dtype=flat.dtype, seed=seed)
+        first, term, last = self.terms(flat, spread(ops.shape(flat)[0], flat.dtype, seed), seed)
+        return ops.reshape(-first - term - last, ops.shape(u)[:-1])
+
+    def terms(self, u, t, seed):
+        """L_0, an expectation, L_t at times t (M,), and L_T of that bound for u (M, D): (), (M,), (M,). Stochastic."""
+        noise = random.normal(ops.shape(u), dtype=u.dtype, seed=seed)
         alpha, sigma = (ops.expand_dims(value, -1) for value in self.scales(t))
-        miss = ops.sum(ops.square(noise - self.noise_of(alpha * flat + sigma * noise, t)), axis=-1)
+        miss = ops.sum(ops.square(noise - self.noise_of(alpha * u + sigma * noise, t)), axis=-1)
         first = 0.5 * self.dim * (LOG_2PI + self.schedule.start + 1)
         alpha_1, sigma_1 = self.scales(1.0)
-        last = 0.5 * ops.sum(alpha_1**2 * ops.square(flat) + sigma_1**2 - 2 * log(sigma_1) - 1, axis=-1)
-        return ops.reshape(-first - self.schedule.term(t, miss) - last, ops.shape(u)[:-1])
+        last = 0.5 * ops.sum(alpha_1**2 * ops.square(u) + sigma_1**2 - 2 * log(sigma_1) - 1, axis=-1)
+        return first, self.schedule.term(t, miss), last
+
+    def terms_by_time(self, u, parts, seed):
+        """L_0, the share of each of so many equal parts of the time in L_t, and L_T, all means over u (M, D): a list.
+
+        Their sum is an estimate of the negative bound in nats, as of `bound`. Stochastic.
+        """
+        found = []
+        for part in range(parts):
+            t = (part + spread(ops.shape(u)[0], u.dtype, seed)) / parts
+            first, term, last = self.terms(u, t, seed)
+            found.append(float(ops.mean(term)) / parts)
+        return [first, *found, float(ops.mean(last))]
+
+
+def spread(count, dtype, seed):
+    """So many times in [0, 1) at equal distances, beginning anywhere: (count,). Stochastic."""
+    start = random.uniform((1,), dtype=dtype, seed=seed)
+    return (start + ops.cast(ops.arange(count), dtype) / ops.cast(count, dtype)) % 1.0
 
 
 class DiffusionPrior(layers.Layer):

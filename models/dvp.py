@@ -151,6 +151,10 @@ class DVP(LatentModel):
         """The trained weights of p(u) and of r(u|x)."""
         return [*self.top_prior.trainable_weights, *self.context.trainable_weights]
 
+    def bound_by_time(self, x, parts, seed):
+        """`Diffused.terms_by_time` of a draw of r(u|x) for images x (B, H, W, C): a list. Stochastic."""
+        return self.top_prior.distribution().terms_by_time(self.context(x).sample(1, seed)[0], parts, seed)
+
     def posterior(self, x):
         features = self.encoder(x := self.checked(x))
         return Chain(self.context(x), lambda u: self.decoder.posterior(features, *self._given(u)), self.dim_u)

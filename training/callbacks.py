@@ -4,14 +4,18 @@ import contextlib
 import math
 
 import keras
+import numpy as np
 
+from evaluation.latents import ACTIVE
 from experiment import weights
+from experiment.config import BOUND_BY_TIME, TIMES
 from runtime import internals
 from runtime.errors import RunError
 from training.optimizers import Guarded
 
 FORMULAS = {"distortion": "distortion, -log p(x|z),", "rate": "rate, log q(z|x) - log p(z),"}  # in the order of checks
 FORMULAS |= {"elbo": "elbo, -distortion - rate,", "bound": "bound on log p(x)", "loss": "loss"}
+WATCHED = 500  # validation images, of which more is said in each epoch
 LEAST_SCALE = 2.0**-20  # of a loss, which is halved whenever gradients overflow; with a smaller one they do not
 
 
@@ -54,15 +58,30 @@ def watched(optimizer):
 
 
 class Watch(keras.callbacks.Callback):
-    """Adds what the history has beside the terms to the logs of each epoch."""
+    """Adds what the history has beside the terms to the logs of each epoch; Config's `watched` names it.
 
-    def __init__(self, config, batches):
+    Active units and the diffusion bound by time are those of the first validation images, with the weights that are
+    validated and the same noise in every epoch; no other noise is drawn.
+    """
+
+    def __init__(self, config, batches, validation, instead):
         super().__init__()
-        self.config, self.batches = config, batches
+        self.config, self.batches, self.validation, self.instead = config, batches, validation, instead
 
     def on_epoch_end(self, epoch, logs=None):
-        if found := watched(self.model.optimizer):
-            logs |= {"train_skipped": float(found[1])}
+        if counts := watched(self.model.optimizer):
+            norms, skipped = map(float, counts)
+            logs |= {"train_skipped": skipped, "train_grad_norm": norms / self.batches.steps}
+        if self.config.diagnostics == "off":
+            return
+        images, noise = self.validation.images[:WATCHED], keras.random.SeedGenerator(self.config.seed)
+        logs["val_bits_per_dim"] = -logs["val_elbo"] / (math.log(2) * math.prod(images.shape[1:]))
+        with self.instead():
+            means = np.asarray(keras.ops.convert_to_numpy(self.model.embed(images)), "float64")
+            logs["val_active_units"] = int(np.sum(means.var(axis=0) > ACTIVE))
+            if self.config.has("diffusion_steps"):
+                terms = self.model.bound_by_time(keras.ops.convert_to_tensor(images), TIMES, noise)
+                logs |= dict(zip(BOUND_BY_TIME, map(float, terms), strict=True))
 
 
 class StopOnNonFinite(keras.callbacks.Callback):

@@ -161,7 +161,7 @@ def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
     ordered = [
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
-        Watch(config, batches) if config.watched else None,
+        Watch(config, batches, validation, writer.instead) if config.watched else None,
         _refreshed(model, batches, ema),
         StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
         WatchedLogPx(config, validation.images, writer) if config.watch_log_px else None,  # before the writer, too

@@ -155,7 +155,7 @@ def optimizer(config, steps, model):
     kind, decay = OPTIMIZERS[config.optimizer], config.weight_decay
     if decay is not None and config.optimizer == "adamw":
         options, decay = options | {"weight_decay": decay}, None
-    if config.skip_norm or decay or config.pretrain_prior:
+    if config.skip_norm or decay or config.pretrain_prior or config.diagnostics == "on":
         guarded = type(kind.__name__, (Guarded, kind), {})(learning_rate(config, steps), **options)
         decaying = {id(one) for one in model.trainable_variables} - {id(one) for one in spared}
         first = {id(one) for one in model.weights_of_u} if config.pretrain_prior else ()

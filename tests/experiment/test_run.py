@@ -221,6 +221,7 @@ def test_the_places_are_those_of_the_documentation():
         "distribute",
         "deterministic",
         "watch_log_px",
+        "diagnostics",
     }
     assert expected == set(PLACES)
 

@@ -133,6 +133,19 @@ def test_the_bound_is_the_same_with_every_schedule_and_the_few_steps_stay_above_
     assert -few > -more + error > 1.59 and few < mean - 4 * error
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_parts_of_the_bound_by_time_add_up(schedule):
+    law, u = gaussian(0.06, 25, schedule=schedule), draws(0.06, 5000)
+    parts = [float(one) for one in law.terms_by_time(u, 4, seed())]
+    mean, error = mean_and_error(law.bound(u, seed(1)))
+    assert len(parts) == 6 and sum(parts) == pytest.approx(-mean, abs=5 * error)
+    if schedule == "linear":  # E|eps - eps_hat|^2 = D alpha^2 v / (alpha^2 v + sigma^2), summed over times
+        t = (np.arange(4000) + 0.5) / 4000
+        alpha, sigma = law.scales(t)
+        term = 0.5 * (GAMMA_1 - GAMMA_0) * DIM * alpha**2 * 0.06 / (alpha**2 * 0.06 + sigma**2)
+        np.testing.assert_allclose(parts[1:5], term.reshape(4, 1000).mean(axis=1) / 4, rtol=0.05)
+
+
 def test_a_learned_schedule_makes_the_bound_vary_less():
     """Its bound stays the same. The network errs at little noise, where a linear schedule has its variance."""
     schedule = Learned(GAMMA_0, GAMMA_1)

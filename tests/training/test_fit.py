@@ -188,6 +188,21 @@ def test_a_run_begins_with_the_best_weights_of_another(tmp_path):
 
 
 @on_both_backends
+def test_diagnostics_change_no_number(tmp_path):
+    """Beside norms of gradients, they say what the validation images are in bits, and which units are active."""
+    dense = {"network": "mlp", "network_size": Config.network_size, "latent_dim": 3, "lr": 0.01, "ema": 0.5}
+    plain, run = train(tmp_path / "a", **dense), train(tmp_path / "b", diagnostics="on", **dense)
+    history, more = run.history, ["train_grad_norm", "val_active_units", "val_bits_per_dim"]
+    assert list(history) == [*list(plain.history)[:-1], *more, "seconds"] and run.name == plain.name
+    for name in [*plain.history][:-1]:
+        np.testing.assert_allclose(history[name], plain.history[name], rtol=1e-6)
+    assert np.all(history["train_grad_norm"] > 0) and set(history["val_active_units"]) <= {0, 1, 2, 3}
+    np.testing.assert_allclose(history["val_bits_per_dim"], -history["val_elbo"] / 64 / math.log(2))
+    means = np.asarray(run.model.embed(run.images("val")))  # of the best weights
+    assert history["val_active_units"][run.status["best_epoch"] - 1] == np.sum(means.var(axis=0) > 0.01)
+
+
+@on_both_backends
 def test_beta_is_the_weight_of_the_rate_in_the_training_loss_alone(tmp_path):
     history = train(tmp_path, beta=4.0).history
     expected = history["train_distortion"] + 4 * history["train_rate"]
