@@ -50,20 +50,22 @@ def source(name, image_size=None) -> Source:
     return DATA_SETS[name] if name in DATA_SETS else folder.source(name, image_size)
 
 
-def load(name, data_dir=None, other_data=False, image_size=None, whole=False) -> Dataset:
+def load(name, data_dir=None, other_data=False, image_size=None, whole=False, joined=False) -> Dataset:
     """The data set `name`, with no file opened yet: each split is found, or downloaded, when it is asked for.
 
     Files are looked for in data_dir, data_dir/name, $VAMPVAE_DATA, $VAMPVAE_DATA/name and the user's cache, and
     downloaded into the cache. One that is not the published file is refused unless `other_data`. The images of a
     folder:PATH are data_dir itself, a folder or a file, where that is given, and are resized to `image_size`; where
-    `whole`, each split has all of them. Raises DataError for an unknown name or a data_dir that is not a folder.
+    `whole`, each split has all of them. Where `joined`, those of val follow in train, too. Raises DataError for an
+    unknown name or a data_dir that is not a folder.
     """
     one = source(name, image_size)
     if folder.is_name(name):
         one = folder.whole(name, image_size) if whole else folder.source(name, image_size, data_dir)
     elif data_dir and not os.path.isdir(as_folder(data_dir)):
         raise DataError(f"data_dir {data_dir} is not a folder: name the folder that holds {name}")
-    return Dataset(one, lambda file, optional: _obtain(file, data_dir, cache_folder(one.name), optional), other_data)
+    place = cache_folder(one.name)
+    return Dataset(one, lambda file, optional: _obtain(file, data_dir, place, optional), other_data, joined)
 
 
 def fetch(name, data_dir=None) -> dict[Path, str]:

@@ -79,6 +79,10 @@ class Stored:
         """The images of a slice or an array of numbers; none is read."""
         return Stored(self._read, self._names[index], self.shape[1:], self._max_value)
 
+    def joined(self, other) -> "Stored":
+        """These images, and then those of another part of the same files; none is read."""
+        return Stored(self._read, np.concatenate([self._names, other._names]), self.shape[1:], self._max_value)
+
     def grey(self, max_value) -> "Stored":
         """The images divided by max_value; none is read."""
         return Stored(self._read, self._names, self.shape[1:], max_value)
@@ -104,6 +108,12 @@ class Split(NamedTuple):
         """The images and labels of a slice or an array of numbers."""
         images = self.images.at(index) if isinstance(self.images, Stored) else self.images[index]
         return self._replace(images=images, labels=None if self.labels is None else self.labels[index])
+
+    def joined(self, other) -> "Split":
+        """The images of this split, and then those of another one."""
+        stored, labels = isinstance(self.images, Stored), self.labels
+        images = self.images.joined(other.images) if stored else np.concatenate([self.images, other.images])
+        return self._replace(images=images, labels=None if labels is None else np.concatenate([labels, other.labels]))
 
     def thresholded(self) -> "Split":
         """The same split with images of 0 and 1, which is where grey >= 0.5; max_value 1."""
@@ -164,12 +174,12 @@ class Dataset:
     `likelihood` that they call for.
     """
 
-    def __init__(self, source, read_file, takes_other=False):
+    def __init__(self, source, read_file, takes_other=False, joined=False):
         self.source, self.name, self.class_names, self.about = source, source.name, source.class_names, ""
         self.image_names = ()  # of the files of a user's own images, where each split has all of them
         self.likelihood = source.likelihood
         self.takes_other, self.is_other, self.sha256 = takes_other, False, {}
-        self._read_file, self._contents, self._splits = read_file, {}, {}
+        self._read_file, self._contents, self._splits, self._joined = read_file, {}, {}, joined
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -194,6 +204,8 @@ class Dataset:
             images, labels = self.source.read(self, name)
             self._check(name, images, labels)
             self._splits[name] = Split(images, labels, self.source.max_value)
+            if self._joined and name == "train":
+                self._splits[name] = self._splits[name].joined(self.split("val"))
         return self._splits[name]
 
     def content(self, file, optional=False) -> bytes | None:

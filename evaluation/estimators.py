@@ -284,7 +284,8 @@ def by_annealing(run, images, scoring, split, bar):
     most = max(len(images), count)
     sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.bytes_at_once, images=most)
     bar.set_postfix_str("choosing step sizes")
-    sampling.tune(run.images("train" if split == "val" else "val"))  # images that are not scored
+    others = "train" if split == "val" or "val" not in run.config.splits else "val"
+    sampling.tune(run.images(others))  # images that are not scored
     bar.set_postfix_str("")
     estimate = sampling.log_px(images, bar.update)
     more = {"acceptance": finite_or_none(sampling.acceptance)}

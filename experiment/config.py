@@ -170,6 +170,8 @@ class Config:
     max_train_images: int = setting(None, "data", "train on the first N training images only", common=True, tag="n",
                                     low=1, high=INT32)
     refit: str = setting(None, "prior", "", tag="refit")  # ID@SHA256 of the run whose q and p(x|z) this one keeps
+    validation: str = setting("split", "data", "none: train on the validation images, too, and keep the last weights",
+                              tag="validation", choices=("split", "none"))
     gs_key: str = setting(None, "grid", "name of a grid: flags then take several values, and all runs are trained, into"
                           " RUNS_DIR/KEY", common=True)
     data_dir: str = setting(None, "data", "folder of the data files [$VAMPVAE_DATA, a cache, or a download]",
@@ -214,8 +216,7 @@ class Config:
     def from_dict(cls, values):
         """The Config with these fields. Raises UserError for one that there is not, or a value that does not fit."""
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
+        if unknown := sorted(set(values) - set(known)):
             raise UserError(f"unknown setting {shown(unknown[0])}{meant(unknown[0], known)}")
         return cls(**values)
 
@@ -308,8 +309,7 @@ class Config:
     @property
     def columns(self):
         """The names of the columns of history.csv."""
-        every = (f"{split}_{term}" for split in ("train", "val") for term in self.terms)
-        return ("epoch", *every, *self.watched, "seconds")
+        return ("epoch", *(f"{split}_{term}" for split in self.splits for term in self.terms), *self.watched, "seconds")
 
     @property
     def watched(self):
@@ -322,16 +322,24 @@ class Config:
         return found
 
     @property
+    def splits(self):
+        """The splits that the history has, the one that is monitored last."""
+        return ("train", "val") if self.validation == "split" else ("train",)
+
+    @property
     def monitor(self):
         """The column of the validation value of what is trained: the best weights and patience follow it."""
-        return "val_bound" if "bound" in self.terms else "val_elbo"
+        return f"{self.splits[-1]}_{'bound' if 'bound' in self.terms else 'elbo'}"
+
+    def kept(self, values):
+        """The index of the epoch whose weights are kept, by its `monitor`: the best, or without validation the last."""
+        return int(np.argmax(values)) if "val" in self.splits else len(values) - 1
 
     @property
     def size(self):
         """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
-        if self.is_deep:
-            return f"c{self.channels}"
-        return f"factor{self.network_size}" if self.has("network_size") else self.network
+        sized = f"factor{self.network_size}" if self.has("network_size") else self.network
+        return f"c{self.channels}" if self.is_deep else sized
 
     @property
     def is_autoregressive(self):
@@ -358,7 +366,8 @@ class Config:
         else:
             kind = GREY_NOTE if self.observation == "bernoulli" and not self.source.is_binary else ""
         weighed = "" if self.beta == 1 else f"trained with beta {self.beta:g}, scored with beta 1"
-        return "; ".join(filter(None, (kind, weighed, self.source.note)))
+        joined = "trained without a validation split" * (self.validation == "none")
+        return "; ".join(filter(None, (kind, weighed, joined, self.source.note)))
 
     def note_on(self, data_note):
         """`note`, and that of the data files, which is "" for the published ones."""

@@ -102,10 +102,13 @@ RULES = (
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,
          lambda c: f"does not go with --network {c.network}: its gradients with respect to z would pass through batch "
          "normalisation"),
+    Rule("validation", lambda c: c.patience or c.lr_schedule == "plateau", lambda c: "leaves no validation bound that "
+         f"--{f'patience {c.patience}' if c.patience else 'lr_schedule plateau'} could follow; leave one of them out"),
     Rule("snapshot_epochs", lambda c: max(c.snapshot_epochs) > c.epochs, lambda c: f"go beyond --epochs {c.epochs}"),
     Rule("track_weights", lambda c: c.track == "none", "goes with --track tensorboard or wandb"),
     Rule("watch_log_px", lambda c: not models.MODELS[c.model].is_exact,
          lambda c: f"does not go with --model {c.model}, the density of whose prior is not known exactly"),
+    Rule("watch_log_px", lambda c: c.validation == "none", "needs validation images, and --validation none has none"),
     Rule("watch_log_px", lambda c: c.distribute != "none", lambda c: f"does not go with --distribute {c.distribute}"),
     Rule("gs_key", lambda c: not re.fullmatch(r"\w[\w.-]{0,99}", c.gs_key) or len(c.gs_key.encode()) > 255,
          "must be a folder name of letters, digits, '.', '_' and '-'"),

@@ -154,7 +154,7 @@ class Run:
         is_place = self.is_own or {self.data_set, self.config.data_set} <= set(data.DATA_SETS)  # not of own images
         place = self.data_dir if is_place else None
         other_data, size = self.config.other_data == "on", self.config.image_size
-        return data.load(self.data_set, place, other_data, size, whole=not self.is_own)
+        return data.load(self.data_set, place, other_data, size, not self.is_own, self.config.validation == "none")
 
     @property
     def image_shape(self):
@@ -250,6 +250,8 @@ class Run:
         """
         if self.is_own and self.data_set not in data.DATA_SETS:
             self.dataset.split("val")  # which training read: its checksum tells whether these are its images and split
+        if split == "val" and self.is_own and "val" not in self.config.splits:
+            raise UserError(f"{self.path} was trained on the split val, too (--validation none); take another one")
         shape = self.dataset.split(split).images.shape[1:]
         self.check_data(self.dataset)
         self._check_fits(shape)

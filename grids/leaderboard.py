@@ -78,6 +78,8 @@ def report(runs, scores):
     about = f"{', '.join(SCORES)} are of the {rows[0]['split']} split"
     print(f"\nranked by validation ELBO alone ({about}); mean and sample sd over finished seeds")
     print(text.table(shown(rows)))
+    if any("val" not in run.config.splits for run in runs):
+        print("runs of --validation none have no validation ELBO, and so no rank")
     files = {folder / "ranking.csv": rows, folder / "ranking_runs.csv": lines}
     try:
         for path, content in files.items():
@@ -122,7 +124,7 @@ def by_seed(runs):
 
 def group_row(group, scores, names):
     """The row of a group: means and sample standard deviations over its finished seeds; of scores, over the scored."""
-    finished = [run for run in group if run.state == "finished" and run.best_val_elbo is not None]
+    finished = [run for run in group if run.state == "finished" and run.status.get("best_epoch") is not None]
     scored = [run for run in finished if run.name in scores]
     columns = {"val_elbo": [run.best_val_elbo for run in finished]}  # scored or not: ranks depend on no score
     columns |= {name: [scores[run.name][name] for run in scored] for name in SCORES}

@@ -33,6 +33,8 @@ class Search:
             import optuna
         except ImportError as error:
             raise UserError("--search optuna needs Optuna: pip install -r requirements/extras.txt") from error
+        if "none" in lists.get("validation", ()):
+            raise UserError("--search optuna maximises the validation ELBO, and --validation none has none")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.optuna, self.total = optuna, trials
         self.fixed = {name: values[0] for name, values in lists.items() if is_one_value(values)}

@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
     @property
     def best(self):
         """The index of the epoch whose weights were kept."""
-        return int(np.argmax(self.history[self.config.monitor]))
+        return self.config.kept(self.history[self.config.monitor])
 
 
 def drawn_of(view, with_densities=False):
@@ -54,7 +54,8 @@ def drawn_of(view, with_densities=False):
 def group_of(config):
     """What all runs have in common that are compared with one of these settings, as `mnist_ldim2_factor4`."""
     latents = f"L{config.num_layers}" if config.is_deep else f"ldim{config.latent_dim}"
-    return f"{config.source.name}_{latents}_{config.size.removesuffix('.0')}{config.likelihood_tag}"
+    held_out = "" if "val" in config.splits else "_validationnone"  # whose curves are of training images
+    return f"{config.source.name}_{latents}_{config.size.removesuffix('.0')}{config.likelihood_tag}{held_out}"
 
 
 def names_of(runs):
@@ -68,24 +69,31 @@ def names_of(runs):
 
 @style()
 def draw_overlay(members):
-    figure, notes = new_figure(7.6, 3.4), dict.fromkeys(one.note for one in members)
-    panels = dict(zip(curves.SPLITS, figure.subplots(1, 2, sharey=True), strict=True))
+    notes, splits = dict.fromkeys(one.note for one in members), members[0].config.splits
+    figure = new_figure(3.8 * len(splits), 3.4)
+    panels = dict(zip(splits, figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], strict=True))
+    monitored = f"{splits[-1]}_elbo"
+
+    def kept(one):
+        at = one.config.kept(one.history[monitored])
+        return one.history["epoch"][at], one.history[monitored][at]
+
     numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
-    for number, (name, one) in sorted(numbered, key=lambda item: -max(item[1][1].history["val_elbo"])):
+    for number, (name, one) in sorted(numbered, key=lambda item: -kept(item[1][1])[1]):
         colour, dash = LINES[number % len(LINES)]
-        epochs, values = one.history["epoch"], one.history["val_elbo"]
-        label = f"{name}{f' ({one.note})' * bool(one.note and len(notes) > 1)}: {decimals(max(values))}"
+        label = f"{name}{f' ({one.note})' * bool(one.note and len(notes) > 1)}: {decimals(kept(one)[1])}"
         for split, axes in panels.items():
-            curves.draw_curve(axes, epochs, one.history[f"{split}_elbo"], color=colour, linestyle=dash, label=label)
-        panels["val"].plot(epochs[np.argmax(values)], max(values), "o", color=colour, markersize=3.5)
-    curves.zoom(panels["val"], [one.history[f"{split}_elbo"] for one in members for split in panels])
-    for split, axes in panels.items():
-        curves.by_epoch(axes, "elbo")
-        axes.set_title(curves.SPLITS[split])
-    title = "\n".join(["best validation ELBO (dot)", *(notes if len(notes) == 1 else ())])
+            curve = one.history[f"{split}_elbo"]
+            curves.draw_curve(axes, one.history["epoch"], curve, color=colour, linestyle=dash, label=label)
+        axes.plot(*kept(one), "o", color=colour, markersize=3.5)
+    curves.zoom(axes, [one.history[f"{split}_elbo"] for one in members for split in panels])
+    for split, panel in panels.items():
+        curves.by_epoch(panel, "elbo")
+        panel.set(title=curves.SPLITS[split], ylabel=panel.get_ylabel() if split == "train" else "")
+    title = "best validation ELBO (dot)" if "val" in splits else "training ELBO of the last epoch (dot)"
+    title = "\n".join([title, *(notes if len(notes) == 1 else ())])
     options = {"title": title, "alignment": "left", "title_fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
-    panels["val"].set_ylabel("")
-    panels["val"].legend(handles=panels["train"].lines, **options)
+    axes.legend(handles=panels["train"].get_legend_handles_labels()[0], **options)
     return figure
 
 
@@ -105,12 +113,12 @@ def draw_curves(members):
         kind = "seeds" if len({one.config.seed for one in several}) == len(several) else "runs"
         words = [label] * bool(label) + [f"{len(several)} {kind}"] * (len(several) > 1)
         found[", ".join(words)] = several
-    figure = new_figure(9, 3.5, layout="constrained")
+    figure, split = new_figure(9, 3.5, layout="constrained"), members[0].config.splits[-1]
     for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
         lines = enumerate(found.items())
-        curves.zoom(axes, [draw_seeds(axes, n, label, several, f"val_{name}") for n, (label, several) in lines])
+        curves.zoom(axes, [draw_seeds(axes, n, label, several, f"{split}_{name}") for n, (label, several) in lines])
         curves.by_epoch(axes, name)
-    figure.axes[0].set_title("validation; dots: kept epochs")
+    figure.axes[0].set_title(f"{curves.SPLITS[split]}; dots: kept epochs")
     figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in found.values()) else "")
     figure.axes[2].set_title("; ".join(dict.fromkeys(one.note for one in members if one.note)))
     handles = figure.axes[0].get_legend_handles_labels()[0]

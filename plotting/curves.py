@@ -9,21 +9,22 @@ SPLITS = {"train": "training", "val": "validation"}
 
 @style()
 def losshistory(view):
-    history = view.run.history
-    names = ("bound",) * ("val_bound" in history) + ("elbo", "rate", "distortion")  # what was trained comes first
+    history, config = view.run.history, view.config
+    names = ("bound",) * ("bound" in config.terms) + ("elbo", "rate", "distortion")  # what was trained comes first
+    kind = "best" if "val" in config.splits else "last"
     figure = new_figure(3 * len(names), 3, layout="constrained")
-    best = int(np.argmax(history[f"val_{names[0]}"]))
+    best, seen = config.kept(history[config.monitor]), [name for name in SPLITS if name in config.splits]
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for (split, label), colour in zip(SPLITS.items(), ("#949494", PALETTE[0]), strict=True):
-            draw_curve(axes, history["epoch"], history[f"{split}_{name}"], color=colour, label=label)
-        axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label="best epoch, kept")
-        axes.plot(history["epoch"][best], history[f"val_{name}"][best], "o", color="black", markersize=3.5)
+        for split, colour in zip(seen, ("#949494", PALETTE[0]), strict=False):
+            draw_curve(axes, history["epoch"], history[f"{split}_{name}"], color=colour, label=SPLITS[split])
+        axes.axvline(history["epoch"][best], color="black", linewidth=0.8, linestyle=":", label=f"{kind} epoch, kept")
+        axes.plot(history["epoch"][best], history[f"{seen[-1]}_{name}"][best], "o", color="black", markersize=3.5)
         by_epoch(axes, name)
-        zoom(axes, [history[f"{split}_{name}"] for split in SPLITS])
-    value = decimals(history[f"val_{names[0]}"][best])
-    figure.axes[0].set_title(f"best: {value} in epoch {history['epoch'][best]:.0f}")
+        zoom(axes, [history[f"{split}_{name}"] for split in seen])
+    value = decimals(history[config.monitor][best])
+    figure.axes[0].set_title(f"{kind}: {value} in epoch {history['epoch'][best]:.0f}")
     figure.axes[1].set_title(view.run.note)
-    figure.legend(handles=figure.axes[0].lines[:3], loc="outside upper right", ncols=3)
+    figure.legend(handles=figure.axes[0].lines[: len(seen) + 1], loc="outside upper right", ncols=3)
     return figure
 
 
@@ -32,7 +33,7 @@ def layerrates(view):
     import matplotlib
 
     history, names = view.run.history, view.config.layers
-    rates = [history[f"val_rate_{name}"] for name in names]
+    rates = [history[f"{view.config.splits[-1]}_rate_{name}"] for name in names]
     figure = new_figure(7.6, max(3.0, 0.2 * len(names) + 0.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))

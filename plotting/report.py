@@ -66,7 +66,8 @@ def section(number, run, shown):
     versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items())
     training = f"{run.state.capitalize()} after {run.status.get('epochs_done', 0)} epochs, in "
     training += f"{duration(run.status.get('seconds', 0))}. The weights are those of epoch "
-    training += f"{run.status.get('best_epoch', 0)}, the best one on the validation images. Commit "
+    which = "best one on the validation images" if "val" in run.config.splits else "last one"
+    training += f"{run.status.get('best_epoch', 0)}, the {which}. Commit "
     training += f"{run.record.get('git_commit') or 'unknown'}, on {run.backend}; {versions}."
     lines = [f'<section id="run{number}">', f"<h2>{escaped(run.name)}</h2>", f"<p>{escaped(training)}</p>"]
     if run.note:

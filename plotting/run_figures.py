@@ -130,8 +130,8 @@ FIGURES = (  # of a View
            "of u.", draw_contexts, lambda view: view.config.has("context_size")),
     Figure("denoising", "Pseudo-inputs while the diffusion prior draws them, from noise on the left to u on the right.",
            draw_denoising, lambda view: view.config.has("context_size")),
-    Figure("layerrates", "The validation rate of each layer by epoch, and in the last epoch.", curves.layerrates,
-           lambda view: view.config.is_deep),
+    Figure("layerrates", "The rate of each layer by epoch, and in the last epoch; of validation images where there "
+           "are any.", curves.layerrates, lambda view: view.config.is_deep),
     Figure("posterior", "p(z|x) of some test images in the latent plane, beside q(z|x) and samples that approximate "
            "p(z|x).", posteriors.draw_posterior,  # which would take hours pixel by pixel
            lambda view: view.density is not None and not view.config.is_autoregressive),

@@ -29,7 +29,7 @@ from training.ctrl_c import StopOnRequest
 from training.memory import check_step, check_weights, smaller
 from training.patience import monitors, patience_is_over
 from training.progress import Progress
-from training.tracked import Tracked
+from training.tracked import COPIES, Tracked
 from training.watched import WatchedLogPx
 from training.writer import RunWriter
 
@@ -124,25 +124,24 @@ def _fit(config, path, prepared, state):
     parts, instead = weights_by_part(model), ema.instead if ema else contextlib.nullcontext
     writer = RunWriter(path, config, batches, state, config.note_on(dataset.note), instead, parts)
     stop, shows = StopOnRequest(writer), processes.leads()
-    tracked = Tracked(writer, validation.images, placement) if shows else None
-    progress = Progress(config, batches, len(validation), epoch) if shows else None
+    tracked = Tracked(writer, prepared.shown, placement) if shows else None
+    progress = Progress(config, batches, len(validation or ()), epoch) if shows else None
     callbacks = _callbacks(config, prepared, state, ema, writer, tracked, progress, stop)
     if shows:  # before there is a bar, whose line this would end
-        counts = {"training": len(batches.split.images), "validation": len(validation.images)}
-        messages.say(*messages.opening(config, path, dataset, counts, model.sizes, parts))
+        messages.say(*messages.opening(config, path, dataset, prepared.counts, model.sizes, parts))
     with (
         stoppable(stop.ask),  # outermost, so that no signal interrupts what the others write in the end
         tracked or contextlib.nullcontext(),
         writer.status_of_ending(),
         progress or contextlib.nullcontext(),
-        reporting_unreadable(batches, validation),
+        reporting_unreadable(*filter(None, (batches, validation))),
         processes.reporting_losses(),
         placement.scope(),
     ):
         writer.write_results()
         while epoch < config.epochs and not patience_is_over(config, writer.rows):
             end = epoch + 1 if batches.skip else config.epochs  # the rest of one epoch, then all others
-            images, held_out = as_tf_dataset(batches), as_tf_dataset(validation)
+            images, held_out = as_tf_dataset(batches), validation and as_tf_dataset(validation)
             options = {"shuffle": False, "callbacks": callbacks, "verbose": 0}  # Batches has its own order
             model.fit(images, validation_data=held_out, initial_epoch=epoch, epochs=end, **options)
             batches.skip, epoch = 0, len(writer.rows)
@@ -201,12 +200,27 @@ class Prepared(NamedTuple):
 
     dataset: data.Dataset
     batches: Batches
-    validation: InOrder
+    validation: InOrder | None
     model: keras.Model
+
+    @property
+    def counts(self):
+        """The number of images of each split that is read."""
+        found = {"training": len(self.batches.split.images)}
+        return found | ({"validation": len(self.validation.images)} if self.validation else {})
+
+    @property
+    def shown(self):
+        """The images whose reconstructions trackers get: of validation or, where none are held out, of training."""
+        if self.validation:
+            return self.validation.images
+        few = np.arange(min(COPIES, len(self.batches.split.images)))
+        return data.held_out(self.dataset, "train", self.batches.config.binarization, few)
 
 
 def _load(config):
-    return data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size)
+    options = {"joined": config.validation == "none"}
+    return data.load(config.data_set, config.data_dir, config.other_data == "on", config.image_size, **options)
 
 
 def prepare(config, dataset=None):
@@ -238,7 +252,9 @@ def prepare(config, dataset=None):
             raise UserError(str(error)) from error
         raise
     check_step(config, model)
-    validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), placement)
+    validation = None
+    if "val" in config.splits:
+        validation = InOrder(data.held_out(dataset, "val", config.binarization), validation_batch(config), placement)
     return Prepared(dataset, batches, validation, model)
 
 

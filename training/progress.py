@@ -30,7 +30,7 @@ class Progress(keras.callbacks.Callback):
         return self
 
     def on_train_batch_end(self, batch, logs=None):
-        bound = self.config.monitor.removeprefix("val_")
+        bound = self.config.monitor.partition("_")[2]
         self.bar.set_postfix({bound: f"{logs[bound]:.2f}"} | self.validated, refresh=False)
         done = self.batches.done(batch)
         self.bar.n = self.epoch + done / self.batches.steps  # not a sum, which would overshoot by rounding
@@ -51,7 +51,7 @@ class Progress(keras.callbacks.Callback):
         self.started = time.perf_counter() if epoch > self.first else None  # the first step of all compiles
 
     def on_epoch_end(self, epoch, logs=None):
-        self.validated = {self.config.monitor: f"{logs[self.config.monitor]:.2f}"}
+        self.validated = {name: f"{logs[name]:.2f}" for name in [self.config.monitor] if name in logs}
         if logs.get("diverged", 0) > MANY and not self.has_warned:
             text = f"warning: epoch {epoch + 1}: {logs['diverged']:.1%} of the Langevin steps diverged"
             with contextlib.suppress(OSError):

@@ -19,7 +19,8 @@ from training.memory import smaller
 class RunWriter(keras.callbacks.Callback):
     """Keeps the run's folder: after each epoch its state in last/, and what follows from it for people to read.
 
-    That is best.safetensors, the weights with the best validation value of the trained bound, history.csv and
+    That is best.safetensors, the weights with the best validation value of the trained bound (without validation, the
+    last ones), history.csv and
     status.json. All are written after the state, so that whatever is lost when the process dies can be written again
     from that. The weights of an epoch of --snapshot_epochs are written before it, into snapshots/, as the process would
     not come back to them. Without a `path`, in a process that follows another one, nothing is written.
@@ -37,8 +38,11 @@ class RunWriter(keras.callbacks.Callback):
 
     @property
     def best_row(self):
-        """The row of history.csv with the best validation value of the trained bound; None before there is one."""
-        return max(self.rows, key=lambda row: row[self.config.monitor], default=None)
+        """The row of history.csv of the weights that are kept; None before there is one."""
+        return self.rows[self._kept(self.rows)] if self.rows else None
+
+    def _kept(self, rows):
+        return self.config.kept([row[self.config.monitor] for row in rows])
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.started = epoch, time.perf_counter() - (self.spent if self.batches.skip else 0.0)
@@ -61,11 +65,12 @@ class RunWriter(keras.callbacks.Callback):
         return step < self.batches.steps
 
     def on_epoch_end(self, epoch, logs=None):
-        values = [logs[key + term] for key in ("", "val_") for term in self.config.terms]
+        keys = [{"train": "", "val": "val_"}[split] for split in self.config.splits]
+        values = [logs[key + term] for key in keys for term in self.config.terms]
         values += [logs[name] for name in self.config.watched]
         seconds = round(time.perf_counter() - self.started, 3)
         row = dict(zip(self.config.columns, (epoch + 1, *values, seconds), strict=True))
-        is_best = not self.rows or row[self.config.monitor] > self.best_row[self.config.monitor]
+        is_best = self._kept([*self.rows, row]) == len(self.rows)
         best, is_kept = self.best, epoch + 1 in (self.config.snapshot_epochs or ())
         if is_best or is_kept:
             with self.instead():
@@ -137,6 +142,7 @@ class RunWriter(keras.callbacks.Callback):
         if not self.path:
             return
         done = {"epochs_done": len(self.rows), "seconds": round(sum(row["seconds"] for row in self.rows), 3)}
-        best = {"best_epoch": self.best_row["epoch"], "best_val_elbo": self.best_row["val_elbo"]} if self.rows else {}
+        names, row = {"best_epoch": "epoch", "best_val_elbo": "val_elbo"}, self.best_row or {}
+        best = {name: row[column] for name, column in names.items() if column in row}
         about = {"state": state} | done | best | {"note": self.note, "weights": self.parts}
         atomic.write_json(self.path / "status.json", about | more)

@@ -34,7 +34,7 @@ def configs(*words):
 def test_no_flags_are_the_defaults_and_each_flag_sets_its_field():
     assert configs() == [Config()]
     apart = {"network", "lr_warmup", "likelihood", "sigma", "image_size", "objective", "skip_norm", "init_from"}
-    apart |= {"track_weights", "watch_log_px", "diagnostics"}  # which do not go with the rest
+    apart |= {"validation", "track_weights", "watch_log_px", "diagnostics"}  # which do not go with the rest
     others = Config(**{name: other(name) for name in ("model", "prior")})
     names = [name for name in FIELDS if name not in apart and others.has(name)]
     (config,) = configs(*[one for name in names for one in (f"--{name}", word(other(name)))])
