@@ -14,7 +14,7 @@ from runtime.rules import check, meant, shown
 from runtime.text import bounded
 
 # uses of a seed; new ones go to the end
-STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips")
+STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips", "exemplars")
 TIMES = 4  # parts of the time in which the diffusion bound is logged
 BOUND_BY_TIME = tuple(f"val_diffusion_{part}" for part in ("first", *(f"t{n}" for n in range(1, TIMES + 1)), "last"))
 BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
@@ -31,8 +31,8 @@ class Config:
                          "prior", common=True, tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
                          "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
-                         "to cluster; lars: N(0, I), resampled; flow: a RealNVP", common=True, tag="",
-                         choices=models.PRIORS)
+                         "to cluster; exemplar: of all training images; lars: N(0, I), resampled; flow: a RealNVP",
+                         common=True, tag="", choices=models.PRIORS)
     network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
                            "VampPrior paper's networks; mcvae: the Monte Carlo VAE code's", common=True, tag="",
                            choices=models.NETWORKS)
@@ -120,6 +120,8 @@ class Config:
                                     low=1, high=4096)
     num_proposals: int = setting(100, "prior", "lars: proposals at most, the last one is accepted", tag="proposals",
                                  low=2, high=10_000)
+    num_exemplars: int = setting(500, "prior", "exemplar: training images in the prior of a step", tag="exemplars",
+                                 low=2, high=1_000_000)
     pseudo_init: str = setting("data", "prior", "data: pseudo-inputs start as training images; random: as images near "
                                "their mean", tag="init", choices=("data", "random"))
     binarize: str = setting("auto", "data", "dynamic: draw binary pixels anew in each step; threshold: cut at 0.5; "

@@ -79,6 +79,8 @@ def check_record(record):
         raise UserError(f"setting {missing[0]!r} is missing")
     if record["backend"] not in backend.BACKENDS:
         raise UserError(f"its backend is {shown(record['backend'])}")
+    if type(count := record.get("train_images", 1)) is not int or count < 1:
+        raise UserError(f"its train_images is {shown(count)}")
     for name in ("versions", "data_sha256"):
         if not isinstance(record[name], dict) or not all(type(text) is str for text in record[name].values()):
             raise UserError(f"its {name} is {shown(record[name])}")
@@ -94,6 +96,8 @@ def record_of(config, dataset):
     found = {"format": FORMAT, "config": settings, "backend": keras.backend.backend(), "git_commit": git_commit()}
     found |= {"code": code} if (code := own.record(config)) else {}
     about = {"data_sha256": dataset.sha256, "data_note": dataset.note, "image_shape": list(dataset.image_shape)}
+    if config.has("num_exemplars"):
+        about["train_images"] = min(len(dataset.split("train").images), config.max_train_images or sys.maxsize)
     return found | {"versions": versions()} | about
 
 

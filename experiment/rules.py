@@ -85,6 +85,10 @@ RULES = (
     Rule("pretrain_prior", lambda c: c.accumulate > 1, "does not go with --accumulate"),
     Rule("ema", lambda c: _network(c).normalises_batches, lambda c: f"does not go with --network {c.network}: the "
          "statistics of its batch normalisation are not averaged"),
+    Rule("posterior", lambda c: c.posterior == "realnvp" and c.has("num_exemplars"),
+         "does not go with --prior exemplar, whose components are Gaussians"),
+    Rule("distribute", lambda c: c.distribute == "processes" and (c.has("num_exemplars") or c.has("num_proposals")),
+         lambda c: f"does not go with --prior {c.prior}"),
     Rule("prior", lambda c: c.prior == "flow" and models.sizes(c)[0] < 2,
          lambda c: f"needs two dimensions in the top layer: --latent_dim {_smallest(c) + 1} or more for {c.model}"),
     Rule("refit", lambda c: c.is_deep, lambda c: f"goes with --model vae or hvae, not with {c.model}"),

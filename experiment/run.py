@@ -195,8 +195,9 @@ class Run:
             backend.start(keep_settings=True)
         backend.check_settings()
         try:
-            expected = models.blank_weights(self.config, self.image_shape)
-        except (ValueError, MemoryError) as error:
+            exemplars = range(self.record["train_images"]) if self.config.has("num_exemplars") else None
+            expected = models.blank_weights(self.config, self.image_shape, exemplars)
+        except (ValueError, KeyError, MemoryError) as error:
             raise UserError(f"{self.path / 'config.json'} describes no model: {error}") from error
         try:
             values = weights.read(self.weights, expected)
@@ -204,7 +205,7 @@ class Run:
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {error}") from error
         from models.weight_names import named_weights
 
-        model = models.build(self.config, self.image_shape)
+        model = models.build(self.config, self.image_shape, from_data=exemplars)
         weights.assign(named_weights(model), values)
         self._check_own(model)
         if path := weights.not_finite(model):

@@ -100,6 +100,7 @@ PRIORS = {
     "weightedvamp": PriorEntry("priors.WeightedVampPrior", PSEUDO_INPUTS),
     "vampmixture": PriorEntry("priors.VampMixturePrior", PSEUDO_INPUTS),
     "lars": PriorEntry("priors.ResampledPrior", ("acceptance_units", "num_proposals"), False, False),
+    "exemplar": PriorEntry("priors.ExemplarPrior", ("num_exemplars",), False, False),
     "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
 UNITS = ("hidden_units",)
@@ -176,8 +177,9 @@ def build(config, image_shape, dynamic=False, from_data=None):
 
     `config` has the fields of `experiment.Config`. `image_shape` is (H, W, C). `dynamic`: training batches are grey and
     are binarized in each step. `from_data` are initial values from training data: the pseudo-inputs (K, H, W, C) in
-    [0, 1] of a VampPrior, or the `context_scale` of a DVP; None if weights will be loaded. Raises ValueError for an
-    unknown activation or an image shape that does not fit.
+    [0, 1] of a VampPrior, the `context_scale` of a DVP, or for exemplars the range of the training images, whether
+    weights will be loaded or not; None for others if they will. Raises ValueError for an unknown activation or an image
+    shape that does not fit.
     """
     import keras
 
@@ -261,12 +263,12 @@ def check_own(config, model):
     return _import("contract.check")(own, model) if own else ""
 
 
-def blank_weights(config, image_shape):
+def blank_weights(config, image_shape, from_data=None):
     """The `named_weights` of the model that `build` would return, none of them allocated. Raises as `build` does."""
     from .weight_names import named_weights
 
     own_entries(config)  # a user's file runs here, not in the thread without values
-    return named_weights(unallocated(lambda: build(config, image_shape)))
+    return named_weights(unallocated(lambda: build(config, image_shape, from_data=from_data)))
 
 
 def unallocated(make):

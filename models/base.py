@@ -130,13 +130,17 @@ class LatentModel(keras.Model, abc.ABC):
         return self.decode(self.embed(x), seed, progress)
 
     def call(self, x, training=False):
-        """The objective's `Outcome` for images, which may have padding, grey ones binarized in training. Stochastic."""
-        x = without_padding(x)
+        """The objective's `Outcome` for images, which may have padding, grey ones binarized in training. Stochastic.
+
+        `x` may be a dict of `images`, and what the prior takes for a step, as `ExemplarPrior.step` does.
+        """
+        more = {name: without_padding(value) for name, value in x.items()} if isinstance(x, dict) else {}
+        x = more.pop("images") if more else without_padding(x)
         if not training:
             return self.objective.outcome(self, x, self.test_noise, 1.0, False)
         x = binarize(x, self.train_noise) if self.dynamic else x
         step = getattr(self.top_prior, "step", None)
-        with step(self.train_noise) if step else contextlib.nullcontext():
+        with step(self.train_noise, **more) if step else contextlib.nullcontext():
             return self.objective.outcome(self, x, self.train_noise, self.beta, True)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

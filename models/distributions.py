@@ -14,6 +14,7 @@ from keras import backend, ops, random
 LOG_2PI = math.log(2 * math.pi)
 MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
 SURE = -60.0, -1e-6  # bounds of log Z, within which float32 has (1 - Z)^(T - 1) and its complement
+BLOCK = 4096  # components at once
 AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
 
@@ -130,8 +131,11 @@ class Mixture(NamedTuple):
         return z, self.log_prob(z)
 
     def log_prob(self, z):
-        """log-sum-exp over the K components in nats: (..., D) -> (...)."""
-        return log_sum_exp(self.log_parts(z))
+        """log-sum-exp over the K components in nats: (..., D) -> (...). Of many, a block after the other."""
+        if (k := self.mean.shape[0]) <= BLOCK:
+            return log_sum_exp(self.log_parts(z))
+        blocks = (Mixture(*(part[start : start + BLOCK] for part in self)) for start in range(0, k, BLOCK))
+        return log_sum_exp(ops.stack([block.log_prob(z) for block in blocks], axis=-1))
 
     def log_parts(self, z):
         """log of weight times density of each component: (..., D) -> (..., K).
@@ -149,6 +153,19 @@ class Mixture(NamedTuple):
             lambda: constant - 0.5 * _squared_distances(z, mean, precision),
             lambda: _by_product(z, mean, precision, constant - 0.5 * squares),
         )
+
+
+class Mixtures(NamedTuple):
+    """A mixture for each of B images, of the same components: log_weights (B, K), mean and logvar (K, D)."""
+
+    log_weights: object
+    mean: object
+    logvar: object
+
+    def log_prob(self, z):
+        """log-sum-exp over the K components in nats: (..., B, D) -> (..., B)."""
+        same = Mixture(ops.zeros_like(self.mean[:, 0]), self.mean, self.logvar)
+        return log_sum_exp(self.log_weights + same.log_parts(z))
 
 
 def _by_product(z, mean, precision, constant):

@@ -12,12 +12,14 @@ import numpy as np
 from keras import backend, layers, ops, random
 from keras.initializers import RandomNormal
 
-from .distributions import Flow, Mixture, Normal, Resampled
+from .distributions import Flow, Mixture, Mixtures, Normal, Resampled
 from .flows import RealNVP
 from .networks import LOGVAR, Between, DenseStack, built, soft_bound
 
 FRESH, KEPT = 1024, 0.99  # draws of N(0, I) in a step that estimate Z, and what is kept of the estimate before
 DRAWS, CHUNK = 2**17, 2**14  # of N(0, I) that estimate Z for validation, and so many at once
+ENCODED = 1000  # exemplars at once
+NEVER = -1e30  # log-weight of the exemplar that is left out
 
 
 class StandardPrior(layers.Layer):
@@ -140,6 +142,60 @@ class VampMixturePrior(WeightedVampPrior):
         return of_weights + of_precisions - 0.5 * ops.sum(ops.square(means.mean) + ops.exp(means.logvar))
 
 
+class ExemplarPrior(layers.Layer):
+    """p(z) = (1/N) sum_n N(z; m(x_n), v I) over all training images x_n, m those of q, v trained (Norouzi et al. 2020).
+
+    N is the length of `pseudo_inputs`, which have no other part in it. `refresh` computes the `means`, which are stored
+    with the weights: who has these needs no images.
+    """
+
+    def __init__(self, latent_dim, encode, pseudo_inputs, num_exemplars):
+        super().__init__()
+        self.encode, self.num_exemplars, self.in_training = encode, num_exemplars, None
+        self.floats_per_sample = 2 * (latent_dim + len(pseudo_inputs))  # as of other mixtures
+        self.means = self.add_weight((len(pseudo_inputs), latent_dim), "zeros", trainable=False, name="means")
+        self.raw_logvar = self.add_weight((), "zeros", name="raw_logvar")
+        self.built = True
+
+    def refresh(self, grey):
+        """Computes all means by the weights that there are; `grey(index)` are training images of a slice."""
+        starts = range(0, self.means.shape[0], ENCODED)
+        parts = [self.encode(grey(slice(start, start + ENCODED))).mean for start in starts]
+        self.means.assign(ops.concatenate(parts))
+
+    def logvar(self, mean):
+        """log v for each of these means: (K, D)."""
+        return soft_bound(ops.convert_to_tensor(self.raw_logvar), *LOGVAR) + ops.zeros_like(mean)
+
+    def distribution(self):
+        """Mixture of the N exemplars; in training, Mixtures of which each leaves out its own image."""
+        if self.in_training is not None:
+            return self.in_training
+        mean = ops.convert_to_tensor(self.means)
+        return Mixture(uniform_log_weights(mean.shape[0]), mean, self.logvar(mean))
+
+    @contextlib.contextmanager
+    def step(self, noise, index, exemplars, which, is_near):
+        """Inside of it, the distribution is that of a step on the training images of `index` (B,), by some exemplars.
+
+        These are images (E, H, W, C) with indices `which` (E,); those that are not near stand for all others, so that
+        the sum for image i has (1 / (N - 1)) sum over n != i as its expectation, and its log at most the log of that.
+        """
+        mean = ops.reshape(self.encode(exemplars).mean, (self.num_exemplars, self.means.shape[1]))  # as TF may not know
+        own = ops.equal(ops.expand_dims(index, -1), which)  # (B, E)
+        near = ops.where(own, 0.0, is_near)
+        drawn = ops.where(own, 0.0, 1.0 - is_near)
+        others = self.means.shape[0] - 1.0
+        left, count = others - ops.sum(near, axis=-1), ops.sum(drawn, axis=-1)
+        each = ops.log(ops.maximum(left, 1.0) / ops.maximum(count, 1.0))  # log of how many one that is drawn stands for
+        log_weights = ops.where(is_near > 0, 0.0, ops.expand_dims(each, -1)) - math.log(others)
+        self.in_training = Mixtures(ops.where(own, NEVER, log_weights), mean, self.logvar(mean))
+        try:
+            yield
+        finally:
+            self.in_training = None
+
+
 class FlowPrior(layers.Layer):
     """p(z) = N(f(z); 0, I) |det df/dz|, f the inverse of a RealNVP of trained couplings, at first the identity.
 
@@ -186,7 +242,7 @@ class ResampledPrior(layers.Layer):
         return Resampled(Normal(zeros, zeros), self.log_accept, log_z, self.proposals)
 
     @contextlib.contextmanager
-    def step(self, noise):
+    def step(self, noise, **others):
         """Inside of it, the distribution is that of a training step, whose draws of N(0, I) move log Z. Stochastic."""
         z = random.normal((FRESH, self.latent_dim), dtype=backend.floatx(), seed=noise)
         fresh = ops.mean(ops.exp(self.log_accept(z)))

@@ -9,6 +9,7 @@ import numpy as np
 import data
 from runtime.errors import RunError
 from training import devices
+from training.exemplars import Exemplars
 
 VALIDATION_BATCH = 500
 AHEAD = 2  # batches that TensorFlow prepares before they are needed
@@ -27,6 +28,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, split, config, placement=devices.ONE_DEVICE):
         super().__init__()
         self.split, self.config, self.placement, self.skip = split, config, placement, 0
+        self.exemplars = Exemplars(config, len(split.images)) if config.has("num_exemplars") else None
         self.steps = math.ceil(len(split.images) / config.batch_size)
         self.start_epoch(0)
 
@@ -53,7 +55,14 @@ class Batches(keras.utils.PyDataset):
         return min(self.skip + batch + 1, self.steps)
 
     def __getitem__(self, index):
-        return _part(self, self.left[index * self.config.batch_size :][: self.config.batch_size], self._grey)
+        chosen = self.left[index * self.config.batch_size :][: self.config.batch_size]
+        (images,) = _part(self, chosen, self._grey)
+        if self.exemplars is None:
+            return (images,)
+        which, is_near = self.exemplars.of(chosen, self.skip + index)
+        (exemplars,) = _part(self, which, self.split.grey)
+        more = {"index": chosen.astype("int32"), "which": which.astype("int32"), "is_near": is_near}
+        return (more | {"images": images, "exemplars": exemplars},)
 
     def _grey(self, chosen):
         images = self.split.grey(chosen)
@@ -103,11 +112,10 @@ def as_tf_dataset(batches):
     options = tf.data.Options()
     options.autotune.enabled = False
     is_whole = isinstance(batches, Batches) and isinstance(batches.split.images, np.ndarray)
-    if is_whole and batches.config.augment == "none":
+    if is_whole and batches.config.augment == "none" and not batches.exemplars:
         dataset = _from_memory(batches)
     else:
-        (first,) = batches[0]
-        signature = (tf.TensorSpec((None, *first.shape[1:]), first.dtype),)
+        signature = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), batches[0])
         every = range(len(batches))
         dataset = tf.data.Dataset.from_generator(lambda: map(batches.__getitem__, every), output_signature=signature)
     dataset = dataset.prefetch(AHEAD).with_options(options)

@@ -135,6 +135,8 @@ class RefreshedPrior(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if not self.batches.skip and (self.has_averages or epoch == 0):
             self.refresh()
+        if self.batches.exemplars:
+            self.batches.exemplars.start_epoch(epoch, keras.ops.convert_to_numpy(self.model.top_prior.means))
 
     def on_test_begin(self, logs=None):
         self.refresh()

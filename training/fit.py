@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import keras
@@ -176,6 +177,8 @@ def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
 def _refreshed(model, batches, ema):
     """A callback for a prior that has something to refresh, else None."""
     refresh = getattr(model.top_prior, "renormalise", None)
+    if batches.exemplars:
+        refresh = partial(model.top_prior.refresh, batches.split.grey)
     return refresh and RefreshedPrior(refresh, batches, bool(ema))
 
 
@@ -236,13 +239,14 @@ def prepare(config, dataset=None):
     _check_enough(split, "batch_size", config.batch_size)
     from_data = config.has_pseudo_inputs and config.pseudo_init == "data"
     _check_enough(split, "num_pseudo_inputs", config.num_pseudo_inputs if from_data else 0)
+    _check_enough(split, "num_exemplars", config.num_exemplars if config.has("num_exemplars") else 0)
     if config.binarization == "threshold":
         split = split.thresholded()
     batches = Batches(split, config, placement)
     if config.accumulate > (steps := config.epochs * batches.steps):
         raise UserError(f"--accumulate {config.accumulate} is more than the {steps} steps there are; make it smaller")
     try:
-        check_weights(config, dataset.image_shape)
+        check_weights(config, dataset.image_shape, range(len(split.images)) if batches.exemplars else None)
         with processes.reporting_losses(), placement.scope():
             model = _compiled(config, batches, dataset)
     except Exception as error:
@@ -262,6 +266,8 @@ def _compiled(config, batches, dataset):
     from_data = None
     if config.has_pseudo_inputs:
         from_data = _first_pseudo_inputs(config, dataset.source, batches.split)
+    elif batches.exemplars:
+        from_data = range(len(batches.split.images))
     elif config.has("context") and config.context == "cosine":
         from_data = _context_scale(config, batches.split)
     backend.seed(config.seed)  # which the first weights depend on

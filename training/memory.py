@@ -18,6 +18,8 @@ def smaller(config, with_batch=True):
         costs["num_samples"] = config.decodings * config.batch_size
     if config.has_pseudo_inputs:
         costs["num_pseudo_inputs"] = config.num_pseudo_inputs  # encoded only
+    if config.has("num_exemplars"):
+        costs["num_exemplars"] = config.num_exemplars
     names = sorted(costs, key=costs.get, reverse=True)
     sizes = [name for name in ("channels", "network_size") if name in config.settings]
     names += sizes if sizes or names else ["latent_dim"]
@@ -29,10 +31,12 @@ def smaller(config, with_batch=True):
 COPIES = 4  # arrays for each weight in training: itself, its gradient and Adam's two moments
 
 
-def check_weights(config, image_shape):
+def check_weights(config, image_shape, from_data=None):
     """Raises UserError if weights, gradients and the optimizer's moments do not fit, before the weights are made."""
     copies = COPIES + (config.accumulate > 1)
-    needed = copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape).values())
+    needed = (
+        copies * 4 * sum(math.prod(one.shape) for one in models.blank_weights(config, image_shape, from_data).values())
+    )
     if needed > (there := memory()):
         sizes = f"{needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
         raise UserError(f"weights and optimizer alone need {sizes}; {smaller(config, with_batch=False)}")
@@ -45,6 +49,7 @@ def check_step(config, model):
     network.
     """
     pseudo_inputs = config.num_pseudo_inputs if config.has_pseudo_inputs else 0
+    pseudo_inputs += config.num_exemplars if config.has("num_exemplars") else 0
     kept = model.decoder.floats_per_sample  # for the gradient; without one, a deep decoder keeps only one layer
     at_once = getattr(model.decoder, "floats_at_once", kept)
     steps = {"training": 2 * ((1 + config.decodings) * config.batch_size + pseudo_inputs) * kept}

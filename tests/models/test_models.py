@@ -14,6 +14,7 @@ from keras import ops
 import models
 from evaluation.importance import importance_sampling
 from experiment import Config, weights
+from models import distributions, priors
 from models.gradients import value_and_gradient
 from models.mcvae import DoubleConv, Nearest
 from models.networks import Between, DenseNetworks, GaussianHead, LatentStacks, gated_dense, hard_clip, soft_bound
@@ -43,13 +44,23 @@ def seeded():
 
 def build(model="vae", prior="vamp", shape=(8, 8, 1), dynamic=False, **settings):
     """A small model whose K pseudo-inputs are random images."""
-    small = {"latent_dim": 3, "network_size": 0.5, "num_pseudo_inputs": K} | settings
+    small = {"latent_dim": 3, "network_size": 0.5, "num_pseudo_inputs": K}
+    small |= ({"num_exemplars": K} if prior == "exemplar" else {}) | settings
     config = Config(model=model, prior=prior, **small)
     return models.build(config, shape, dynamic, rng.random((config.num_pseudo_inputs, *shape), np.float32))
 
 
 def images(n=B, shape=(8, 8, 1)):
     return (rng.random((n, *shape)) < 0.4).astype("float32")
+
+
+def batch_of(prior, x):
+    """What a training step of this prior takes: all K exemplars, two of them near, the first of which is image 0."""
+    if prior != "exemplar":
+        return x
+    of_images = {"images": x, "exemplars": images(K, x.shape[1:])}
+    which, is_near = np.arange(K, dtype="int32"), np.float32([1, 1, 0, 0, 0])
+    return of_images | {"index": np.arange(len(x), dtype="int32"), "which": which, "is_near": is_near}
 
 
 @pytest.mark.parametrize("shape", first_on_both((8, 8, 1), (28, 20, 1), (32, 32, 3)), ids=str)
@@ -229,6 +240,8 @@ def shaken(prior):
     for weight in prior.trainable_weights:
         if weight.name in ("logits", "raw_logvar", "mean"):
             weight.assign(rng.normal(size=weight.shape))
+    if hasattr(prior, "means"):
+        prior.means.assign(rng.normal(size=prior.means.shape))
     if hasattr(prior, "renormalise"):
         prior.logit.kernel.assign(rng.normal(size=prior.logit.kernel.shape))
         prior.renormalise()
@@ -244,6 +257,7 @@ def shaken(prior):
         ("vampmixture", {}),
         ("lars", {}),
         ("lars", {"num_proposals": 2}),
+        ("exemplar", {}),
     ],
 )
 def test_a_prior_integrates_to_one_and_its_draws_are_its_own(name, settings):
@@ -290,13 +304,13 @@ def test_the_prior_over_the_weights_of_a_vamp_mixture_counts_once_a_batch_in_tra
 
 @slow_on_jax
 @pytest.mark.parametrize("objective", models.OBJECTIVES)
-@pytest.mark.parametrize("prior", ["vampmixture", "lars"])
+@pytest.mark.parametrize("prior", ["vampmixture", "lars", "exemplar"])
 def test_a_prior_goes_with_every_bound(prior, objective):
     built = build("hvae", prior, objective=objective, **settings_of("mlp"))
     shaken(built.top_prior)
     built.compile(keras.optimizers.SGD(1e-3))
     before = [np.array(w) for w in built.top_prior.trainable_variables]
-    assert np.isfinite(built.train_on_batch(images(), return_dict=True)["elbo"])
+    assert np.isfinite(built.train_on_batch(batch_of(prior, images()), return_dict=True)["elbo"])
     assert all(np.any(np.asarray(w) != b) for w, b in zip(built.top_prior.trainable_variables, before, strict=True))
 
 
@@ -329,6 +343,49 @@ def test_log_z_is_the_mean_acceptance_with_its_error_and_training_follows_it():
         with prior.step(noise):
             pass
     assert float(prior.log_z) == pytest.approx(exact, abs=0.05)
+
+
+def exemplar_log_prob(prior, x, z):
+    """log of the mean of N(z; m(x_n), v I) over the images x, by SciPy."""
+    mean, sd = (
+        np.asarray(prior.encode(x).mean, "float64"),
+        np.exp(np.asarray(prior.logvar(np.zeros((1, 1), "float32"))).item() / 2),
+    )
+    each = scipy.stats.norm.logpdf(z[..., None, :], mean, sd).sum(-1)
+    return scipy.special.logsumexp(each, axis=-1, b=1 / len(x))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("model", SHALLOW)
+def test_exemplars_are_all_training_images_and_one_is_a_gaussian(model, count, monkeypatch):
+    monkeypatch.setattr(distributions, "BLOCK", 3)
+    monkeypatch.setattr(priors, "ENCODED", 2)
+    x, config = images(count), Config(model=model, prior="exemplar", latent_dim=4, network_size=0.5)
+    prior = shaken(models.build(config, SHAPE, from_data=range(count)).top_prior)
+    prior.refresh(lambda part: x[part])
+    dim = prior.means.shape[1]
+    z = rng.normal(size=(N, dim)).astype("float32")
+    np.testing.assert_allclose(prior.distribution().log_prob(z), exemplar_log_prob(prior, x, z), rtol=1e-4, atol=1e-4)
+
+
+def test_leaving_out_leaves_exactly_one_out():
+    """With all images as exemplars, near or not; with some, weights still sum to one, and a near one has its own."""
+    x, prior = images(K), shaken(build(prior="exemplar").top_prior)
+    batch = {name: value for name, value in batch_of("exemplar", x).items() if name != "images"}
+    z = rng.normal(size=(N, K, 3)).astype("float32")
+    with prior.step(None, **batch | {"exemplars": x}):
+        found = np.asarray(prior.distribution().log_prob(z))
+    for left_out in range(K):
+        others = x[np.arange(K) != left_out]
+        expected = exemplar_log_prob(prior, others, z[:, left_out])
+        np.testing.assert_allclose(found[:, left_out], expected, rtol=1e-4, atol=1e-4)
+    prior = models.build(
+        Config(prior="exemplar", num_exemplars=K, network_size=0.5), SHAPE, from_data=range(40)
+    ).top_prior
+    with prior.step(None, **batch | {"exemplars": x, "index": np.int32([0, 3, 30])}):
+        weights_of = np.exp(np.asarray(prior.distribution().log_weights, "float64"))
+    each = np.array([[0, 1, 38 / 3, 38 / 3, 38 / 3], [1, 1, 37 / 2, 0, 37 / 2], [1, 1, *3 * [37 / 3]]]) / 39
+    np.testing.assert_allclose(weights_of, each, rtol=1e-5)
 
 
 def test_the_data_in_a_vamp_data_prior_stay_as_they_are():
@@ -569,7 +626,7 @@ def test_every_trainable_weight_moves_and_no_pixel_is_dead(model, prior):
         built.top_prior.pseudo_inputs.constraint = None
     before = [np.array(w) for w in built.trainable_variables]
     built.compile(keras.optimizers.SGD(1.0))
-    built.train_on_batch(images())
+    built.train_on_batch(batch_of(prior, images()))
     moved = {w.path: np.abs(np.array(w) - b) for w, b in zip(built.trainable_variables, before, strict=True)}
     assert all(change.max() > 0 for change in moved.values()), [path for path, c in moved.items() if not c.max()]
     if trained:

@@ -26,6 +26,7 @@ from runtime.command import Parser
 from runtime.errors import RunError, UserError
 from training import batches, callbacks, fit
 from training.batches import Batches, InOrder, as_tf_dataset
+from training.exemplars import Exemplars
 from training.memory import smaller
 from training.progress import Progress, expected_time
 
@@ -411,6 +412,7 @@ def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     [
         ({"batch_size": 201}, "--batch_size 201 is more than the 200 training images"),
         ({"num_pseudo_inputs": 201}, "--num_pseudo_inputs 201 is more than the 200"),
+        ({"prior": "exemplar"}, "--num_exemplars 500 is more than the 200 training images; make it smaller"),
         ({"max_train_images": 1198}, "--max_train_images 1198 is more than the 1197"),
         ({"accumulate": 5}, "--accumulate 5 is more than the 4 steps there are"),
         ({"activation": "nonsense"}, "unknown activation"),
@@ -609,3 +611,35 @@ def test_a_resampled_prior_is_validated_and_kept_with_the_normaliser_of_the_weig
     kept = float(prior.log_z)
     assert prior.renormalise()["log_z"] == pytest.approx(kept, abs=1e-5)
     assert kept != pytest.approx(np.log(0.5), abs=1e-4)
+
+
+def test_exemplars_are_the_nearest_of_half_of_a_step_and_random_ones():
+    """Of 40 images on a line, in an order of their own; a function of (seed, epoch, step) alone."""
+    order = np.random.default_rng(0).permutation(40)
+    means = order[:, None].astype("float32") ** 1.1  # so that no two are equally near
+    one = Exemplars(Config(prior="exemplar", num_exemplars=12, batch_size=3), 40)
+    assert len(one.of(np.arange(3), 0)[0]) == 12 and not one.of(np.arange(3), 0)[1].any()
+    one.start_epoch(1, means)
+    distances = np.abs(means - means.T) + 1e9 * np.eye(40)
+    np.testing.assert_array_equal(np.sort(one.nearest), np.sort(np.argsort(distances)[:, :2]))
+    which, is_near = one.of(np.array([4, 30]), 2)
+    assert set(which[is_near == 1]) == set(one.nearest[[4, 30]].ravel()) and len(set(which)) == 12
+    np.testing.assert_array_equal(which, one.of(np.array([4, 30]), 2)[0])
+    assert set(which) != set(one.of(np.array([4, 30]), 3)[0])
+    many, is_near = one.of(np.arange(20), 0)
+    assert is_near.sum() == 6 and len(set(many)) == 12
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_exemplars_are_kept_as_means_by_the_weights_that_are(tmp_path, ema):
+    """So scores need no training images."""
+    run = train(tmp_path, prior="exemplar", num_exemplars=50, ema=ema)
+    kept = np.array(run.model.top_prior.means)
+    grey = run.dataset.split("train").grey(slice(200))
+    run.model.top_prior.refresh(lambda part: grey[part])
+    np.testing.assert_allclose(run.model.top_prior.means, kept, rtol=1e-4, atol=1e-5)
+    assert kept.shape == (200, 2) and np.ptp(kept, axis=0).min() > 0
+    record = run.path / "config.json"
+    record.write_text(record.read_text().replace('"train_images": 200', '"train_images": 20'))
+    with pytest.raises(UserError, match=r"prior/means is F32 \(200, 2\), in the model F32 \(20, 2\)"):
+        experiment.load(run.path).model  # noqa: B018

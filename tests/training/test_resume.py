@@ -203,6 +203,19 @@ def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
 
 @slow_on_jax
 @pytest.mark.keras
+@pytest.mark.parametrize(
+    "settings", [{"prior": "exemplar", "num_exemplars": 70}, {"prior": "lars", "ema": 0.9}], ids=str
+)
+def test_what_a_prior_knows_of_its_weights_is_part_of_the_state(tmp_path, monkeypatch, settings):
+    """The means and the neighbours of an epoch that was left, or its normaliser, are those with which it began."""
+    whole = numbers_of(fit.train(config(tmp_path / "whole", epochs=2, **settings)))
+    run = interrupted(tmp_path, monkeypatch, 1, 1, lambda: ask(signal.SIGINT), epochs=2, **settings)
+    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1:09d}_step{2:09d}.safetensors"
+    assert gone_on(run) == whole
+
+
+@slow_on_jax
+@pytest.mark.keras
 def test_training_longer_gives_the_numbers_of_one_longer_run(tmp_path, whole, capfd):
     short = fit.train(config(tmp_path, epochs=2))
     before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
