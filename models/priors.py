@@ -175,20 +175,19 @@ class ExemplarPrior(layers.Layer):
         return Mixture(uniform_log_weights(mean.shape[0]), mean, self.logvar(mean))
 
     @contextlib.contextmanager
-    def step(self, noise, index, exemplars, which, is_near):
+    def step(self, noise, index, near, others, which):
         """Inside of it, the distribution is that of a step on the training images of `index` (B,), by some exemplars.
 
-        These are images (E, H, W, C) with indices `which` (E,); those that are not near stand for all others, so that
-        the sum for image i has (1 / (N - 1)) sum over n != i as its expectation, and its log at most the log of that.
+        These are the images `others` (E, H, W, C) with indices `which` (E,). Where `near` (E,) is 1, they stand for
+        themselves; where it is 0, they were drawn at random, and stand for all that are not near, so that the sum for
+        image i has (1 / (N - 1)) sum over n != i as its expectation, and its log at most the log of that.
         """
-        mean = ops.reshape(self.encode(exemplars).mean, (self.num_exemplars, self.means.shape[1]))  # as TF may not know
+        mean = ops.reshape(self.encode(others).mean, (self.num_exemplars, self.means.shape[1]))  # as TF may not know
         own = ops.equal(ops.expand_dims(index, -1), which)  # (B, E)
-        near = ops.where(own, 0.0, is_near)
-        drawn = ops.where(own, 0.0, 1.0 - is_near)
-        others = self.means.shape[0] - 1.0
-        left, count = others - ops.sum(near, axis=-1), ops.sum(drawn, axis=-1)
-        each = ops.log(ops.maximum(left, 1.0) / ops.maximum(count, 1.0))  # log of how many one that is drawn stands for
-        log_weights = ops.where(is_near > 0, 0.0, ops.expand_dims(each, -1)) - math.log(others)
+        total = self.means.shape[0] - 1.0
+        nears, count = (ops.sum(ops.where(own, 0.0, part), axis=-1) for part in (near, 1.0 - near))
+        each = ops.log(ops.maximum(total - nears, 1.0) / ops.maximum(count, 1.0))  # how many a drawn one stands for
+        log_weights = ops.where(near > 0, 0.0, ops.expand_dims(each, -1)) - math.log(total)
         self.in_training = Mixtures(ops.where(own, NEVER, log_weights), mean, self.logvar(mean))
         try:
             yield

@@ -59,10 +59,12 @@ class Batches(keras.utils.PyDataset):
         (images,) = _part(self, chosen, self._grey)
         if self.exemplars is None:
             return (images,)
-        which, is_near = self.exemplars.of(chosen, self.skip + index)
-        (exemplars,) = _part(self, which, self.split.grey)
-        more = {"index": chosen.astype("int32"), "which": which.astype("int32"), "is_near": is_near}
-        return (more | {"images": images, "exemplars": exemplars},)
+        which, near = self.exemplars.of(chosen, self.skip + index)
+        (others,) = _part(self, which, self.split.grey)
+        more = {"index": chosen.astype("int32"), "near": near, "others": others, "which": which.astype("int32")}
+        return (
+            {"images": images} | more,
+        )  # of the sorted names the first is what Keras takes the size of a batch from
 
     def _grey(self, chosen):
         images = self.split.grey(chosen)

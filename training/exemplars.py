@@ -36,10 +36,12 @@ class Exemplars:
 def nearest(means, candidates, count):
     """The `count` nearest of the indices `candidates` to each of the `means` (N, D), but its own: (N, count)."""
     theirs, found = means[candidates], []
+    half, place = 0.5 * np.square(theirs).sum(axis=1), np.full(len(means), -1)
+    place[candidates] = np.arange(len(candidates))
     for start in range(0, len(means), ROWS):
-        rows = np.arange(start, min(start + ROWS, len(means)))
-        distance = 0.5 * np.square(theirs).sum(axis=1) - means[rows] @ theirs.T  # but for the own square
-        distance[rows[:, None] == candidates] = np.inf
+        rows, own = slice(start, start + ROWS), place[start : start + ROWS]
+        distance = half - means[rows] @ theirs.T  # but for the own square, which is the same for all candidates
+        distance[own >= 0, own[own >= 0]] = np.inf
         best = np.argmin(distance, axis=1)[:, None]
         if count > 1:
             best = np.argpartition(distance, count - 1, axis=1)[:, :count]

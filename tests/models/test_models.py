@@ -58,9 +58,9 @@ def batch_of(prior, x):
     """What a training step of this prior takes: all K exemplars, two of them near, the first of which is image 0."""
     if prior != "exemplar":
         return x
-    of_images = {"images": x, "exemplars": images(K, x.shape[1:])}
-    which, is_near = np.arange(K, dtype="int32"), np.float32([1, 1, 0, 0, 0])
-    return of_images | {"index": np.arange(len(x), dtype="int32"), "which": which, "is_near": is_near}
+    of_images = {"images": x, "others": images(K, x.shape[1:])}
+    which, near = np.arange(K, dtype="int32"), np.float32([1, 1, 0, 0, 0])
+    return of_images | {"index": np.arange(len(x), dtype="int32"), "which": which, "near": near}
 
 
 @pytest.mark.parametrize("shape", first_on_both((8, 8, 1), (28, 20, 1), (32, 32, 3)), ids=str)
@@ -373,7 +373,7 @@ def test_leaving_out_leaves_exactly_one_out():
     x, prior = images(K), shaken(build(prior="exemplar").top_prior)
     batch = {name: value for name, value in batch_of("exemplar", x).items() if name != "images"}
     z = rng.normal(size=(N, K, 3)).astype("float32")
-    with prior.step(None, **batch | {"exemplars": x}):
+    with prior.step(None, **batch | {"others": x}):
         found = np.asarray(prior.distribution().log_prob(z))
     for left_out in range(K):
         others = x[np.arange(K) != left_out]
@@ -382,7 +382,7 @@ def test_leaving_out_leaves_exactly_one_out():
     prior = models.build(
         Config(prior="exemplar", num_exemplars=K, network_size=0.5), SHAPE, from_data=range(40)
     ).top_prior
-    with prior.step(None, **batch | {"exemplars": x, "index": np.int32([0, 3, 30])}):
+    with prior.step(None, **batch | {"others": x, "index": np.int32([0, 3, 30])}):
         weights_of = np.exp(np.asarray(prior.distribution().log_weights, "float64"))
     each = np.array([[0, 1, 38 / 3, 38 / 3, 38 / 3], [1, 1, 37 / 2, 0, 37 / 2], [1, 1, *3 * [37 / 3]]]) / 39
     np.testing.assert_allclose(weights_of, each, rtol=1e-5)
