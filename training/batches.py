@@ -62,9 +62,7 @@ class Batches(keras.utils.PyDataset):
         which, near = self.exemplars.of(chosen, self.skip + index)
         (others,) = _part(self, which, self.split.grey)
         more = {"index": chosen.astype("int32"), "near": near, "others": others, "which": which.astype("int32")}
-        return (
-            {"images": images} | more,
-        )  # of the sorted names the first is what Keras takes the size of a batch from
+        return ({"images": images} | more,)  # Keras takes the size of a batch from the first of the sorted names
 
     def _grey(self, chosen):
         images = self.split.grey(chosen)
