@@ -2,7 +2,7 @@
 
 import numpy as np
 
-CANDIDATES = 5000  # random images, among which the nearest ones of an epoch are
+CANDIDATES = 2000  # random images, among which the nearest ones of an epoch are
 ROWS = 500  # images at once whose nearest ones are looked for
 
 
