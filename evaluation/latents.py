@@ -11,7 +11,7 @@ from keras import ops
 
 from evaluation.compiled import Compiled, KeyedSeeds, NotFiniteError, by_image, evenly
 from evaluation.proposals import EXPECTED, MOMENTS
-from models.distributions import Mixture
+from models.distributions import Mixture, Upward
 
 BATCH = 500  # images, or latents, at once
 CHUNK_BYTES = 64 * 2**20  # of activations of weighted draws in one call
@@ -22,14 +22,16 @@ ACTIVE = 0.01  # variance over the images of a posterior mean, above which a uni
 class Latents(NamedTuple):
     """Statistics of N images and samples z ~ q(z|x) of each; lists have one entry per layer, the top layer first.
 
-    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats, whose sum is the rate, and `rates_se` their Monte-Carlo errors,
-    None where `with_rate` has replaced an estimate by a better one. `active_units` counts the dimensions, of
-    `units`, whose posterior mean has a variance above 0.01 over the images; a lower layer's mean is taken at the mean
-    of the layer above. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is `mutual_information`, E[log q(z|x) -
-    log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman & Johnson 2016). `components_in_use` is the
-    perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a mixture prior, between 1 and K; None for
-    other priors. So are `clusters`, what `told_apart` says, which needs labels too. If only a bound on the prior's
-    density is known, `marginal_kl` and the top rate are upper bounds.
+    `rates` are E[log q(z_l|.) - log p(z_l|.)] in nats, whose sum is the rate, and `rates_se` their Monte-Carlo
+    errors, None where `with_rate` has replaced an estimate by a better one. `active_units` counts the dimensions,
+    of `units`, whose posterior mean has a variance above 0.01 over the images; a layer's mean is taken at the mean
+    of the layer that it is drawn from. With q(z) = (1/N) sum_n q(z|x_n), the top layer's rate is
+    `mutual_information`, E[log q(z|x) - log q(z)], at most log N, plus `marginal_kl`, KL(q(z) || p(z)) (Hoffman &
+    Johnson 2016). `components_in_use` is the perplexity exp(H(r)) of the mean responsibilities r_k = E[p(k|z)] of a
+    mixture prior, between 1 and K; None for other priors. So are `clusters`, what `told_apart` says, which needs
+    labels too. If only a bound on the prior's density is known, `marginal_kl` and the top rate are upper bounds.
+    Where q(z|x) of the top layer is an integral, as `Upward` is, mutual information and marginal KL are None, and z
+    is drawn at the mean of the layer below.
     """
 
     rates: list
@@ -71,7 +73,8 @@ def latents(model, images, seed=0, labels=None):
     rates, errors = rates.mean(axis=(0, 1)).tolist(), (np.sqrt(errors) / len(images)).tolist()
     layers = np.split(moments[1] - moments[0] ** 2 > ACTIVE, np.cumsum(model.sizes)[:-1])
     active, units = [int(layer.sum()) for layer in layers], list(model.sizes)
-    found = Latents(rates, errors, active, units, information, rates[0] - information, None)
+    surgery = (None, None) if isinstance(posterior, Upward) else (information, rates[0] - information)
+    found = Latents(rates, errors, active, units, *surgery, None)
     if not isinstance(prior.top.base, Mixture):
         return found
     classes = None if labels is None else told_apart(prior.top, each, labels)

@@ -27,8 +27,8 @@ class Config:
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
     # fmt: off
-    model: str = setting("vae", "model", "vae: one latent layer; hvae: two; ladder: many; dvp: many, with a diffusion "
-                         "prior", common=True, tag="", choices=tuple(models.MODELS))
+    model: str = setting("vae", "model", "vae: one latent layer; hvae, markov: two; ladder: many; dvp: many, with "
+                         "a diffusion prior", common=True, tag="", choices=tuple(models.MODELS))
     prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
                          "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
                          "to cluster; exemplar: of all training images; lars: N(0, I), resampled; flow: a RealNVP",
@@ -70,15 +70,18 @@ class Config:
                             choices=data.NAMES)
     image_size: int = setting(None, "data", "own images: resize the shorter side to N pixels and crop to a square",
                               tag="size", low=4, high=2048)
-    latent_dim: int = setting(2, "model", "latent dimensions in all; hvae halves them", common=True, tag="", low=1,
+    latent_dim: int = setting(2, "model", "latent dimensions in all; two layers halve them", common=True, tag="", low=1,
                               high=4096)
-    latent_dims: tuple[int, ...] = setting(None, "model", "hvae: those of the top and of the lower layer, where they "
-                                           "are not halves", tag="dims", low=1, high=4096)
+    latent_dims: tuple[int, ...] = setting(None, "model", "hvae, markov: those of the top and of the lower layer, "
+                                           "where they are not halves", tag="dims", low=1, high=4096)
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
                                   above=0, high=64)
     hidden_units: tuple[int, ...] = setting(None, "model", "units of dense layers, one number for all or one for each, "
                                             "from the image to the latents [300; 256 and 300 for conv; 200 200 for "
                                             "dense, where one number is one layer]", tag="units", low=1, high=65_536)
+    upper_units: tuple[int, ...] = setting(None, "model", "hvae, markov: units of dense layers between the two latent "
+                                           "layers, from the lower one to the top [--hidden_units]", tag="upper",
+                                           low=1, high=65_536)
     epochs: int = setting(250, "optimisation", "passes over the training images", common=True, tag="", low=1,
                           high=INT32)
     batch_size: int = setting(256, "optimisation", "images per training step", common=True, tag="", low=1, high=INT32)

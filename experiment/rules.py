@@ -64,7 +64,7 @@ RULES = (
     Rule("score_channels", lambda c: c.score_channels % 2, "must be even"),
     Rule("beta_start", lambda c: not c.beta_warmup, "needs --beta_warmup, the epochs in which it becomes --beta"),
     Rule("objective", lambda c: c.is_deep and _objective(c).has_gradients,
-         lambda c: f"goes with --model vae or hvae; {c.model} has {', '.join(WITHOUT_GRADIENTS)}"),
+         lambda c: f"goes with --model vae, hvae or markov; {c.model} has {', '.join(WITHOUT_GRADIENTS)}"),
     Rule("latent_dim", lambda c: c.latent_dim < _smallest(c),
          lambda c: f"is too small: {c.model} needs at least {_smallest(c)}"),
     Rule("latent_dims", lambda c: len(c.latent_dims) != 2, "must be two numbers, of the top and of the lower layer"),

@@ -82,12 +82,14 @@ class PrecisionEntry(NamedTuple):
 
 
 SHALLOW = ("prior", "network", "posterior", "latent_dim", "hidden_units")
+TWO = ("latent_dims", "upper_units")  # of two layers
 DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
 SCORE = ("score_channels", "score_blocks", "score_dropout")  # of the network that predicts noise
 DIFFUSION = ("context", "context_size", "diffusion_steps", "gamma_min", *SCORE, "noise_schedule", "pretrain_prior")
 MODELS = {
     "vae": ModelEntry("vae.VAE", SHALLOW),
-    "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, "latent_dims"), smallest_latent=2),
+    "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, *TWO), smallest_latent=2),
+    "markov": ModelEntry("markov.Markov", (*SHALLOW, *TWO), smallest_latent=2),
     "ladder": ModelEntry("ladder.Ladder", DEEP, is_deep=True),
     "dvp": ModelEntry("dvp.DVP", (*DEEP, *DIFFUSION), is_deep=True, is_exact=False),
 }
@@ -103,12 +105,11 @@ PRIORS = {
     "exemplar": PriorEntry("priors.ExemplarPrior", ("num_exemplars",), False, False),
     "flow": PriorEntry("priors.FlowPrior", ("num_couplings", "coupling_width"), False, False),
 }
-UNITS = ("hidden_units",)
+TO_TWO, UNITS = ("vae", "hvae", "markov"), ("hidden_units",)
 NETWORKS = {
-    "conv": NetworkEntry("networks.ConvNetworks", ("vae", "hvae"), (*UNITS, "network_size", "activation")),
-    "mlp": NetworkEntry("networks.DenseNetworks", ("vae", "hvae"), UNITS, is_dense=True),
-    "dense": NetworkEntry("plain.PlainNetworks", ("vae", "hvae"), (*UNITS, "activation"), is_dense=True,
-                          starts_at_mean=True),
+    "conv": NetworkEntry("networks.ConvNetworks", TO_TWO, (*UNITS, "network_size", "activation")),
+    "mlp": NetworkEntry("networks.DenseNetworks", TO_TWO, UNITS, is_dense=True),
+    "dense": NetworkEntry("plain.PlainNetworks", TO_TWO, (*UNITS, "activation"), is_dense=True, starts_at_mean=True),
     "mcvae": NetworkEntry("mcvae.McvaeNetworks", ("vae",), ("activation",)),
     "gatedconv": NetworkEntry("networks.GatedConvNetworks", ("hvae",), UNITS),
     "pixel": NetworkEntry("pixelcnn.pixel_networks", ("hvae",), UNITS, is_autoregressive=True, normalises_batches=True),
@@ -209,6 +210,8 @@ def _built(config, image_shape, dynamic, from_data):
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
         )
     networks = networks_class(image_shape, observation, config.network_size, activation, config.hidden_units)
+    if config.upper_units:
+        networks.prior_units = config.upper_units[::-1]
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")

@@ -258,6 +258,47 @@ class Chain(NamedTuple):
         return Normal(mean, ops.concatenate([self.top.logvar, bottom.logvar], axis=-1))
 
 
+class Upward(NamedTuple):
+    """p(bottom) p(top | bottom) over the concatenation [top, bottom] along the last axis: a `Chain`, drawn upwards.
+
+    `conditional` maps bottom (..., D1) to a Normal or a Flow over top (..., D2); `split` is D2.
+    """
+
+    bottom: object
+    conditional: Callable
+    split: int
+
+    @property
+    def top(self):
+        """p(top | mean of bottom), in the place of p(top), which is an integral."""
+        return self.conditional(self.bottom.mean)
+
+    def sample(self, n, seed):
+        """`n` ancestral draws, bottom first: (n, ..., D2 + D1). Stochastic."""
+        return self.sample_and_log_prob(n, seed)[0]
+
+    def log_prob(self, z):
+        """log p(bottom) + log p(top | bottom) in nats: (..., D2 + D1) -> (...)."""
+        return sum(self.log_prob_of_layers(z))
+
+    def log_prob_of_layers(self, z):
+        """log p(top | bottom) and log p(bottom), in nats: (..., D2 + D1) -> two of (...)."""
+        top, bottom = z[..., : self.split], z[..., self.split :]
+        return self.conditional(bottom).log_prob(top), self.bottom.log_prob(bottom)
+
+    def sample_and_log_prob(self, n, seed):
+        """As `sample` and `log_prob`, with one pass through `conditional`: (n, ..., D2 + D1) and (n, ...)."""
+        bottom, log_bottom = self.bottom.sample_and_log_prob(n, seed)
+        top, log_top = self.conditional(bottom).sample_and_log_prob(1, seed)
+        return ops.concatenate([top[0], bottom], axis=-1), log_top[0] + log_bottom
+
+    def at_mean(self):
+        """The Normal over [top, bottom] whose top is that at the mean of bottom; for embeddings, not densities."""
+        top, bottom = self.top, self.bottom
+        mean = ops.concatenate([top.mean, bottom.mean], axis=-1)
+        return Normal(mean, ops.concatenate([top.logvar, bottom.logvar], axis=-1))
+
+
 def log_sum_exp(x):
     """log sum exp(x) over the last axis: (..., K) -> (...)."""
     if backend.backend() == "tensorflow" and x.shape[-1] > 1:

@@ -273,6 +273,11 @@ class Networks(abc.ABC):
         stack = DenseStack(latent_dim, self.prior_units, self.dense)
         return ConditionalNormal(stack, self.normal(self.prior_units[-1], units))
 
+    def upward(self, latent_dim, units):
+        """q(upper | lower): latents (..., D) to a Normal, or what `head` makes of it, over (..., units)."""
+        widths = self.prior_units[::-1]
+        return ConditionalNormal(DenseStack(latent_dim, widths, self.dense), self.head(widths[-1], units))
+
 
 def twice(units):
     """The units of two layers from those of one; of more, as they are."""
@@ -328,7 +333,7 @@ class GatedNetworks(Networks):
         self.prior_units, self.latent_units = self.units[::-1], (self.lower_features,)
 
     def decoder(self, *parts):
-        return self.make_decoder(parts, self.image_shape, self.observation, self.prior_units)
+        return self.make_decoder(parts, self.image_shape, self.observation, self.units[::-1])
 
 
 class DenseNetworks(GatedNetworks):

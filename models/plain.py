@@ -51,4 +51,4 @@ class PlainNetworks(Networks):
         return Sequential([layers.Input(self.image_shape), layers.Flatten(), *dense])
 
     def decoder(self, *parts):
-        return PlainDecoder(sum(parts), self.image_shape, self.observation, self.prior_units, self.dense)
+        return PlainDecoder(sum(parts), self.image_shape, self.observation, self.units[::-1], self.dense)

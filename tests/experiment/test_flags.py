@@ -97,7 +97,7 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
         ),
         (
             ("--model", "ladder", "--objective", "lmcvae"),
-            "--objective lmcvae goes with --model vae or hvae; ladder has elbo, iwae, miwae, ciwae",
+            "--objective lmcvae goes with --model vae, hvae or markov; ladder has elbo, iwae, miwae, ciwae",
         ),
     ],
 )

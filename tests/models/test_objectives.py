@@ -349,6 +349,7 @@ CASES = [(network, objective, {}) for network, objective in CASES]
 if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of these have, is of single precision
     CASES += [("mlp", objective, {"posterior": "realnvp"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"}), ("mlp", "lmcvae", {"learn_schedule": "sigmoidal"})]
+    CASES += [("dense", objective, {"model": "markov"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("conv", "lmcvae", {"activation": "hard_tanh"}), ("conv", "dreg", {"activation": "softsign"})]
 
 
@@ -363,10 +364,11 @@ def test_gradients_are_finite_differences(network, name, chosen, monkeypatch):
     settings = {"learn_schedule": "on", "learn_step_size": "on", "num_steps": 2, "step_size": 0.02}
     settings = settings if models.OBJECTIVES[name].is_annealed else {"num_groups": 2} if name in OF_GROUPS else {}
     usual, entry = {"network_size": 0.25, "activation": "gelu"}, models.NETWORKS[network]
-    settings |= {key: value for key, value in usual.items() if key in entry.settings} | chosen
+    settings |= {key: value for key, value in usual.items() if key in entry.settings}
+    settings |= {"model": "hvae" if "hvae" in entry.models else "vae"} | chosen
     shape = (8, 8 if network == "mcvae" else 4, 2)
     config = Config(
-        model=entry.models[-1], prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2,
+        prior="vamp", network=network, latent_dim=4, objective=name, num_samples=2,
         num_pseudo_inputs=3, data_set="digits", **settings,
     )  # fmt: skip
     frozen, rng = Frozen(), np.random.default_rng(0)  # images that do not depend on which tests ran before
