@@ -20,7 +20,12 @@ SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of oth
 LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
 PANELS = 3  # side by side
 INSIDE = 0.95  # of the aggregated posterior; the rest of the plane are holes
-OF_PRIORS = ("prior", "num_pseudo_inputs", "pseudo_init")  # settings in which runs of different priors may differ
+OF_PRIORS = (
+    "prior",
+    "num_pseudo_inputs",
+    "pseudo_init",
+    "refit",
+)  # settings in which runs of different priors may differ
 
 
 class Drawn(NamedTuple):

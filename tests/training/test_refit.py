@@ -14,9 +14,11 @@ import experiment
 import train
 from evaluation import score, tables
 from experiment import Config, sources
+from experiment.differences import groups
 from experiment.flags import words_of
 from experiment.weights import opened
 from grids import leaderboard
+from plotting.comparisons import OF_PRIORS
 from runtime.errors import UserError
 from training import fit
 
@@ -143,6 +145,13 @@ def test_the_flags_of_a_refit_name_its_source(source):
     args = dict(zip(words[3::2], words[4::2], strict=True))
     assert args["--epochs"] == "3" and args["--num_pseudo_inputs"] == "5" and "--latent_dim" not in args
     assert config.training_id != dataclasses.replace(config, refit="x@" + "0" * 64).training_id
+
+
+def test_figures_of_priors_show_a_refit_beside_its_source(trained):
+    source = trained["vae"]
+    config = sources.refitted(source, "mog", {})
+    alike = [SimpleNamespace(config=one) for one in (dataclasses.replace(source.config, beta_warmup=0), config)]
+    assert len(groups(alike, *OF_PRIORS)) == 1
 
 
 def test_a_comparison_says_what_is_the_priors():
