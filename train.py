@@ -25,8 +25,8 @@ SEVERAL = ("jobs", "cluster", "search")  # flags that train several runs
 CHANGEABLE = ("epochs", "patience", "data_dir", *start.HERE)
 FIXED = [field.name for field in dataclasses.fields(Config) if field.name not in CHANGEABLE]
 REFUSED = f"cannot be given with --resume; only --{', --'.join(CHANGEABLE)} can"
-KEPT = [field.name for field in dataclasses.fields(Config)
-        if field.metadata["tag"] is not None and field.name not in OF_REFITS]  # fmt: skip
+KEPT = ["init_from", *[field.name for field in dataclasses.fields(Config)
+                       if field.metadata["tag"] is not None and field.name not in OF_REFITS]]  # fmt: skip
 RULES = [
     *[Rule(name, lambda args: is_given(args, "resume"), REFUSED)
       for name in (*FIXED, "overwrite", "preset", "refit_prior", *SEVERAL)],

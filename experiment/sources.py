@@ -53,7 +53,7 @@ def refitted(run, prior, settings):
         raise UserError(f"{run.path} is a {run.config.model}, whose prior belongs to its decoder; --refit_prior takes "
                         "runs of --model vae or hvae")  # fmt: skip
     before = {"runs_dir": str(run.path.resolve().parent), "gs_key": None, "data_dir": run.data_dir, "prior": prior}
-    before |= {"distribute": Config.distribute, "refit": named(run)}
+    before |= {"distribute": Config.distribute, "refit": named(run), "init_from": None, "init_hash": None}
     of_priors = {name for entry in models.PRIORS.values() for name in entry.settings}
     others = of_priors - set(models.PRIORS[prior].settings) if prior in models.PRIORS else ()
     of_bound = [field.name for field in dataclasses.fields(Config) if field.metadata["topic"] == "bound"]

@@ -14,7 +14,7 @@ import numpy as np
 import data
 import experiment
 import models
-from experiment import sources, tracking, weights
+from experiment import tracking, weights
 from experiment.folder import finish_replacing
 from experiment.record import versions
 from models.dvp import context_scale
@@ -46,7 +46,7 @@ def train(config, overwrite=False, source=None):
     Raises UserError or DataError before anything is written. Raises RunError if a term is not finite, memory is too
     small or the folder can no longer be written, and KeyboardInterrupt after Ctrl-C; `resume` then continues the run.
     """
-    is_refit = source is not None and sources.is_of(config, source.weights_sha256)
+    is_refit = source is not None and config.refit != source.config.refit
     if source and not is_refit and config.is_made_for_its_epochs and config.epochs != (before := source.config.epochs):
         falls = f"has a learning rate that falls over its {before} epochs"
         raise UserError(f"{source.path} {falls}: it cannot be trained longer")

@@ -79,6 +79,7 @@ def test_a_stopped_refit_resumes_without_its_source(source, tmp_path, monkeypatc
     before = arrays_of(source)
     shutil.rmtree(source.path)
     (folder,) = tmp_path.glob("*refit*")
+    assert called(train.main, "--resume", folder, "--epochs", 4) == 0
     assert called(train.main, "--resume", folder) == 0
     assert arrays_of(experiment.load(folder))["decoder/out/kernel"].tobytes() == before["decoder/out/kernel"].tobytes()
     assert called(train.main, "--resume", folder, "--epochs", 3) == 0
@@ -96,6 +97,7 @@ def test_a_stopped_refit_resumes_without_its_source(source, tmp_path, monkeypatc
         (["mog", "RUN", "--latent_dim", 3], "--latent_dim 3 cannot be given with --refit_prior"),
         (["mog", "RUN", "--prior", "flow"], "--prior flow cannot be given with --refit_prior"),
         (["mog", "RUN", "--precision", "mixed_float16"], "cannot be given with --refit_prior"),
+        (["mog", "RUN", "--init_from", "RUN"], "cannot be given with --refit_prior"),
         (["mog", "RUN", "--jobs", 2], "--jobs 2 cannot be given with --refit_prior"),
         (["mog", "RUN", "--resume", "RUN"], "cannot be given with --resume"),
         (["mog", "RUN", "--lr", 1, 2], "--lr 1.0 2.0 is more than the one value that --refit_prior takes"),
