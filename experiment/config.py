@@ -8,6 +8,7 @@ import numpy as np
 import data
 import models
 from experiment import naming, rules, tracking
+from experiment.columns import Columns
 from experiment.settings import INT32, checked, setting
 from runtime.errors import UserError
 from runtime.rules import check, meant, shown
@@ -15,15 +16,13 @@ from runtime.text import bounded
 
 # uses of a seed; new ones go to the end
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips", "exemplars")
-TIMES = 4  # parts of the time in which the diffusion bound is logged
-BOUND_BY_TIME = tuple(f"val_diffusion_{part}" for part in ("first", *(f"t{n}" for n in range(1, TIMES + 1)), "last"))
 BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Columns):
     """The settings of one run. Raises UserError where a value is out of bounds or two do not go together."""
 
     # fmt: off
@@ -296,49 +295,6 @@ class Config:
         if self.target_accept is not None or self.learn_step_size == "on":
             return self.target_accept
         return 0.8 if self.objective == "amcvae" else 0.9 if self.step_rule == "variance" else None
-
-    @property
-    def logged(self):
-        """The names of what the objective adds to the history."""
-        names = models.OBJECTIVES[self.objective].logged
-        if self.has("log_steps") and self.log_steps == "on":
-            names += tuple(f"{what}_{k}" for what in ("acceptance", "step") for k in range(1, self.num_steps + 1))
-        return names
-
-    @property
-    def terms(self):
-        """The names of what the history has of each split."""
-        rates = [f"rate_{layer}" for layer in self.layers]
-        return ("loss", "elbo", "rate", "distortion", *rates, *self.logged)
-
-    @property
-    def columns(self):
-        """The names of the columns of history.csv."""
-        return ("epoch", *(f"{split}_{term}" for split in self.splits for term in self.terms), *self.watched, "seconds")
-
-    @property
-    def watched(self):
-        """The names of the columns beside the terms, each of one split."""
-        found = ("train_skipped",) * (self.skip_norm is not None) + ("val_log_px",) * bool(self.watch_log_px)
-        if self.diagnostics == "on":
-            found += ("train_grad_norm", "val_active_units")
-            found += ("val_bits_per_dim",) * (self.observation != "gaussian")  # a density has no bits
-            found += BOUND_BY_TIME if self.has("diffusion_steps") else ()
-        return found
-
-    @property
-    def splits(self):
-        """The splits that the history has, the one that is monitored last."""
-        return ("train", "val") if self.validation == "split" else ("train",)
-
-    @property
-    def monitor(self):
-        """The column of the validation value of what is trained: the best weights and patience follow it."""
-        return f"{self.splits[-1]}_{'bound' if 'bound' in self.terms else 'elbo'}"
-
-    def kept(self, values):
-        """The index of the epoch whose weights are kept, by its `monitor`: the best, or without validation the last."""
-        return int(np.argmax(values)) if "val" in self.splits else len(values) - 1
 
     @property
     def size(self):

@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.latents import ACTIVE
 from experiment import weights
-from experiment.config import BOUND_BY_TIME, TIMES
+from experiment.columns import BOUND_BY_TIME, TIMES
 from runtime import internals
 from runtime.errors import RunError
 from training.optimizers import Guarded
