@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import data
+import models
 from experiment import own
 from runtime import atomic, backend
 from runtime.errors import UserError
@@ -86,6 +87,12 @@ def check_record(record):
             raise UserError(f"its {name} is {shown(record[name])}")
     if record.get("data_note", "") not in ("", data.OTHER_DATA):
         raise UserError(f"its data_note is {shown(record['data_note'])}")
+
+
+def with_former(settings):
+    """The settings of a config.json with those of BEFORE that it lacks and that mean something beside the others."""
+    owned = getattr(models.OBJECTIVES.get(str(settings["objective"])), "settings", ())
+    return {name: value for name, value in BEFORE.items() if name in owned} | settings
 
 
 def record_of(config, dataset):

@@ -21,7 +21,7 @@ import models
 from experiment import own, weights
 from experiment.config import Config
 from experiment.folder import is_held
-from experiment.record import BEFORE, check_record, read_bytes, read_json, read_status
+from experiment.record import check_record, read_bytes, read_json, read_status, with_former
 from runtime import atomic, backend
 from runtime.errors import UserError
 from runtime.rules import shown
@@ -63,7 +63,7 @@ class Run:
         own.require(path, self.record.get("code", {}))
         try:
             check_record(self.record)
-            self.config = Config.from_dict(BEFORE | self.record["config"])
+            self.config = Config.from_dict(with_former(self.record["config"]))
             _check_shape(self.record.get("image_shape", self.config.source.image_shape))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(f"{path} has a config.json that does not fit this version: {error}") from error

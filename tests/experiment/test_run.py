@@ -514,7 +514,8 @@ def edit(path, **settings):
 
 def test_a_run_from_before_own_images_had_a_size_is_taken(folder):
     record = json.loads((folder / "config.json").read_text())
-    del record["config"]["image_size"], record["config"]["auto_likelihood"]
+    for name in ("image_size", "auto_likelihood", "log_steps"):
+        del record["config"][name]
     (folder / "config.json").write_text(json.dumps(record))
     assert experiment.load(folder).config.image_size is None
 
