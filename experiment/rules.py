@@ -112,7 +112,8 @@ RULES = (
     Rule("track_weights", lambda c: c.track == "none", "goes with --track tensorboard or wandb"),
     Rule("watch_log_px", lambda c: not models.MODELS[c.model].is_exact,
          lambda c: f"does not go with --model {c.model}, the density of whose prior is not known exactly"),
-    Rule("watch_log_px", lambda c: c.validation == "none", "needs validation images, and --validation none has none"),
+    *[Rule(name, lambda c: c.validation == "none", "needs validation images, and --validation none has none")
+      for name in ("watch_log_px", "diagnostics")],
     Rule("watch_log_px", lambda c: c.distribute != "none", lambda c: f"does not go with --distribute {c.distribute}"),
     Rule("gs_key", lambda c: not re.fullmatch(r"\w[\w.-]{0,99}", c.gs_key) or len(c.gs_key.encode()) > 255,
          "must be a folder name of letters, digits, '.', '_' and '-'"),

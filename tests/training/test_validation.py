@@ -82,9 +82,10 @@ def test_what_follows_the_validation_bound_is_refused(settings, expected):
         Config(validation="none", **settings)
 
 
-def test_nothing_is_watched_of_images_that_are_not_there():
-    with pytest.raises(UserError, match="--watch_log_px 5 needs validation images, and --validation none has none"):
-        Config(validation="none", watch_log_px=5)
+@pytest.mark.parametrize(("name", "value"), [("watch_log_px", 5), ("diagnostics", "on")])
+def test_nothing_is_watched_of_images_that_are_not_there(name, value):
+    with pytest.raises(UserError, match=f"--{name} {value} needs validation images, and --validation none has none"):
+        Config(validation="none", **{name: value})
 
 
 def test_a_search_is_refused_and_a_ranking_leaves_it_without_a_rank(run, tmp_path, capsys):
