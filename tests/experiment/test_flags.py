@@ -81,6 +81,18 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
             "--context_size 7 does not go with --model ladder, but with dvp",
         ),
         (("--scales", "4x14,4x7"), "--scales 4x14,4x7 does not go with --model vae, but with ladder or dvp"),
+        (
+            ("--prior", "exemplar", "--posterior", "realnvp"),
+            "--posterior realnvp does not go with --prior exemplar, whose components are Gaussians",
+        ),
+        (
+            ("--prior", "lars", "--distribute", "processes"),
+            "--distribute processes does not go with --prior lars",
+        ),
+        (
+            ("--prior", "vamp", "--num_exemplars", 9),
+            "--num_exemplars 9 does not go with --prior vamp, but with exemplar",
+        ),
         (("--preset", "mnist_dvp", "--num_pseudo_inputs", 500), "--num_pseudo_inputs 500 does not go with --model dvp"),
         (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior vamp does not go with --model dvp"),
         (("--model", "dvp", "--scales", "4"), "--scales 4 must be counts and rows, the finest first, as 4x14,4x7"),
