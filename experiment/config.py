@@ -143,6 +143,7 @@ class Config(Columns):
     channels: int = setting(32, "deep models", "channels of feature maps", tag="", low=1, high=4096)
     bottleneck: float = setting(1.0, "deep models", "factor of the channels inside a block", tag="hidden", above=0,
                                 high=16)
+    block_activation: str = setting("silu", "deep models", "activation in blocks, by its name in Keras", tag="act")
     encoder_blocks: int = setting(3, "deep models", "encoder blocks before each scale", tag="blocks", low=1, high=100)
     pretrain_prior: int = setting(0, "deep models", "dvp: epochs in which p(u) and r(u|x) alone are trained, before "
                                   "all else", tag="pretrain", low=0, high=INT32)

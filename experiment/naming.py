@@ -49,6 +49,7 @@ def training_id(config):
     """
     name = f"{config.source.name}_{config.model}"
     if config.is_deep:
+        name += f"_{config.prior}" * (config.prior != "standard")
         name += f"_L{config.num_layers}_{config.size}_bs{config.batch_size}"
     else:
         name += f"_{config.prior}_bs{config.batch_size}_dim{config.latent_dim}_{config.size}"

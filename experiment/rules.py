@@ -7,6 +7,7 @@ import models
 from runtime.rules import Rule
 
 MOST_LAYERS = 256  # of latents
+ON_TOP = tuple(name for name in models.PRIORS if name not in ("lars", "exemplar"))  # of a deep model
 WITHOUT_GRADIENTS = tuple(name for name, entry in models.OBJECTIVES.items() if not entry.has_gradients)
 
 
@@ -49,8 +50,8 @@ def _is_misfit(config):
 
 
 RULES = (
-    Rule("activation", lambda c: not re.fullmatch(r"[a-z0-9_]{1,50}", c.activation),  # becomes part of a folder's name
-         "must be a name that keras.activations knows, as relu"),
+    *[Rule(name, lambda c, name=name: not re.fullmatch(r"[a-z0-9_]{1,50}", getattr(c, name)),  # part of a folder's name
+           "must be a name that keras.activations knows, as relu") for name in ("activation", "block_activation")],
     *[Rule(name, lambda c, name=name: misplaced(c, name), lambda c, name=name: misplaced(c, name))
       for name in models.OWNED],
     Rule("image_size", lambda c: not c.is_folder, "goes with --data_set folder:PATH"),
@@ -63,6 +64,8 @@ RULES = (
          lambda c: f"goes with --objective elbo, not {c.objective}: it learns from the bound of infinitely many steps"),
     Rule("score_channels", lambda c: c.score_channels % 2, "must be even"),
     Rule("beta_start", lambda c: not c.beta_warmup, "needs --beta_warmup, the epochs in which it becomes --beta"),
+    Rule("prior", lambda c: c.is_deep and c.prior not in ON_TOP,
+         lambda c: f"does not go with --model {c.model}, which has {', '.join(ON_TOP)}"),
     Rule("objective", lambda c: c.is_deep and _objective(c).has_gradients,
          lambda c: f"goes with --model vae, hvae or markov; {c.model} has {', '.join(WITHOUT_GRADIENTS)}"),
     Rule("latent_dim", lambda c: c.latent_dim < _smallest(c),

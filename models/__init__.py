@@ -83,14 +83,14 @@ class PrecisionEntry(NamedTuple):
 
 SHALLOW = ("prior", "network", "posterior", "latent_dim", "hidden_units")
 TWO = ("latent_dims", "upper_units")  # of two layers
-DEEP = ("scales", "channels", "bottleneck", "encoder_blocks")
+DEEP = ("scales", "channels", "bottleneck", "encoder_blocks", "block_activation")
 SCORE = ("score_channels", "score_blocks", "score_dropout")  # of the network that predicts noise
 DIFFUSION = ("context", "context_size", "diffusion_steps", "gamma_min", *SCORE, "noise_schedule", "pretrain_prior")
 MODELS = {
     "vae": ModelEntry("vae.VAE", SHALLOW),
     "hvae": ModelEntry("hvae.HVAE", (*SHALLOW, *TWO), smallest_latent=2),
     "markov": ModelEntry("markov.Markov", (*SHALLOW, *TWO), smallest_latent=2),
-    "ladder": ModelEntry("ladder.Ladder", DEEP, is_deep=True),
+    "ladder": ModelEntry("ladder.Ladder", (*DEEP, "prior"), is_deep=True),
     "dvp": ModelEntry("dvp.DVP", (*DEEP, *DIFFUSION), is_deep=True, is_exact=False),
 }
 PSEUDO_INPUTS = ("num_pseudo_inputs", "pseudo_init")
@@ -201,10 +201,10 @@ def build(config, image_shape, dynamic=False, from_data=None):
 def _built(config, image_shape, dynamic, from_data):
     entry = MODELS[config.model]
     model_class, observation = _import(entry.path), _import(LIKELIHOODS[config.observation])(config.sigma)
+    make_prior = _prior_maker(config, image_shape, from_data) if config.has("prior") else from_data
     if entry.is_deep:
-        return model_class(config, image_shape, observation, objective(config), dynamic, from_data)
-    networks_class, prior_class = _import(NETWORKS[config.network].path), _import(PRIORS[config.prior].path)
-    activation = find_activation(config.activation)
+        return model_class(config, image_shape, observation, objective(config), dynamic, make_prior)
+    networks_class, activation = _import(NETWORKS[config.network].path), find_activation(config.activation)
     if OBJECTIVES[config.objective].is_annealed and not _is_twice_differentiable(activation):
         raise ValueError(
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
@@ -213,13 +213,18 @@ def _built(config, image_shape, dynamic, from_data):
     if config.upper_units:
         networks.prior_units = config.upper_units[::-1]
     networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
+    return model_class(sizes(config), networks, make_prior, objective(config), dynamic, config.seed)
+
+
+def _prior_maker(config, image_shape, from_data):
+    """What makes the prior over the top layer from its size and its encoder."""
+    prior_class = _import(PRIORS[config.prior].path)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     if is_own(PRIORS[config.prior]):
         prior_class = _import("contract.completed")(prior_class)
     own = {name: getattr(config, name) for name in PRIORS[config.prior].settings if name not in PSEUDO_INPUTS}
-    make_prior = functools.partial(prior_class, pseudo_inputs=from_data, **own)
-    return model_class(sizes(config), networks, make_prior, objective(config), dynamic, config.seed)
+    return functools.partial(prior_class, pseudo_inputs=from_data, **own)
 
 
 def sizes(config):

@@ -66,6 +66,15 @@ class Normal(NamedTuple):
         return -0.5 * (ops.sum(squared, axis=-1) + ops.sum(LOG_2PI + self.logvar, axis=-1))
 
 
+def warmed(distribution, temperature):
+    """A Normal or a Mixture with its variances multiplied by `temperature`, or a Flow of such a one."""
+    if temperature == 1:
+        return distribution
+    if "base" in distribution._fields:
+        return distribution._replace(base=warmed(distribution.base, temperature))
+    return distribution._replace(logvar=distribution.logvar + math.log(temperature))
+
+
 class Flow(NamedTuple):
     """The distribution of forward(y) for y ~ `base`, a Normal or a Mixture (Dinh et al. 2017, eq. 2).
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import backend, initializers, layers, ops
 
+from . import find_activation
 from .base import LatentModel
 from .diffusion import DiffusionPrior
 from .distributions import Chain, Normal
@@ -136,8 +137,10 @@ class DVP(LatentModel):
                              f"{image_shape[0]}x{image_shape[1]} pixels have; make it smaller")  # fmt: skip
         self.scales = scales_of(config.scales, image_shape)
         hidden, size = config.hidden_channels, config.context_size
-        self.encoder = BottomUp(self.scales, image_shape, config.channels, hidden, config.encoder_blocks)
-        self.decoder = TopDown(self.scales, image_shape, config.channels, hidden, observation, image_shape[2])
+        activation = find_activation(config.block_activation)
+        self.encoder = BottomUp(self.scales, image_shape, config.channels, hidden, config.encoder_blocks, activation)
+        self.decoder = TopDown(self.scales, image_shape, config.channels, hidden, observation, image_shape[2],
+                               activation)  # fmt: skip
         self.context = CONTEXTS[config.context](image_shape, size, config.gamma_min, scale)
         score = (config.score_channels, config.score_blocks, config.score_dropout)
         self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps,

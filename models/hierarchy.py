@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import Sequential, activations, backend, initializers, layers, ops
 
-from .distributions import Normal
+from .distributions import Normal, warmed
 from .networks import as_one_batch, built, hard_clip
 
 LOGVAR = (-10.0, 1.0)  # bounds of log-variances
@@ -65,39 +65,41 @@ def on_maps(layer, maps):
 
 
 class Residual(layers.Layer):
-    """skip(x) + conv1(a(conv3(a(conv3(a(conv1(x))))))), a = SiLU, with `hidden` channels between.
+    """skip(x) + conv1(a(conv3(a(conv3(a(conv1(x))))))), a the `activation`, with `hidden` channels between.
 
     The skip is linear, or nothing where the channels stay. With `activates_first`, the branch begins with a, too. The
     last convolution begins with weights scaled by `gain`. A head (`is_head`) gives the parameters of a
     distribution: its last convolution starts at zero, and neither that nor the skip is a hidden layer.
     """
 
-    def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0, is_head=False):
+    def __init__(self, features, hidden, outputs, activates_first=False, gain=1.0, is_head=False,
+                 activation=activations.silu):  # fmt: skip
         dtype = backend.floatx() if is_head else None
         super().__init__(dtype=dtype)
         gains = {"gain": 0.0, "bias": 0.0} if is_head else {"gain": gain}
         last = conv(outputs, 1, hidden, dtype=dtype, **gains)
         self.convs = [conv(hidden, 1, features), conv(hidden, 3, hidden), conv(hidden, 3, hidden), last]
         self.skip = conv(outputs, 1, features, dtype=dtype) if outputs != features else None
-        self.activates_first = activates_first
+        self.activates_first, self.activation = activates_first, activation
         self.built = True
 
     def call(self, x):
-        h = activations.silu(x) if self.activates_first else x
+        h = self.activation(x) if self.activates_first else x
         for one in self.convs[:-1]:
-            h = activations.silu(one(h))
+            h = self.activation(one(h))
         return (self.skip(x) if self.skip else x) + self.convs[-1](h)
 
 
 class BottomUp(layers.Layer):
     """Images (B, H, W, C) in [0, 1] to a map of `channels` at each scale, finest first."""
 
-    def __init__(self, scales, image_shape, channels, hidden, blocks):
+    def __init__(self, scales, image_shape, channels, hidden, blocks, activation=activations.silu):
         super().__init__()
         self.start = conv(channels, 1, image_shape[2])
         self.stacks, height, width = [], *image_shape[:2]
         for scale in scales:
-            stack = [Residual(channels, hidden, channels, activates_first=True) for _ in range(blocks)]
+            options = {"activates_first": True, "activation": activation}
+            stack = [Residual(channels, hidden, channels, **options) for _ in range(blocks)]
             pool = [layers.AveragePooling2D(height // scale.height)] * (height > scale.height)
             self.stacks.append(Sequential([*stack, *pool]))
             self.stacks[-1].build((None, height, width, channels))
@@ -141,13 +143,13 @@ class Block(layers.Layer):
     `depth` is the number L of all layers. `context_width` channels are what p is also given.
     """
 
-    def __init__(self, index, scale, finer, depth, channels, hidden, width, context_width, is_last):
+    def __init__(self, index, scale, finer, depth, channels, hidden, width, context_width, is_last, activation):
         super().__init__(name=f"layer{depth - index}")
         self.scale, self.finer, self.width, gain = scale, finer, width, 1 / math.sqrt(depth)
-        self.p = Residual(channels + context_width, hidden, 2 * width + channels, is_head=True)
-        self.q = Residual(channels, hidden, 2 * width, is_head=True)
+        self.p = Residual(channels + context_width, hidden, 2 * width + channels, is_head=True, activation=activation)
+        self.q = Residual(channels, hidden, 2 * width, is_head=True, activation=activation)
         self.from_z = conv(channels, 1, width, gain, name=UNUSED if is_last else None)
-        self.after = None if is_last else Residual(channels, hidden, channels, gain=gain)
+        self.after = None if is_last else Residual(channels, hidden, channels, gain=gain, activation=activation)
         self.size = scale.height * scale.width * width
         self.built = True
 
@@ -266,14 +268,16 @@ class TopDown(layers.Layer):
     each interpolated to the image's size, times sqrt(L). So z is as wide as the image has channels.
     """
 
-    def __init__(self, scales, image_shape, channels, hidden, observation, context_width=0):
+    def __init__(
+        self, scales, image_shape, channels, hidden, observation, context_width=0, activation=activations.silu
+    ):
         super().__init__(dtype=backend.floatx())
         width = image_shape[2]
         self.image_shape, self.observation, self.channels = image_shape, observation, channels
         order = [scale for scale in reversed(scales) for _ in range(scale.count)]  # the top layer first
         depth = len(order)
         self.blocks = [
-            Block(index, scale, finer, depth, channels, hidden, width, context_width, is_last=index == depth - 1)
+            Block(index, scale, finer, depth, channels, hidden, width, context_width, index == depth - 1, activation)
             for index, (scale, finer) in enumerate(zip(order, [*order[1:], order[-1]], strict=True))
         ]
         self.sizes = tuple(block.size for block in self.blocks)
@@ -306,12 +310,14 @@ class TopDown(layers.Layer):
                 s = block.below(s + h, z)
         return descent
 
-    def prior(self, contexts=None, batch=(), temperature=1.0):
-        """p(z) as a Hierarchy, all variances multiplied by `temperature`."""
-        warmer = math.log(temperature)
+    def prior(self, contexts=None, batch=(), temperature=1.0, top=()):
+        """p(z) as a Hierarchy, all variances multiplied by `temperature`; `top` takes the place of its own p(z_L)."""
 
         def descend(pick):
-            self.descend(lambda index, p, q: pick(index, Normal(p.mean, p.logvar + warmer)), None, contexts, batch)
+            def warm(index, p, q):
+                return pick(index, warmed(p if index or not top else top, temperature))
+
+            self.descend(warm, None, contexts, batch)
 
         return Hierarchy(descend, self.ends)
 
@@ -323,6 +329,11 @@ class TopDown(layers.Layer):
 
         return Hierarchy(descend, self.ends)
 
+    def top_posterior(self, features):
+        """q(z_L|x), a Normal (B, size), of the `features` of images."""
+        block = self.blocks[0]
+        return block.posterior(ops.ones((*block.scale[1:], self.channels)), features[self.of_scale[0]])
+
     def drawn(self, features, n, seed, contexts=None, batch=()):
         """The Descent of z ~ q(z|x) in one pass, n draws for each of the batch, or one if n is None. Stochastic."""
 
@@ -332,10 +343,15 @@ class TopDown(layers.Layer):
 
         return self.descend(pick, features, contexts, batch)
 
-    def mixed(self, features, kept, seed, contexts=None, batch=()):
-        """z (..., D): `kept` upper layers are means of q given those above, the others are drawn from p. Stochastic."""
+    def mixed(self, features, kept, seed, contexts=None, batch=(), top=()):
+        """z (..., D): `kept` upper layers are means of q given those above, the others are drawn from p. Stochastic.
+
+        `top` takes the place of its own p(z_L).
+        """
 
         def pick(index, p, q):
+            if top and index == 0 and not kept:
+                return top.sample(batch[0], seed)
             return q.mean if index < kept else p.sample(1, seed)[0]
 
         parts = self.descend(pick, features, contexts, batch).z

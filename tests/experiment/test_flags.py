@@ -95,6 +95,10 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
         ),
         (("--preset", "mnist_dvp", "--num_pseudo_inputs", 500), "--num_pseudo_inputs 500 does not go with --model dvp"),
         (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior vamp does not go with --model dvp"),
+        (
+            ("--model", "ladder", "--prior", "lars"),
+            "--prior lars does not go with --model ladder, which has standard, mog",
+        ),
         (("--model", "dvp", "--scales", "4"), "--scales 4 must be counts and rows, the finest first, as 4x14,4x7"),
         (("--model", "dvp", "--scales", "0x14"), "--scales 0x14 must be counts and rows"),
         (("--model", "dvp", "--scales", "4x7,4x14"), "--scales 4x7,4x14 must begin with the finest"),

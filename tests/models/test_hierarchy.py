@@ -19,7 +19,7 @@ import models
 import plot
 from evaluation.importance import importance_sampling
 from experiment import Config, presets, weights
-from models.distributions import Normal
+from models.distributions import Mixture, Normal, warmed
 from models.dvp import context_scale, cosines, low_frequencies
 from models.hierarchy import Residual, Scale, resized, resizing, scales_of
 from models.weight_names import named_weights, weights_by_part
@@ -259,6 +259,42 @@ def test_importance_sampling_of_more_samples_gives_more(model, x):
     values = array(terms.log_w())
     error = values.std(axis=0) * np.sqrt(1 / 200 + 1 / 20)
     assert np.all(np.abs(many.elbo - values.mean(axis=0)) < 5 * error)
+
+
+@pytest.mark.parametrize("prior", ["mog", "vamp", "flow"])
+def test_a_prior_takes_the_place_of_the_top_layer_s(prior, x):
+    keras.utils.set_random_seed(1)
+    config = Config(model="ladder", prior=prior, num_pseudo_inputs=3, **SETTINGS["ladder"])
+    inputs = rng.random((3, *SHAPE)).astype("float32")
+    model = shaken(models.build(config, SHAPE, from_data=inputs if config.has_pseudo_inputs else None))
+    law = model.prior()
+    z, log_p = law.sample_and_log_prob(7, seed())
+    np.testing.assert_allclose(law.log_prob(z), log_p, rtol=1e-4, atol=1e-3)
+    top = model.top_prior.distribution()
+    np.testing.assert_allclose(law.log_prob_of_layers(z)[0], top.log_prob(z[..., :4]), rtol=1e-4, atol=1e-3)
+    if prior == "vamp":  # its components are q(z_L|u_k)
+        np.testing.assert_allclose(top.mean, model.posterior(inputs).top.mean, atol=1e-5)
+    sampled, expected = model.terms(x, 400, seed(1)), model.expected_terms(x, 400, seed(2))
+    one, other = (array(terms.log_w()) for terms in (sampled, expected))
+    error = np.sqrt((one.var(axis=0) + other.var(axis=0)) / 400)
+    assert np.all(np.abs(one.mean(axis=0) - other.mean(axis=0)) < 5 * error)
+    assert shapes_of(lambda: model.warmer(N, 0.5, seed())).shape == (N, 20)
+    np.testing.assert_array_equal(model.mixed(x, 0, seed()), model.mixed(1 - x, 0, seed()))
+    assert config.training_id.startswith(f"mnist_ladder_{prior}_L2_")
+
+
+def test_a_temperature_multiplies_variances():
+    mixture = Mixture(np.log(np.float32([0.5, 0.5])), np.zeros((2, 3), "float32"), np.zeros((2, 3), "float32"))
+    for law in (mixture, Normal(np.zeros(3, "float32"), np.zeros(3, "float32"))):
+        assert array(warmed(law, 0.25).sample(4000, seed())).std() == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_blocks_have_the_activation_that_is_asked_for(name, x):
+    built = models.build(Config(model=name, block_activation="tanh", **SETTINGS[name]), SHAPE)
+    for block in (built.encoder.stacks[0].layers[0], built.decoder.blocks[0].p, built.decoder.blocks[0].q):
+        assert block.activation is keras.activations.tanh
+    assert built.decoder.blocks[0].after.activation is keras.activations.tanh
 
 
 # ---------------------------------------------------------------------------------------------- who sees what
