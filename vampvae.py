@@ -1,5 +1,6 @@
 """One command for all of it, python vampvae.py train|eval|plot|features|data ..., and `import vampvae` for Python."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ import train as train_script
 from data.arrays import as_grey, stored
 from evaluation import features, score, tables
 from experiment import Config, own
+from experiment.settings import is_list
 from grids.configs import configs_of
 from plotting import run_figures
 from plotting.view import in_batches
@@ -21,6 +23,7 @@ from runtime import backend
 from runtime.command import Parser, command, path
 from runtime.errors import DataError, RunError, UserError
 from runtime.rules import check, shown
+from runtime.text import word
 from train import SEVERAL
 from training import start
 
@@ -32,6 +35,7 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
     evaluate_script: ("gs_key", "runs_dir", "compare"),
     plot_script: (),
 }
+LISTS = [field.name for field in dataclasses.fields(Config) if is_list(field)]  # settings that take a tuple
 OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
 
 
@@ -151,7 +155,8 @@ def _flags(script, settings, refused=()):
     """The arguments of a script that these settings stand for. Raises UserError with the script's sentence."""
     parser, words = Parser(raises=True), []
     script.add_arguments(parser)
-    for name, value in settings.items():
+    for name, given in settings.items():
+        value = word(given) if type(given) is tuple and name in LISTS else given
         is_one = not isinstance(value, list | tuple) and (name, value) != ("distribute", "processes")
         if not is_one or name in (*OF_COMMANDS[script], *refused, "help"):
             raise UserError(f"{name}={shown(value)} is not for one run in Python; see {script.__name__}.py --help")

@@ -125,6 +125,12 @@ def test_images_that_are_no_data_set_are_refused_and_not_stored(images, message,
     assert not any(tmp_path.iterdir())
 
 
+def test_a_tuple_is_one_list(monkeypatch, tmp_path):
+    monkeypatch.setattr(vampvae.start, "fit", lambda config, *_: pytest.fail(f"{config.hidden_units}"))
+    with pytest.raises(pytest.fail.Exception, match=r"\(40, 20\)"):
+        vampvae.train("digits", network="dense", hidden_units=(40, 20), runs_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
