@@ -27,7 +27,7 @@ def opening(config, path, dataset, counts, sizes, parts):
         counts = counts | {"test": dataset.source.num_images["test"]}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     shape, binarized = "x".join(map(str, dataset.image_shape)), BINARIZED[config.binarization]
-    prior = f"{config.prior} prior, " * config.has("prior")
+    prior = f"{config.prior} prior, " * (config.has("prior") and (config.prior != "standard" or not config.is_deep))
     if config.has("prior") and models.PRIORS[config.prior].has_components:
         prior = f"{config.prior} prior of {config.num_pseudo_inputs:,} components, "
     weights = f"{sum(parts.values()):,} weights ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"
