@@ -37,8 +37,6 @@ class EpochState(keras.callbacks.Callback):
             self.state.into(self.model)
             return
         self.model.train_noise.state.assign(self._key("noise", epoch))
-        for count in watched(self.model.optimizer):
-            count.assign(0.0)
         start, end, warmup = self.config.beta_start, self.config.beta, self.config.beta_warmup
         self.model.beta.assign(start + (end - start) * min(1.0, (epoch + 1) / warmup) if warmup else end)
         if self.config.decision_warmup:
@@ -67,6 +65,11 @@ class Watch(keras.callbacks.Callback):
     def __init__(self, config, batches, validation, instead):
         super().__init__()
         self.config, self.batches, self.validation, self.instead = config, batches, validation, instead
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.batches.skip:  # else the epoch goes on, with the counts of its state
+            for count in watched(self.model.optimizer):
+                count.assign(0.0)
 
     def on_epoch_end(self, epoch, logs=None):
         if counts := watched(self.model.optimizer):
