@@ -53,17 +53,16 @@ RULES = [
 def add_arguments(parser):
     """Adds the flags of train.py."""
     add_settings(parser)
-    text = "resume the run in this folder; with other --epochs or --patience, train it further in a new folder (the "
-    text += "command of an unfinished run resumes it, too)"
+    text = "resume the run in this folder, or with other --epochs or --patience train it further in a new folder"
     parser.add_argument("--resume", metavar="RUN", type=path, topic="runs", common=True, help=text)
     text = "keep q(z|x) and p(x|z) of a finished vae or hvae and fit this prior to draws of q, in a new run beside it; "
     text += "flags of the prior and of its optimisation change the settings of RUN"
     parser.add_argument("--refit_prior", nargs=2, metavar="PRIOR RUN", topic="prior", help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)
-    text = "draw the figures of the run when it is finished, as plot.py RUN does"
+    text = "draw the run's figures at its end, as plot.py does"
     parser.add_argument("--plot", action="store_true", topic="runs", common=True, help=text)
-    text = "list the presets with their cost and expected result, and exit"
+    text = "list the presets with cost and results, and exit"
     parser.add_argument("--list_presets", action="store_true", topic="runs", common=True, help=text)
     add_code(parser)
     add_backend(parser)

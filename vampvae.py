@@ -54,6 +54,7 @@ class Run:
     status, state, history, metrics, note = map(_of_disk, ("status", "state", "history", "metrics", "note"))
     best_val_elbo, latent_dim, model = map(_of_disk, ("best_val_elbo", "latent_dim", "model"))
     data_set, dataset, image_shape = map(_of_disk, ("data_set", "dataset", "image_shape"))
+    snapshots = _of_disk("snapshots")
 
     def __init__(self, path, data_dir=None):
         self.on_disk = experiment.load(path, data_dir)
@@ -70,7 +71,7 @@ class Run:
         if not isinstance(n, int) or n < 1:
             raise UserError(f"sample({n!r}): the number of images must be a whole number from 1")
         with backend.borrowed(), score.progress(self.on_disk, n) as bar:
-            return np.concatenate(list(score.draws(self.on_disk, n, seed, bar)))
+            return np.concatenate([images for images, _ in score.draws(self.on_disk, n, seed, bar)])
 
     def reconstruct(self, images, seed=0):
         """Images decoded at the posterior means of these: (N, H, W, C); draws, by the seed, from a pixel network."""

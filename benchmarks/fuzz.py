@@ -194,7 +194,7 @@ def weights_(folder):
     named = named_weights(model)
 
     def read():
-        with mock.patch.multiple(models, build=lambda *_: model, blank_weights=lambda *_: named):
+        with mock.patch.multiple(models, build=lambda *_, **__: model, blank_weights=lambda *_, **__: named):
             assert experiment.load(folder).model is model
 
     content = safetensors.numpy.save(weights.values(named), {"run": "a run"})

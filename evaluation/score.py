@@ -173,10 +173,9 @@ def distances(run, network, split, count, seed, temperature=1.0):
 
 
 def draws(run, count, seed, bar, temperature=1.0):
-    """Yields batches of grey images drawn from a run's model, `count` in all: arrays (n, H, W, C), and seconds.
+    """Yields batches of grey images from a run's model, `count` in all, arrays (n, H, W, C), and the seconds of each.
 
-    Stochastic.
-    Raises UserError for an image that is not finite.
+    Stochastic. Raises UserError for an image that is not finite.
     """
     from models.base import generator
 

@@ -28,12 +28,11 @@ class Config(Columns):
     # fmt: off
     model: str = setting("vae", "model", "vae: one latent layer; hvae, markov: two; ladder: many; dvp: many, with "
                          "a diffusion prior", common=True, tag="", choices=tuple(models.MODELS))
-    prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp: posteriors of K pseudo-inputs"
-                         "; weightedvamp: these, weighted; vampdata: of K images; vampmixture: around K pseudo-inputs, "
-                         "to cluster; exemplar: of all training images; lars: N(0, I), resampled; flow: a RealNVP",
-                         common=True, tag="", choices=models.PRIORS)
-    network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: the "
-                           "VampPrior paper's networks; mcvae: the Monte Carlo VAE code's", common=True, tag="",
+    prior: str = setting("standard", "prior", "standard: N(0, I); mog: K Gaussians; vamp, weightedvamp, vampmixture: "
+                         "of K pseudo-inputs; vampdata: of K images; exemplar: of all images; lars: N(0, I) resampled; "
+                         "flow: a RealNVP", common=True, tag="", choices=models.PRIORS)
+    network: str = setting("conv", "model", "conv: convolutions; dense: plain layers; mlp, gatedconv, pixel: of "
+                           "the VampPrior paper; mcvae: of Monte Carlo VAEs", common=True, tag="",
                            choices=models.NETWORKS)
     posterior: str = setting("gaussian", "model", "gaussian: diagonal; realnvp: with a flow of 5 couplings", tag="",
                              choices=tuple(models.POSTERIORS))
@@ -168,7 +167,7 @@ class Config(Columns):
                             common=True, tag="patience", low=0, high=INT32)
     beta: float = setting(1.0, "bound", "weight of the rate in the loss; ELBOs, bounds and scores have weight 1",
                           tag="beta", above=0, high=10_000)
-    beta_warmup: int = setting(0, "bound", "epochs in which the weight of the rate goes from --beta_start to --beta",
+    beta_warmup: int = setting(0, "bound", "epochs until the weight of the rate is --beta",
                                common=True, tag="warmup", low=0, high=INT32)
     beta_start: float = setting(0.0, "bound", "weight of the rate where the warm-up begins", tag="betastart", low=0,
                                 high=10_000)

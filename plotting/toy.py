@@ -42,6 +42,7 @@ class Ring(LatentModel):
         self.hidden.build((None, 1))
         head = GaussianHead if config.posterior == "gaussian" else lambda *sizes: FlowHead(GaussianHead, *sizes)
         self.q_z = head(2 * D, D)
+        self.top_prior = None  # N(0, I) has no weights
         self.built = True
 
     def posterior(self, x):

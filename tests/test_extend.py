@@ -34,6 +34,7 @@ def test_the_prior_is_short():
     assert len(FILES["my_prior.py"].strip().splitlines()) <= 28 and len(FILES) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "file", "cls", "more"),
     [
@@ -136,6 +137,7 @@ def test_a_prior_of_the_page_is_fitted_to_a_finished_run(folder, capfd):
     assert np.isfinite(estimate.log_px).all()
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_workers_of_a_grid_get_path_and_checksum(folder, capfd):
     words = ["--network", "mlp", "--hidden_units", 16, "--prior", "standard", "my_prior.py:Ring", "--gs_key", "g"]

@@ -86,6 +86,7 @@ def test_images_that_are_not_the_moved_ones_are_refused(moved, tmp_path, capfd, 
     refused(capfd, evaluate.main, [moved[0], "--data_dir", tmp_path / place], expected)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_split_classes_by_chance_is_refused(tmp_path, monkeypatch, capfd):
     for name in ("cat", "dog"):
         write_pictures(tmp_path / "pets" / name, seed=len(name), count=20)

@@ -59,7 +59,7 @@ def test_a_run_has_what_is_on_disk_and_inherits_from_nothing(of_array):
     assert vampvae.Run.__bases__ == (object,) and repr(of_array) == f"<Run {of_array.path}, finished>"
     public = {name for name, value in vars(experiment.Run).items() if isinstance(value, property | cached_property)}
     public |= {"path", "config", "status", "backend", "weights", "data_set"}
-    assert public - set(dir(of_array)) == {"binarization", "comparable", "is_own", "weights_sha256"}
+    assert public - set(dir(of_array)) == {"binarization", "comparable", "is_own", "weights_sha256", "weights_id"}
     assert all(getattr(of_array, name) is getattr(of_array.on_disk, name) for name in ("model", "history", "config"))
     assert copy.copy(of_array).path == of_array.path
 
@@ -164,7 +164,7 @@ def test_a_bad_setting_is_the_sentence_of_its_flag(settings, message, tmp_path):
         (lambda run: vampvae.evaluate(run, data_dir="nowhere"), "nowhere cannot be read"),
         (lambda run: vampvae.plot(run, "sample"), "no figure 'sample'; choose from input, reconmanifold"),
         (lambda run: vampvae.plot(run, "layers"), "such a run has no layers"),
-        (lambda run: vampvae.plot(run, "samples", "umap"), "argument --projection: invalid choice: 'umap'"),
+        (lambda run: vampvae.plot(run, "samples", "tsnee"), "argument --projection: invalid choice: 'tsnee'"),
         (lambda run: run.embed(IMAGES[:, :4]), r"images are \(4, 8, 1\), and .* was trained on images \(8, 8, 1\)"),
         (lambda run: run.sample(0), "the number of images must be a whole number from 1"),
         (lambda run: vampvae.load("nowhere"), "nowhere is no run"),

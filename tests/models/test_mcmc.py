@@ -233,6 +233,7 @@ def test_step_sizes_by_dimension_fit_a_gaussian_of_very_different_scales(name):
     np.testing.assert_allclose(found, variances, rtol=4.5 * np.sqrt(2 / CHAINS))
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.parametrize("name", ["lmcvae", "amcvae"])
 def test_weights_are_unbiased_with_step_sizes_that_have_adapted_and_are_held_fixed(name):

@@ -305,7 +305,10 @@ def test_the_prior_over_the_weights_of_a_vamp_mixture_counts_once_a_batch_in_tra
 
 
 @slow_on_jax
-@pytest.mark.parametrize("objective", models.OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=[pytest.mark.slow] * one.is_annealed) for name, one in models.OBJECTIVES.items()],
+)
 @pytest.mark.parametrize("prior", ["vampmixture", "lars", "exemplar"])
 def test_a_prior_goes_with_every_bound(prior, objective):
     built = build("hvae", prior, objective=objective, **settings_of("mlp"))

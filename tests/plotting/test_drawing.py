@@ -188,7 +188,7 @@ def test_embedding_takes_any_number_of_classes(classes):
 
 def test_loss_history_names_units_and_marks_the_best_epoch():
     history = HISTORY | {"val_elbo": np.array([-9.0, -4.0, -6.0, -5.0])}
-    figure = curves.losshistory(SimpleNamespace(run=SimpleNamespace(history=history, note="a note")))
+    figure = curves.losshistory(SimpleNamespace(run=SimpleNamespace(history=history, note="a note"), config=Config()))
     assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO (nats)", "rate (nats)", "distortion (nats)"]
     for axes in figure.axes:
         trained, validation, best, dot = axes.lines

@@ -167,6 +167,7 @@ def from_run(tmp_path, *words):
     return configs_of(parser.parse_args([*small.split(), str(tmp_path), *map(str, words)]))[0]
 
 
+@pytest.mark.slow
 @on_both_backends
 def test_a_run_begins_with_the_best_weights_of_another(tmp_path):
     source = experiment.load(fit.train(from_run(tmp_path, "--lr", 0.01)))
@@ -188,6 +189,7 @@ def test_a_run_begins_with_the_best_weights_of_another(tmp_path):
         from_run(tmp_path, "--init_from", source.path)
 
 
+@pytest.mark.slow
 @on_both_backends
 def test_diagnostics_change_no_number(tmp_path):
     """Beside norms of gradients, they say what the validation images are in bits, and which units are active."""
@@ -275,6 +277,7 @@ def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
     assert not any(changed)
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.parametrize(("name", "own"), [("lmcvae", {"skip_below": 0.1}), ("amcvae", {"decision_warmup": 2})])
 def test_chains_of_the_monte_carlo_vae_code_train_and_each_of_their_steps_is_logged(tmp_path, name, own):
@@ -297,6 +300,7 @@ def test_diverging_chains_are_warned_of_once(tmp_path, capfd, monkeypatch):
     assert said.count("of the Langevin steps diverged and were left out; lower --step_size 1.0") == 1
 
 
+@pytest.mark.slow
 @slow_on_jax
 @on_both_backends
 def test_log_px_of_validation_images_is_watched_and_changes_no_training(tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def test_a_refit_changes_no_bit_of_q_and_of_the_decoder(trained, model, prior):
     np.testing.assert_allclose(history["val_distortion"], history["val_distortion"][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.keras
 def test_a_stopped_refit_resumes_without_its_source(source, tmp_path, monkeypatch):
     """Its first state has the weights of the source; also where none of its own was written yet."""

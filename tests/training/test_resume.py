@@ -201,6 +201,7 @@ def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
     assert gone_on(experiment.load(run.path)) == whole
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize(
@@ -688,6 +689,7 @@ def test_snapshots_are_the_weights_of_their_epochs_and_change_nothing(kept, whol
     assert kept.at(1).snapshots == kept.snapshots and kept.weights.name == "best.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in the epoch", "before its state"])
 def test_a_killed_run_has_the_snapshots_of_a_whole_one(kept, tmp_path, monkeypatch, when):
     if when == "in the epoch":

@@ -63,6 +63,7 @@ def test_the_last_weights_are_kept_and_the_history_has_training_alone(run):
     assert len(run.images("train")) == 1497 and run.index("train").max() == 1496
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_numbers(run, tmp_path, monkeypatch):
     one = interrupted(tmp_path, monkeypatch, 1, 1, die, **NONE)
     fit.resume(one, one.config)
