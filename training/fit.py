@@ -65,8 +65,9 @@ def train(config, overwrite=False, source=None):
         if state is None:
             raise UserError(f"{source.path} has no state in {source.path / 'last'} to start from")
     elif config.init_from:
-        _begin_with_weights(config, prepared.model)
-    fill = (lambda folder: _keep(folder, {} if is_refit else source.snapshots, state)) if state else None
+        state = _with_weights_named(config, prepared.model)
+    kept = source.snapshots if source and not is_refit else {}
+    fill = (lambda folder: _keep(folder, kept, state)) if state else None
     experiment.create(config, config.path, prepared.dataset, overwrite, fill)
     with experiment.held(config.path):
         _fit(config, config.path, prepared, state)
@@ -95,8 +96,6 @@ def resume(run, config):
         if state is None and run.weights.is_file():
             again = "its command with --overwrite starts it again"
             raise UserError(f"{run.path} has epochs, but no state to resume from; {again}")
-        if state is None and config.init_from:
-            _begin_with_weights(config, prepared.model)
         atomic.sweep(run.path)
         for name in ("last", "snapshots"):
             atomic.sweep(run.path / name, alone=True)
@@ -107,10 +106,7 @@ def resume(run, config):
 def follow(config):
     """Trains the run that the first process trains; only that one writes its folder. Raises as `train` does."""
     config = dataclasses.replace(config, track="none")
-    prepared = prepare(config)
-    if config.init_from:
-        _begin_with_weights(config, prepared.model)
-    _fit(config, None, prepared, None)
+    _fit(config, None, prepare(config), None)
 
 
 def _fit(config, path, prepared, state):
@@ -284,8 +280,11 @@ def _compiled(config, batches, dataset):
     return model
 
 
-def _begin_with_weights(config, model):
-    """Gives the model the best weights of the run that --init_from names. Raises UserError where they do not fit."""
+def _with_weights_named(config, model):
+    """The State before the first epoch that has the best weights of the run that --init_from names.
+
+    Raises UserError where they do not fit the model.
+    """
     run, named = experiment.load(config.init_from), named_weights(model)
     try:
         values = weights.read(run.weights, named)
@@ -296,6 +295,7 @@ def _begin_with_weights(config, model):
     except (OSError, ValueError) as error:
         raise UserError(f"--init_from {run.path}: its best weights do not fit this run: {error}") from error
     weights.assign(named, values)
+    return _at_start(model)
 
 
 def _first_pseudo_inputs(config, source, split):
@@ -348,6 +348,11 @@ def _with_weights_of(source, model):
     """
     own = {name: weight for name, weight in named_weights(model).items() if not name.startswith("prior/")}
     weights.assign(own, weights.values(named_weights(source.model)))
+    return _at_start(model)
+
+
+def _at_start(model):
+    """The State before the first epoch of this model."""
     return checkpoint.State(0, 0, 0.0, [], {}, weights.values(checkpoint.variables(model)))
 
 
