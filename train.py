@@ -55,8 +55,8 @@ def add_arguments(parser):
     add_settings(parser)
     text = "resume the run in this folder, or with other --epochs or --patience train it further in a new folder"
     parser.add_argument("--resume", metavar="RUN", type=path, topic="runs", common=True, help=text)
-    text = "keep q(z|x) and p(x|z) of a finished vae or hvae and fit this prior to draws of q, in a new run beside it; "
-    text += "flags of the prior and of its optimisation change the settings of RUN"
+    text = "keep q(z|x) and p(x|z) of a finished vae, hvae or markov and fit this prior to draws of q, in a new run "
+    text += "beside it; flags of the prior and of its optimisation change the settings of RUN"
     parser.add_argument("--refit_prior", nargs=2, metavar="PRIOR RUN", topic="prior", help=text)
     text = "train again although the run's folder exists (in a grid: the unfinished runs only)"
     parser.add_argument("--overwrite", action="store_true", topic="runs", help=text)

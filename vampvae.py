@@ -36,7 +36,16 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
     plot_script: (),
 }
 LISTS = [field.name for field in dataclasses.fields(Config) if is_list(field)]  # settings that take a tuple
-OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated")  # flags of evaluate.py
+# flags of evaluate.py
+OF_SPLITS = (
+    "split",
+    "on",
+    "max_images",
+    "data_dir",
+    "features",
+    "num_generated",
+    "temperature",
+)  # flags of evaluate.py
 
 
 def _of_disk(name):
@@ -133,6 +142,8 @@ def evaluate(run, **settings):
     with backend.borrowed(args.backend, args.device):
         network = features.load(args.features) if args.features else None
         one = _run(run, args.data_dir)
+        args.runs = [one]
+        check(evaluate_script.RULES, args)  # anew, as some flags do not go with every run
         scored = evaluate_script.scored(one.on(args.on) if args.on else one, args, network)
     tables.print_notes(scored)
     return scored.metrics

@@ -38,8 +38,8 @@ class Latents(NamedTuple):
     rates_se: list | None
     active_units: list
     units: list
-    mutual_information: float
-    marginal_kl: float
+    mutual_information: float | None
+    marginal_kl: float | None
     components_in_use: float | None
     clusters: dict | None = None
 
@@ -77,7 +77,8 @@ def latents(model, images, seed=0, labels=None):
     found = Latents(rates, errors, active, units, *surgery, None)
     if not isinstance(prior.top.base, Mixture):
         return found
-    classes = None if labels is None else told_apart(prior.top, each, labels)
+    few = prior.top.base.mean.shape[0] <= len(images)  # else nearly each image has a component of its own
+    classes = told_apart(prior.top, each, labels) if few and labels is not None else None
     return found._replace(components_in_use=perplexity(responsibilities(prior.top, z)), clusters=classes)
 
 

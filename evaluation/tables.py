@@ -14,7 +14,7 @@ from runtime.text import listed, table
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
 READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
 LOWEST = 5  # images that are named, of those that are not the run's own
-DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se", "seconds_per_image")
+DISTANCES = ("temperature", "num_images", "num_held_out", "fid", "kid", "kid_se", "seconds_per_image")
 
 
 def print_scores(found, on, network):
@@ -75,13 +75,14 @@ def of_priors(found):
         if not is_of(one.config, base.metrics["weights_sha256"]):
             continue
         gain = compared(one, base)
-        said = f"{one.name} has q(z|x) and p(x|z) of {base.name}: {gain['difference']:+.2f} nats"
-        yield f"{said} (se {gain['se']:.2g}) are the prior's alone\n"
+        said = f"{one.name} keeps q(z|x) and p(x|z) of {base.name}; its prior alone changes log p(x) by"
+        yield f"{said} {gain['difference']:+.2f} nats (se {gain['se']:.2g})\n"
         for other in others:
             if other.config.prior == one.config.prior and not other.config.refit:
                 gap = compared(other, base)["difference"]
                 rest = gap - gain["difference"]
-                yield f"  of the {gap:+.2f} nats of {other.name}, {rest:+.2f} are not: they are of q and p(x|z)\n"
+                said = f"  {other.name} differs by {gap:+.2f} nats; the other {rest:+.2f} come from training"
+                yield f"{said} q(z|x) and p(x|z) with this prior\n"
 
 
 def print_notes(one):
@@ -156,7 +157,7 @@ def unreliable(one):
 def rejecting(one):
     """A sentence on a resampled prior that accepts hardly any proposal; "" for others."""
     z, most = math.exp(one.metrics.get("log_z", 0.0)), one.config.num_proposals
-    if z * most >= 1:
+    if (1 - z) ** (most - 1) <= 0.5:
         return ""
     text = f"the prior accepts a share of {z:.2g} of its proposals, and takes the last of {most} in any case: most of "
     return text + "its samples are those of N(0, I); train with more --num_proposals"

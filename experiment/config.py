@@ -58,8 +58,8 @@ class Config(Columns):
                                   "halving: likewise, from ..., 1/4, 1/2; sigmoidal: the slope of a sigmoid is trained",
                                   tag="learnschedule", choices=("off", "on", "halving", "sigmoidal"))
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
-    skip_below: float = setting(0.0, "bound", "lmcvae: leave out steps that Metropolis would accept with at most this "
-                                "probability, forth or back; 0: none", tag="skip", low=0, high=0.999)
+    skip_below: float = setting(0.0, "bound", "lmcvae: skip a step if Metropolis would accept it, or its reverse, with "
+                                "at most this probability; 0: none", tag="skipbelow", low=0, high=0.999)
     decision_warmup: int = setting(0, "bound", "amcvae: epochs in which the weight of the gradient of acceptance "
                                    "decisions rises from 0 to 1", tag="decisions", low=0, high=INT32)
     log_steps: str = setting("on", "bound", "size and acceptance of each Langevin step in history.csv",
@@ -89,9 +89,10 @@ class Config(Columns):
                              choices=("adam", "adamax", "adamw", "adamnormgrad"))
     epsilon: float = setting(None, "optimisation", "constant in the denominator of the optimizer's steps [1e-7; 1e-8 "
                              "for adamnormgrad]", tag="eps", above=0)
-    lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; burda: falls to a "
-                               "tenth in 7 stages of 1, 3, 9, ... epochs; quarter: a quarter after 10, 20 and 30 "
-                               "epochs; plateau: halved after 10 epochs without a better validation ELBO",
+    lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; burda: "
+                               "10^(-i/7) of --lr for 3^i epochs, i = 0 to 7, so a tenth after 1,093; quarter: a "
+                               "quarter after 10, 20 and 30 epochs; plateau: halved after 10 epochs without a better "
+                               "validation ELBO",
                                tag="schedule",
                                choices=("constant", "cosine", "cosine_restarts", "step", "burda", "quarter", "plateau"))
     lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
@@ -146,7 +147,7 @@ class Config(Columns):
     encoder_blocks: int = setting(3, "deep models", "encoder blocks before each scale", tag="blocks", low=1, high=100)
     pretrain_prior: int = setting(0, "deep models", "dvp: epochs in which p(u) and r(u|x) alone are trained, before "
                                   "all else", tag="pretrain", low=0, high=INT32)
-    context: str = setting("cosine", "deep models", "dvp: what u is of an image: cosine: its low frequencies; pool: "
+    context: str = setting("cosine", "deep models", "dvp: the summary u of an image: cosine: low frequencies; pool: "
                            "means of its blocks", tag="by", choices=models.CONTEXTS)
     context_size: int = setting(7, "deep models", "dvp: frequencies or blocks along each side", tag="context",
                                 low=1, high=1024)

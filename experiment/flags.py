@@ -159,7 +159,8 @@ def add_runs(parser):
 
 def unusual(config):
     """The settings with a flag of this Config that have not their usual value: a dict of name to text."""
-    fields = [field for field in dataclasses.fields(config) if field.metadata["help"]]
+    implied = ("latent_dim",) if config.latent_dims else ()  # their sum
+    fields = [one for one in dataclasses.fields(config) if one.metadata["help"] and one.name not in implied]
     values = {field.name: (getattr(config, field.name), field.default) for field in fields}
     return {name: word(value) for name, (value, usual) in values.items() if value != usual}
 

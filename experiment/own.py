@@ -150,7 +150,7 @@ def require(path, code):
     """
     for pick, one in code.items() if isinstance(code, dict) else [("", code)]:
         about = [one.get(key) for key in ("file", "class", "sha256")] if isinstance(one, dict) else [None]
-        if pick not in PICKS or not all(isinstance(text, str) for text in about):
+        if pick not in PICKS or not all(isinstance(text, str) and text.isprintable() for text in about):
             raise UserError(f"{path} has a config.json whose code is {shown(code)}")
         file, name, sha256 = about
         if sha256 in _files:
@@ -158,12 +158,8 @@ def require(path, code):
             continue
         said = f"{path} was trained with {pick} {name:.60} of {file:.60}, of sha256 {sha256:.64}"
         others = ", ".join(f"{source.path} with sha256 {source.sha256}" for source in _files.values())
-        mend = (
-            f"{others}, is another file; put the former one back"
-            if others
-            else f"name it with --code {shlex.quote(file[:60])}"
-        )
-        raise UserError(f"{said}; {mend}")
+        named = f"{others}, is another file; put the former one back"
+        raise UserError(f"{said}; {named if others else f'name it with --code {shlex.quote(file[:60])}'}")
 
 
 def flag_of(name):

@@ -12,7 +12,7 @@ WITHOUT_GRADIENTS = tuple(name for name, entry in models.OBJECTIVES.items() if n
 
 
 def misplaced(config, name):
-    """The end of the sentence on a setting that means nothing beside the model, prior, network or objective, or None.
+    """The end of the sentence on a setting that has no effect with this model, prior, network or objective, or None.
 
     Numbers and starts of pseudo-inputs are left alone beside priors without them: a grid of priors has both.
     """
@@ -94,7 +94,7 @@ RULES = (
          lambda c: f"does not go with --prior {c.prior}"),
     Rule("prior", lambda c: c.prior == "flow" and models.sizes(c)[0] < 2,
          lambda c: f"needs two dimensions in the top layer: --latent_dim {_smallest(c) + 1} or more for {c.model}"),
-    Rule("refit", lambda c: c.is_deep, lambda c: f"goes with --model vae or hvae, not with {c.model}"),
+    Rule("refit", lambda c: c.is_deep, lambda c: f"goes with --model vae, hvae or markov, not with {c.model}"),
     Rule("refit", lambda c: not re.fullmatch(r"[^/\\]{1,255}@[0-9a-f]{64}", c.refit), "must be ID@SHA256"),
     Rule("likelihood", _is_misfit, lambda c: f"is for grey pixels, and those of {c.data_set} are binarized"),
     Rule("binarize", _is_misfit, lambda c: f"does not go with the {c.observation} likelihood of {c.data_set}"),

@@ -51,7 +51,7 @@ def refitted(run, prior, settings):
     """
     if run.config.is_deep:
         raise UserError(f"{run.path} is a {run.config.model}, whose prior belongs to its decoder; --refit_prior takes "
-                        "runs of --model vae or hvae")  # fmt: skip
+                        "runs of --model vae, hvae or markov")  # fmt: skip
     before = {"runs_dir": str(run.path.resolve().parent), "gs_key": None, "data_dir": run.data_dir, "prior": prior}
     before |= {"distribute": Config.distribute, "refit": named(run), "init_from": None, "init_hash": None}
     of_priors = {name for entry in models.PRIORS.values() for name in entry.settings}

@@ -38,6 +38,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.optuna, self.total = optuna, trials
         self.fixed = {name: values[0] for name, values in lists.items() if is_one_value(values)}
+        self.fixed |= hash_of(self.fixed.get("init_from"))
         self.free = {name: values for name, values in lists.items() if name not in self.fixed}
         check_free(self.free)
         self.lists = {name: {word(value): value for value in values} for name, values in self.free.items()}
@@ -101,7 +102,7 @@ class Search:
     def _config(self, trial):
         short = {name: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for name, v in trial.params.items()}
         proposed = {name: self.lists[name].get(value, value) for name, value in short.items()}
-        return Config(**self.fixed, **hash_of(self.fixed.get("init_from")), **proposed)
+        return Config(**self.fixed, **proposed)
 
     def _value(self, config):
         return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None

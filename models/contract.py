@@ -86,6 +86,10 @@ def check(classes, model):
     """Raises ValueError where an own class of a model does not keep the contract; returns what could not be checked."""
     with kept(classes):
         x = np.zeros((2, *model.image_shape), "float32")
+        if getattr(classes.get("network"), "starts_at_mean", False) and not hasattr(model.decoder, "start_at"):
+            raise ValueError(
+                f"{classes['network'].__name__} starts at the mean, and its decoder has no method start_at"
+            )
         _check_terms(model.terms(x, 3, generator(0)), (3, 2), classes)
         for training in (False, True) if "objective" in classes else ():
             outcome = model.objective.outcome(model, x, generator(0), 1.0, training)

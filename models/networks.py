@@ -77,7 +77,8 @@ class LearnedSigma(layers.Layer):
 
     def __init__(self):
         super().__init__(dtype=backend.floatx())
-        self.log_sigma = self.add_weight(shape=(), initializer="zeros", name="log_sigma")
+        # of full precision also where a decoder of half precision, whose call this is inside of, reads it
+        self.log_sigma = self.add_weight(shape=(), initializer="zeros", autocast=False, name="log_sigma")
         self.outputs, _, self.maps_of = pixels(1.0)
         self.built = True
 
@@ -126,10 +127,10 @@ def gated_conv(filters, kernel, stride=1):
 
 
 class DenseStack(layers.Layer):
-    """Layers over the last axis, made by `dense`: (..., F) -> (..., units[-1])."""
+    """Layers over the last axis, made by `dense`: (..., F) -> (..., units[-1]). Features are cast to `dtype`."""
 
-    def __init__(self, features, units, dense):
-        super().__init__()
+    def __init__(self, features, units, dense, dtype=None):
+        super().__init__(dtype=dtype)
         self.dense = [built(dense(out), into) for into, out in itertools.pairwise((features, *units))]
         self.built = True
 

@@ -59,7 +59,7 @@ class Learned(layers.Layer):
     """share(t) = l(t) / l(1), l(t) = t + sum_k h_k (s(v_k (t - c_k)) - s(-v_k c_k)), s the logistic function, h, v > 0.
 
     Monotone, as the network of Kingma et al. (2021, appendix H); gamma_0 and gamma_1 are fixed. It learns to make the
-    variance of L_t small, which is all that it changes in the bound: the gradient of `term` is that of log E[L_t^2] / 2
+    variance of L_t small, which is all that it changes in the bound: the gradient of `term` is that of log E[L_t^2]
     with respect to h, v and c, the value of L_t none that depends on them. With v and c spread evenly it begins close
     to linear.
     """

@@ -146,7 +146,7 @@ class ExemplarPrior(layers.Layer):
     """p(z) = (1/N) sum_n N(z; m(x_n), v I) over all training images x_n, m those of q, v trained (Norouzi et al. 2020).
 
     N is the length of `pseudo_inputs`, which have no other part in it. `refresh` computes the `means`, which are stored
-    with the weights: who has these needs no images.
+    with the weights, so that loading them needs no images.
     """
 
     def __init__(self, latent_dim, encode, pseudo_inputs, num_exemplars):
@@ -224,7 +224,9 @@ class ResampledPrior(layers.Layer):
         self.latent_dim, self.proposals, self.in_training = latent_dim, num_proposals, None
         self.floats_per_sample = 2 * (latent_dim + acceptance_units)
         linear = partial(layers.Dense, dtype=backend.floatx())
-        self.hidden = DenseStack(latent_dim, 2 * [acceptance_units], partial(linear, activation="tanh"))
+        self.hidden = DenseStack(
+            latent_dim, 2 * [acceptance_units], partial(linear, activation="tanh"), backend.floatx()
+        )
         self.logit = built(linear(1, kernel_initializer="zeros"), acceptance_units)
         self.log_z = self.add_weight((), lambda shape, dtype: ops.full(shape, math.log(0.5), dtype), trainable=False,
                                      name="log_z")  # fmt: skip

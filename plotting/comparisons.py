@@ -194,12 +194,12 @@ def draw_likelihoods(members):
 
 
 FIGURES = (  # of a list of Drawn
-    Figure("overlay", "Training and validation ELBO of each run by epoch; the legend begins with the run of the best "
-           "validation ELBO.", draw_overlay, stem="{subject}_losshistory"),
+    Figure("overlay", "ELBO of each run by epoch, of training images and, where there are any, of validation images; "
+           "the legend begins with the run of the best kept epoch.", draw_overlay, stem="{subject}_losshistory"),
     Figure("comparison", "Test images in the first row; below them, for each run, their reconstructions and samples.",
            draw_comparison),
-    Figure("curves", "Validation ELBO, rate and distortion by epoch: mean and standard deviation over seeds. Dots mark "
-           "the epochs whose weights were kept.", draw_curves),
+    Figure("curves", "ELBO, rate and distortion of validation images (with --validation none, of training images) by "
+           "epoch: mean and standard deviation over seeds. Dots mark the epochs whose weights were kept.", draw_curves),
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
            lambda members: any(len({one.config.prior for one in several}) > 1
                                for several in groups(members, *OF_PRIORS))),

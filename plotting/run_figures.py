@@ -104,7 +104,8 @@ FIGURES = (  # of a View
            "known.", draw_reconmanifold),
     Figure("reconweighted", "Test images, and images decoded at the mean of q(z|x), at the mean of draws of q(z|x) "
            "weighted by p(x, z) / q(z|x), and at draws chosen by these weights, which tend to p(z|x); below, the "
-           "effective sample size.", draw_reconweighted),
+           "effective sample size.", draw_reconweighted,
+           lambda view: not (view.config.is_autoregressive or view.config.is_deep)),
     Figure("manifold", "Images decoded on a grid of latents or, for more than two latent dimensions, on lines between "
            "the posterior means of two test images.", latents.draw_manifold),
     Figure("embedding_z", "One sample of q(z|x) for each test image.", latents.draw_embedding_z),
@@ -116,7 +117,8 @@ FIGURES = (  # of a View
            "--snapshot_epochs kept.", latents.draw_snapshots, lambda view: bool(view.run.snapshots)),
     Figure("activeunits", "Latent dimensions by the log of the variance of their posterior mean over test images; "
            "those with a variance above 0.01 are active (Burda et al. 2016).", latents.draw_activeunits),
-    Figure("losshistory", "ELBO, rate and distortion of training and validation images by epoch.", curves.losshistory),
+    Figure("losshistory", "ELBO, rate and distortion by epoch, of training images and, where there are any, of "
+           "validation images.", curves.losshistory),
     Figure("samples", "Images decoded from latents that are drawn from the model's prior.", draw_samples),
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",
            draw_pseudoinputs, lambda view: view.config.has_pseudo_inputs),

@@ -661,6 +661,7 @@ def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch
     refused(capfd, train.main, ["--resume", path, "--epochs", 2], f"was trained on another {label}, of sha256 ")
 
 
+@pytest.mark.slow
 def test_natural_images_of_ones_own_are_scored_by_their_colours(tmp_path, capfd):
     for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)):
         place = tmp_path / "cats" / ("train" if number < 30 else "test") / "ab"[number % 2]

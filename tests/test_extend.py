@@ -16,6 +16,8 @@ from experiment import own
 from experiment.flags import next_commands
 from training import fit
 
+pytestmark = pytest.mark.slow
+
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.DOTALL))
 QUICK = ["--data_set", "digits", "--epochs", 1, "--batch_size", 399, "--track", "none", "--lr", 1e-3]
 QUICK += ["--max_train_images", 798]

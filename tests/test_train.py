@@ -110,6 +110,7 @@ def test_the_next_commands_are_quoted_and_name_the_scripts_where_they_are(tmp_pa
     assert [(tmp_path / words[2]).resolve() for words in (evaluate_, plot_)] == [ROOT / "evaluate.py", ROOT / "plot.py"]
 
 
+@pytest.mark.slow
 def test_warnings_of_libraries_end_no_script(script, tmp_path):
     done = script("train.py", *flags(runs_dir=tmp_path, **QUICK), PYTHONWARNINGS="error")
     assert (done.returncode, complaints(done.stderr)) == (0, [])
@@ -462,6 +463,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_half_written_run(tmp_path,
     refused(capfd, train.main, words, "No space left on device; choose another --runs_dir", tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_fails_the_run_without_a_traceback(tmp_path):
     """The limit on the size of a file stands in for a disk on which config.json fits and the weights do not."""
     words = " ".join(flags(runs_dir=tmp_path, **QUICK))

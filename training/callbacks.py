@@ -126,14 +126,16 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class RefreshedPrior(keras.callbacks.Callback):
-    """Calls `refresh` where what a prior knows of its weights is old: before validation, and after averages left it.
+    """Recomputes what a prior derives from the weights, by `refresh`.
 
-    What training changes inside an epoch is part of its state.
+    That is before validation or, without it, at the end of an epoch inside of `instead`, by the weights that are kept;
+    and where an epoch begins after averages were replaced by raw weights. What training changes inside an epoch is part
+    of its state.
     """
 
-    def __init__(self, refresh, batches, has_averages):
+    def __init__(self, refresh, batches, has_averages, instead=None):
         super().__init__()
-        self.refresh, self.batches, self.has_averages = refresh, batches, has_averages
+        self.refresh, self.batches, self.has_averages, self.instead = refresh, batches, has_averages, instead
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self.batches.skip and (self.has_averages or epoch == 0):
@@ -143,6 +145,11 @@ class RefreshedPrior(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         self.refresh()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.instead:
+            with self.instead():
+                self.refresh()
 
 
 class EMAWeights(keras.callbacks.Callback):

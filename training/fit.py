@@ -96,6 +96,7 @@ def resume(run, config):
         if state is None and run.weights.is_file():
             again = "its command with --overwrite starts it again"
             raise UserError(f"{run.path} has epochs, but no state to resume from; {again}")
+        _warn_of_past_snapshots(config, run, state.epoch if state else 0)
         atomic.sweep(run.path)
         for name in ("last", "snapshots"):
             atomic.sweep(run.path / name, alone=True)
@@ -151,6 +152,14 @@ def _fit(config, path, prepared, state):
         raise KeyboardInterrupt
 
 
+def _warn_of_past_snapshots(config, run, epochs):
+    """Says which of --snapshot_epochs are over, and were not kept."""
+    asked = {epoch for epoch in config.snapshot_epochs or () if epoch <= epochs}
+    if late := sorted(asked - set(run.snapshots)):
+        said = f"epochs {', '.join(map(str, late))} are over, and their weights were not kept"
+        print(f"warning: --snapshot_epochs: {said}", file=sys.stderr)
+
+
 def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
     """Those of `fit`, in the order in which Keras calls them; None is left out."""
     _, batches, validation, model = prepared
@@ -158,7 +167,7 @@ def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
         EpochState(config, batches, state),  # first: the order, the noise and beta of an epoch
         ema,  # before the others see validation
         Watch(config, batches, validation, writer.instead) if config.watched else None,
-        _refreshed(model, batches, ema),
+        _refreshed(model, batches, ema, None if validation else writer.instead),
         StopOnNonFinite(config, batches),  # before the writer, so that no NaN is stored
         WatchedLogPx(config, validation.images, writer) if config.watch_log_px else None,  # before the writer, too
         writer,  # before those that read its rows
@@ -170,12 +179,12 @@ def _callbacks(config, prepared, state, ema, writer, tracked, progress, stop):
     return [callback for callback in ordered if callback]
 
 
-def _refreshed(model, batches, ema):
+def _refreshed(model, batches, ema, instead):
     """A callback for a prior that has something to refresh, else None."""
     refresh = getattr(model.top_prior, "renormalise", None)
     if batches.exemplars:
         refresh = partial(model.top_prior.refresh, batches.split.grey)
-    return refresh and RefreshedPrior(refresh, batches, bool(ema))
+    return refresh and RefreshedPrior(refresh, batches, bool(ema), instead)
 
 
 def _shared(state, model, dataset):

@@ -53,7 +53,7 @@ class AdamNormGrad(internals.ChangesGradients, Adam):
 
 
 class Guarded:
-    """Makes an optimizer of Keras leave out steps or weights, and decay weights by an L2 term in their gradients.
+    """Lets an optimizer of Keras skip steps, freeze weights, and decay weights by an L2 term in their gradients.
 
     A step whose gradient has a norm above `skip_norm` changes no weight, moment or average; it counts for the learning
     rate alone. In the first `first_steps` steps only the weights whose ids are in `of_first` change. To the gradient of

@@ -66,7 +66,7 @@ def run_one(config, args, source=None):
     """
     run, config = existing(config, args)
     if run is None:
-        return run_and_report(config, config.path, lambda: fit(config, args, source), args.plot)
+        return run_and_report(config, config.path, lambda: fit(config, args, source), args)
     return resume_or_skip(run, config, args)
 
 
@@ -93,17 +93,21 @@ def resume_or_skip(run, config, args):
     if state == "finished":
         longer = "" if run.config.is_made_for_its_epochs else "--resume it with more --epochs, or "
         print(f"{run.path} is finished already; {longer}--overwrite trains it again")
+        draw(run.path, args)
         return 0
     if state != "running":  # otherwise another process trains it, and `fit` says so
         print(f"resuming {run.path}, {state} after {run.status.get('epochs_done', 0)} epochs", flush=True)
-    return run_and_report(config, run.path, lambda: fit(config, args, run), args.plot)
+    return run_and_report(config, run.path, lambda: fit(config, args, run), args)
 
 
-def run_and_report(config, path, train, plot=False):
-    """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code.
+def draw(path, args):
+    """Draws the figures of the finished run in a folder, with --plot."""
+    if args.plot:
+        run_figures.draw_runs([experiment.load(path)], Output(), "pca")
 
-    With `plot`, the figures of the finished run are drawn first.
-    """
+
+def run_and_report(config, path, train, args):
+    """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
     try:
         folder = train()
         messages.say(*messages.closing(experiment.load(folder)))
@@ -118,7 +122,6 @@ def run_and_report(config, path, train, plot=False):
     except RunError as error:
         print(f"error: {error}; the finished epochs are kept in {path}", file=sys.stderr)
         return 1
-    if plot:
-        run_figures.draw_runs([experiment.load(folder)], Output(), "pca")
+    draw(folder, args)
     print(folder)
     return 0

@@ -93,6 +93,7 @@ def test_a_preset_is_its_settings_and_flags_override_them(name):
             ("--prior", "vamp", "--num_exemplars", 9),
             "--num_exemplars 9 does not go with --prior vamp, but with exemplar",
         ),
+        (("--latent_dim", 2, "--latent_dims", "20,20"), "--latent_dim does not go with --latent_dims, whose sum it is"),
         (("--preset", "mnist_dvp", "--num_pseudo_inputs", 500), "--num_pseudo_inputs 500 does not go with --model dvp"),
         (("--model", "vae", "dvp", "--prior", "vamp", "--gs_key", "k"), "--prior vamp does not go with --model dvp"),
         (

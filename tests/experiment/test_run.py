@@ -1,5 +1,6 @@
 """Settings, flags, training ids and the folder of a run; no training, and Keras only where weights are loaded."""
 
+import collections
 import dataclasses
 import errno
 import hashlib
@@ -203,6 +204,11 @@ def test_every_setting_that_changes_the_numbers_changes_the_id_in_its_own_way():
     assert all(ids[name] != Config(**owner_of(name)).training_id for name in names)
     assert len({Config(binarize=choice).training_id for choice in ("dynamic", "threshold", "none")}) == 3
     assert Config(objective="miwae", num_samples=9, num_groups=3).training_id.endswith("_miwae_samples9_groups3")
+
+
+def test_no_two_settings_have_one_suffix_but_for_those_that_never_meet():
+    tags = [tag for field in FIELDS.values() if (tag := field.metadata["tag"])]
+    assert [tag for tag, count in collections.Counter(tags).items() if count > 1] == ["act"]  # of deep models or others
 
 
 @pytest.mark.parametrize("name", PLACES)

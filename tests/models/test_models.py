@@ -730,6 +730,17 @@ def test_a_learned_sigma_is_a_weight_of_the_decoder_that_moves(family):
         np.testing.assert_allclose(law.sigma, np.full((2, 1, 1, 1), np.exp(moved)), rtol=1e-5)
 
 
+def test_densities_with_weights_of_their_own_have_full_precision_in_a_model_of_half():
+    prior = build(prior="lars", precision="mixed_bfloat16").top_prior
+    prior.logit.kernel.assign(np.ones(prior.logit.kernel.shape, "float32"))
+    assert len(np.unique(prior.log_accept(np.float32([[1.0, 1.0, 1.0], [1.003, 1.0, 1.0]])))) == 2
+    built = build(likelihood="gaussian", binarize="none", sigma="learned", precision="mixed_bfloat16")
+    for log_sigma in (0.5, 0.5005):
+        built.decoder.observation.log_sigma.assign(log_sigma)
+        found = built.likelihood(np.zeros((1, sum(built.sizes)), "float32")).sigma
+        np.testing.assert_allclose(found, np.full((1, 1, 1, 1), np.exp(log_sigma)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @slow_on_jax
 def test_a_models_precision_is_its_own_whatever_the_process_has_set(policy):

@@ -16,6 +16,8 @@ from experiment.config import UserError
 from plotting import comparisons, posteriors, run_figures, scores, style
 from plotting.view import View
 
+pytestmark = pytest.mark.slow
+
 
 def gaussian(mean, sd):
     """The log-density of N(mean, diag sd^2), up to a constant, as a function (M, 2) -> (M,)."""

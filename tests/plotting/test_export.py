@@ -13,6 +13,8 @@ import plot
 from experiment.config import UserError
 from plotting import export
 
+pytestmark = pytest.mark.slow
+
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnx", "onnxruntime"))
 
 

@@ -165,6 +165,7 @@ def test_a_variable_that_jax_refuses_is_one_sentence():
     assert found.startswith("Keras cannot be imported: invalid truth value 'rubbish' for environment 'JAX_ENABLE_X64'")
 
 
+@pytest.mark.slow
 def test_numbers_of_threads_that_are_none_are_left_out_of_account():
     wrong = {"TF_NUM_INTRAOP_THREADS": "-3", "TF_NUM_INTEROP_THREADS": "x"}
     code = f"{STARTED}\nprint(keras.ops.ones((3, 3)).shape)".format("tensorflow", False)

@@ -291,6 +291,7 @@ def test_chains_of_the_monte_carlo_vae_code_train_and_each_of_their_steps_is_log
         assert np.all((history[f"train_acceptance_{k}"] > 0.5) & (history[f"train_acceptance_{k}"] <= 1))
 
 
+@pytest.mark.slow
 def test_diverging_chains_are_warned_of_once(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("models.mcmc.DIVERGED", 0.1)
     settings = {"network": "mlp", "network_size": Config.network_size, "epochs": 3, "num_steps": 1}
@@ -635,10 +636,13 @@ def test_exemplars_are_the_nearest_of_half_of_a_step_and_random_ones():
     assert is_near.sum() == 6 and len(set(many)) == 12
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_exemplars_are_kept_as_means_by_the_weights_that_are(tmp_path, ema):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{"ema": 0.0}, {"ema": 0.9}, {"validation": "none"}, {"validation": "none", "ema": 0.9}]
+)
+def test_exemplars_are_kept_as_means_by_the_weights_that_are(tmp_path, more):
     """So scores need no training images."""
-    run = train(tmp_path, prior="exemplar", num_exemplars=50, ema=ema, batch_size=90)
+    run = train(tmp_path, prior="exemplar", num_exemplars=50, batch_size=90, **more)
     np.testing.assert_allclose(run.history["train_loss"], -run.history["train_elbo"], rtol=1e-5)  # by images
     kept = np.array(run.model.top_prior.means)
     grey = run.dataset.split("train").grey(slice(200))

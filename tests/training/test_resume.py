@@ -152,6 +152,7 @@ def gone_on(run):
     return numbers_of(run.path)
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize(
@@ -215,6 +216,7 @@ def test_what_a_prior_knows_of_its_weights_is_part_of_the_state(tmp_path, monkey
     assert gone_on(run) == whole
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 def test_training_longer_gives_the_numbers_of_one_longer_run(tmp_path, whole, capfd):
@@ -437,6 +439,7 @@ def test_epochs_of_the_warm_up_may_be_the_best_but_are_not_counted(judge):
     assert acted == [False, False, False, False, True] and called.best == -1.0
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_falls_over_the_epochs_allows_another_patience_but_no_more_epochs(tmp_path, capfd):
     path = fit.train(config(tmp_path, lr_schedule="cosine", epochs=1))
     assert called("--resume", path, "--epochs", 2) == 2
@@ -679,6 +682,7 @@ def kept(tmp_path_factory):
     return experiment.load(fit.train(config(tmp_path_factory.mktemp("kept"), snapshot_epochs=(4, 2, 1))))
 
 
+@pytest.mark.slow
 def test_snapshots_are_the_weights_of_their_epochs_and_change_nothing(kept, whole):
     assert numbers_of(kept.path) == whole and list(kept.snapshots) == [1, 2, 4]
     assert kept.status["best_epoch"] == 4 and len(set(snapshots_of(kept).values())) == 3

@@ -116,6 +116,7 @@ def test_tensorboard_s_table_of_hyperparameters_has_what_changes_the_numbers(tra
     assert "runs_dir" not in found and "track" not in found
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
 def test_each_step_is_there_once_after_a_kill_even_inside_a_record(on, tmp_path, monkeypatch, untracked):

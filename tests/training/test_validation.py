@@ -19,6 +19,8 @@ from plotting import comparisons, curves
 from runtime.errors import UserError
 from training import fit
 
+pytestmark = pytest.mark.slow
+
 NONE = {"validation": "none", "max_train_images": None, "batch_size": 499}  # all 1,497: three steps
 
 
