@@ -14,7 +14,7 @@ from runtime.text import listed, table
 READING = "higher log_px is better; log_px_se is its error by the estimator, log_px_se_images that by the choice of "
 READING += "images; doubtful counts unreliable estimates (docs/scores.md)"
 LOWEST = 5  # images that are named, of those that are not the run's own
-DISTANCES = ("temperature", "num_images", "num_held_out", "fid", "kid", "kid_se", "seconds_per_image")
+DISTANCES = ("num_images", "num_held_out", "fid", "kid", "kid_se", "temperature", "seconds_per_image")
 
 
 def print_scores(found, on, network):
