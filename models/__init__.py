@@ -135,8 +135,8 @@ PRECISIONS = {  # Keras' names of them
     "mixed_bfloat16": PrecisionEntry(2),
     "mixed_float16": PrecisionEntry(2, scales_loss=True),
 }
-CONTEXTS = ("cosine", "pool")  # of dvp.py
-NOISE_SCHEDULES = ("linear", "cosine", "learned")  # of noise_schedules.py
+CONTEXTS = {"cosine": "dvp.Frequencies", "pool": "dvp.Means"}
+NOISE_SCHEDULES = {name: f"noise_schedules.{name.capitalize()}" for name in ("linear", "cosine", "learned")}
 REGISTRIES = {
     "model": MODELS,
     "prior": PRIORS,
@@ -153,7 +153,7 @@ def is_own(entry):
 def own_entries(config):
     """The user's own classes that the model of `config` has: a dict of the setting that picks to the class."""
     chosen = {pick: entries[getattr(config, pick)] for pick, entries in REGISTRIES.items() if config.has(pick)}
-    return {pick: _import(entry.path) for pick, entry in chosen.items() if is_own(entry)}
+    return {pick: imported(entry.path) for pick, entry in chosen.items() if is_own(entry)}
 
 
 def line_in(path, error):
@@ -188,7 +188,7 @@ def build(config, image_shape, dynamic=False, from_data=None):
     # of layers that do not say float32, as all but hidden ones do; float32 is Keras' own floats: a test may want double
     keras.config.set_dtype_policy(keras.config.floatx() if config.precision == "float32" else config.precision)
     try:
-        with contextlib.nullcontext() if not (own := own_entries(config)) else _import("contract.kept")(own):
+        with contextlib.nullcontext() if not (own := own_entries(config)) else imported("contract.kept")(own):
             model = _built(config, image_shape, dynamic, from_data)
         model.image_shape = tuple(image_shape)
         if config.refit:
@@ -200,11 +200,11 @@ def build(config, image_shape, dynamic=False, from_data=None):
 
 def _built(config, image_shape, dynamic, from_data):
     entry = MODELS[config.model]
-    model_class, observation = _import(entry.path), _import(LIKELIHOODS[config.observation])(config.sigma)
+    model_class, observation = imported(entry.path), imported(LIKELIHOODS[config.observation])(config.sigma)
     make_prior = _prior_maker(config, image_shape, from_data) if config.has("prior") else from_data
     if entry.is_deep:
         return model_class(config, image_shape, observation, objective(config), dynamic, make_prior)
-    networks_class, activation = _import(NETWORKS[config.network].path), find_activation(config.activation)
+    networks_class, activation = imported(NETWORKS[config.network].path), find_activation(config.activation)
     if OBJECTIVES[config.objective].is_annealed and not _is_twice_differentiable(activation):
         raise ValueError(
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
@@ -212,17 +212,17 @@ def _built(config, image_shape, dynamic, from_data):
     networks = networks_class(image_shape, observation, config.network_size, activation, config.hidden_units)
     if config.upper_units:
         networks.prior_units = config.upper_units[::-1]
-    networks.head = functools.partial(_import(POSTERIORS[config.posterior]), networks.head)
+    networks.head = functools.partial(imported(POSTERIORS[config.posterior]), networks.head)
     return model_class(sizes(config), networks, make_prior, objective(config), dynamic, config.seed)
 
 
 def _prior_maker(config, image_shape, from_data):
     """What makes the prior over the top layer from its size and its encoder."""
-    prior_class = _import(PRIORS[config.prior].path)
+    prior_class = imported(PRIORS[config.prior].path)
     if from_data is None:
         from_data = np.zeros((config.num_pseudo_inputs, *image_shape), "float32")
     if is_own(PRIORS[config.prior]):
-        prior_class = _import("contract.completed")(prior_class)
+        prior_class = imported("contract.completed")(prior_class)
     own = {name: getattr(config, name) for name in PRIORS[config.prior].settings if name not in PSEUDO_INPUTS}
     return functools.partial(prior_class, pseudo_inputs=from_data, **own)
 
@@ -259,7 +259,7 @@ def latent_dim(config, image_shape):
 def objective(config):
     """The objective that `config` names and describes."""
     entry = OBJECTIVES[config.objective]
-    made = _import(entry.path)(config)
+    made = imported(entry.path)(config)
     if is_own(entry):
         made.logged = entry.logged
     return made
@@ -268,7 +268,7 @@ def objective(config):
 def check_own(config, model):
     """Raises ValueError where a user's own class does not keep the contract; returns what cannot be checked, or ""."""
     own = own_entries(config)
-    return _import("contract.check")(own, model) if own else ""
+    return imported("contract.check")(own, model) if own else ""
 
 
 def blank_weights(config, image_shape, from_data=None):
@@ -326,7 +326,8 @@ def _is_twice_differentiable(activation):
     return True
 
 
-def _import(path):
+def imported(path):
+    """What an entry of a registry names by its `path`, FILE.NAME or a function that returns it: a class or function."""
     if callable(path):
         return path()
     module, name = path.split(".")

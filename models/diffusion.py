@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from keras import activations, backend, layers, ops, random
 
+from . import NOISE_SCHEDULES, imported
 from .distributions import LOG_2PI, itself
 from .networks import built
-from .noise_schedules import SCHEDULES, is_number
+from .noise_schedules import is_number
 
 GROUPS = 16  # of a group normalisation, at most
 GAMMA_1 = 7.0
@@ -166,7 +167,11 @@ class DiffusionPrior(layers.Layer):
 
     def __init__(self, shape, width, blocks, dropout, gamma_0, steps, schedule="linear"):
         super().__init__()
-        self.shape, self.steps, self.schedule = tuple(shape), steps, SCHEDULES[schedule](gamma_0, GAMMA_1)
+        self.shape, self.steps, self.schedule = (
+            tuple(shape),
+            steps,
+            imported(NOISE_SCHEDULES[schedule])(gamma_0, GAMMA_1),
+        )
         self.network = ScoreNetwork(shape[-1], width, blocks, dropout)
         self.floats_per_sample = (steps + 1) * math.prod(shape[:2]) * width * (12 * blocks + 16)
         self.built = True

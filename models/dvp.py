@@ -6,7 +6,7 @@ import math
 import numpy as np
 from keras import backend, initializers, layers, ops
 
-from . import find_activation
+from . import CONTEXTS, find_activation, imported
 from .base import LatentModel
 from .diffusion import DiffusionPrior
 from .distributions import Chain, Normal
@@ -119,9 +119,6 @@ class Means(Context):
         return ops.clip((resized(means, *self.image_shape[:2]) + 1) / 2, 0.0, 1.0)
 
 
-CONTEXTS = {"cosine": Frequencies, "pool": Means}
-
-
 class DVP(LatentModel):
     """r(u|x) prod q(z_l | z_>l, u, x), p(u) prod p(z_l | z_>l, u) and p(x|z) (Kuzina & Tomczak 2024).
 
@@ -141,7 +138,7 @@ class DVP(LatentModel):
         self.encoder = BottomUp(self.scales, image_shape, config.channels, hidden, config.encoder_blocks, activation)
         self.decoder = TopDown(self.scales, image_shape, config.channels, hidden, observation, image_shape[2],
                                activation)  # fmt: skip
-        self.context = CONTEXTS[config.context](image_shape, size, config.gamma_min, scale)
+        self.context = imported(CONTEXTS[config.context])(image_shape, size, config.gamma_min, scale)
         score = (config.score_channels, config.score_blocks, config.score_dropout)
         self.top_prior = DiffusionPrior(self.context.shape, *score, config.gamma_min, config.diffusion_steps,
                                         config.noise_schedule)  # fmt: skip

@@ -99,6 +99,3 @@ class Learned(layers.Layer):
         weight = ops.square(fixed) / ops.mean(ops.square(fixed)) / ops.stop_gradient(slope)
         pull = ops.stop_gradient(weight) * (slope - ops.stop_gradient(bend / slope) * share)
         return value + pull - ops.stop_gradient(pull)
-
-
-SCHEDULES = {"linear": Linear, "cosine": Cosine, "learned": Learned}

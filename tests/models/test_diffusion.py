@@ -8,8 +8,9 @@ import scipy.stats
 from conftest import slow_on_jax
 from keras import ops
 
+from models import NOISE_SCHEDULES, imported
 from models.diffusion import GAMMA_1, Diffused, DiffusionPrior
-from models.noise_schedules import SCHEDULES, UNITS, Learned
+from models.noise_schedules import UNITS, Learned
 
 pytestmark = pytest.mark.keras
 DIM, GAMMA_0 = 49, -6.0
@@ -22,7 +23,7 @@ def seed(number=0):
 
 def schedule_of(name, gamma_0=GAMMA_0):
     """The schedule of this name, a learned one far from linear."""
-    found = SCHEDULES[name](gamma_0, GAMMA_1)
+    found = imported(NOISE_SCHEDULES[name])(gamma_0, GAMMA_1)
     if name == "learned":
         found.log_heights.assign(np.linspace(0, -4, UNITS))
     return found
@@ -60,7 +61,7 @@ def mean_and_error(values):
     return values.mean(), values.std(ddof=1) / np.sqrt(values.size)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
 def test_a_schedule_preserves_the_variance_and_rises(schedule):
     law, t = gaussian(1.0, 25, schedule=schedule), np.linspace(0, 1, 101)
     alpha, sigma = (ops.convert_to_numpy(one) for one in law.scales(t))
@@ -81,7 +82,7 @@ def test_the_cosine_schedule_is_a_cosine_cut_off_at_both_ends():
     np.testing.assert_allclose(angle, angle[0] + (angle[-1] - angle[0]) * t)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
 @pytest.mark.parametrize(("s", "t"), [(0.0, 0.04), (0.3, 0.7), (0.96, 1.0)])
 def test_a_step_backward_is_gaussian_conditioning(s, t, schedule):
     """q(u_s | u_t, u) from the joint covariance of u_s and u_t given u."""
@@ -94,7 +95,7 @@ def test_a_step_backward_is_gaussian_conditioning(s, t, schedule):
     assert c**2 == pytest.approx(sigma_s**2 - shared**2 / sigma_t**2, rel=1e-4)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
 def test_the_bound_of_a_network_that_says_nothing_is_known(schedule):
     """E[L_t] = (gamma_1 - gamma_0) D / 2; L_0 is constant, and L_T a KL divergence of two Gaussians."""
     law = Diffused(lambda u_t, t: ops.zeros_like(u_t), schedule_of(schedule), 25, DIM)
@@ -133,7 +134,7 @@ def test_the_bound_is_the_same_with_every_schedule_and_the_few_steps_stay_above_
     assert -few > -more + error > 1.59 and few < mean - 4 * error
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
 def test_the_parts_of_the_bound_by_time_add_up(schedule):
     law, u = gaussian(0.06, 25, schedule=schedule), draws(0.06, 5000)
     parts = [float(one) for one in law.terms_by_time(u, 4, seed())]
