@@ -151,10 +151,12 @@ def sha256_of(images):
 def distances(run, network, split, count, seed, temperature=1.0):
     """How far `count` samples, means of p(x|z) with z from the prior, are from all grey images of a split.
 
-    Of a deep model, the prior's variances are multiplied by `temperature`. A dict: the seconds that drawing an image
-    took, FID and KID (see evaluation/distances.py) with the features of `network`, the number of images on both
-    sides, the same for `real` images of another split, which is the best that a model can reach, and the network.
-    Stochastic, a function of `seed`. Raises UserError for too few images, too little memory, or unusable weights.
+    Where all images of the split are black and white, means are no such images, and samples are draws of p(x|z). Of a
+    deep model, the prior's variances are multiplied by `temperature`. A dict: which of both the `pixels` are, the
+    seconds that drawing an image took, FID and KID (see evaluation/distances.py) with the features of `network`, the
+    number of images on both sides, the same for `real` images of another split, which is the best that a model can
+    reach, and the network. Stochastic, a function of `seed`. Raises UserError for too few images, too little memory, or
+    unusable weights.
     """
     other = run.dataset.split("val" if split == "train" else "train")
     chosen = np.random.default_rng(seed).permutation(len(other.images))[:count]  # equally many, as FID is biased
@@ -164,22 +166,28 @@ def distances(run, network, split, count, seed, temperature=1.0):
         raise UserError(f"{run.path} has fewer than two images in a split, too few for --features")
     with progress(run, count) as bar:
         held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
-        batches = draws(run, count, seed, bar, temperature)
+        is_binary = run.config.observation == "bernoulli" and np.isin(images, (0, 1)).all()
+        batches = draws(run, count, seed, bar, temperature, bool(is_binary))
         parts, seconds = zip(*[(network.of(batch), spent) for batch, spent in batches], strict=True)
     found = distance(held_out, np.concatenate(parts), seed) | {"real": distance(held_out, real, seed)}
-    found |= {"temperature": temperature, "seconds_per_image": sum(seconds) / count}
+    found |= {
+        "pixels": "drawn" if is_binary else "means",
+        "temperature": temperature,
+        "seconds_per_image": sum(seconds) / count,
+    }
     about = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
     return found | {"network": about | {"file": network.path.name, "sha256": network.sha256}}
 
 
-def draws(run, count, seed, bar, temperature=1.0):
+def draws(run, count, seed, bar, temperature=1.0, is_binary=False):
     """Yields batches of grey images from a run's model, `count` in all, arrays (n, H, W, C), and the seconds of each.
 
-    Stochastic. Raises UserError for an image that is not finite.
+    They are means of p(x|z) or, if `is_binary`, pixels that are 1 with that probability. Stochastic. Raises UserError
+    for an image that is not finite.
     """
     from models.base import generator
 
-    noise = generator(seed)
+    noise, rng = generator(seed), np.random.default_rng(seed)
     for start in range(0, count, DRAWN_AT_ONCE):
         n = min(DRAWN_AT_ONCE, count - start)
         started = time.perf_counter()
@@ -190,7 +198,7 @@ def draws(run, count, seed, bar, temperature=1.0):
         seconds = time.perf_counter() - started
         if not np.isfinite(images).all():
             raise UserError(f"{run.path}: images drawn from the model are not finite; the weights are not usable")
-        yield images, seconds
+        yield (rng.random(images.shape) < images).astype("float32") if is_binary else images, seconds
         bar.update(n)
 
 

@@ -455,6 +455,29 @@ def test_samples_that_are_no_numbers_are_refused():
         next(score.draws(run, 3, 0, None))
 
 
+def test_samples_of_black_and_white_images_are_black_and_white():
+    means = np.linspace(0, 1, 5, dtype="float32")
+    model = SimpleNamespace(sample=lambda n, noise: np.tile(means, (n, 40, 1))[..., None])
+    run, bar = SimpleNamespace(path="run", model=model), SimpleNamespace(update=id)
+    ((images, _),) = score.draws(run, 500, 0, bar, is_binary=True)
+    assert images.dtype == np.float32 and set(np.unique(images)) == {0, 1}
+    assert images.mean(axis=(0, 1, 3)) == pytest.approx(means, abs=0.02)  # five standard errors
+
+
+@pytest.mark.parametrize(
+    "shades, likelihood, pixels", [(2, "bernoulli", "drawn"), (2, "gaussian", "means"), (9, "bernoulli", "means")]
+)
+def test_samples_are_like_the_images_that_they_are_compared_with(shades, likelihood, pixels):
+    images = np.random.default_rng(0).integers(0, shades, (40, 4, 1, 1)) / np.float32(shades - 1)
+    split = SimpleNamespace(images=images, grey=lambda chosen=slice(None): images[chosen])
+    run = SimpleNamespace(path=Path("run"), config=SimpleNamespace(observation=likelihood), check_data=id)
+    run.dataset = SimpleNamespace(split=lambda name: split)
+    run.model = SimpleNamespace(sample=lambda n, noise: np.full((n, 4, 1, 1), 0.5, "float32"))
+    network = SimpleNamespace(of=lambda x: x.reshape(len(x), -1), record={}, path=Path("x.keras"), sha256="")
+    found = score.distances(run, network, "test", 40, 0)
+    assert found["pixels"] == pixels and (found["fid"] < 0.2) is (pixels == "drawn")
+
+
 def test_samples_of_a_deep_model_are_drawn_at_a_temperature():
     model = SimpleNamespace(warmer=lambda n, temperature, noise: np.full((n, 2), temperature))
     model.decode = lambda z, noise: np.tile(z[:, :1, None, None], (1, 8, 8, 1))
@@ -497,7 +520,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     expected = {"num_images": count, "num_held_out": 300, "kid_subsets": 10, "kid_subset_size": 30}
     expected |= {"fid": distances.frechet(drawn, images), "kid": distances.kernel(drawn, images, 4)["kid"]}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
-    assert found["temperature"] == 1 and 0 < found["seconds_per_image"] < 10
+    assert found["pixels"] == "means" and found["temperature"] == 1 and 0 < found["seconds_per_image"] < 10
     assert found["real"]["num_images"] == count and found["real"]["fid"] < 0.5 * found["fid"]
     assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]
 
