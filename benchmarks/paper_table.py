@@ -100,9 +100,13 @@ def collected(run, name, hardware, scores):
 
 def about(run, name, hardware):
     """What it takes to repeat a run of a preset."""
+    return {"preset": name} | facts(run, hardware)
+
+
+def facts(run, hardware):
+    """What it takes to repeat a run."""
     record = run.record
     return {
-        "preset": name,
         "settings": {key: value for key, value in record["config"].items() if not key.endswith("_dir")},
         "backend": run.backend,
         "git_commit": record["git_commit"],

@@ -3,9 +3,10 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import bounds_table, deep_table, paper_table, priors_tour, results_page
+from benchmarks import bounds_table, deep_table, paper_table, priors_table, priors_tour, results_page
 from experiment import Config, presets
 from experiment.presets import preset
 
@@ -33,9 +34,10 @@ def test_the_tour_of_priors_has_its_results():
     assert all(f"| `{prior}` |" in text for prior in priors_tour.PRIORS)
 
 
-def test_the_readme_has_the_best_rows():
+@pytest.mark.parametrize("module", [paper_table, priors_table], ids=lambda module: module.__name__)
+def test_the_readme_has_the_best_rows(module):
     text = results_page.README.read_text()
-    assert results_page.replaced(text, "paper_table.py", paper_table.best()) == text
+    assert results_page.replaced(text, f"{module.__name__.removeprefix('benchmarks.')}.py", module.best()) == text
 
 
 def test_a_part_without_a_place_is_refused():
@@ -149,3 +151,30 @@ def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
     assert cells[5:7] == ["2.5", "912"] and cells[8:] == ["2", "a machine"]
     cells = bounds_table.cells_of("elbo", {})
     assert cells[1] == "not run here" and not any([*cells[2:7], *cells[8:]])
+
+
+def test_priors_are_compared_image_by_image_and_seeds_have_a_spread(monkeypatch, tmp_path):
+    monkeypatch.setattr(priors_table, "RESULTS", tmp_path)
+    assert priors_table.cells_of("staticmnist", 2, "mog", {}) == [] and "-" not in priors_table.best().split("\n", 2)[2]
+    metrics = {"doubtful": 1, "elbo": -141.0, "rate": 6.0, "marginal_kl": 0.9, "distances": {"fid": 3.0}}
+    for seed, (log_px, gain, used) in enumerate([(-135.0, 0.5, 400), (-134.0, 0.7, 402)]):
+        result = {"metrics": metrics | {"log_px": log_px, "components_in_use": used}, "status": {"seconds": 60.0}}
+        result |= {"differences": {"standard": [gain, 0.1], "vamp": [-gain, 0.2]}, "hardware": "a machine"}
+        priors_table.result_file("staticmnist", 2, "mog", seed).write_text(json.dumps(result))
+        if seed == 0:
+            cells = priors_table.cells_of("staticmnist", 2, "mog", {})
+            assert cells[:4] == ["`mog`", "-135.00", "+0.50 ± 0.1", "-0.50 ± 0.2"]
+    cells = priors_table.cells_of("staticmnist", 2, "mog", {"mog": 1.25})
+    assert cells[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", "-0.60 ± 0.14"]
+    assert cells[4:] == ["1", "-141.00", "6.00", "0.90", "3.00", "401", "1.25", 2, "1.0", "a machine"]
+    assert len(cells) == len(priors_table.HEADER) and "| `mog` | -134.50 ± 0.71 |" in priors_table.best()
+
+
+def test_differences_are_those_from_the_bases(monkeypatch):
+    stored = SimpleNamespace(log_px=np.float64([-2, -4, -3]))
+    run = SimpleNamespace(config=SimpleNamespace(prior="vamp"), evaluation=lambda split: stored, metrics={"elbo": -9})
+    monkeypatch.setattr(priors_table, "facts", lambda run, hardware: {"hardware": hardware})
+    bases = {"standard": np.float64([-3, -4, -5]), "vamp": stored.log_px}
+    found = priors_table.collected(run, bases, "a machine")
+    assert found["differences"] == {"standard": [1.0, pytest.approx(1 / np.sqrt(3))]}
+    assert found["metrics"] == {"elbo": -9} and found["hardware"] == "a machine"
