@@ -21,6 +21,7 @@ SIMULATED = 64  # images, with --bracket
 CHECKED, MORE_STARTS, FEWEST_CHECKED = 10, 16, 100  # images for which so many more modes are looked for, of so many
 MISSED = 0.05  # nats, on top of three standard errors, by which a missed mode raises log p(x)
 MOST_READ = 2**28  # bytes of images on disk that quadrature reads into memory
+SHALLOW = ", ".join(name for name, entry in models.MODELS.items() if not entry.is_deep)
 AUTO = "auto"  # the first of PREFERRED that can score a run and has the settings that were given
 PREFERRED = ("quadrature", "is")  # the last can score every run
 
@@ -161,7 +162,7 @@ def usual_proposal(run):
 def _refusal_of_fits(run, flag, value):
     if value != "fitted" or usual_proposal(run) == "fitted":
         return None
-    text = f"{flag} fitted is for vae and hvae with {MOST_FITTED} latent dimensions at most, and {run.path} "
+    text = f"{flag} fitted is for {SHALLOW} with {MOST_FITTED} latent dimensions at most, and {run.path} "
     return text + f"is a {run.config.model} with {run.latent_dim}; try {flag} posterior"
 
 
@@ -209,7 +210,7 @@ def _notes_on_modes(metrics):
     return [text.format(MORE_STARTS, **checked)]
 
 
-OF_SAMPLES = f"samples per image [{SAMPLES}; {MANY} from q(z|x) of vae and hvae]"
+OF_SAMPLES = f"samples per image [{SAMPLES}; {MANY} from q(z|x) of {SHALLOW}]"
 OF_PROPOSAL = "draw latents from a density fitted to each p(z|x), or from the posterior q(z|x), as in most papers, "
 OF_PROPOSAL += "which needs far more samples [fitted; posterior for deep models and more than 256 latent dimensions]"
 OF_STARTS = f"fits to look for further modes of each p(z|x), beside the one from q(z|x) [{STARTS}]"
@@ -257,7 +258,7 @@ def _refusal_of_quadrature(run, settings):
     if run.latent_dim > 2:
         reason = f"needs two latent dimensions at most, and {run.path} has {run.latent_dim}"
     elif run.config.is_deep:
-        reason = f"is for vae and hvae, and {run.path} is a {run.config.model}"
+        reason = f"is for {SHALLOW}, and {run.path} is a {run.config.model}"
     elif run.config.is_autoregressive:
         reason = f"would pass the pixel network of {run.path} over each image at each point"
     return reason and f"--estimator quadrature {reason}; try --estimator is"

@@ -524,7 +524,11 @@ def test_a_run_is_scored_and_drawn(runs, name, capsys):
     ("name", "words", "message"),
     [
         ("dvp", ("--estimator", "ais"), "--estimator ais needs the density of the prior"),
-        ("dvp", ("--proposal", "fitted"), "--proposal fitted is for vae and hvae with 256 latent dimensions at most"),
+        (
+            "dvp",
+            ("--proposal", "fitted"),
+            "--proposal fitted is for vae, hvae, markov with 256 latent dim",
+        ),
         ("ladder", ("--estimator", "quadrature"), "needs two latent dimensions at most, and .* has 20"),
     ],
 )
