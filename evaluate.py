@@ -37,6 +37,8 @@ def add_arguments(parser):
     text = "with --features, for ladder and dvp: what the prior's variances are multiplied by [1]"
     parser.add_argument("--temperature", type=number(1e-3), metavar="X", topic="samples", help=text)
     add_backend(parser)
+    text = "compute in this precision [that of each run's training]"
+    parser.add_argument("--precision", choices=("float32",), metavar="float32", topic="machine", help=text)
     text = "memory for activations at a time [on a CPU up to 64 MiB per thread, or what 200 samples take; on a GPU up "
     text += "to 1 GiB; less if little is free]"
     parser.add_argument("--max_memory", type=number(1e-3), metavar="GIB", topic="machine", help=text)
@@ -74,6 +76,7 @@ def scored(one, args, network=None):
     """The Scored of a Run by these flags. Raises UserError for a run that cannot be scored."""
     count = args.num_generated or GENERATED
     temperature = args.temperature or 1.0
+    one = one.in_precision(args.precision) if args.precision else one
     return evaluate(one, scoring_of(one, args), args.split or "test", args.max_images, network, count, temperature)
 
 

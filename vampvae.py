@@ -129,8 +129,8 @@ def train(images, **settings):
     place = getattr(args, "runs_dir", Config.runs_dir)
     args.data_set = [images if isinstance(images, str) else stored(images, place)]
     check(train_script.RULES, args)  # anew, as a data_dir does not go with every data set
-    (config,) = configs_of(args)
     with backend.borrowed(args.backend, args.device):
+        (config,) = configs_of(args)
         run, config = start.existing(config, args)
         is_finished = run is not None and run.state == "finished"
         return Run(run.path if is_finished else start.fit(config, args, run))

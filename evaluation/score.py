@@ -63,10 +63,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     images, index = run.images(split, max_images), run.index(split, max_images)
     names, weights_sha256 = run.image_names(index), run.weights_sha256  # of the weights that are loaded now
     started = time.perf_counter()
-    of_samples, tag = {}, ""
+    of_samples, tag = {}, f"_{run.precision}" * (run.precision != run.config.precision)
     if network:  # first, as the estimate may take hours
         of_samples["distances"] = distances(run, network, split, count, scoring.seed, temperature)
-        tag = f"_F{network.sha256[:8]}_G{count}" + f"_t{temperature:g}" * (temperature != 1)
+        tag += f"_F{network.sha256[:8]}_G{count}" + f"_t{temperature:g}" * (temperature != 1)
     labels = run.dataset.split(split).labels
     labels = None if labels is None else labels[index]
     scoring, estimate, latents, more = estimated(run, images, scoring, split, names, labels)
@@ -134,6 +134,7 @@ def circumstances(run, images, split):
     import keras
 
     found = {"num_images": len(images), "image_shape": list(run.image_shape), "note": run.note}
+    found["precision"] = run.precision
     found |= {"data_set": run.dataset.name, "split": run.part(split)}
     found |= {"diffusion_steps": run.config.settings.get("diffusion_steps"), "images_sha256": sha256_of(images)}
     found |= {"data_sha256": run.dataset.sha256, "git_commit": git_commit(), "backend": keras.backend.backend()}

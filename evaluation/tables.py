@@ -30,7 +30,8 @@ def print_scores(found, on, network):
         print(f"run{'s' * (len(found) > 1)}: {pattern}")
     if len(notes := {one.metrics["note"] for one in found}) == 1 and any(notes):
         print("note:", *notes)
-    print(as_text([row(one, COLUMNS) | {"note": one.metrics["note"]} for one in found]))
+    columns = COLUMNS + ("precision",) * any(one.config.precision != "float32" for one in found)
+    print(as_text([row(one, columns) | {"note": one.metrics["note"]} for one in found]))
     print("\nlatents, the top layer first")
     print(as_text([row(one, LATENTS) for one in found]))
     if rows := [{"run": one.name} | clusters for one in found if (clusters := one.metrics["clusters"])]:

@@ -10,12 +10,14 @@ import models
 from experiment import naming, rules, tracking
 from experiment.columns import Columns
 from experiment.settings import INT32, checked, setting
+from runtime import processor
 from runtime.errors import UserError
 from runtime.rules import check, meant, shown
 from runtime.text import bounded
 
 # uses of a seed; new ones go to the end
 STREAMS = ("pseudo-inputs", "order", "noise", "validation noise", "context", "flips", "exemplars")
+LARGE = 2.0  # network size from which on bfloat16 was faster than float32 in all measurements
 BINARIZED_NOTE = "likelihood of binarized images, not of their grey values or colours"
 GREY_NOTE = "grey-pixel bound, not a likelihood"
 DENSITY_NOTE = "density of pixels in [0, 1], not a probability"
@@ -108,8 +110,9 @@ class Config(Columns):
     ema: float = setting(0.0, "optimisation", "momentum of a moving average of the weights, which is validated and "
                          "kept; 0: none", tag="ema", low=0, high=0.999999)
     precision: str = setting("float32", "machine", "precision of hidden layers: float32, mixed_bfloat16, mixed_float16;"
-                             " weights, output layers and log-densities stay float32", tag="precision",
-                             choices=tuple(models.PRECISIONS))
+                             " weights, output layers and log-densities stay float32; auto: mixed_bfloat16 where it "
+                             "is faster on this processor, else float32", tag="precision",
+                             choices=("auto", *models.PRECISIONS))
     activation: str = setting("relu", "model", "activation of hidden layers, a name in keras.activations", tag="act")
     seed: int = setting(0, "optimisation", "random seed of weights, order and noise", common=True,
                         tag="seed", low=0, high=INT32)
@@ -215,6 +218,8 @@ class Config(Columns):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
         if self.latent_dims and self.latent_dim == type(self).latent_dim:
             object.__setattr__(self, "latent_dim", sum(self.latent_dims))
+        if self.precision == "auto":  # settled here, so that a run never depends on the machine that reads it
+            object.__setattr__(self, "precision", "mixed_bfloat16" if self.gain_of_bfloat16 > 1 else "float32")
         check(rules.RULES, self, given=lambda config, name: getattr(config, name) != getattr(type(config), name))
 
     @classmethod
@@ -302,6 +307,12 @@ class Config(Columns):
         """What the training id says of the networks: `factor<F>`, the name of networks without sizes, or channels."""
         sized = f"factor{self.network_size}" if self.has("network_size") else self.network
         return f"c{self.channels}" if self.is_deep else sized
+
+    @property
+    def gain_of_bfloat16(self):
+        """How many times as fast training is on this machine in mixed_bfloat16; 1.0 where that is not known."""
+        is_large = not self.is_deep and self.network == "conv" and self.network_size >= LARGE
+        return processor.gain_of_bfloat16() if is_large else 1.0
 
     @property
     def is_autoregressive(self):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import io
 import math
@@ -72,6 +73,7 @@ class Run:
         is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(origin)
         self.data_dir = data_dir or (trained_from if is_there else None)
         self.data_set = self.config.data_set  # of which `images` are; see `on`
+        self.precision = self.config.precision  # in which `model` computes; see `in_precision`
         self.status = read_status(self.path / "status.json")
         self.backend = self.record["backend"]  # on which it was started: tensorflow or jax
         self.weights = self.path / "best.safetensors"  # those with the best validation value of the trained bound
@@ -88,6 +90,13 @@ class Run:
         other = copy.copy(self)
         other.__dict__.pop("model", None)
         other.weights = self.snapshots[epoch]
+        return other
+
+    def in_precision(self, precision):
+        """This run, whose model computes in another precision than in training."""
+        other = copy.copy(self)
+        other.__dict__.pop("model", None)
+        other.precision = precision
         return other
 
     def on(self, name):
@@ -205,7 +214,8 @@ class Run:
             raise UserError(f"{self.weights} does not fit {self.path / 'config.json'}: {error}") from error
         from models.weight_names import named_weights
 
-        model = models.build(self.config, self.image_shape, from_data=exemplars)
+        config = dataclasses.replace(self.config, precision=self.precision)
+        model = models.build(config, self.image_shape, from_data=exemplars)
         weights.assign(named_weights(model), values)
         self._check_own(model)
         if path := weights.not_finite(model):

@@ -459,6 +459,25 @@ def test_weights_that_are_too_large_name_the_image(run, capfd, estimator):
     refused(capfd, evaluate.main, words, f"log p(x) of test image {first} is not finite; the weights are not usable")
 
 
+def test_a_run_of_half_precision_is_scored_as_trained_or_in_float32(run, capfd):
+    words = ["--num_samples", 20, "--max_images", 5]
+    assert called(evaluate.main, run, *words) == 0
+    whole, text = read(run / "metrics.json"), capfd.readouterr().out
+    assert whole["precision"] == "float32" and "precision" not in text
+    record = read(run / "config.json")
+    (run / "config.json").write_text(
+        json.dumps(record | {"config": record["config"] | {"precision": "mixed_bfloat16"}})
+    )
+    found = {}
+    for precision, more in (("mixed_bfloat16", ()), ("float32", ("--precision", "float32"))):
+        assert called(evaluate.main, run, *words, *more) == 0
+        found[precision] = read(run / "metrics.json")
+        assert found[precision]["precision"] == precision
+        assert f"precision         {precision}" in capfd.readouterr().out
+    assert found["float32"]["log_px"] == whole["log_px"] and found["float32"]["tag"] == "isfitted_S20_float32"
+    assert 0 < abs(found["mixed_bfloat16"]["log_px"] - whole["log_px"]) < 1
+
+
 def test_samples_that_are_no_numbers_are_refused():
     run = SimpleNamespace(path="run", model=SimpleNamespace(sample=lambda n, noise: np.full((n, 8, 8, 1), np.nan)))
     with pytest.raises(UserError, match="run: images drawn from the model are not finite"):

@@ -74,4 +74,7 @@ def expected_time(step, epochs, steps, validation_steps, config):
         return text
     flags = ["--epochs", "--max_train_images"] + ["--network_size"] * ("network_size" in config.settings)
     flags += ["--num_pseudo_inputs"] * config.has_pseudo_inputs
-    return f"{text}; smaller {', '.join(flags)} or a --patience shorten it"
+    text += f"; smaller {', '.join(flags)} or a --patience shorten it"
+    if config.precision == "float32" and (gain := config.gain_of_bfloat16) > 1:
+        text += f"; with --precision mixed_bfloat16 a step is about {gain:g} times as fast on this processor"
+    return text
