@@ -53,9 +53,12 @@ class Config(Columns):
     step_rule: str = setting("acceptance", "bound", "lmcvae, amcvae: acceptance: step sizes follow the acceptance rate "
                              "alone; variance: one for each dimension, smaller where gradients vary more",
                              tag="steprule", choices=("acceptance", "variance"))
-    target_accept: float = setting(None, "bound", "acceptance rate to which step sizes adapt [0.8 for amcvae; for "
-                                   "lmcvae they are fixed, but 0.9 with --step_rule variance]", tag="accept", above=0,
-                                   high=0.999)
+    target_accept: float = setting(None, "bound", "acceptance rate to which step sizes adapt [0.8 for amcvae, 0.4 by "
+                                   "Barker's rule; for lmcvae they are fixed, but 0.9 with --step_rule variance]",
+                                   tag="accept", above=0, high=0.999)
+    acceptance_rule: str = setting("metropolis", "bound", "amcvae: accept a step whose ratio is t with probability: "
+                                   "metropolis: min(1, t); barker: t / (1 + t)", tag="rule",
+                                   choices=("metropolis", "barker"))
     learn_schedule: str = setting("off", "bound", "annealing schedule: off: linear; on: each temperature is trained; "
                                   "halving: likewise, from ..., 1/4, 1/2; sigmoidal: the slope of a sigmoid is trained",
                                   tag="learnschedule", choices=("off", "on", "halving", "sigmoidal"))
@@ -300,7 +303,9 @@ class Config(Columns):
         """What `target_accept` comes to; None where step sizes do not adapt."""
         if self.target_accept is not None or self.learn_step_size == "on":
             return self.target_accept
-        return 0.8 if self.objective == "amcvae" else 0.9 if self.step_rule == "variance" else None
+        if self.objective == "amcvae":
+            return 0.8 if self.acceptance_rule == "metropolis" else 0.4
+        return 0.9 if self.step_rule == "variance" else None
 
     @property
     def size(self):

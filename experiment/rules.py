@@ -106,6 +106,8 @@ RULES = (
       for name in ("num_samples", "num_groups")],
     *[Rule(name, lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on")
       for name in ("target_accept", "step_rule")],
+    Rule("target_accept", lambda c: c.acceptance_rule == "barker" and c.target_accept >= 0.5,
+         "must be below 0.5 with --acceptance_rule barker, which accepts half of even the smallest steps"),
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,
          lambda c: f"does not go with --network {c.network}: its gradients with respect to z would pass through batch "
          "normalisation"),

@@ -125,7 +125,9 @@ OBJECTIVES = {
     "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED, ("elbo_weight",)),
     "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, ("num_groups",), has_gradients=True),
     "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, (*STEPS, "skip_below"), **CHAINS),
-    "amcvae": ObjectiveEntry("annealed.MetropolisMcvae", 5, 2, WALKED, (*STEPS, "decision_warmup"), **CHAINS),
+    "amcvae": ObjectiveEntry(
+        "annealed.MetropolisMcvae", 5, 2, WALKED, (*STEPS, "acceptance_rule", "decision_warmup"), **CHAINS
+    ),
 }
 POSTERIORS = {"gaussian": "networks.gaussian", "realnvp": "flows.FlowHead"}
 LIKELIHOODS = {"bernoulli": "pixels.bernoulli", "logistic": "pixels.discretized_logistic",

@@ -22,9 +22,9 @@ class Annealed(layers.Layer):
     """The mean log-weight of n chains of T steps from q(z|x) to p(z|x) (Thin et al. 2021, Monte Carlo VAEs).
 
     Step k goes towards q(z|x)^(1 - b_k) p(x, z)^b_k with b_k = k / (T + 1), or a schedule that is learned, by a step
-    size of its own: fixed, learned, or moved by 0.2 % a training step so that Metropolis accepts `target` of the
-    steps. With the rule "variance", it has one for each dimension; see `follow`. Where beta is not 1, it weighs what is
-    not log p(x|z) in the loss; the chains are the same.
+    size of its own: fixed, learned, or moved by 0.2 % a training step so that `target` of the steps are accepted. With
+    the rule "variance", it has one for each dimension; see `follow`. Where beta is not 1, it weighs what is not
+    log p(x|z) in the loss; the chains are the same.
     """
 
     def __init__(self, config):
@@ -128,10 +128,10 @@ class MetropolisMcvae(Annealed):
     log-probability.
     """
 
-    walk = staticmethod(mcmc.metropolis)
-
     def __init__(self, config):
         super().__init__(config)
+        rule = {"metropolis": mcmc.log_metropolis, "barker": mcmc.log_barker}[config.acceptance_rule]
+        self.walk = functools.partial(mcmc.metropolis, rule=rule)
         self.decisions = 1.0  # weight of their gradient
         if config.decision_warmup:
             self.decisions = self.add_weight((), "zeros", trainable=False, name="decisions")

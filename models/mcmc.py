@@ -59,16 +59,23 @@ class Path(NamedTuple):
 class Proposal(NamedTuple):
     """A Langevin step from a point towards gamma_b.
 
-    `log_kernels` is log l(z|z') - log m(z'|z), of the step back against the step (n, B); `log_ratio` that plus
-    log gamma_b(z') - log gamma_b(z), and `log_accept` the log-probability with which Metropolis accepts it; `is_inside`
-    is false for a step that leaves the box in which densities are finite, and is never accepted.
+    `log_kernels` is log l(z|z') - log m(z'|z), of the step back against the step (n, B), and `log_ratio` that plus
+    log gamma_b(z') - log gamma_b(z), but -DIVERGED for a step that leaves the box in which densities are finite.
     """
 
     point: Point
     log_kernels: object
     log_ratio: object
-    log_accept: object
-    is_inside: object
+
+
+def log_metropolis(log_ratio):
+    """log min(1, t) of log t (Metropolis), which no other rule exceeds: the log-probability to accept a step."""
+    return ops.clip(log_ratio, -DIVERGED, 0.0)
+
+
+def log_barker(log_ratio):
+    """log t / (1 + t) of log t (Barker 1965): likewise, but smooth; half of the smallest steps are accepted."""
+    return ops.log_sigmoid(ops.clip(log_ratio, -DIVERGED, DIVERGED))
 
 
 def propose(path, point, b, step, seed):
@@ -85,8 +92,7 @@ def propose(path, point, b, step, seed):
     h = ops.sqrt(step / 2) * (point.gradient(b) + new.gradient(b))
     log_kernels = -ops.sum(h * (a + 0.5 * h), axis=-1)
     log_ratio = log_kernels + new.log_density(b) - point.log_density(b)
-    log_accept = ops.where(inside, ops.clip(log_ratio, -DIVERGED, 0.0), -DIVERGED)
-    return Proposal(new, log_kernels, log_ratio, log_accept, inside)
+    return Proposal(new, log_kernels, ops.where(inside, log_ratio, -DIVERGED))
 
 
 def hamiltonian(path, point, b, step, scale, leapfrogs, seed):
@@ -117,7 +123,8 @@ def hamiltonian(path, point, b, step, scale, leapfrogs, seed):
 class Walk(NamedTuple):
     """What chains of T steps were: `points`, T + 1 of them, and for each step, (T, n, B), what follows.
 
-    `log_accept`: the log-probability with which Metropolis accepts it, asked or not; `diverged`: 1 where it diverged.
+    `log_accept`: the log-probability with which its rule accepts it, and if it has none, Metropolis would; `diverged`:
+    1 where it diverged.
     `log_weight` (n, B) is W, and `log_decisions` (n, B) the log-probability of all decisions, 0 where there are none.
     """
 
@@ -140,19 +147,21 @@ def langevin(path, point, betas, steps, seed, skip_below=0.0):
     points, accepts, diverged, log_weight = [point], [none], [none], -point.log_start
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
-        is_sane = proposal.is_inside & (ops.abs(proposal.log_ratio) < DIVERGED)
+        is_sane = ops.abs(proposal.log_ratio) < DIVERGED
         is_taken = is_sane & (ops.abs(proposal.log_ratio) < least)
         point = proposal.point.where(is_taken, point)
         log_weight = log_weight + ops.where(is_taken, proposal.log_kernels, 0.0)
         points.append(point)
-        accepts.append(proposal.log_accept)
+        accepts.append(log_metropolis(proposal.log_ratio))
         diverged.append(ops.cast(ops.logical_not(is_sane), point.z.dtype))
     log_weight = log_weight + point.log_end
     return Walk(points, ops.stack(accepts)[1:], ops.stack(diverged)[1:], log_weight, none)
 
 
-def metropolis(path, point, betas, steps, seed):
+def metropolis(path, point, betas, steps, seed, rule=log_metropolis):
     """Langevin steps from z_0 ~ exp(log_start), each accepted or refused (MALA), towards gamma_{betas[k]}: a Walk.
+
+    `rule` gives the log-probability to accept a step; Metropolis's and Barker's both leave gamma_{betas[k]} invariant.
 
     W = sum_{k=0..T} (b_{k+1} - b_k) (log_end - log_start)(z_k) with b_0 = 0, b_{T+1} = 1, and `betas` between them
     (Neal 2001, eq. 3; Thin et al. 2021, A-MCVAE). Stochastic; z is differentiable, the decisions are not.
@@ -161,7 +170,7 @@ def metropolis(path, point, betas, steps, seed):
     points, accepts, diverged = [point], [none], [none]
     for b, step in zip(betas, steps, strict=True):
         proposal = propose(path, point, b, step, seed)
-        log_accept = proposal.log_accept
+        log_accept = rule(proposal.log_ratio)
         noise = random.uniform(ops.shape(log_accept), 1e-7, dtype=log_accept.dtype, seed=seed)
         accepted = ops.log(noise) < log_accept
         refusable = ops.where(accepted, -1.0, ops.minimum(log_accept, -1e-6))  # log(1 - 1) is never asked for

@@ -134,6 +134,10 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
         ({"num_steps": 0, "objective": "lmcvae"}, "--num_steps 0 must be at least 1"),
         ({"step_size": 0.0, "objective": "lmcvae"}, "--step_size 0.0 must be at least 1e-05 and at most 1"),
         ({"target_accept": 1.5, "objective": "amcvae"}, "--target_accept 1.5 must be more than 0 and at most 0.999"),
+        (
+            {"target_accept": 0.5, "objective": "amcvae", "acceptance_rule": "barker"},
+            "--target_accept 0.5 must be below 0.5 with --acceptance_rule barker",
+        ),
     ],
 )
 def test_an_objective_and_what_does_not_go_with_it(settings, message):

@@ -13,7 +13,7 @@ import models
 from experiment import Config
 from models.distributions import Normal
 from models.gradients import value_and_gradient
-from models.mcmc import FARTHEST, Path, langevin, metropolis, propose
+from models.mcmc import FARTHEST, Path, langevin, log_barker, log_metropolis, metropolis, propose
 
 pytestmark = pytest.mark.keras
 D, SIGMA, SCALE = 3, 0.7, 0.6  # dimensions of z, noise of x, and the width of q, whose mean is off by 0.35
@@ -26,6 +26,7 @@ POSTERIOR = COVARIANCE @ W.T @ (X - M) / SIGMA**2
 MEAN = POSTERIOR + 0.35
 LOG_PX = multivariate_normal(M, W @ W.T + SIGMA**2 * np.eye(10)).logpdf(X)
 CHAINS = 50_000
+barker = functools.partial(metropolis, rule=log_barker)
 
 
 def as32(value):
@@ -98,7 +99,8 @@ def test_the_metropolis_bound_is_that_of_an_independent_implementation(step, ste
 
 
 @pytest.mark.parametrize(
-    ("walk", "step", "steps"), [(langevin, 0.03, 10), (langevin, 0.06, 5), (metropolis, 0.03, 10), (metropolis, 0.1, 5)]
+    ("walk", "step", "steps"),
+    [(langevin, 0.03, 10), (langevin, 0.06, 5), (metropolis, 0.03, 10), (metropolis, 0.1, 5), (barker, 0.1, 5)],
 )
 def test_weights_are_unbiased_whatever_the_step_size(walk, step, steps):
     ratio = np.exp(weights(walk, step, steps) - LOG_PX)
@@ -124,7 +126,8 @@ def test_with_the_exact_posterior_metropolis_weights_are_log_px_and_langevin_s_a
 
     z = ops.convert_to_tensor(as32(POSTERIOR + np.random.default_rng(3).normal(size=(2000, 1, D)) @ chol.T))
     path = Path(log_start, log_joint)
-    np.testing.assert_allclose(weights(metropolis, 0.05, 4, (path, z)), LOG_PX, atol=2e-3)
+    for walk in (metropolis, barker):
+        np.testing.assert_allclose(weights(walk, 0.05, 4, (path, z)), LOG_PX, atol=2e-3)
     spread = [np.abs(weights(langevin, step, 4, (path, z)) - LOG_PX).max() for step in (0.03, 0.003, 0.0003)]
     assert spread[0] > spread[1] > spread[2] and spread[2] < 0.1
 
@@ -141,10 +144,11 @@ def test_log_kernels_are_those_of_the_normal_laws():
     np.testing.assert_allclose(proposal.log_ratio, proposal.log_kernels + change, rtol=1e-4, atol=1e-3)
 
 
-def test_acceptance_falls_with_the_step_size_and_decisions_have_their_probability():
-    rates = [np.exp(np.asarray(walked(metropolis, step, 3).log_accept)).mean() for step in (0.01, 0.1, 1.0)]
-    assert rates[0] > 0.9 > rates[1] > 0.4 > rates[2]
-    walk = walked(metropolis, 0.1, 1)
+@pytest.mark.parametrize(("chain", "most"), [(metropolis, 1.0), (barker, 0.5)])
+def test_acceptance_falls_with_the_step_size_and_decisions_have_their_probability(chain, most):
+    rates = [np.exp(np.asarray(walked(chain, step, 3).log_accept)).mean() / most for step in (0.01, 0.1, 1.0)]
+    assert rates[0] > 0.9 and rates[0] > rates[1] > 0.4 > rates[2]
+    walk = walked(chain, 0.1, 1)
     accepted = np.any(np.asarray(walk.points[0].z != walk.points[1].z), axis=-1)
     p = np.exp(np.asarray(walk.log_accept, "float64"))[0]
     assert abs(accepted.mean() - p.mean()) < 4.5 * np.sqrt((p * (1 - p)).mean() / CHAINS)
@@ -152,8 +156,31 @@ def test_acceptance_falls_with_the_step_size_and_decisions_have_their_probabilit
     np.testing.assert_allclose(walk.log_decisions, expected, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", [log_metropolis, log_barker])
+def test_a_rule_has_ratios_of_probabilities_that_are_t_and_finite_slopes(rule):
+    log_t = np.float32([-1e9, -3.0, -0.2, 0.2, 3.0, 1e9])
+    value, _, slope = value_and_gradient(lambda log_t: (rule(log_t), ()), ops.convert_to_tensor(log_t))
+    np.testing.assert_allclose(np.asarray(value - rule(-log_t))[1:-1], log_t[1:-1], rtol=1e-5)
+    assert np.asarray(value)[0] == -1000 and np.all(np.asarray(value) <= np.clip(log_t, -1000, 0))
+    assert np.isfinite(slope).all() and not np.asarray(slope)[[0, -1]].any()
+
+
+@pytest.mark.parametrize("chain", [metropolis, barker])
+def test_a_step_is_reversible_and_many_lead_to_the_density_from_elsewhere(chain):
+    path, z = gaussian()
+    steps = [np.float32(1.2) * SCALES**2]
+    ends = chain(path, path.at(z), [0.5], steps, SeedGenerator(3)).points
+    a, b = (np.asarray(point.z, "float64") / SCALES for point in ends)
+    assert 0.1 < np.mean(a != b) < 0.9
+    odd = a**3 * b - a * b**3  # of mean 0, if a step and its reverse are equally probable
+    assert np.all(np.abs(odd.mean(axis=0)) < 4.5 * odd.std(axis=0) / np.sqrt(CHAINS))
+    last = chain(path, path.at(0 * z[:5000]), 60 * [0.5], 60 * steps, SeedGenerator(4)).points[-1].z / SCALES
+    np.testing.assert_allclose(np.mean(last, axis=(0, 1)), 0, atol=4.5 / np.sqrt(5000))
+    np.testing.assert_allclose(np.var(last, axis=(0, 1)), 1, rtol=4.5 * np.sqrt(2 / 5000))
+
+
 @slow_on_jax
-@pytest.mark.parametrize("walk", [langevin, metropolis])
+@pytest.mark.parametrize("walk", [langevin, metropolis, barker])
 @pytest.mark.parametrize("step", [0.3, 10.0, 1e6])
 def test_chains_that_diverge_are_counted_and_stay_finite_and_differentiable(walk, step):
     path, z = pca()

@@ -242,9 +242,10 @@ def test_dreg_has_iwae_s_gradient_in_expectation_and_a_lower_variance(beta):
 
 
 @pytest.mark.slow
-def test_decisions_are_trained_by_how_their_chains_fared(monkeypatch):
+@pytest.mark.parametrize("rule", ["metropolis", "barker"])
+def test_decisions_are_trained_by_how_their_chains_fared(rule, monkeypatch):
     """The gradient is that of E[W], by finite differences with common noise; without the score term it is another."""
-    settings = {"num_steps": 2, "step_size": 0.9}
+    settings = {"num_steps": 2, "step_size": 0.9, "acceptance_rule": rule}
     theta = np.float32([1.0, -1.0, -0.7, 1.0])
     found = gradients("amcvae", 8, 12, theta, 2000, **settings)
     h, direction = 0.1, np.float32([0, 0, 1, 0])
@@ -349,6 +350,7 @@ CASES = [(network, objective, {}) for network, objective in CASES]
 if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of these have, is of single precision
     CASES += [("mlp", objective, {"posterior": "realnvp"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"}), ("mlp", "lmcvae", {"learn_schedule": "sigmoidal"})]
+    CASES += [("mlp", "amcvae", {"acceptance_rule": "barker"})]
     CASES += [("dense", objective, {"model": "markov"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("conv", "lmcvae", {"activation": "hard_tanh"}), ("conv", "dreg", {"activation": "softsign"})]
 
@@ -508,4 +510,5 @@ def test_usual_numbers_are_those_of_the_papers():
     }  # fmt: skip
     assert Config(objective="miwae").num_groups == 8 and Config(objective="ciwae").elbo_weight == 0.5
     assert Config(objective="amcvae", learn_step_size="on").acceptance is None
+    assert Config(objective="amcvae", acceptance_rule="barker").acceptance == 0.4
     assert [Config(objective=name, step_rule="variance").acceptance for name in ("lmcvae", "amcvae")] == [0.9, 0.8]
