@@ -63,6 +63,9 @@ class Config(Columns):
                                   "halving: likewise, from ..., 1/4, 1/2; sigmoidal: the slope of a sigmoid is trained",
                                   tag="learnschedule", choices=("off", "on", "halving", "sigmoidal"))
     learn_step_size: str = setting("off", "bound", "train the step sizes", tag="learnstep", choices=("off", "on"))
+    drift: str = setting("gradient", "bound", "lmcvae: what steps follow: gradient: that of the annealed density; "
+                         "network: a network for each step, trained by the bound and to match it", tag="drift",
+                         choices=("gradient", "network"))
     skip_below: float = setting(0.0, "bound", "lmcvae: skip a step if Metropolis would accept it, or its reverse, with "
                                 "at most this probability; 0: none", tag="skipbelow", low=0, high=0.999)
     decision_warmup: int = setting(0, "bound", "amcvae: epochs in which the weight of the gradient of acceptance "

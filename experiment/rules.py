@@ -106,6 +106,8 @@ RULES = (
       for name in ("num_samples", "num_groups")],
     *[Rule(name, lambda c: c.learn_step_size == "on", "does not go with --learn_step_size on")
       for name in ("target_accept", "step_rule")],
+    Rule("learn_schedule", lambda c: c.drift == "network",
+         "does not go with --drift network: its bound does not depend on the schedule"),
     Rule("target_accept", lambda c: c.acceptance_rule == "barker" and c.target_accept >= 0.5,
          "must be below 0.5 with --acceptance_rule barker, which accepts half of even the smallest steps"),
     Rule("objective", lambda c: _objective(c).has_gradients and _network(c).normalises_batches,

@@ -124,7 +124,7 @@ OBJECTIVES = {
     "miwae": ObjectiveEntry("objectives.Miwae", 64, 1, WEIGHED, ("num_groups",)),
     "ciwae": ObjectiveEntry("objectives.Ciwae", 64, 1, WEIGHED, ("elbo_weight",)),
     "piwae": ObjectiveEntry("objectives.Piwae", 64, 1, WEIGHED, ("num_groups",), has_gradients=True),
-    "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, (*STEPS, "skip_below"), **CHAINS),
+    "lmcvae": ObjectiveEntry("annealed.LangevinMcvae", 1, 1, WALKED, (*STEPS, "drift", "skip_below"), **CHAINS),
     "amcvae": ObjectiveEntry(
         "annealed.MetropolisMcvae", 5, 2, WALKED, (*STEPS, "acceptance_rule", "decision_warmup"), **CHAINS
     ),
@@ -193,6 +193,8 @@ def build(config, image_shape, dynamic=False, from_data=None):
         with contextlib.nullcontext() if not (own := own_entries(config)) else imported("contract.kept")(own):
             model = _built(config, image_shape, dynamic, from_data)
         model.image_shape = tuple(image_shape)
+        if config.has("drift") and not model.objective.built:
+            model.objective.build(model.image_shape)
         if config.refit:
             _freeze_all_but_prior(model, config.prior)
         return model

@@ -8,7 +8,7 @@ import numpy as np
 from keras import initializers, layers, ops
 
 from . import mcmc
-from .networks import Between
+from .networks import Between, Drift
 from .objectives import Outcome, effective_samples, elbo, path_of, terms_of
 
 STEPS = (1e-5, 1.0)  # bounds of a step size that adapts or is learned
@@ -42,7 +42,7 @@ class Annealed(layers.Layer):
         start = {"sigmoidal": [NEARLY_LINEAR], "halving": [0.0] * steps}.get(config.learn_schedule, line)
         learns = config.learn_schedule != "off"
         self.schedule = self.add_weight((len(start),), np.array(start), trainable=learns, name="schedule")
-        self.line = np.linspace(-1, 1, steps + 2)[1:-1]
+        self.line, self.drifts = np.linspace(-1, 1, steps + 2)[1:-1], []
         self.built = True
 
     def betas(self):
@@ -63,7 +63,7 @@ class Annealed(layers.Layer):
 
     def outcome(self, model, x, seed, beta, training):
         """An Outcome, whose bound is the mean of W over chains. Stochastic; in training, step sizes may adapt."""
-        walk = self.walked(model, x, self.n, seed)
+        walk = self.walked(model, x, self.n, seed, training)
         acceptance = ops.exp(walk.log_accept)  # (T, n, B)
         logs = self.logs_of(walk, acceptance)  # of the step sizes that were taken
         if training and self.target:
@@ -72,7 +72,7 @@ class Annealed(layers.Layer):
                 self.follow(walk, is_high)
             else:
                 self.log_step.assign(self.log_step.constraint(self.log_step + ops.where(is_high, RISE, FALL)))
-        loss = self.training_loss(walk, beta) if training else -elbo(walk.log_weight)
+        loss = self.training_loss(walk, beta) + self.mismatch(walk, x) if training else -elbo(walk.log_weight)
         return Outcome(terms_of(walk.points[0]), loss, elbo(walk.log_weight), logs)
 
     def logs_of(self, walk, acceptance):
@@ -97,11 +97,24 @@ class Annealed(layers.Layer):
         self.log_step.assign(self.log_step.constraint(ops.log(KEPT * self.steps() + (1 - KEPT) * aim)))
         self.log_pace.assign(pace + ops.where(is_high, FASTER, SLOWER))
 
-    def walked(self, model, x, n, seed):
+    def walked(self, model, x, n, seed, training=False):
         """The Walk of n chains for each image. Stochastic."""
         path, z = path_of(model, x, n, seed)
         betas, steps = (ops.unstack(values) for values in (self.betas(), self.steps()))
-        return self.walk(path, path.at(z), betas, steps, seed)
+        if not self.drifts:
+            return self.walk(path, path.at(z), betas, steps, seed)
+        path = path._replace(has_gradients=training)  # which only `mismatch` and `follow` look at
+        drifts = [drift.of(x) for drift in self.drifts]
+        return self.walk(path, path.at(z), betas, steps, seed, drifts=[lambda p, _, u=u: u(p.z) for u in drifts])
+
+    def mismatch(self, walk, x):
+        """sum_k |u_k - grad log gamma_{b_k}|^2 where step k begins, its mean over chains (B,): 0 without `drifts` u_k.
+
+        All but the weights of u_k is held fixed.
+        """
+        starts, fixed = zip(self.drifts, ops.unstack(self.betas()), walk.points, strict=False), ops.stop_gradient
+        gaps = [drift.of(x)(fixed(point.z)) - fixed(point.gradient(b)) for drift, b, point in starts]
+        return sum(ops.mean(ops.sum(ops.square(gap), axis=-1), axis=0) for gap in gaps)
 
     def draw(self, model, x, seed):
         """One draw for each image of what is fitted to p(z|x), which is the end of a chain: (B, D). Stochastic."""
@@ -109,11 +122,19 @@ class Annealed(layers.Layer):
 
 
 class LangevinMcvae(Annealed):
-    """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated."""
+    """L-MCVAE: unadjusted Langevin steps, through which everything is differentiated.
+
+    With the drift "network", step k goes along u_k(z, x) of a network; its bound and score matching train it.
+    """
 
     def __init__(self, config):
         super().__init__(config)
         self.walk = functools.partial(mcmc.langevin, skip_below=config.skip_below)
+        self.latents, self.built = [config.latent_dim] * config.num_steps, config.drift == "gradient"
+
+    def build(self, image_shape):
+        """Makes the networks, where there are to be some."""
+        self.drifts = [Drift(latents, image_shape) for latents in self.latents]
 
     def training_loss(self, walk, beta):
         """The negative mean over chains of W with the weight beta on all but the last log p(x|z): (B,)."""

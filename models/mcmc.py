@@ -18,7 +18,10 @@ FARTHEST = 1000.0  # of a coordinate, beyond which densities may overflow
 
 
 class Point(NamedTuple):
-    """Where chains are: z (n, B, D), both log-densities there and `more` of the path's end (n, B), gradients like z."""
+    """Where chains are: z (n, B, D), both log-densities there and `more` of the path's end (n, B), gradients like z.
+
+    Gradients are () where the path has none.
+    """
 
     z: object
     log_start: object
@@ -48,9 +51,13 @@ class Path(NamedTuple):
 
     log_start: Callable
     log_end: Callable
+    has_gradients: bool = True
 
     def at(self, z):
         """The Point at z. As gamma_b mixes both linearly, one evaluation of each serves every b."""
+        if not self.has_gradients:
+            log_end, more = self.log_end(z)
+            return Point(z, self.log_start(z), log_end, (), (), more)
         log_start, _, grad_start = value_and_gradient(lambda z: (self.log_start(z), ()), z)
         log_end, more, grad_end = value_and_gradient(self.log_end, z)
         return Point(z, log_start, log_end, grad_start, grad_end, more)
@@ -78,18 +85,18 @@ def log_barker(log_ratio):
     return ops.log_sigmoid(ops.clip(log_ratio, -DIVERGED, DIVERGED))
 
 
-def propose(path, point, b, step, seed):
-    """z' = z + step * grad log gamma_b(z) + sqrt(2 step) a with a ~ N(0, I): a Proposal. Stochastic.
+def propose(path, point, b, step, seed, drift=Point.gradient):
+    """z' = z + step u(z) + sqrt(2 step) a with a ~ N(0, I) and u = grad log gamma_b: a Proposal. Stochastic.
 
-    The noise of the way back is r = -(a + h) with h = sqrt(step / 2) (grad log gamma_b(z) + grad log gamma_b(z')), and
-    `log_kernels` (|a|^2 - |r|^2) / 2 = -h (a + h / 2), without differences of large numbers. A step that is not inside
-    has another one's numbers in its place, so that no gradient is NaN.
+    The noise of the way back is r = -(a + h) with h = sqrt(step / 2) (u(z) + u(z')), and `log_kernels` (|a|^2 - |r|^2)
+    / 2 = -h (a + h / 2), without differences of large numbers. A step that is not inside has another one's numbers in
+    its place, so that no gradient is NaN. `drift` may give another u, from the Point at z and b.
     """
     a = random.normal(ops.shape(point.z), dtype=point.z.dtype, seed=seed)
-    moved = point.z + step * point.gradient(b) + ops.sqrt(2 * step) * a
+    moved = point.z + step * drift(point, b) + ops.sqrt(2 * step) * a
     inside = ops.all((ops.abs(moved) < FARTHEST) & (ops.abs(point.z) < FARTHEST), axis=-1)
     new = path.at(ops.where(ops.expand_dims(inside, -1), moved, point.z))
-    h = ops.sqrt(step / 2) * (point.gradient(b) + new.gradient(b))
+    h = ops.sqrt(step / 2) * (drift(point, b) + drift(new, b))
     log_kernels = -ops.sum(h * (a + 0.5 * h), axis=-1)
     log_ratio = log_kernels + new.log_density(b) - point.log_density(b)
     return Proposal(new, log_kernels, ops.where(inside, log_ratio, -DIVERGED))
@@ -135,18 +142,19 @@ class Walk(NamedTuple):
     log_decisions: object
 
 
-def langevin(path, point, betas, steps, seed, skip_below=0.0):
+def langevin(path, point, betas, steps, seed, skip_below=0.0, drifts=None):
     """Unadjusted Langevin steps from z_0 ~ exp(log_start), the k-th towards gamma_{betas[k]}: a Walk. Stochastic.
 
     W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T), all of it differentiable
     (Thin et al. 2021, L-MCVAE). A step that diverged is left out, and one that Metropolis would accept with a
-    probability of at most `skip_below`, it or the step back: W remains valid, as both are left out.
+    probability of at most `skip_below`, it or the step back: W remains valid, as both are left out. `drifts` are those
+    of `propose` for each step; W is valid for any.
     """
     least = min(DIVERGED, -math.log(skip_below) if skip_below else DIVERGED)
     none = ops.zeros_like(point.log_start)  # before the first step
     points, accepts, diverged, log_weight = [point], [none], [none], -point.log_start
-    for b, step in zip(betas, steps, strict=True):
-        proposal = propose(path, point, b, step, seed)
+    for b, step, drift in zip(betas, steps, drifts or [Point.gradient] * len(steps), strict=True):
+        proposal = propose(path, point, b, step, seed, drift)
         is_sane = ops.abs(proposal.log_ratio) < DIVERGED
         is_taken = is_sane & (ops.abs(proposal.log_ratio) < least)
         point = proposal.point.where(is_taken, point)

@@ -143,6 +143,28 @@ class DenseStack(layers.Layer):
         return h
 
 
+class Drift(layers.Layer):
+    """A function u(z, x) like z, in float32, with two hidden layers of 10 D units (Thin et al. 2021, their code)."""
+
+    def __init__(self, latent_dim, image_shape):
+        super().__init__(dtype=backend.floatx())
+        dense, width = partial(layers.Dense, dtype=backend.floatx()), 10 * latent_dim
+        self.of_pixels = built(dense(width), math.prod(image_shape))
+        self.of_z = built(dense(width, use_bias=False), latent_dim)  # the rest of the first layer
+        self.hidden, self.out = built(dense(width), width), built(dense(latent_dim), width)
+        self.built = True
+
+    def of(self, x):
+        """u(., x) for images (B, H, W, C): a function of chains z (n, B, D)."""
+        pixels = self.of_pixels(ops.reshape(x, (-1, math.prod(x.shape[1:]))))
+
+        def u(z):
+            h = ops.leaky_relu(as_one_batch(self.of_z, z) + pixels)
+            return as_one_batch(self.out, ops.leaky_relu(as_one_batch(self.hidden, h)))
+
+        return u
+
+
 class ConvDecoder(layers.Layer):
     """Latents (..., D) to p(x|z): dense to (H/4, W/4, 32), then five transposed convolutions.
 

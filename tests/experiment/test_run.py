@@ -130,6 +130,10 @@ def test_a_choice_is_one_of_the_registered_names_and_the_error_lists_them(name):
         ({"objective": "lmcvae", "network": "pixel", "model": "hvae"}, "would pass through batch normalisation"),
         ({"network": "pixel", "model": "hvae", "ema": 0.9}, "--ema 0.9 does not go with --network pixel"),
         ({"beta_start": 0.5}, "--beta_start 0.5 needs --beta_warmup, the epochs in which it becomes --beta"),
+        (
+            {"objective": "lmcvae", "drift": "network", "learn_schedule": "halving"},
+            "--learn_schedule halving does not go with --drift network: its bound does not depend on the schedule",
+        ),
         ({"num_samples": 0}, "--num_samples 0 must be at least 1"),
         ({"num_steps": 0, "objective": "lmcvae"}, "--num_steps 0 must be at least 1"),
         ({"step_size": 0.0, "objective": "lmcvae"}, "--step_size 0.0 must be at least 1e-05 and at most 1"),

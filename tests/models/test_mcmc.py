@@ -132,6 +132,27 @@ def test_with_the_exact_posterior_metropolis_weights_are_log_px_and_langevin_s_a
     assert spread[0] > spread[1] > spread[2] and spread[2] < 0.1
 
 
+def exact_drift(point, b):
+    """grad log gamma_b in closed form."""
+    of_p = ops.matmul(as32(POSTERIOR) - point.z, as32(np.linalg.inv(COVARIANCE)))
+    return (1 - b) * (as32(MEAN) - point.z) / as32(SCALE**2) + b * of_p
+
+
+def test_a_drift_may_be_given_without_gradients_of_densities(monkeypatch):
+    """The exact gradient has the same weights as the usual drift; any other keeps them unbiased."""
+    with_drifts = functools.partial(langevin, drifts=5 * [exact_drift], skip_below=0.1)
+    expected, usual = weights(functools.partial(langevin, skip_below=0.1), 0.06, 5), weights(langevin, 0.03, 5)
+    monkeypatch.setattr("models.mcmc.value_and_gradient", None)
+    path, z = pca()
+    path = path._replace(has_gradients=False)
+    np.testing.assert_allclose(weights(with_drifts, 0.06, 5, (path, z)), expected, rtol=1e-4)
+    bent = functools.partial(langevin, drifts=5 * [lambda point, b: exact_drift(point, b) + 3 * ops.sin(4 * point.z)])
+    found = weights(bent, 0.03, 5, (path, z))
+    ratio = np.exp(found - LOG_PX)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(CHAINS)
+    assert np.abs(found - usual).mean() > 0.1
+
+
 def test_log_kernels_are_those_of_the_normal_laws():
     path, z = pca()
     point = path.at(z)

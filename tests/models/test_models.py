@@ -835,7 +835,8 @@ NAMED = [
     for model in entry.models
     for prior in models.PRIORS
 ]
-NAMED += [{"objective": "amcvae"}, {"model": "hvae", "posterior": "realnvp", "latent_dim": 4}]
+NAMED += [{"objective": "amcvae"}, {"objective": "lmcvae", "drift": "network"}]
+NAMED += [{"model": "hvae", "posterior": "realnvp", "latent_dim": 4}]
 NAMED += [{"model": model, "scales": "2x4,1x2"} for model, entry in models.MODELS.items() if entry.is_deep]
 
 

@@ -37,6 +37,8 @@ class Pca(LatentModel):
     mean shifted by theta_0 and theta_1, its width exp(theta_2). `theta` is a tensor, so that there are gradients.
     """
 
+    top_prior = None
+
     def __init__(self, objective, theta):
         super().__init__(objective, dynamic=False, seed=0)
         self.theta = theta
@@ -351,6 +353,7 @@ if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of th
     CASES += [("mlp", objective, {"posterior": "realnvp"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("mlp", "lmcvae", {"likelihood": "mixlogistic"}), ("mlp", "lmcvae", {"learn_schedule": "sigmoidal"})]
     CASES += [("mlp", "amcvae", {"acceptance_rule": "barker"})]
+    CASES += [("mlp", "lmcvae", {"drift": "network", "learn_schedule": "off"})]
     CASES += [("dense", objective, {"model": "markov"}) for objective in ("elbo", "dreg", "lmcvae", "amcvae")]
     CASES += [("conv", "lmcvae", {"activation": "hard_tanh"}), ("conv", "dreg", {"activation": "softsign"})]
 
@@ -409,6 +412,82 @@ class FrozenOps:
 
     def __getattr__(self, name):
         return getattr(ops, name)
+
+
+# Networks for the drift
+
+
+def with_networks(theta=THETA, **settings):
+    """A Pca whose two Langevin steps follow networks, of weights that are not small."""
+    model = Pca(made("lmcvae", 4, num_steps=2, drift="network", **settings), ops.convert_to_tensor(theta))
+    model.objective.build(X.shape[1:])
+    draw = np.random.default_rng(1)
+    for weight in model.objective.trainable_variables:
+        weight.assign(0.3 * draw.normal(size=weight.shape))
+    return model
+
+
+@slow_on_jax
+@on_both_backends
+def test_networks_add_their_mismatch_to_the_loss_alone_and_its_gradient_goes_to_them_alone():
+    model = with_networks(step_size=0.05)
+    chains = model.objective
+    walk = chains.walked(model, X, 4, SeedGenerator(1), training=True)
+    b = np.asarray(chains.betas())
+    expected = [
+        np.sum(np.square(u.of(X)(p.z) - p.gradient(b[k])), axis=-1).mean(axis=0)
+        for k, (u, p) in enumerate(zip(chains.drifts, walk.points[:2], strict=True))
+    ]
+    np.testing.assert_allclose(chains.mismatch(walk, X), sum(expected), rtol=1e-4)
+    found = chains.outcome(model, X, SeedGenerator(1), 1.0, True)
+    np.testing.assert_allclose(found.bound, np.mean(walk.log_weight, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(found.loss + found.bound), sum(expected), rtol=1e-3)
+
+    def mismatch(theta):
+        model.theta = theta
+        walk = chains.walked(model, X, 4, SeedGenerator(1), training=True)
+        return ops.mean(chains.mismatch(walk, X)) + 0 * ops.sum(theta), ()
+
+    assert not np.asarray(value_and_gradient(mismatch, ops.convert_to_tensor(THETA))[2]).any()
+
+
+@slow_on_jax
+@on_both_backends
+def test_validation_and_draws_by_networks_take_no_gradient_of_a_density(monkeypatch):
+    taken = []
+    monkeypatch.setattr("models.mcmc.value_and_gradient", lambda *args: taken.append(args) or value_and_gradient(*args))
+    model = with_networks()
+    found = model.objective.outcome(model, X, SeedGenerator(1), 1.0, False)
+    model.objective.draw(model, X, SeedGenerator(1))
+    assert not taken and np.allclose(found.loss, -np.asarray(found.bound))
+    model.objective.outcome(model, X, SeedGenerator(1), 1.0, True)
+    assert len(taken) == 6  # of both densities, at three points
+
+
+@on_both_backends
+def test_networks_that_are_not_trained_keep_weights_unbiased():
+    model = with_networks(np.float32([0.3, -0.2, 0.4, 1.0]), step_size=0.05)
+    walk = model.objective.walked(model, np.repeat(X, 5000, axis=0), 4, SeedGenerator(1))
+    ratio = np.exp(np.asarray(walk.log_weight, "float64").reshape(4, 3, 5000) - LOG_PX[:, None])
+    mean, error = ratio.mean(axis=(0, 2)), ratio.std(axis=(0, 2)) / np.sqrt(20_000)
+    assert np.all(np.abs(mean - 1) < 4.5 * error) and np.all(error < 0.05)
+
+
+@slow_on_jax
+@on_both_backends
+@pytest.mark.parametrize("rule", ["acceptance", "variance"])
+def test_networks_learn_the_gradient(rule):
+    model = with_networks(step_rule=rule)
+    x = np.repeat(X, 100, axis=0)
+
+    def mismatch():
+        walk = model.objective.walked(model, x, 4, SeedGenerator(1), training=True)
+        return float(ops.mean(model.objective.mismatch(walk, x)))
+
+    before = mismatch()
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(x, batch_size=50, epochs=30, verbose=0)
+    assert mismatch() < before / 50
 
 
 # Cost
