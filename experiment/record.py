@@ -31,6 +31,7 @@ MOST_JSON = 1 << 20  # bytes of a config.json or status.json; larger ones are no
 
 
 def read_json(path, complaint):
+    """The dict in a small JSON file. Raises UserError with the `complaint` where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if isinstance(value := json.loads(read_bytes(path, MOST_JSON)), dict):
             return value
@@ -38,6 +39,7 @@ def read_json(path, complaint):
 
 
 def read_bytes(path, most):
+    """The content of a regular file. Raises OSError, and ValueError if it has more than `most` bytes."""
     with atomic.opened(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -96,6 +98,7 @@ def with_former(settings):
 
 
 def record_of(config, dataset):
+    """What config.json says of a new run: settings, code, versions and data, a dict."""
     import keras
 
     settings = dataclasses.asdict(config) | {"data_set": data.absolute(config.data_set)}
