@@ -1,6 +1,7 @@
 """Settles the backend before any test imports Keras; what several test files use."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -78,6 +79,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=what))
 
 
+def pytest_collection_finish():
+    """Each training collects garbage, and need not look for it among all modules."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """Says what was left out, and how to run it."""
     skipped = terminalreporter.stats.get("skipped", [])  # whole files among them, which have no keywords
@@ -106,6 +112,19 @@ def handlers_stay():
     """A test that left another handler behind would let the next one that stops a run end the whole process."""
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def eagerly():
+    """On TensorFlow, nothing is compiled, which is most of what a tiny training takes."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

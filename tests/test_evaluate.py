@@ -69,7 +69,6 @@ def test_a_grid_with_a_run_that_fails_is_trained_evaluated_and_ranked(tmp_path, 
 S, N = 23, 37
 
 
-@pytest.mark.keras
 def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, capfd, monkeypatch):
     backend.start()
     from evaluation import importance

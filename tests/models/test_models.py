@@ -201,13 +201,13 @@ def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
 @pytest.mark.parametrize(("model", "prior"), [one for one in ALL if one.values[0] == "vae" or one.values[1] != "flow"])
 def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior):
     """Over two latents, log p(x) by a sum over a grid is exact: posterior, prior and likelihood fit one another."""
-    built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 120
+    built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 90
     for weight in built.trainable_variables:
         if weight.path.split("/")[-1] not in ("pseudo_inputs", "mean", "raw_logvar"):  # the prior's own
             weight.assign(np.asarray(weight) * 1.4)  # so that x and z matter to one another
     axis = (np.arange(n) + 0.5) / n * 2 * side - side
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 2).astype("float32")
-    joint = log_joint(built, x, np.repeat(grid, 3, axis=1))  # (n * n, 3)
+    joint = log_joint(built, x, grid)  # (n * n, 3)
     exact = scipy.special.logsumexp(np.asarray(joint, "float64"), axis=0) + 2 * np.log(2 * side / n)
     estimate = importance_sampling(built, x, 4000)
     assert np.all(estimate.log_px_se < 0.1)
@@ -307,11 +307,14 @@ def test_the_prior_over_the_weights_of_a_vamp_mixture_counts_once_a_batch_in_tra
 @slow_on_jax
 @pytest.mark.parametrize(
     "objective",
-    [pytest.param(name, marks=[pytest.mark.slow] * one.is_annealed) for name, one in models.OBJECTIVES.items()],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * one.is_annealed + [on_tensorflow] * (name != "elbo"))
+        for name, one in models.OBJECTIVES.items()
+    ],
 )
 @pytest.mark.parametrize("prior", ["vampmixture", "lars", "exemplar"])
 def test_a_prior_goes_with_every_bound(prior, objective):
-    built = build("hvae", prior, objective=objective, **settings_of("mlp"))
+    built = build("vae", prior, objective=objective, **settings_of("mlp"))
     shaken(built.top_prior)
     built.compile(keras.optimizers.SGD(1e-3))
     before = [np.array(w) for w in built.top_prior.trainable_variables]
@@ -833,7 +836,7 @@ NAMED = [
     {"model": model, "prior": prior} | settings_of(network)
     for network, entry in models.NETWORKS.items()
     for model in entry.models
-    for prior in models.PRIORS
+    for prior in (models.PRIORS if network == "mlp" else ["vamp"])
 ]
 NAMED += [{"objective": "amcvae"}, {"objective": "lmcvae", "drift": "network"}]
 NAMED += [{"model": "hvae", "posterior": "realnvp", "latent_dim": 4}]
