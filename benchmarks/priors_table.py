@@ -189,15 +189,16 @@ def part(data_set, latent_dim):
 
 
 def best():
-    """The README's table: log p(x) by prior, for each data set and number of latents."""
-    columns = [(data_set, latent_dim) for data_set in DATA_SETS for latent_dim in LATENT_DIMS]
-    rows = []
-    for prior in PRIORS:
-        found = [[one["metrics"]["log_px"] for one in results_of(*column, prior)] for column in columns]
-        rows.append([f"`{prior}`", *(spread(values) if values else "" for values in found)])
-    header = ["prior", *(f"{data_set}, {latent_dim} latents" for data_set, latent_dim in columns)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * len(columns), *lines[1:]])
+    """The README's table: log p(x) by prior, for each data set and number of latents of which there are results."""
+    everything = itertools.product(DATA_SETS, LATENT_DIMS, PRIORS)
+    found = {(*column, prior): values for *column, prior in everything if (values := results_of(*column, prior))}
+    columns = list(dict.fromkeys((data_set, latent_dim) for data_set, latent_dim, _ in found))
+    lines = [["prior", *(f"{data_set}, {latent_dim} latents" for data_set, latent_dim in columns)]]
+    for prior in [prior for prior in PRIORS if any(prior == name for *_, name in found)]:
+        scores = [[one["metrics"]["log_px"] for one in found.get((*column, prior), ())] for column in columns]
+        lines.append([f"`{prior}`", *(spread(values) if values else "" for values in scores)])
+    head, *rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, "|---|" + "---:|" * len(columns), *rows])
 
 
 def table():
