@@ -115,19 +115,6 @@ def handlers_stay():
 
 
 @pytest.fixture
-def eagerly():
-    """On TensorFlow, nothing is compiled, which is most of what a tiny training takes."""
-    if os.environ["KERAS_BACKEND"] == "jax":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture
 def no_code(monkeypatch):
     """No file of code was named before the test, and no class of one stays in the registries after it."""
     monkeypatch.setattr(own, "_files", {})

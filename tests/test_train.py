@@ -317,7 +317,6 @@ PRESETS = ["mnist_hvae_vamp", "staticmnist_vae_vampdata", "staticmnist_convhvae_
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_of_each_network_trains_is_scored_and_drawn(tmp_path, capfd, preset):
     small = {"data_set": "digits", "epochs": 1, "max_train_images": 40, "batch_size": 20, "num_pseudo_inputs": 3}
