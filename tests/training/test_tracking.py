@@ -50,7 +50,7 @@ def tracked(tmp_path_factory):
     """The folder of the small run with its event files, which no test changes."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(tracking.TRACKERS, "tensorboard", TRACKING["tensorboard"])
-        return fit.train(config(tmp_path_factory.mktemp("tracked"), model="hvae"))
+        return fit.train(config(tmp_path_factory.mktemp("tracked")))
 
 
 def accumulated(path):
