@@ -64,7 +64,7 @@ def times_file(latent_dim):
 
 def produce(data_set, latent_dim, seed, args):
     """Trains and scores the runs with every prior, and writes a result file as soon as each can be compared."""
-    bases, chosen = {}, ["--backend", args.backend]
+    chosen = ["--backend", args.backend]
     for prior in args.priors:
         config = config_of(data_set, latent_dim, prior, seed, args.runs_dir)
         call("train.py", *words_of(config), *chosen)
@@ -74,10 +74,16 @@ def produce(data_set, latent_dim, seed, args):
         if not is_scored(run):
             network = features(data_set, args)
             call("evaluate.py", run.path, "--max_images", str(IMAGES), "--features", network, *chosen)
-        if prior in BASES:
-            bases[prior] = run.evaluation("test").log_px
+        bases = bases_of(data_set, latent_dim, seed, args.runs_dir)
         atomic.write_json(result_file(data_set, latent_dim, prior, seed), collected(run, bases, args.hardware))
         write()
+
+
+def bases_of(data_set, latent_dim, seed, runs_dir):
+    """log p(x) of the images by the runs with the priors BASES that are scored: a dict of arrays (N,)."""
+    paths = {prior: config_of(data_set, latent_dim, prior, seed, runs_dir).path for prior in BASES}
+    runs = {prior: experiment.load(path) for prior, path in paths.items() if path.is_dir()}
+    return {prior: run.evaluation("test").log_px for prior, run in runs.items() if is_scored(run)}
 
 
 def features(data_set, args):
@@ -231,7 +237,7 @@ def main():
     parser.add_argument("--draw", action="store_true", help="draw the densities of runs with two latents")
     parser.add_argument("--data_sets", nargs="+", choices=DATA_SETS, default=list(DATA_SETS))
     parser.add_argument("--latent_dims", nargs="+", type=int, choices=LATENT_DIMS, default=LATENT_DIMS)
-    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS, help=f"the first ones: {BASES}")
+    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS, help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs_dir", type=Path, default=Path("runs", "priors"))
     parser.add_argument("--backend", choices=backend.BACKENDS, default="jax")

@@ -307,11 +307,9 @@ def find_activation(name):
     if name not in names:
         raise ValueError(f"unknown activation {name!r}; Keras knows {', '.join(names)}")
     activation = activations.get(name)
-    try:
+    with contextlib.suppress(TypeError):  # it wants arguments of its own, as threshold does
         if activation(ops.zeros((1, 4))).shape == (1, 4):
             return activation
-    except TypeError:  # it wants arguments of its own, as threshold does
-        pass
     raise ValueError(f"activation {name!r} changes the number of features, or needs arguments: it cannot be used here")
 
 
