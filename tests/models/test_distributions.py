@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 from conftest import slow_on_jax
-from keras import ops
+from keras import backend, ops
 from keras.random import SeedGenerator
 
 from models.distributions import Chain, Mixture, Normal, log_sum_exp
@@ -70,6 +70,26 @@ def test_narrow_components_far_apart_lose_no_digits(spread, logvar):
     np.testing.assert_allclose(ops.convert_to_numpy(value), expected, atol=2e-3)
     slope = -np.einsum("nk,nkd->nd", shares, off) * precision
     np.testing.assert_allclose(ops.convert_to_numpy(gradient), slope, atol=2e-3 * np.exp(-logvar / 2) + 0.01)
+
+
+@pytest.mark.skipif(backend.backend() != "jax", reason="only JAX compiles what stands outside of compiled functions")
+def test_the_density_of_a_mixture_is_compiled_once():
+    """A grid of latents asks thousands of times."""
+    import jax
+
+    def count(name, *_, **__):
+        counted.append(name)
+
+    z, counted = np.zeros((1, D), "float32"), []
+    TOP.log_prob(z)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        TOP.log_prob(z)
+        assert not counted
+        jax.jit(lambda z: 2 * z)(z)
+        assert counted, "compilations are not counted"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_chain_log_prob_is_the_sum_of_its_factors():
