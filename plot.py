@@ -16,7 +16,8 @@ from runtime.errors import UserError
 from runtime.rules import Rule, check, excludes, needs
 
 README_PICTURES = Path(__file__).parent / "benchmarks" / "readme_pictures.py"
-README_SETTINGS = ("network_size", "epochs", "lr")
+README_SIZES = ("network_size", "epochs", "lr", "lr_schedule", "beta_warmup", "precision")
+README_SETTINGS = (*README_SIZES, "latent_dim")
 README_FLAGS = (*README_SETTINGS, "hardware", "runs_dir", "data_dir", "backend", "device")
 OF_RUNS = ("gs_key", "explore", "figures", "estimates", "report", "export", "on")
 DRAWS_EXAMPLE = "because it draws an example of its own"
@@ -68,11 +69,11 @@ def add_arguments(parser):
     text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
     parser.add_argument("--toy_posteriors", action="store_true", help=text, **examples)
     text = "regenerate the eight runs, table and figures of docs/results.md; finished parts are skipped. Without "
-    text += "the next three flags, with network size 1, 10 epochs and learning rate 1e-3"
+    text += f"--{', --'.join(README_SIZES)}, with network size 1, 10 epochs and learning rate 1e-3"
     parser.add_argument("--readme", action="store_true", help=text, **examples)
     for name in README_SETTINGS:
         text, usual = "of these runs [that of train.py, {}]", getattr(Config, name)
-        options = {"type": type(usual), "metavar": "X" if isinstance(usual, float) else "N", **examples}
+        options = {"type": type(usual), "metavar": {float: "X", int: "N"}.get(type(usual), "NAME"), **examples}
         parser.add_argument(f"--{name}", help=text.format(usual), **options)
     text = "name of the machine, which is stored with the results"
     parser.add_argument("--hardware", metavar="WORDS", help=text, **examples)

@@ -1,13 +1,15 @@
 """Trains, scores and draws the eight runs of docs/results.md, and writes their table and pictures.
 
-    python plot.py --readme [--network_size 16] [--epochs 250] [--lr 1e-4] [--hardware "two cores of ..."]
+    python plot.py --readme [--network_size 16] [--epochs 250] [--latent_dim 40] [--hardware "two cores of ..."]
 
-Two data sets and four models with two latent dimensions. What is finished is skipped, and what was interrupted
-continues. Each run leaves a file in benchmarks/results/; the page shows the largest setting for which all runs are
-there. Without --readme, this script only writes that part of the page.
+Two data sets and four models. What is finished is skipped, and what was interrupted continues. Each run leaves a file
+in benchmarks/results/, with its paired difference from the run with N(0, I); of each data set and number of latents the
+page shows the largest setting of which all four runs are there. Without --readme, this script only writes that part of
+the page.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,7 +21,9 @@ import experiment
 import plot
 import train
 from benchmarks import results_page
+from benchmarks.paper_table import active_units
 from evaluation.estimators import Scoring
+from evaluation.score import error_of_mean
 from experiment import Config
 from experiment.flags import words_of
 from plotting.comparisons import group_of
@@ -32,44 +36,45 @@ RESULTS = Path(__file__).parent / "results"
 IMG = Path(__file__).parent.parent / "img"
 DATA_SETS = ("mnist", "fashionmnist")
 MODELS = tuple((model, prior) for model in ("vae", "hvae") for prior in ("standard", "vamp"))
-FIXED = {"latent_dim": 2}  # of all these runs, even if the default changes
 SMALL = {"network_size": 1.0, "epochs": 10, "lr": 1e-3}  # takes two cores an hour
 MOST_IMAGES = 1000  # that are scored
 FIGURES = ("input", "reconmanifold", "embedding_mean", "pseudouse", "overlay", "curves", "priors")
 HEADER = (
-    *("data", "model", "prior", "log p(x)", "by", "± estimator", "± images", "ELBO", "rate", "distortion"),
-    *("doubtful", "pseudo-inputs in use", "training, min", "scoring, min"),
+    *("model", "prior", "log p(x)", "± estimator", "± images", "against N(0, I)", "ELBO", "rate", "marginal KL"),
+    *("active units", "doubtful", "pseudo-inputs in use", "training, min", "scoring, min", "hardware"),
 )
 
 
 def produce(args):
     """Does what is not finished yet, for the flags of plot.py; returns the exit code."""
     check(plot.RULES, args)
-    configs, place = configs_of(args), ["--device", args.device, *(["--backend", args.backend] if args.backend else [])]
-    for number, config in enumerate(configs, 1):
-        print(f"[{number}/{len(configs)}] {config.path}", flush=True)
-        code = train.main([*words_of(config), *place]) or scored(config, place)
-        if code:
-            return code  # the same command continues
-    for data_set in DATA_SETS:
-        runs = [str(config.path) for config in configs if config.data_set == data_set]
+    place = ["--device", args.device, *(["--backend", args.backend] if args.backend else [])]
+    for data_set, members in itertools.groupby(configs_of(args), lambda config: config.data_set):
+        configs = list(members)
+        for config in configs:
+            print(config.path, flush=True)
+            code = train.main([*words_of(config), *place]) or scored(config, place)
+            if code:
+                return code  # the same command continues
+            collect(config, args.hardware or "hardware not stated")
+        print(f"the figures of {data_set}", flush=True)
+        runs = [str(config.path) for config in configs]
         if code := plot.main([*runs, "--figures", *FIGURES, "--out", str(IMG), *place]):
             return code
-    for config in configs:
-        collect(config, args.hardware or "hardware not stated")
-    return write(args)
+        write(args)
+    return 0
 
 
 def write(args):
-    """Writes the page's table and pictures; returns the exit code."""
+    """Writes the page's tables and pictures; returns the exit code."""
     results_page.write("readme_pictures.py", part())
     return 0
 
 
 def configs_of(args):
     """The Config of each run that the flags ask for. Raises UserError for settings that no run can have."""
-    given = {name: getattr(args, name) for name in SMALL if getattr(args, name) is not None} or SMALL
-    given = given | FIXED | {"runs_dir": args.runs_dir, "data_dir": args.data_dir}
+    given = {name: getattr(args, name) for name in plot.README_SIZES if getattr(args, name) is not None} or SMALL
+    given = given | {"latent_dim": args.latent_dim or 2, "runs_dir": args.runs_dir, "data_dir": args.data_dir}
     return [Config(data_set=name, model=m, prior=p, **given) for name in DATA_SETS for m, p in MODELS]
 
 
@@ -93,84 +98,110 @@ def collect(config, hardware):
     if before.get("metrics", {}).get("weights_sha256") == run.weights_sha256 and hardware.endswith("not stated"):
         hardware = before["hardware"]  # it was trained where it was said to be
     about = {"settings": settings, "status": run.status, "note": run.note, "hardware": hardware}
-    atomic.write_json(file, about | kept | {"metrics": run.metrics})
+    atomic.write_json(file, about | kept | {"metrics": run.metrics, "difference": difference(run)})
+
+
+def difference(run):
+    """The mean of log p(x) minus that of the run with N(0, I), image by image, and its standard error; None for that.
+
+    Raises UserError where the images differ.
+    """
+    if run.config.prior == "standard":
+        return None
+    base = experiment.load(dataclasses.replace(run.config, prior="standard").path, run.config.data_dir)
+    if run.metrics["images_sha256"] != base.metrics["images_sha256"]:
+        raise UserError(f"{run.name} and {base.name} were not scored on the same images")
+    found = run.evaluation("test").log_px - base.evaluation("test").log_px
+    return [float(found.mean()), error_of_mean(found)]
 
 
 def shown():
-    """A dict of the Configs of the page's runs to their results, for the largest complete setting.
+    """The runs of each part of the page: (latent_dim, data set) to a dict of Config to result.
 
-    Raises UserError if there is none.
+    Of each, the largest setting of which all models are there. Raises UserError if there is none at all.
     """
     settings = {}
     for path in RESULTS.glob("readme_*.json"):
         result = json.loads(path.read_text())
         config = Config(**result["settings"])
-        one = settings.setdefault(tuple(getattr(config, name) for name in SMALL), {})
-        one[config.data_set, config.model, config.prior] = config, result
-    wanted = [(name, *model) for name in DATA_SETS for model in MODELS]
-    complete = {setting: found for setting, found in settings.items() if set(wanted) <= set(found)}
-    if not complete:
-        raise UserError(f"{RESULTS} has no setting of which all {len(wanted)} runs are there; see plot.py --readme")
-    largest = complete[max(complete, key=lambda setting: (setting[0] * setting[1], setting))]
-    return dict(largest[name] for name in wanted)
+        one = settings.setdefault((config.latent_dim, config.data_set), {})
+        one = one.setdefault(tuple(getattr(config, name) for name in plot.README_SIZES), {})
+        one[config.model, config.prior] = config, result
+    found = {}
+    for place in itertools.product(sorted({latent_dim for latent_dim, _ in settings}), DATA_SETS):
+        complete = {setting: one for setting, one in settings.get(place, {}).items() if set(MODELS) <= set(one)}
+        if complete:
+            largest = complete[max(complete, key=lambda setting: (setting[0] * setting[1], setting))]
+            found[place] = dict(largest[model] for model in MODELS)
+    if not found:
+        raise UserError(f"{RESULTS} has no setting of which all {len(MODELS)} runs are there; see plot.py --readme")
+    return found
 
 
 def part():
-    """The table and the pictures."""
-    results = shown()
-    head = [f"| {' | '.join(HEADER)} |", "|---|---|---|---:|---|" + "---:|" * 9]
-    lines = [*head, *(row(config, result) for config, result in results.items()), "", about(results)]
-    for data_set in DATA_SETS:
-        lines += ["", *pictures({one: result for one, result in results.items() if one.data_set == data_set})]
+    """The tables and the pictures."""
+    lines = []
+    for results in shown().values():
+        config = next(iter(results))
+        lines += [f"**{config.data_set}, {config.latent_dim} latents.** {about(results)}", ""]
+        lines += [results_page.table(HEADER, "ll" + "r" * (len(HEADER) - 3) + "l", rows(results))]
+        lines += [*pictures(results), ""]
     return "\n".join(lines)
 
 
-def row(config, result):
-    """A line of the table."""
-    metrics, minutes = result["metrics"], minutes_of(result)
+def rows(results):
+    """The cells of a table."""
+    return [cells_of(config, result) for config, result in results.items()]
+
+
+def cells_of(config, result):
+    """The cells of a run's line."""
+    metrics, (gain, error) = result["metrics"], result.get("difference") or (None, None)
     used = metrics["components_in_use"]
-    cells = [config.data_set, config.model, config.prior]
-    cells += [f"{metrics['log_px']:.2f}", metrics["estimator"], f"{metrics['log_px_se']:.3f}"]
-    cells.append(f"{metrics['log_px_se_images']:.2f}")
-    cells += [f"{metrics[name]:.2f}" for name in ("elbo", "rate", "distortion")]
-    cells += [str(metrics["doubtful"]), f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes:.1f}"]
-    cells.append(f"{metrics['seconds'] / 60:.1f}")
-    return f"| {' | '.join(cells)} |"
+    cells = [config.model, config.prior, f"{metrics['log_px']:.2f}", f"{metrics['log_px_se']:.3f}"]
+    cells += [f"{metrics['log_px_se_images']:.2f}", "" if gain is None else f"{gain:+.2f} ± {error:.2g}"]
+    cells += [f"{metrics[name]:.2f}" for name in ("elbo", "rate", "marginal_kl")]
+    cells += [active_units([metrics]), metrics["doubtful"]]
+    cells += [f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes_of(result):.1f}"]
+    return [*cells, f"{metrics['seconds'] / 60:.1f}", result["hardware"]]
 
 
 def about(results):
-    """A paragraph on what the numbers of the table are, and where they were computed."""
+    """Sentences on what the numbers of a table are."""
     config, result = next(iter(results.items()))
-    words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("hardware", "backend", "note")}
+    words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("backend", "note")}
+    words["estimator"] = dict.fromkeys(one["metrics"]["estimator"] for one in results.values())
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
     count, order = result["metrics"]["num_images"], result["metrics"].get("selection", "the first")
-    minutes = sum(one["status"]["seconds"] + one["metrics"]["seconds"] for one in results.values()) / 60
     words["note"].pop("", None)
-    said = f"In nats per image, for {order} {count:,} test images. All runs have {setting(config)}, "
-    said += f"seed {config.seed} and two latent dimensions. "
-    said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}, {'; '.join(words['hardware'])}; "
-    said += f"{minutes:.0f} minutes in all."
+    said = (
+        f"All four have {setting(config)}, seed {config.seed}. In nats per image, for {order} {count:,} test images; "
+    )
+    said += f"log p(x) is by {' and '.join(words['estimator'])}. "
+    said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}."
     return " ".join([said, *(f"{note}." for note in words["note"])])
 
 
 def setting(config):
     """The settings that the flags may change, in words."""
-    return f"network size {config.network_size:g}, {config.epochs} epochs, learning rate {config.lr:g}"
+    said = f"network size {config.network_size:g}, {config.epochs} epochs, learning rate {config.lr:g}"
+    said += f" ({config.lr_schedule})" if config.lr_schedule != Config.lr_schedule else ""
+    said += f", {config.beta_warmup} epochs of warm-up" if config.beta_warmup else ""
+    return said + (f", {config.precision}" if config.precision != Config.precision else "")
 
 
 def pictures(results):
-    """The lines that show the pictures of one data set, beginning with those that compare its runs."""
+    """The lines that show the pictures of one part, beginning with those that compare its runs."""
     config = next(iter(results))
-    name, group = config.data_set, group_of(config)
-    minutes = ", ".join(f"{one.model} {one.prior} {minutes_of(result):.1f}" for one, result in results.items())
+    name, group = f"{config.data_set}, {config.latent_dim} latents", group_of(config)
     words = {
-        "losshistory": f"Validation ELBO of the four models on {name} by epoch",
-        "curves": f"Validation ELBO, rate and distortion of the four models on {name} by epoch",
-        "priors": f"Samples of the four models on {name}, N(0, I) on the left, VampPrior on the right",
+        "losshistory": f"Validation ELBO of the four models by epoch: {name}",
+        "curves": f"Validation ELBO, rate and distortion of the four models by epoch: {name}",
+        "priors": f"Samples of the four models, N(0, I) on the left, VampPrior on the right: {name}",
     }
-    lines = [f"**{name}**: {setting(config)}; minutes of training: {minutes}."]
-    lines += [*images({f"{group}_{stem}": text for stem, text in words.items()}), ""]
-    lines += folded(f"{name}: ten test images of each class", {f"{name}_input": f"Test images of {name}"})
+    lines = [*images({f"{group}_{stem}": text for stem, text in words.items()}), ""]
+    input_of = {f"{config.data_set}_input": f"Test images of {config.data_set}"}
+    lines += folded(f"{config.data_set}: ten test images of each class", input_of)
     for one, result in results.items():
         lines += ["", *pictures_of(one, result)]
     return lines
@@ -178,7 +209,7 @@ def pictures(results):
 
 def pictures_of(config, result):
     """The lines that show the pictures of one run, below its settings, its score and its time."""
-    name = f"{config.data_set}, {config.model}, {config.prior}"
+    name = f"{config.data_set}, {config.latent_dim} latents, {config.model}, {config.prior}"
     words = {
         "reconmanifold": f"Test images above their reconstructions and their log p(x): {name}",
         "embedding_mean": f"Posterior means of the test images over the prior's density: {name}",

@@ -38,6 +38,10 @@ def test_without_sizes_the_runs_are_small_and_with_one_the_others_are_the_usual_
     full = readme_pictures.configs_of(arguments("--network_size", "16", "--epochs", "250"))
     assert full[3].path.name == "mnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
     assert full[-1].path.name == "fashionmnist_hvae_vamp_bs256_dim2_factor16.0_epochs250"
+    words = ("--latent_dim=40", "--lr_schedule=cosine", "--beta_warmup=4", "--precision=mixed_bfloat16")
+    name = readme_pictures.configs_of(arguments(*words))[1].path.name
+    assert name == "mnist_vae_vamp_bs256_dim40_factor4.0_epochs250_schedulecosine_precisionmixed_bfloat16_warmup4"
+    assert readme_pictures.configs_of(arguments("--latent_dim=40"))[0].network_size == 1
 
 
 @pytest.mark.parametrize("words", ["run", "--gs_key=x", "--out=x", "--report", "--export=npz", "--explore"])
@@ -108,8 +112,12 @@ def test_one_command_makes_what_is_missing_and_another_nothing(tiny, monkeypatch
     expected = {f"../img/{name}_{one}.png" for one in ("reconmanifold", "embedding_mean", "pseudouse")}
     assert expected | {"../img/digits_input.png", "../img/digits_ldim2_factor0.25_losshistory.png"} <= set(shown)
     (result,) = [json.loads(path.read_text()) for path in (tiny / "results").glob(f"readme_{name}.json")]
-    assert f"| digits | vae | vamp | {result['metrics']['log_px']:.2f} | quadrature |" in text
-    assert "a machine" in text and "network size 0.25, 1 epochs" in text
+    assert f"| vae | vamp | {result['metrics']['log_px']:.2f} |" in text and "log p(x) is by quadrature" in text
+    (base,) = (json.loads(path.read_text()) for path in (tiny / "results").glob("readme_digits_vae_standard_*.json"))
+    gain, error = result["difference"]
+    assert gain == pytest.approx(result["metrics"]["log_px"] - base["metrics"]["log_px"]) and error > 0
+    assert base["difference"] is None and f" | {gain:+.2f} ± {error:.2g} | " in text
+    assert "Hardware a: a machine." in text and "network size 0.25, 1 epochs" in text
     capsys.readouterr()
 
     monkeypatch.setattr("training.fit.train", None)  # nothing is left to train
@@ -122,8 +130,9 @@ def result(config, log_px):
     """A result file's content."""
     metrics = dict.fromkeys(("log_px_se", "log_px_se_images", "elbo", "rate", "distortion", "seconds"), 1.0)
     metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "estimator": "quadrature"}
+    metrics |= {"marginal_kl": 0.1, "active_units": [2], "units": [2]}
     settings = {"model": config.model, "prior": config.prior, "data_set": config.data_set}
-    settings |= {"network_size": config.network_size, "epochs": config.epochs, "lr": config.lr, "latent_dim": 2}
+    settings |= {name: getattr(config, name) for name in plot.README_SETTINGS}
     about = {"status": {"seconds": 60.0}, "note": "", "hardware": "here", "backend": "jax", "git_commit": None}
     return about | {"settings": settings, "metrics": metrics}
 
@@ -131,7 +140,7 @@ def result(config, log_px):
 def write_results(folder, log_px, models, **settings):
     """Writes a result file for each of these models of the digits."""
     for model, prior in models:
-        config = experiment.Config(data_set="digits", model=model, prior=prior, latent_dim=2, **settings)
+        config = experiment.Config(data_set="digits", model=model, prior=prior, **settings)
         (folder / f"readme_{config.training_id}.json").write_text(json.dumps(result(config, log_px)))
 
 
@@ -145,10 +154,29 @@ def test_the_largest_complete_setting_is_shown(tiny):
     write_results(tiny / "results", -140.0, models, network_size=16.0, epochs=250)
     shown = readme_pictures.part()
     assert "-140.00" in shown and "-150.00" not in shown and "../img/digits_ldim2_factor16_losshistory.png" in shown
+    assert "network size 16, 250 epochs, learning rate 0.0001, 1.0 min; log p(x) -140.00" in shown
+
+
+def test_each_number_of_latents_has_a_part_of_its_own(tiny):
+    models, slow = readme_pictures.MODELS, {"lr_schedule": "cosine", "beta_warmup": 4, "precision": "mixed_bfloat16"}
+    write_results(tiny / "results", -90.0, models, latent_dim=40, network_size=1.0, **slow)
+    write_results(tiny / "results", -150.0, models, latent_dim=2, network_size=4.0)
+    two, forty = readme_pictures.part().split("**digits, 40 latents.**")
+    assert two.startswith("**digits, 2 latents.**") and "-150.00" in two and "-90.00" not in two
     assert (
-        "network size 16, 250 epochs, learning rate 0.0001" in shown
-        and "learning rate 0.0001, 1.0 min; log p(x) -140.00" in shown
+        "-90.00" in forty
+        and "network size 1, 250 epochs, learning rate 0.0001 (cosine), 4 epochs of warm-up, mixed_bfloat16" in forty
     )
+
+
+def test_models_that_were_not_scored_on_the_same_images_are_not_compared(monkeypatch):
+    def run(prior, images):
+        config = experiment.Config(data_set="digits", prior=prior)
+        return SimpleNamespace(name=prior, config=config, metrics={"images_sha256": images})
+
+    monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run("standard", "those"))
+    with pytest.raises(UserError, match="vamp and standard were not scored on the same images"):
+        readme_pictures.difference(run("vamp", "these"))
 
 
 def test_scores_of_another_kind_are_made_again(monkeypatch):
