@@ -144,6 +144,13 @@ def first_on_both(*values):
     return [values[0], *(pytest.param(value, marks=on_tensorflow) for value in values[1:])]
 
 
+def third_on_jax(*cases):
+    """Parameters of a test, of which JAX gets every third at once, and the others among the tests that take long."""
+    slow = [pytest.mark.slow] if os.environ["KERAS_BACKEND"] == "jax" else []
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=slow if index % 3 else []) for index, case in enumerate(cases)]
+
+
 def shapes_of(function):
     """What a function of nothing returns, or only its shapes: on JAX nothing is computed, nor compiled for it.
 

@@ -166,6 +166,7 @@ def test_all_estimators_agree_on_a_trained_model_and_its_elbo_is_below(plane, ca
     assert "of all steps were accepted" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_target_error_takes_what_each_image_needs_and_says_where_it_failed(plane, capfd):
     assert called(evaluate.main, plane, "--max_images", 20, "--target_se", 0.05) == 0
     with np.load(plane / "evaluations" / "test_isfitted_se0.05_N20.npz") as file:

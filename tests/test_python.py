@@ -10,7 +10,7 @@ from functools import cached_property
 import keras
 import numpy as np
 import pytest
-from conftest import ID, ROOT, called, read
+from conftest import ID, ROOT, called, read, slow_on_jax
 
 import evaluate
 import experiment
@@ -28,6 +28,7 @@ def of_array(tmp_path_factory):
     return vampvae.train(IMAGES, runs_dir=tmp_path_factory.mktemp("python"), **QUICK)
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_an_array_is_a_data_set_that_commands_know_too(of_array, capfd):
     run = of_array

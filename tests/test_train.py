@@ -74,6 +74,7 @@ def test_chains_train_with_xla(script, tmp_path):
     assert history["val_bound"][1] > history["val_bound"][0] and history["val_diverged"].max() == 0
 
 
+@slow_on_jax
 @pytest.mark.keras
 def test_training_says_how_long_it_takes_and_ends_with_the_folder(trained):
     done, path = trained

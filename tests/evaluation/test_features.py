@@ -8,6 +8,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 from keras import layers
 
 import data
@@ -64,6 +65,7 @@ def refused(path, *words):
 # ---------------------------------------------------------------------------------------------- training
 
 
+@slow_on_jax
 def test_the_record_says_what_the_network_is_and_how_good(digits):
     record = json.loads(digits.with_suffix(".json").read_text())
     assert {name: record[name] for name in ("data_set", "layer", "epochs", "seed", "image_shape", "note")} == {

@@ -4,6 +4,7 @@ import linear_models
 import numpy as np
 import pytest
 import scipy.special
+from conftest import slow_on_jax
 from keras import ops
 from linear_models import posterior_of, two_layers
 
@@ -86,6 +87,7 @@ def test_each_layer_has_its_own():
     assert (found.active_units, found.units) == ([2, 2], [3, 3])
 
 
+@slow_on_jax
 def test_components_in_use_are_those_near_the_latents():
     """Two of five components lie where the latents are, with equal shares; the others far away."""
     mean = np.zeros((5, D), "float32")
@@ -99,6 +101,7 @@ def test_components_in_use_are_those_near_the_latents():
     np.testing.assert_allclose(shares, [[0.5, 0.5, 0, 0, 0]], atol=1e-6)
 
 
+@slow_on_jax
 def test_clusters_are_components_by_their_best_classes():
     """Class 0 has two components, and a third of class 1 lies in one of them; two components have no image."""
     mean = np.float32([[0, 0, 0], [50, 0, 0], [0, 50, 0], [0, 0, 99], [0, 0, -99]])

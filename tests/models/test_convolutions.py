@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import third_on_jax
 from keras import layers, ops
 
 import models
@@ -43,7 +44,7 @@ def slopes(layer, x):
 
 @pytest.mark.parametrize(
     ("name", "strides", "kernel", "shape", "filters"),
-    [
+    third_on_jax(
         ("Conv2DTranspose", 1, 3, (6, 7, 5), 4),
         ("Conv2DTranspose", 2, 4, (6, 7, 5), 4),
         ("Conv2DTranspose", (2, 1), (3, 5), (6, 7, 5), 4),
@@ -61,7 +62,7 @@ def slopes(layer, x):
         ("Conv2D", 1, (7, 2), (6, 7, 1), 5),  # which no block divides
         ("Conv2D", 1, 3, (7, 4, 2), 1),  # where TensorFlow's convolution is wrong with strides that differ
         ("Conv2D", 1, 9, (3, 4, 1), 16),  # a kernel larger than the maps
-    ],
+    ),
 )
 def test_it_is_keras_own(name, strides, kernel, shape, filters):
     ours, theirs, x = pair(name, strides, kernel, shape, filters)

@@ -170,6 +170,7 @@ def test_hvae_splits_odd_latents_with_the_larger_part_on_top(latent_dim, top):
     assert model.top_prior.distribution().mean.shape == (K, top)
 
 
+@slow_on_jax
 def test_hvae_has_the_sizes_that_are_given():
     model, z = build("hvae", "vamp", latent_dim=5, latent_dims=(1, 4)), rng.normal(size=(N, B, 5)).astype("float32")
     assert (model.dim_z2, model.dim_z1) == model.sizes == (1, 4)
@@ -201,7 +202,7 @@ def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
 @pytest.mark.parametrize(("model", "prior"), [one for one in ALL if one.values[0] == "vae" or one.values[1] != "flow"])
 def test_log_px_by_importance_sampling_is_the_integral_of_the_joint(model, prior):
     """Over two latents, log p(x) by a sum over a grid is exact: posterior, prior and likelihood fit one another."""
-    built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 90
+    built, x, side, n = build(model, prior, latent_dim=2), images(3), 9.0, 60
     for weight in built.trainable_variables:
         if weight.path.split("/")[-1] not in ("pseudo_inputs", "mean", "raw_logvar"):  # the prior's own
             weight.assign(np.asarray(weight) * 1.4)  # so that x and z matter to one another
@@ -272,7 +273,8 @@ def test_a_prior_integrates_to_one_and_its_draws_are_its_own(name, settings):
     assert p.sum() == pytest.approx(1, abs=2e-3)
     normal = np.exp(-0.5 * (plane**2).sum(-1)).reshape(n, n) / (2 * np.pi) * (2 * side / n) ** 2
     assert (np.abs(p - normal).sum() < 1e-4) == (settings.get("num_couplings") == 0)
-    draws = np.asarray(prior.distribution().sample(20_000, keras.random.SeedGenerator(0)))
+    seed = keras.random.SeedGenerator(0)
+    draws = np.concatenate([prior.distribution().sample(1000, seed) for _ in range(20)])  # lars has 100 proposals each
     seen = np.histogram2d(*draws.T, bins=cells, range=[[-side, side]] * 2)[0] / len(draws)
     expected = p.reshape(cells, n // cells, cells, n // cells).sum((1, 3))
     error = np.sqrt(expected * (1 - expected) / len(draws)) + 3e-4  # of the grid's cells

@@ -39,6 +39,7 @@ def test_cosine_is_half_a_cosine_down_to_the_final_value():
         np.testing.assert_allclose(rates(lr_schedule="cosine", lr_final=final), formula, rtol=1e-4)
 
 
+@slow_on_jax
 def test_restarts_begin_again_over_periods_of_twice_the_length_and_end_at_the_final_value():
     found = rates(lr_schedule="cosine_restarts", epochs=21)  # 210 steps: periods of 30, 60 and 120
     tops = np.flatnonzero(np.isclose(found, 0.1))
