@@ -209,7 +209,8 @@ def _built(config, image_shape, dynamic, from_data):
     if entry.is_deep:
         return model_class(config, image_shape, observation, objective(config), dynamic, make_prior)
     networks_class, activation = imported(NETWORKS[config.network].path), find_activation(config.activation)
-    if OBJECTIVES[config.objective].is_annealed and not _is_twice_differentiable(activation):
+    by_gradients = OBJECTIVES[config.objective].is_annealed and not (config.has("drift") and config.drift == "network")
+    if by_gradients and not _is_twice_differentiable(activation):
         raise ValueError(
             f"activation {config.activation!r} has no second derivative here, which objective {config.objective} needs"
         )
