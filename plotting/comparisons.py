@@ -20,12 +20,6 @@ SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of oth
 LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
 PANELS = 3  # side by side
 INSIDE = 0.95  # of the aggregated posterior; the rest of the plane are holes
-OF_PRIORS = (
-    "prior",
-    "num_pseudo_inputs",
-    "pseudo_init",
-    "refit",
-)  # settings in which runs of different priors may differ
 
 
 class Drawn(NamedTuple):
@@ -45,6 +39,11 @@ class Drawn(NamedTuple):
     def best(self):
         """The index of the epoch whose weights were kept."""
         return self.config.kept(self.history[self.config.monitor])
+
+
+def of_priors():
+    """The settings in which runs of different priors may differ."""
+    return "prior", "refit", *{name: None for entry in models.PRIORS.values() for name in entry.settings}
 
 
 def drawn_of(view, with_densities=False):
@@ -150,14 +149,14 @@ def draw_seeds(axes, number, label, members, column):
 
 
 def draw_priors(members):
-    rows = [{one.config.prior: one for one in reversed(several)} for several in groups(members, *OF_PRIORS)]
+    rows = [{one.config.prior: one for one in reversed(several)} for several in groups(members, *of_priors())]
     priors = [name for name in models.PRIORS if any(name in row for row in rows)]
     blank, (height, width) = np.full_like(members[0].samples, np.nan), SAMPLES
     samples = [[row[name].samples if name in row else blank for name in priors] for row in rows]
     grid = [np.concatenate([sheets.in_rows(one[: height * width], width) for one in row], axis=1) for row in samples]
     grid = np.concatenate(grid)  # (rows, columns, H, W, C)
     breaks = {"row_breaks": range(height, len(grid), height), "column_breaks": range(width, grid.shape[1], width)}
-    names = labels([alike(next(iter(row.values())).config, *OF_PRIORS) for row in rows]) if len(rows) > 1 else ()
+    names = labels([alike(next(iter(row.values())).config, *of_priors()) for row in rows]) if len(rows) > 1 else ()
     return sheets.sheet(grid, "samples, with z from the trained prior", names, priors, **breaks)
 
 
@@ -202,7 +201,7 @@ FIGURES = (  # of a list of Drawn
            "epoch: mean and standard deviation over seeds. Dots mark the epochs whose weights were kept.", draw_curves),
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
            lambda members: any(len({one.config.prior for one in several}) > 1
-                               for several in groups(members, *OF_PRIORS))),
+                               for several in groups(members, *of_priors()))),
     Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of training images in grey, and lines around "
            f"{planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) lies outside of the region that holds "
            f"{INSIDE:.0%} of the aggregated posterior; {1 - INSIDE:.0%} where both are the same.", draw_densities,

@@ -166,6 +166,12 @@ def test_samples_of_one_model_have_no_names_beside_them():
     assert texts(axes.get_xticklabels()) == ["standard", "vamp"] and not "".join(texts(axes.get_yticklabels()))
 
 
+@pytest.mark.parametrize("setting", [{"num_couplings": 0}, {"coupling_width": 8}])
+def test_settings_of_a_prior_do_not_part_it_from_others(setting):
+    members = [member(prior="standard"), member(prior="flow", **setting)]
+    assert texts(comparisons.draw_priors(members).axes[0].get_xticklabels()) == ["standard", "flow"]
+
+
 def test_what_was_drawn_is_kept_with_its_caption(tmp_path):
     one = normal(np.linspace(-3, 3, 61), np.linspace(-3, 3, 61), 0.0, 1.0)
     members = [member(-9.0, -5.0), member(-8.0, -7.0, prior="vamp")]
