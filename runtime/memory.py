@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # of glibc's malloc.h
-ONE_HEAP = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
+ONE_HEAP = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
 
 
 def gpus():
@@ -60,5 +60,5 @@ def keep_pages():
 
 def is_out_of_memory(error):
     """Whether this exception of Python, NumPy, TensorFlow or JAX means that there was not enough memory."""
-    words = ("RESOURCE_EXHAUSTED", "ResourceExhausted", "out of memory", "OOM when allocating", "bad_alloc")
-    return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)
+    words = ("resource_exhausted", "resourceexhausted", "out of memory", "oom when allocating", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}".lower() for word in words)
