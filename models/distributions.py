@@ -15,6 +15,7 @@ LOG_2PI = math.log(2 * math.pi)
 MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
 SURE = -60.0, -1e-6  # bounds of log Z, within which float32 has (1 - Z)^(T - 1) and its complement
 BLOCK = 4096  # components at once
+AT_HAND = 2**16  # proposals whose acceptance is computed at once
 AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
 
@@ -225,7 +226,9 @@ class Resampled(NamedTuple):
         """`n` draws, by this procedure with T n proposals: (n, D). Stochastic."""
         z = self.base.sample(self.proposals * n, seed)
         z = ops.reshape(z, (self.proposals, n, z.shape[-1]))
-        kept = ops.log(random.uniform((self.proposals, n), dtype=z.dtype, seed=seed)) < self.log_accept(z)
+        one_by_one = self.proposals * n > AT_HAND  # with the activations of all of them, gigabytes
+        log_accept = ops.map(self.log_accept, z) if one_by_one else self.log_accept(z)
+        kept = ops.log(random.uniform((self.proposals, n), dtype=z.dtype, seed=seed)) < log_accept
         kept = ops.concatenate([ops.cast(kept[:-1], z.dtype), ops.ones_like(z[:1, :, 0])])
         first = ops.reshape(ops.argmax(kept, axis=0), (1, n, 1))
         return ops.take_along_axis(z, first, axis=0)[0]

@@ -12,7 +12,7 @@ import numpy as np
 from keras import backend, layers, ops, random
 from keras.initializers import RandomNormal
 
-from .distributions import Flow, Mixture, Mixtures, Normal, Resampled
+from .distributions import Flow, Mixture, Mixtures, Normal, Resampled, log_sum_exp
 from .flows import RealNVP
 from .networks import LOGVAR, Between, DenseStack, built, soft_bound
 
@@ -246,10 +246,11 @@ class ResampledPrior(layers.Layer):
     def step(self, noise, **others):
         """Inside of it, the distribution is that of a training step, whose draws of N(0, I) move log Z. Stochastic."""
         z = random.normal((FRESH, self.latent_dim), dtype=backend.floatx(), seed=noise)
-        fresh = ops.mean(ops.exp(self.log_accept(z)))
-        moved = KEPT * ops.exp(self.log_z) + (1 - KEPT) * ops.stop_gradient(fresh)
-        self.log_z.assign(ops.log(moved))
-        self.in_training = ops.log(moved) + (fresh - ops.stop_gradient(fresh)) / moved  # the gradient of log fresh
+        fresh = log_sum_exp(self.log_accept(z)) - math.log(FRESH)  # the log of their mean acceptance
+        known = ops.stop_gradient(fresh)
+        moved = ops.logaddexp(math.log(KEPT) + self.log_z, math.log(1 - KEPT) + known)
+        self.log_z.assign(moved)
+        self.in_training = moved + ops.exp(known - moved) * (fresh - known)  # the gradient of that mean over exp(moved)
         try:
             yield
         finally:

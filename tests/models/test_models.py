@@ -338,6 +338,17 @@ def test_a_constant_acceptance_leaves_the_base_as_it_is(bias, proposals):
     value, _, slope = value_and_gradient(lambda z: (prior.distribution().log_prob(z), ()), z)
     np.testing.assert_allclose(value, StandardPrior(3, None, None).distribution().log_prob(z), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(slope, -np.asarray(z), rtol=1e-3, atol=1e-3)
+    with prior.step(keras.random.SeedGenerator(0)):
+        np.testing.assert_allclose(prior.distribution().log_prob(z), value, rtol=1e-4, atol=1e-4)
+    assert float(prior.log_z) == pytest.approx(found["log_z"], abs=1e-4)
+
+
+def test_many_proposals_are_drawn_alike_one_after_the_other(monkeypatch):
+    law = shaken(build(prior="lars").top_prior).distribution()
+    drawn = [np.asarray(law.sample(40, keras.random.SeedGenerator(0)))]
+    monkeypatch.setattr(distributions, "AT_HAND", 100)
+    drawn.append(np.asarray(law.sample(40, keras.random.SeedGenerator(0))))
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_log_z_is_the_mean_acceptance_with_its_error_and_training_follows_it():
