@@ -89,12 +89,22 @@ def test_other_weights_of_far_components_are_seen(dim):
         contract.check_density(Changed(mixture(dim, EVEN), mixture(dim, UNEVEN)), "P")
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_peak_that_the_grid_does_not_see_is_no_fault(dim):
+    """Half of the mass is within 1e-5 of a point."""
+    peaked = Mixture(tensor(np.log([0.5, 0.5])), tensor(np.full((2, dim), 0.123)), tensor([dim * [0.0], dim * [-23.0]]))
+    assert "changes too fast" in contract.check_density(peaked, "P")
+
+
 @pytest.mark.parametrize(
     ("sample", "log_prob", "expected"),
     [
         (lambda n, seed: ops.zeros((n,)), None, r"draws samples of shape \(20000,\), not \(20000, D\)"),
         (None, lambda z: z, r"log_prob of samples \(5, 2\) has shape \(5, 2\), not \(5,\)"),
         (None, lambda z: ops.log(z[:, 0]), "log_prob is nan at one of its own samples"),
+        (None, lambda z: ops.sum(normal(1).log_prob(z[..., None]), axis=1), r"\(6, D\): sum over axis=-1"),
+        (lambda n, seed: ops.reshape(ops.sin(ops.arange(2.0 * n)), (n, 2)), None, "must draw by its seed"),
+        (lambda n, seed: random.normal((n, 2)), None, "must draw by its seed"),
         (None, lambda z: ops.zeros_like(z[:, 0]) - np.inf, "log_prob is -inf at one of its own samples"),
     ],
 )
@@ -137,6 +147,15 @@ def test_a_class_that_lacks_a_method_is_named(pick, method):
         pytest.raises(ValueError, match=f"{pick} Empty lacks the method {method}"),
         contract.kept({pick: type("Empty", (), {})}),
     ):
+        pass
+
+
+def test_a_prior_whose_weights_keras_would_not_know_is_refused():
+    class Plain:
+        def distribution(self):
+            return normal(2)
+
+    with pytest.raises(ValueError, match="prior Plain is no keras"), contract.kept({"prior": Plain}):
         pass
 
 
