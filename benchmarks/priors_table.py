@@ -26,10 +26,12 @@ import experiment
 import models
 from benchmarks import results_page
 from benchmarks.paper_table import RESULTS, ROOT, call, facts
+from evaluation.estimators import Scoring
 from evaluation.score import error_of_mean
 from experiment import Config
 from experiment.flags import words_of
 from runtime import atomic, backend
+from runtime.errors import UserError
 
 BASES = ("standard", "vamp")  # with which every other prior is compared
 PRIORS = (*BASES, *(name for name in models.PRIORS if name not in BASES))
@@ -80,10 +82,10 @@ def produce(data_set, latent_dim, seed, args):
 
 
 def bases_of(data_set, latent_dim, seed, runs_dir):
-    """log p(x) of the images by the runs with the priors BASES that are scored: a dict of arrays (N,)."""
+    """The runs with the priors BASES that are scored: a dict."""
     paths = {prior: config_of(data_set, latent_dim, prior, seed, runs_dir).path for prior in BASES}
     runs = {prior: experiment.load(path) for prior, path in paths.items() if path.is_dir()}
-    return {prior: run.evaluation("test").log_px for prior, run in runs.items() if is_scored(run)}
+    return {prior: run for prior, run in runs.items() if is_scored(run)}
 
 
 def features(data_set, args):
@@ -98,16 +100,25 @@ def features(data_set, args):
 def is_scored(run):
     """Whether the newest score of the run is of its weights and of these images, with FID."""
     metrics = run.metrics or {}
-    whole = metrics.get("weights_sha256") == run.weights_sha256 and metrics.get("num_images") == IMAGES
-    return whole and "distances" in metrics
+    wanted = {"weights_sha256": run.weights_sha256, "num_images": IMAGES, "split": "test", "tag": Scoring.of(run).tag}
+    return wanted.items() <= metrics.items() and "distances" in metrics
 
 
 def collected(run, bases, hardware):
     """What the table needs of a run, with the mean differences of log p(x) from `bases`, image by image."""
-    log_px = run.evaluation("test").log_px
-    found = {name: log_px - base for name, base in bases.items() if name != run.config.prior}
-    differences = {name: [float(one.mean()), error_of_mean(one)] for name, one in found.items()}
+    differences = {name: difference_of(run, base) for name, base in bases.items() if name != run.config.prior}
     return facts(run, hardware) | {"differences": differences, "metrics": run.metrics}
+
+
+def difference_of(run, base):
+    """The mean of log p(x) minus that of another run, image by image, and its standard error.
+
+    Raises UserError where the images differ.
+    """
+    if run.metrics["images_sha256"] != base.metrics["images_sha256"]:
+        raise UserError(f"{run.name} and {base.name} were not scored on the same images")
+    found = run.evaluation("test").log_px - base.evaluation("test").log_px
+    return [float(found.mean()), error_of_mean(found)]
 
 
 def measure(latent_dim, args):

@@ -22,8 +22,8 @@ import plot
 import train
 from benchmarks import results_page
 from benchmarks.paper_table import active_units
+from benchmarks.priors_table import difference_of
 from evaluation.estimators import Scoring
-from evaluation.score import error_of_mean
 from experiment import Config
 from experiment.flags import words_of
 from plotting.comparisons import group_of
@@ -102,17 +102,10 @@ def collect(config, hardware):
 
 
 def difference(run):
-    """The mean of log p(x) minus that of the run with N(0, I), image by image, and its standard error; None for that.
-
-    Raises UserError where the images differ.
-    """
+    """The `difference_of` the run and that with N(0, I); None for the latter."""
     if run.config.prior == "standard":
         return None
-    base = experiment.load(dataclasses.replace(run.config, prior="standard").path, run.config.data_dir)
-    if run.metrics["images_sha256"] != base.metrics["images_sha256"]:
-        raise UserError(f"{run.name} and {base.name} were not scored on the same images")
-    found = run.evaluation("test").log_px - base.evaluation("test").log_px
-    return [float(found.mean()), error_of_mean(found)]
+    return difference_of(run, experiment.load(dataclasses.replace(run.config, prior="standard").path))
 
 
 def shown():

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import bounds_table, deep_table, paper_table, priors_table, priors_tour, results_page
 from experiment import Config, presets
 from experiment.presets import preset
+from runtime.errors import UserError
 
 FILES = sorted(paper_table.RESULTS.glob("paper_*.json"))
 
@@ -172,10 +173,15 @@ def test_priors_are_compared_image_by_image_and_seeds_have_a_spread(monkeypatch,
 
 
 def test_differences_are_those_from_the_bases(monkeypatch):
-    stored = SimpleNamespace(log_px=np.float64([-2, -4, -3]))
-    run = SimpleNamespace(config=SimpleNamespace(prior="vamp"), evaluation=lambda split: stored, metrics={"elbo": -9})
+    def run(prior, *log_px, images="these"):
+        stored = SimpleNamespace(log_px=np.float64(log_px))
+        said = {"config": SimpleNamespace(prior=prior), "name": prior, "metrics": {"images_sha256": images}}
+        return SimpleNamespace(evaluation=lambda split: stored, **said)
+
     monkeypatch.setattr(priors_table, "facts", lambda run, hardware: {"hardware": hardware})
-    bases = {"standard": np.float64([-3, -4, -5]), "vamp": stored.log_px}
-    found = priors_table.collected(run, bases, "a machine")
+    vamp = run("vamp", -2, -4, -3)
+    found = priors_table.collected(vamp, {"standard": run("standard", -3, -4, -5), "vamp": vamp}, "a machine")
     assert found["differences"] == {"standard": [1.0, pytest.approx(1 / np.sqrt(3))]}
-    assert found["metrics"] == {"elbo": -9} and found["hardware"] == "a machine"
+    assert found["metrics"] == vamp.metrics and found["hardware"] == "a machine"
+    with pytest.raises(UserError, match="vamp and standard were not scored on the same images"):
+        priors_table.collected(vamp, {"standard": run("standard", -3, -4, -5, images="those")}, "a machine")

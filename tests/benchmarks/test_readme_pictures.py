@@ -169,16 +169,6 @@ def test_each_number_of_latents_has_a_part_of_its_own(tiny):
     )
 
 
-def test_models_that_were_not_scored_on_the_same_images_are_not_compared(monkeypatch):
-    def run(prior, images):
-        config = experiment.Config(data_set="digits", prior=prior)
-        return SimpleNamespace(name=prior, config=config, metrics={"images_sha256": images})
-
-    monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run("standard", "those"))
-    with pytest.raises(UserError, match="vamp and standard were not scored on the same images"):
-        readme_pictures.difference(run("vamp", "these"))
-
-
 def test_scores_of_another_kind_are_made_again(monkeypatch):
     asked = []
     config = experiment.Config(data_set="digits")
