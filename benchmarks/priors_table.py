@@ -206,14 +206,20 @@ def part(data_set, latent_dim):
 
 
 def best():
-    """The README's table: log p(x) by prior, for each data set and number of latents of which there are results."""
+    """The README's table: log p(x) with N(0, I), and what other priors add to it, image by image.
+
+    It has a column for each data set and number of latents of which there are results.
+    """
     everything = itertools.product(DATA_SETS, LATENT_DIMS, PRIORS)
     found = {(*column, prior): values for *column, prior in everything if (values := results_of(*column, prior))}
     columns = list(dict.fromkeys((data_set, latent_dim) for data_set, latent_dim, _ in found))
     lines = [["prior", *(f"{data_set}, {latent_dim} latents" for data_set, latent_dim in columns)]]
     for prior in [prior for prior in PRIORS if any(prior == name for *_, name in found)]:
-        scores = [[one["metrics"]["log_px"] for one in found.get((*column, prior), ())] for column in columns]
-        lines.append([f"`{prior}`", *(spread(values) if values else "" for values in scores)])
+        results = [found.get((*column, prior), []) for column in columns]
+        scores = [spread([one["metrics"]["log_px"] for one in several]) if several else "" for several in results]
+        lines.append(
+            [f"`{prior}`", *(scores if prior == "standard" else [difference(one, "standard") for one in results])]
+        )
     head, *rows = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([head, "|---|" + "---:|" * len(columns), *rows])
 
