@@ -10,7 +10,7 @@ import tempfile
 import warnings
 
 from runtime.errors import UserError
-from runtime.memory import gpus, keep_pages
+from runtime.memory import gpus
 
 BACKENDS = ("tensorflow", "jax")
 DEVICES = ("auto", "cpu", "gpu")
@@ -74,8 +74,6 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
             del os.environ[name]
     # Keras' own under NumPy 2, which would end whoever is told to take warnings for errors
     warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
-    if os.environ.get("KERAS_BACKEND") == "jax" and not keep_settings and not gpus():
-        keep_pages()
     os.environ["KERAS_NNX_ENABLED"] = "0"  # models are built without it, whatever another project has set
     speaks = _add_xla_flags(deterministic) and os.environ.get("KERAS_BACKEND") == "jax"  # else XLA ends in silence
     with contextlib.nullcontext() if speaks else quiet():

@@ -1,15 +1,11 @@
 """The memory of the machine, its container and its GPUs."""
 
 import contextlib
-import ctypes
 import os
 import sys
 from pathlib import Path
 
 import psutil
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
-ONE_HEAP = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
 
 
 def gpus():
@@ -43,19 +39,6 @@ def free_memory():
         limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
         free = min(free, max(0, int(limit) - int(used)))
     return free
-
-
-def keep_pages():
-    """Lets glibc keep freed memory for this process, where no MALLOC_ variable or GLIBC_TUNABLES says otherwise.
-
-    XLA allocates its temporaries anew in each step. Usually, the system takes their pages back and clears new ones,
-    which can be half of the time of a training step (see benchmarks/NOTES.md). On other systems this does nothing.
-    """
-    if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        with contextlib.suppress(AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            for parameter, value in ONE_HEAP.items():
-                mallopt(parameter, value)
 
 
 def is_out_of_memory(error):

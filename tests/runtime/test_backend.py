@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -269,35 +268,6 @@ def test_errors_that_mean_out_of_memory_are_recognised():
     of_jax = ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.", "INTERNAL: Out of memory allocating 1 bytes.")
     assert all(map(is_out_of_memory, (raised.value, MemoryError(), *map(RuntimeError, of_jax))))
     assert not is_out_of_memory(ValueError("out of range"))
-
-
-COUNTED = """
-import resource, sys
-from runtime import backend, memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    b"x" * (100 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-backend.settle(sys.argv[1])
-backend.start()
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to")
-@pytest.mark.parametrize(
-    ("name", "variables", "kept"),
-    [("jax", {}, True), ("tensorflow", {}, False), ("jax", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, False)],
-)
-def test_freed_memory_is_kept_for_jax_unless_the_user_has_set_something(name, variables, kept):
-    """100 MiB, freed and allocated again, have 25,600 pages, which the system would clear again."""
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    faults = int(told(COUNTED, name, **variables))
-    assert faults < 1000 if kept else faults > 20_000
 
 
 def test_memory_is_that_of_the_machine_or_its_container(monkeypatch):
