@@ -459,6 +459,7 @@ def test_weights_that_are_too_large_name_the_image(run, capfd, estimator):
     refused(capfd, evaluate.main, words, f"log p(x) of test image {first} is not finite; the weights are not usable")
 
 
+@pytest.mark.slow
 def test_a_run_of_half_precision_is_scored_as_trained_or_in_float32(run, capfd):
     words = ["--num_samples", 20, "--max_images", 5]
     assert called(evaluate.main, run, *words) == 0
@@ -554,6 +555,7 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     assert abs(found["real"]["kid"]) < 5 * found["real"]["kid_se"] and found["kid"] > 5 * found["kid_se"]
 
 
+@pytest.mark.slow
 def test_training_images_are_compared_with_validation_images(run, capfd):
     network = own_network(run.parent / "own.keras", (8, 8, 1))
     words = ["--num_samples", 3, "--max_images", 5, "--split", "train", "--features", network, "--num_generated", 20]

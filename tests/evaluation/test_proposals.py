@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import slow_on_jax, third_on_jax
+from conftest import slow_on_jax
 from linear_models import (
     IMAGES,
     Linear,
@@ -75,7 +75,8 @@ def test_each_image_is_fitted_until_it_has_settled(monkeypatch, wider, samples, 
     assert len(sizes) in rounds and sizes[0] == len(IMAGES) and all(size < len(IMAGES) for size in sizes[1:])
 
 
-@pytest.mark.parametrize("starts", third_on_jax(2, 0))
+@slow_on_jax
+@pytest.mark.parametrize("starts", [0, 2])
 def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch, starts):
     """log r(z) against SciPy's t-densities at the z that were drawn, and how many of these are from which part."""
     model = many_modes(3, 3, 8.0, 3)[0]

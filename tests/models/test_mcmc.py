@@ -262,6 +262,7 @@ def adapted(name, path, z, updates=150):
     return chains, np.mean(rates[-40:], axis=0)
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.parametrize("name", ["lmcvae", "amcvae"])
 def test_step_sizes_by_dimension_fit_a_gaussian_of_very_different_scales(name):

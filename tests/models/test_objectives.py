@@ -361,7 +361,7 @@ if keras.backend.backend() == "tensorflow":  # on JAX ops.tanh, which both of th
 def takes_long(network, objective):
     """Whether the gradients of such a model are not checked with every run of the tests."""
     on_jax = keras.backend.backend() == "jax"
-    return network in ("conv", "mcvae") or (on_jax and objective not in ("elbo", "lmcvae"))
+    return network in ("conv", "gatedconv", "mcvae") or (on_jax and objective != "elbo")
 
 
 @on_both_backends
@@ -481,7 +481,7 @@ def test_networks_that_are_not_trained_keep_weights_unbiased():
 
 @slow_on_jax
 @on_both_backends
-@pytest.mark.parametrize("rule", ["acceptance", "variance"])
+@pytest.mark.parametrize("rule", ["acceptance", pytest.param("variance", marks=pytest.mark.slow)])
 def test_networks_learn_the_gradient(rule):
     model = with_networks(step_rule=rule)
     x = np.repeat(X, 100, axis=0)

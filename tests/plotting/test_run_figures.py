@@ -259,7 +259,7 @@ def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
     np.testing.assert_array_equal(shown[: 8 * factor : factor, : 8 * factor : factor], view.images[index[0, 0], ..., 0])
 
 
-@pytest.mark.parametrize("name", ["standard2", "hvae3"])
+@pytest.mark.parametrize("name", ["standard2", pytest.param("hvae3", marks=pytest.mark.slow)])
 def test_weighted_draws_are_decoded_below_their_image(views, monkeypatch, name):
     view, index = views[name], views[name].spread(10)
     axes = run_figures.draw_reconweighted(view).axes[0]

@@ -172,7 +172,7 @@ def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole,
         (0, 0, signal.SIGINT, 1),
         pytest.param(1, 2, signal.SIGTERM, 3, marks=pytest.mark.slow),
         pytest.param(3, 1, signal.SIGHUP, 2, marks=pytest.mark.slow),
-        (2, 3, signal.SIGTERM, 0),
+        pytest.param(2, 3, signal.SIGTERM, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
@@ -263,7 +263,7 @@ def test_a_run_resumes_after_a_full_disk_in_its_first_epoch(tmp_path, monkeypatc
     "damage",
     [
         "truncated",
-        "flipped",
+        pytest.param("flipped", marks=pytest.mark.slow),
         pytest.param("empty", marks=pytest.mark.slow),
         pytest.param("text", marks=pytest.mark.slow),
     ],
@@ -281,6 +281,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path,
     assert re.fullmatch(rf"warning: {newest} is damaged \(.+\); trying the one before", line)
 
 
+@pytest.mark.slow
 def test_one_bit_that_flips_is_found_wherever_it_is(run):
     path, model = checkpoint.newest(run.path / "last")[0], fit.prepare(run.config).model
     whole, rng = path.read_bytes(), random.Random(1)
@@ -455,6 +456,7 @@ def test_the_folder_of_a_run_may_be_named_by_a_dot(run, whole, monkeypatch, capf
     assert numbers_of(run.path) == whole
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_read_just_now_is_not_thrown_away(run, monkeypatch, whole, capfd):
     def busy(*_):
         raise OSError(errno.EMFILE, "Too many open files")
@@ -531,6 +533,7 @@ def test_a_run_that_is_being_replaced_is_not_put_back_by_a_second_process(tmp_pa
     assert (path / "best.safetensors").read_text() == "finished"
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_at_the_very_end_of_a_run_is_not_lost(tmp_path, monkeypatch):
     write = RunWriter.write_status
 

@@ -161,7 +161,7 @@ def test_steps_that_the_history_has_lost_are_taken_back(tmp_path):
     assert curves(found) == {"train/elbo": {1: 1.0, 2: 4.0, 3: 5.0}} and set(points(found).values()) == {1}
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.3])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_weights_are_shown_every_so_many_epochs_as_they_are_kept(on, tmp_path, ema):
     run = experiment.load(fit.train(config(tmp_path, track_weights=2, ema=ema, epochs=2)))
     found, named = accumulated(run.path), named_weights(run.model)
@@ -267,6 +267,7 @@ def test_a_tracker_that_fails_leaves_the_others(tmp_path, capfd, monkeypatch, wh
     assert capfd.readouterr().err.count("warning: it left out from here on") == 1
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_drawn_are_left_out(on, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(Painter, "call", lambda *_: 1 / 0)
     path = fit.train(config(tmp_path, epochs=1))
