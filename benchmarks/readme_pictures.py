@@ -137,14 +137,10 @@ def part():
     for results in shown().values():
         config = next(iter(results))
         lines += [f"**{config.data_set}, {config.latent_dim} latents.** {about(results)}", ""]
-        lines += [results_page.table(HEADER, "ll" + "r" * (len(HEADER) - 3) + "l", rows(results))]
+        rows = [cells_of(config, result) for config, result in results.items()]
+        lines += [results_page.table(HEADER, "ll" + "r" * (len(HEADER) - 3) + "l", rows)]
         lines += [*pictures(results), ""]
     return "\n".join(lines)
-
-
-def rows(results):
-    """The cells of a table."""
-    return [cells_of(config, result) for config, result in results.items()]
 
 
 def cells_of(config, result):
@@ -167,10 +163,8 @@ def about(results):
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
     count, order = result["metrics"]["num_images"], result["metrics"].get("selection", "the first")
     words["note"].pop("", None)
-    said = (
-        f"All four have {setting(config)}, seed {config.seed}. In nats per image, for {order} {count:,} test images; "
-    )
-    said += f"log p(x) is by {' and '.join(words['estimator'])}. "
+    said = f"All four have {setting(config)}, seed {config.seed}. In nats per image, for {order} {count:,} test "
+    said += f"images; log p(x) is by {' and '.join(words['estimator'])}. "
     said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}."
     return " ".join([said, *(f"{note}." for note in words["note"])])
 

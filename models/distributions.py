@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from keras import backend, ops, random
 
+from .gradients import either
+
 LOG_2PI = math.log(2 * math.pi)
 MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
 SURE = -60.0, -1e-6  # bounds of log Z, within which float32 has (1 - Z)^(T - 1) and its complement
@@ -158,7 +160,7 @@ class Mixture(NamedTuple):
         z, mean, precision = z - centre, self.mean - centre, ops.exp(-self.logvar)
         constant = self.log_weights - 0.5 * ops.sum(LOG_2PI + self.logvar, axis=-1)  # (K,)
         squares = ops.sum(ops.square(mean) * precision, axis=-1)
-        return _either(
+        return either(
             ops.max(squares) > MOST_SQUARES,
             lambda: constant - 0.5 * _squared_distances(z, mean, precision),
             lambda: _by_product(z, mean, precision, constant - 0.5 * squares),
@@ -176,19 +178,6 @@ class Mixtures(NamedTuple):
         """log-sum-exp over the K components in nats: (..., B, D) -> (..., B)."""
         same = Mixture(ops.zeros_like(self.mean[:, 0]), self.mean, self.logvar)
         return log_sum_exp(self.log_weights + same.log_parts(z))
-
-
-def _either(condition, one, other):
-    """`one()` if the condition, a scalar, holds, else `other()`.
-
-    JAX compiles each ops.cond of its own anew. Outside of a compiled function the condition is known, and decides.
-    """
-    if backend.backend() == "jax":
-        import jax
-
-        if not isinstance(condition, jax.core.Tracer):
-            return one() if condition else other()
-    return ops.cond(condition, one, other)
 
 
 def _by_product(z, mean, precision, constant):

@@ -1,4 +1,4 @@
-"""Gradients inside a loss, which Keras has no function for: written once for both backends."""
+"""Gradients inside a loss, and branches, as Keras has no function for them: written once for both backends."""
 
 import keras
 
@@ -22,3 +22,16 @@ def value_and_gradient(f, z):
             value, more = f(z)
         gradient = tape.gradient(value, z)
     return value, more, gradient
+
+
+def either(condition, one, other):
+    """`one()` if the condition, a scalar, holds, else `other()`.
+
+    JAX compiles each ops.cond of its own anew. Outside of a compiled function the condition is known, and decides.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not isinstance(condition, jax.core.Tracer):
+            return one() if condition else other()
+    return keras.ops.cond(condition, one, other)

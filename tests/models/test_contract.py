@@ -150,6 +150,13 @@ def test_a_class_that_lacks_a_method_is_named(pick, method):
         pass
 
 
+def test_samples_that_are_equal_in_one_dimension_are_a_warning():
+    flat = Mixture(tensor([0.0]), tensor([[0.0, 0.5]]), tensor([[0.0, -1e3]]))
+    assert "changes too fast" in contract.check_density(
+        SimpleNamespace(sample=flat.sample, log_prob=normal(2).log_prob), "P"
+    )
+
+
 def test_a_prior_whose_weights_keras_would_not_know_is_refused():
     class Plain:
         def distribution(self):
