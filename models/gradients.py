@@ -28,10 +28,13 @@ def either(condition, one, other):
     """`one()` if the condition, a scalar, holds, else `other()`.
 
     JAX compiles each ops.cond of its own anew. Outside of a compiled function the condition is known, and decides.
+    Inside of one, a gradient would store what both compute, of the branch that is not taken as zeros: so each computes
+    it again, where its gradient needs it.
     """
     if keras.backend.backend() == "jax":
         import jax
 
         if not isinstance(condition, jax.core.Tracer):
             return one() if condition else other()
+        one, other = jax.checkpoint(one), jax.checkpoint(other)
     return keras.ops.cond(condition, one, other)
