@@ -133,7 +133,7 @@ class Mixture(NamedTuple):
 
     def sample(self, n, seed):
         """`n` draws: a component by its weight, then a point of that component: (n, D). Stochastic."""
-        k = random.categorical(ops.expand_dims(self.log_weights, 0), n, seed=seed)[0]  # (n,)
+        k = _drawn(self.log_weights, n, seed)
         chosen = Normal(ops.take(self.mean, k, axis=0), ops.take(self.logvar, k, axis=0))
         return chosen.sample(1, seed)[0]
 
@@ -165,6 +165,19 @@ class Mixture(NamedTuple):
             lambda: constant - 0.5 * _squared_distances(z, mean, precision),
             lambda: _by_product(z, mean, precision, constant - 0.5 * squares),
         )
+
+
+def _drawn(log_weights, n, seed):
+    """`n` indices of components by their weights (K,). Of many, a row of sqrt(K) of them, and then one within the row,
+    as JAX draws noise for each component that it chooses from. Stochastic.
+    """
+    if (k := log_weights.shape[0]) <= BLOCK:
+        return random.categorical(ops.expand_dims(log_weights, 0), n, seed=seed)[0]
+    size = math.isqrt(k - 1) + 1
+    rows = ops.reshape(ops.pad(log_weights, (0, size**2 - k), constant_values=-math.inf), (size, size))
+    row = random.categorical(ops.expand_dims(log_sum_exp(rows), 0), n, seed=seed)[0]
+    within = random.categorical(ops.take(rows, row, axis=0), 1, seed=seed)[:, 0]
+    return row * size + within
 
 
 class Mixtures(NamedTuple):

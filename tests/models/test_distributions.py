@@ -377,6 +377,19 @@ def test_mixture_samples_have_its_mean_and_use_its_weights():
     assert np.all(np.abs(z.mean(0) - weights @ TOP.mean) < 5 * z.std(0) / np.sqrt(n))
 
 
+def test_samples_of_many_components_are_drawn_by_their_weights():
+    """Of 5000, the last 100 have most of the weight, and those between hardly any."""
+    k, n = 5000, 40_000
+    log_weights = np.where(np.arange(k) >= k - 100, 3.0, np.where(np.arange(k) < 1000, 0.0, -30.0))
+    weights = np.exp(log_weights - scipy.special.logsumexp(log_weights))
+    places = np.float32(np.arange(k))[:, None]
+    many = Mixture(np.float32(np.log(weights)), places, np.full((k, 1), -20.0, "float32"))
+    drawn = np.bincount(np.round(np.asarray(many.sample(n, SeedGenerator(2)))[:, 0]).astype(int), minlength=k)
+    assert len(drawn) == k and not drawn[1000:-100].any()
+    some = weights > 1e-6
+    assert scipy.stats.chisquare(drawn[some], n * weights[some] / weights[some].sum()).pvalue > 1e-3
+
+
 def test_at_mean_of_a_chain_conditions_on_the_mean_of_top():
     top = Normal(np.float32([[1.0, 2.0]]), np.float32([[0.1, 0.2]]))
     at_mean = Chain(top, conditional, D).at_mean()
