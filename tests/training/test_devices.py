@@ -141,7 +141,7 @@ def wait_for(condition, processes, seconds=500):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alone, tmp_path, killed):
-    """The child process that trains is killed, not its guard. Two processes then continue the run."""
+    """The child process that trains is killed, not its guard. Of the first one, two processes then continue the run."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
     wait_for((path / "history.csv").exists, both)  # which is written after the state
@@ -151,7 +151,8 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alon
     assert "error: the training process was ended by SIGKILL" in said[killed]
     assert "another process of this run has ended" in said[1 - killed]
     assert experiment.load(path).state == ("interrupted" if killed == 0 else "failed")
-    resumed(path)
+    if killed == 0:
+        resumed(path)
 
 
 @pytest.mark.slow

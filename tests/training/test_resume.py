@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, complaints, first_on_both, flags, slow_on_jax, validated
+from conftest import ROOT, complaints, first_on_both, slow_on_jax, validated
 from safetensors.numpy import load_file
 
 import experiment
@@ -44,10 +44,16 @@ SMALL_RUN = {
     "beta_warmup": 3,
     "steps_per_execution": 1,  # so that it can be interrupted behind each
 }
+PLAIN = {"model": "vae", "prior": "standard"}  # whose steps are traced fastest
 
 
 def config(folder, **settings):
     return Config(**(SMALL_RUN | {"runs_dir": str(folder)} | settings))
+
+
+def words_of(settings):
+    """The words of a command of these settings."""
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def parsed(words):
@@ -123,13 +129,23 @@ def ask(number):
         os.kill(os.getpid(), number)
 
 
-def interrupted(folder, monkeypatch, epoch, step, act, **settings):
-    """The Run that is left when `act` happens in a training."""
+def interrupted(folder, monkeypatch, epoch, step, act, source=None, **settings):
+    """The Run that is left when `act` happens in a training, of `source` if a Run is to go on."""
     one = config(folder, **settings)
-    with monkeypatch.context() as patch, pytest.raises((SystemError, KeyboardInterrupt)):
-        acting(patch, epoch, step, act)
-        fit.train(one)
+    usual = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]  # whatever this test's parent ignores
+    try:
+        with monkeypatch.context() as patch, pytest.raises((SystemError, KeyboardInterrupt)):
+            acting(patch, epoch, step, act)
+            fit.resume(source, source.config) if source else fit.train(one)
+    finally:
+        for number, handler in zip(STOPPING, usual, strict=True):
+            signal.signal(number, handler)
     return experiment.load(one.path)
+
+
+def state_of(run):
+    """The epochs and the steps of the next one after which a Run's newest state was written."""
+    return tuple(map(int, re.findall(r"\d+", checkpoint.newest(run.path / "last")[0].stem)))
 
 
 @pytest.fixture(scope="module")
@@ -152,40 +168,31 @@ def gone_on(run):
     return numbers_of(run.path)
 
 
-@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.keras
-@pytest.mark.parametrize(
-    ("epoch", "step"), [pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)]
-)
-def test_a_run_that_died_repeats_its_epoch_at_most(tmp_path, monkeypatch, whole, epoch, step):
-    run = interrupted(tmp_path, monkeypatch, epoch, step, die)
-    assert run.state == "failed" and run.status["epochs_done"] == epoch
+def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole):
+    run = interrupted(tmp_path, monkeypatch, 0, 0, lambda: ask(signal.SIGINT))
+    assert run.state == "stopped" and state_of(run) == (0, 1)
     assert gone_on(run) == whole
 
 
-@slow_on_jax
+@pytest.mark.slow
 @pytest.mark.keras
-@pytest.mark.parametrize(
-    ("epoch", "step", "signal_", "steps"),
-    [
-        (0, 0, signal.SIGINT, 1),
-        pytest.param(1, 2, signal.SIGTERM, 3, marks=pytest.mark.slow),
-        pytest.param(3, 1, signal.SIGHUP, 2, marks=pytest.mark.slow),
-        pytest.param(2, 3, signal.SIGTERM, 0, marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_that_was_asked_to_stop_repeats_nothing(tmp_path, monkeypatch, whole, epoch, step, signal_, steps):
-    """The state lies between two steps, in the middle of an epoch; after its last step, behind that epoch."""
-    usual = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]  # whatever this test's parent ignores
-    try:
-        run = interrupted(tmp_path, monkeypatch, epoch, step, lambda: ask(signal_))
-    finally:
-        for number, handler in zip(STOPPING, usual, strict=True):
-            signal.signal(number, handler)
-    assert run.state == "stopped"
-    epochs = epoch + (steps == 0)
-    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{epochs:09d}_step{steps:09d}.safetensors"
+def test_a_run_may_be_interrupted_again_and_again(tmp_path, monkeypatch, whole):
+    """One that died repeats its epoch at most. One that was asked to stop goes on between two steps, in the middle of
+    an epoch; after its last step, behind that epoch.
+    """
+    run = interrupted(tmp_path, monkeypatch, 0, 1, die)
+    assert run.state == "failed" and run.status["epochs_done"] == 0
+    for epoch, step, act, state, left in (
+        (1, 0, die, "failed", (1, 0)),
+        (1, 2, lambda: ask(signal.SIGTERM), "stopped", (1, 3)),
+        (1, 0, lambda: ask(signal.SIGTERM), "stopped", (2, 0)),  # Keras counts from where it goes on
+        (2, 3, die, "failed", (2, 0)),
+        (3, 1, lambda: ask(signal.SIGHUP), "stopped", (3, 2)),
+    ):
+        run = interrupted(tmp_path, monkeypatch, epoch, step, act, source=run)
+        assert run.state == state and run.status["epochs_done"] == left[0] and state_of(run) == left
     assert gone_on(run) == whole
 
 
@@ -210,9 +217,10 @@ def test_a_long_epoch_is_not_lost(tmp_path, monkeypatch, whole):
 )
 def test_what_a_prior_knows_of_its_weights_is_part_of_the_state(tmp_path, monkeypatch, settings):
     """The means and the neighbours of an epoch that was left, or its normaliser, are those with which it began."""
-    whole = numbers_of(fit.train(config(tmp_path / "whole", epochs=2, **settings)))
-    run = interrupted(tmp_path, monkeypatch, 1, 1, lambda: ask(signal.SIGINT), epochs=2, **settings)
-    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1:09d}_step{2:09d}.safetensors"
+    settings = PLAIN | settings | {"epochs": 2}
+    whole = numbers_of(fit.train(config(tmp_path / "whole", **settings)))
+    run = interrupted(tmp_path, monkeypatch, 1, 1, lambda: ask(signal.SIGINT), **settings)
+    assert state_of(run) == (1, 2)
     assert gone_on(run) == whole
 
 
@@ -259,21 +267,9 @@ def test_a_run_resumes_after_a_full_disk_in_its_first_epoch(tmp_path, monkeypatc
     assert gone_on(run) == whole
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "truncated",
-        pytest.param("flipped", marks=pytest.mark.slow),
-        pytest.param("empty", marks=pytest.mark.slow),
-        pytest.param("text", marks=pytest.mark.slow),
-    ],
-)
-def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path, whole, capfd, damage):
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path, whole, capfd):
     newest, _ = checkpoint.newest(run.path / "last")
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged = {"truncated": content[:-100], "flipped": content, "empty": b"", "text": b"hello"}[damage]
-    newest.write_bytes(damaged)
+    newest.write_bytes(newest.read_bytes()[:-100])
     assert gone_on(run) == whole
     assert [path.name for path in run.path.glob("last/*.damaged")] == [newest.with_suffix(".damaged").name]
     assert len(checkpoint.newest(run.path / "last")) == 2
@@ -282,14 +278,17 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(run, tmp_path,
 
 
 @pytest.mark.slow
-def test_one_bit_that_flips_is_found_wherever_it_is(run):
+def test_damage_is_found_wherever_it_is(run):
+    """Single bits that flip, a file that ends early, none, or another one."""
     path, model = checkpoint.newest(run.path / "last")[0], fit.prepare(run.config).model
     whole, rng = path.read_bytes(), random.Random(1)
     header = 8 + int.from_bytes(whole[:8], "little")
     assert checkpoint.read(path, model, run.config.columns).epoch == 2 and header < len(whole) / 2
+    contents = [whole[:-1], whole[: len(whole) // 2], whole[:header], b"", b"hello"]
     for bit in [*rng.sample(range(8 * header), 60), *rng.sample(range(8 * header, 8 * len(whole)), 20)]:
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
+        contents.append(bytearray(whole))
+        contents[-1][bit // 8] ^= 1 << bit % 8
+    for content in contents:
         path.write_bytes(content)
         with pytest.raises(checkpoint.Damaged):
             checkpoint.read(path, model, run.config.columns)
@@ -319,16 +318,13 @@ def test_patience_is_remembered(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"lr_schedule": "cosine", "lr_warmup": 1},
-        pytest.param({"lr_schedule": "plateau", "lr": 1e-30}, marks=pytest.mark.slow),
-    ],
+    [{"lr_schedule": "cosine", "lr_warmup": 1, "epochs": 4}, {"lr_schedule": "plateau", "lr": 1e-30, "epochs": 14}],
 )
 def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
     """The plateau halves it after epoch 12, where nothing has become better for 10: it is one of the variables."""
-    settings = settings | {"epochs": 14, "beta_warmup": 0}
+    settings = PLAIN | settings | {"beta_warmup": 0}
     expected = numbers_of(fit.train(config(tmp_path / "whole", **settings)))
-    run = interrupted(tmp_path, monkeypatch, 12, 1, die, **settings)
+    run = interrupted(tmp_path, monkeypatch, settings["epochs"] - 2, 1, die, **settings)
     assert gone_on(run) == expected
     if settings["lr_schedule"] == "plateau":
         model = fit.prepare(run.config).model
@@ -338,12 +334,12 @@ def test_the_learning_rate_is_remembered(tmp_path, monkeypatch, settings):
 
 @pytest.mark.slow
 @pytest.mark.keras
-@pytest.mark.parametrize(("count", "step"), [(3, 3), pytest.param(50, 0, marks=pytest.mark.slow)])
-def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch, whole, count, step):
+@pytest.mark.parametrize("count", first_on_both(3, 50))
+def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch, whole, count):
     """An epoch has four: asked to stop after the first three, and after one execution of all of them."""
-    settings = {"steps_per_execution": count}
+    settings, step = {"steps_per_execution": count}, {3: 3, 50: 0}[count]
     run = interrupted(tmp_path, monkeypatch, 1, count - 1, lambda: ask(signal.SIGINT), **settings)
-    assert checkpoint.newest(run.path / "last")[0].name == f"epoch{1 + (step == 0):09d}_step{step:09d}.safetensors"
+    assert state_of(run) == (1 + (step == 0), step)
     assert gone_on(run) == whole
     assert experiment.load(config(tmp_path).path).path == run.path  # the id is the same
 
@@ -352,10 +348,10 @@ def test_several_steps_in_an_execution_are_the_same_steps(tmp_path, monkeypatch,
 @pytest.mark.keras
 def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
     """Updates are every third step, and an epoch has four: the learning rate falls over all steps nevertheless."""
-    settings = {"accumulate": 3, "model": "vae", "lr_schedule": "cosine", "epochs": 3, "save_minutes": 1e-9}
+    settings = PLAIN | {"accumulate": 3, "lr_schedule": "cosine", "epochs": 3, "save_minutes": 1e-9}
     path = fit.train(config(tmp_path / "whole", **settings))
     run = interrupted(tmp_path, monkeypatch, 1, 1, die, **settings)
-    assert checkpoint.newest(run.path / "last")[0].name == "epoch000000001_step000000001.safetensors"
+    assert state_of(run) == (1, 1)
     assert gone_on(run) == numbers_of(path)
     optimizer = (model := fit.prepare(run.config).model).optimizer
     checkpoint.read(checkpoint.newest(run.path / "last")[0], model, run.config.columns).into(model)
@@ -367,22 +363,20 @@ def test_accumulated_gradients_are_remembered(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"objective": "dreg"}, marks=pytest.mark.slow),
         {"objective": "amcvae", "num_samples": 2, "num_steps": 1},
         {"objective": "lmcvae", "drift": "network", "step_rule": "variance", "skip_below": 0.1, "num_steps": 1},
     ],
 )
 def test_an_objective_resumes_with_its_step_sizes(tmp_path, monkeypatch, settings):
-    settings = settings | {"model": "vae", "epochs": 3}
+    settings = PLAIN | settings | {"epochs": 3}
     expected = numbers_of(fit.train(config(tmp_path / "whole", **settings)))
     run = interrupted(tmp_path, monkeypatch, 1, 2, die, **settings)
     assert gone_on(run) == expected
-    if settings["objective"] != "dreg":
-        steps = np.asarray(experiment.load(run.path).model.objective.steps())
-        assert np.all(np.abs(np.log(steps / 0.01)) > 1e-3)  # they have adapted, and are kept
+    steps = np.asarray(experiment.load(run.path).model.objective.steps())
+    assert np.all(np.abs(np.log(steps / 0.01)) > 1e-3)  # they have adapted, and are kept
 
 
-SCALED = {"precision": "mixed_float16", "optimizer": "adamw", "clip_norm": 100.0, "epochs": 6, "model": "vae"}
+SCALED = PLAIN | {"precision": "mixed_float16", "optimizer": "adamw", "clip_norm": 100.0, "epochs": 6}
 
 
 @pytest.mark.slow
@@ -544,13 +538,12 @@ def test_a_request_to_stop_at_the_very_end_of_a_run_is_not_lost(tmp_path, monkey
 
     monkeypatch.setattr(RunWriter, "write_status", asked)
     settings = SMALL_RUN | {"epochs": 1, "runs_dir": tmp_path}
-    assert called(*[word for name, value in settings.items() for word in (f"--{name}", value)]) == STOPPED
+    assert called(*words_of(settings)) == STOPPED
     assert [experiment.load(path.parent).state for path in tmp_path.glob("*/config.json")] == ["finished"]
 
 
 def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
-    words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
-    assert called(*words) == 0
+    assert called(*words_of(SMALL_RUN | {"runs_dir": tmp_path})) == 0
     printed = capfd.readouterr()
     assert f"resuming {run.path}, failed after 2 epochs\n" in printed.out and not complaints(printed.err)
     assert printed.out.splitlines()[-2].startswith("expected time: ") or printed.out.count("\n") == 2
@@ -560,8 +553,7 @@ def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
 @pytest.mark.slow
 def test_a_grid_resumes_its_unfinished_runs(died, tmp_path, whole, capfd):
     shutil.copytree(died, config(tmp_path, gs_key="key").path)
-    words = [word for name, value in (SMALL_RUN | {"runs_dir": tmp_path}).items() for word in (f"--{name}", str(value))]
-    assert called(*words, "--gs_key", "key", "--jobs", 1) == 0
+    assert called(*words_of(SMALL_RUN | {"runs_dir": tmp_path}), "--gs_key", "key", "--jobs", 1) == 0
     assert "failed after 2 epochs\n" in capfd.readouterr().out
     assert numbers_of(config(tmp_path, gs_key="key").path) == whole
 
@@ -626,7 +618,8 @@ def test_a_second_process_on_the_same_run_is_refused(run, capfd):
 
 # ---------------------------------------------------------------------------------------------- killed for real
 
-KILLED_RUN = {"model": "hvae", "prior": "vamp", "epochs": 12, "batch_size": 200, "beta_warmup": 9, "patience": 11}
+KILLED_RUN = SMALL_RUN | {"epochs": 12, "batch_size": 200, "max_train_images": 1000, "beta_warmup": 9, "patience": 11}
+KILLED_RUN |= {"track": "none"}
 DYING = """import os, random, signal, sys, train
 random.seed({seed})
 moment, count = random.randint(1, 60), 0
@@ -650,7 +643,7 @@ sys.exit(train.main(sys.argv[1:]))"""
 def test_kills_at_random_moments_change_nothing(tmp_path):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
-    words = flags(**KILLED_RUN, runs_dir=tmp_path / "runs", save_minutes=1e-4)
+    words = words_of(KILLED_RUN | {"runs_dir": tmp_path / "runs", "save_minutes": 1e-4})
     path = configs_of(parsed(words))[0].path
     plain = [sys.executable, "train.py", *words]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -672,7 +665,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
             assert experiment.load(path).state == "interrupted"
     assert subprocess.run(plain, check=False, **quiet).returncode == 0
     assert (path / "history.csv").read_text().startswith(done)  # nothing that was done has been done again
-    again = flags(**KILLED_RUN, runs_dir=tmp_path / "again")
+    again = words_of(KILLED_RUN | {"runs_dir": tmp_path / "again"})
     assert subprocess.run([sys.executable, "train.py", *again], check=False, **quiet).returncode == 0
     assert numbers_of(path) == numbers_of(tmp_path / "again" / path.name)
     assert [float(line.split(",")[0]) for line in without_seconds(path)[1:]] == list(np.arange(1, 13))
