@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ID, QUICK, called, complaints, files_below, flags, read, refused, save_weights, slow_on_jax
+from conftest import ID, QUICK, called, complaints, files_below, flags, read, refused, save_weights
 from PIL import Image
 
 import data
@@ -521,8 +521,6 @@ def test_a_temperature_is_for_samples_of_deep_models(run, capfd):
     refused(capfd, evaluate.main, words, "--temperature 0.6 goes with ladder and dvp only")
 
 
-@slow_on_jax
-@pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
     from evaluation import distances
 

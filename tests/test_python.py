@@ -10,7 +10,7 @@ from functools import cached_property
 import keras
 import numpy as np
 import pytest
-from conftest import ID, ROOT, called, read, slow_on_jax
+from conftest import ID, ROOT, called, read
 
 import evaluate
 import experiment
@@ -28,8 +28,6 @@ def of_array(tmp_path_factory):
     return vampvae.train(IMAGES, runs_dir=tmp_path_factory.mktemp("python"), **QUICK)
 
 
-@slow_on_jax
-@pytest.mark.keras
 def test_an_array_is_a_data_set_that_commands_know_too(of_array, capfd):
     run = of_array
     assert (run.state, run.image_shape, len(run.history["val_elbo"])) == ("finished", (8, 8, 1), 1)

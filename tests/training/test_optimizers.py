@@ -301,7 +301,7 @@ def test_p_of_u_is_trained_before_all_else():
     settings = {"model": "dvp", "scales": "1x4,1x2", "channels": 4, "encoder_blocks": 1, "context_size": 3}
     config = Config(**settings, score_channels=8, score_blocks=1, pretrain_prior=1, optimizer="adamw", weight_decay=0.1)
     model = models.build(config, (4, 4, 1))
-    model.compile(optimizers.optimizer(config, 1, model), run_eagerly=True)  # with one step in an epoch
+    model.compile(optimizers.optimizer(config, 1, model))  # with one step in an epoch
     model.optimizer.build(model.trainable_variables)
     x, seen = np.random.default_rng(0).random((5, 4, 4, 1)).astype("float32"), []
     for _ in range(3):
