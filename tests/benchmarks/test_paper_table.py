@@ -172,6 +172,19 @@ def test_priors_are_compared_image_by_image_and_seeds_have_a_spread(monkeypatch,
     assert len(cells) == len(priors_table.HEADER) and "| `mog` | +0.60 ± 0.14 |" in priors_table.best()
 
 
+def test_a_score_is_known_again_by_its_weights_its_estimator_and_its_features(monkeypatch):
+    monkeypatch.setattr(priors_table.Scoring, "of", lambda run: SimpleNamespace(tag="isfitted_S1000"))
+    metrics = {"weights_sha256": "these", "num_images": priors_table.IMAGES, "split": "test"}
+    metrics["tag"] = "isfitted_S1000_F3e669490_G10000"
+    run = SimpleNamespace(weights_sha256="these", metrics=metrics)
+    assert priors_table.is_scored(run)
+    for change in ({"tag": "isfitted_S1000"}, {"tag": "is_S5000_F3e669490_G10000"}, {"weights_sha256": "those"}):
+        run.metrics = metrics | change
+        assert not priors_table.is_scored(run)
+    run.metrics = None
+    assert not priors_table.is_scored(run)
+
+
 def test_differences_are_those_from_the_bases(monkeypatch):
     def run(prior, *log_px, images="these"):
         stored = SimpleNamespace(log_px=np.float64(log_px))
