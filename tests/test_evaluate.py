@@ -109,16 +109,15 @@ def test_an_evaluation_is_stored_with_both_standard_errors_and_every_image(run, 
 
 @pytest.mark.slow
 def test_a_second_evaluation_is_the_latest_and_the_first_is_kept(run, capfd):
-    assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5) == 0
+    words = [run, "--proposal", "posterior", "--num_samples"]
+    assert called(evaluate.main, *words, 3, "--max_images", 5) == 0
     first = read(run / "metrics.json")
-    assert called(evaluate.main, run, "--num_samples", 4, "--max_images", 400, "--split", "val") == 0
+    assert called(evaluate.main, *words, 4, "--max_images", 400, "--split", "val") == 0
     assert read(run / "metrics.json")["num_images"] == 300  # as many as there are
-    endings = [
-        f"{name}.{ending}" for name in ("test_isfitted_S3_N5", "val_isfitted_S4_N300") for ending in ("json", "npz")
-    ]
+    endings = [f"{name}.{ending}" for name in ("test_is_S3_N5", "val_is_S4_N300") for ending in ("json", "npz")]
     assert files_below(run / "evaluations") == endings
-    assert read(run / "evaluations" / "test_isfitted_S3_N5.json") == first
-    assert called(evaluate.main, run, "--num_samples", 3, "--max_images", 5, "--seed", 1) == 0
+    assert read(run / "evaluations" / "test_is_S3_N5.json") == first
+    assert called(evaluate.main, *words, 3, "--max_images", 5, "--seed", 1) == 0
     again = read(run / "metrics.json")
     assert again["log_px"] != first["log_px"] and again["seed"] == 1 and len(files_below(run / "evaluations")) == 6
     assert "Traceback" not in capfd.readouterr().err
@@ -706,7 +705,8 @@ def test_own_images_are_trained_on_scored_and_drawn(tmp_path, capfd, monkeypatch
     assert "is finished already" in capfd.readouterr().out
     monkeypatch.chdir(tmp_path)
     assert called(evaluate.main, path, "--num_samples", 3) == 0 and read(path / "metrics.json")["num_images"] == 13
-    assert called(plot.main, path) == 0 and f"{label}_input.png" in files_below(path / "figures")
+    assert called(plot.main, path, "--figures", "input", "samples") == 0
+    assert files_below(path / "figures") == [f"{label}_input.png", f"{path.name}_samples.png"]
     Image.fromarray(images[0]).save(tmp_path / "here" / "cats" / "more.png")  # the split is now another one
     capfd.readouterr()
     refused(capfd, evaluate.main, [path], f"was trained on another {label}, of sha256 ")
@@ -769,7 +769,7 @@ def test_a_set_without_labels_is_trained_on_scored_and_drawn_in_one_colour(tmp_p
     assert called(evaluate.main, path, "--num_samples", 3) == 0
     metrics = read(path / "metrics.json")
     assert (metrics["num_images"], metrics["note"]) == (200, "")  # a likelihood of grey values
-    assert called(plot.main, path) == 0
+    assert called(plot.main, path, "--figures", "input", "reconmanifold", "embedding_z") == 0
     view = View(experiment.load(path), "pca")
     assert view.rows == () and set(view.examples.ravel()) == set(data.subset(200, 100))
     axes = latents.draw_embedding_z(view).axes[0]

@@ -333,7 +333,7 @@ def test_a_preset_trains_is_scored_and_drawn(tmp_path, capfd, preset):
     assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
     said = "sampling an image takes 8 x 8 passes through the decoder, one per pixel"
     assert (said in capfd.readouterr().out) == ("pixel" in preset)
-    assert plot.main([str(path)]) == 0
+    assert plot.main([str(path), "--figures", "reconmanifold", "samples", "pseudouse"]) == 0
     assert (path / "figures" / f"{path.name}_samples.png").is_file()
 
 

@@ -289,7 +289,7 @@ def test_channels_come_first_in_a_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "lmcvae", "amcvae"])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "lmcvae"])
 def test_trained_scored_and_drawn(tmp_path, monkeypatch, capfd, objective):
     published(monkeypatch)
     words = (

@@ -320,7 +320,7 @@ def trained(tmp_path, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "lmcvae", pytest.param("amcvae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "amcvae"])
 def test_trained_scored_and_drawn(tmp_path, capfd, objective):
     write(tmp_path, "zip" if objective == "iwae" else "folder")
     prior = "vamp" if objective == "elbo" else "standard"
