@@ -188,7 +188,6 @@ def test_a_grid_in_one_process_ends_with_a_run_that_is_stopped_but_not_with_one_
 
 
 @pytest.mark.slow
-@pytest.mark.keras
 def test_runs_of_a_grid_are_what_one_process_trains(tmp_path):
     given = flags(runs_dir=tmp_path, epochs=2, network="mlp", batch_size=256)
     del given[given.index("--network_size") : given.index("--network_size") + 2]

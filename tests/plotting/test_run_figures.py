@@ -119,8 +119,6 @@ def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
     assert plot.main([path, "--figures", "samples", "layers", "--out", str(tmp_path)]) == 0
 
 
-@slow_on_jax
-@pytest.mark.keras
 def test_every_file_is_there_and_printed(plotted):
     runs, printed = plotted
     own = (

@@ -117,8 +117,6 @@ def test_tensorboard_s_table_of_hyperparameters_has_what_changes_the_numbers(tra
 
 
 @pytest.mark.slow
-@slow_on_jax
-@pytest.mark.keras
 def test_each_step_is_there_once_after_a_kill_even_inside_a_record(on, tmp_path, monkeypatch, untracked):
     run = interrupted(tmp_path, monkeypatch, 2, 1, die)
     (file,) = (run.path / "tensorboard").glob("*tfevents*")
