@@ -16,7 +16,7 @@ from .gradients import either
 LOG_2PI = math.log(2 * math.pi)
 MOST_SQUARES = 1e4  # sum m^2 / v of a component, above which float32 loses some 1e-3 nats
 SURE = -60.0, -1e-6  # bounds of log Z, within which float32 has (1 - Z)^(T - 1) and its complement
-BLOCK = 4096  # components at once
+BLOCK = 4096  # components at once, in densities and in draws
 AT_HAND = 2**16  # proposals whose acceptance is computed at once
 AT_ONCE = 8  # dimensions, where differences from the means are computed first
 
@@ -168,8 +168,10 @@ class Mixture(NamedTuple):
 
 
 def _drawn(log_weights, n, seed):
-    """`n` indices of components by their weights (K,). Of many, a row of sqrt(K) of them, and then one within the row,
-    as JAX draws noise for each component that it chooses from. Stochastic.
+    """`n` indices of components by their weights (K,). Stochastic.
+
+    Many components are laid in sqrt(K) rows: a row is drawn, and then a component within it, since JAX draws noise for
+    each one that it chooses from.
     """
     if (k := log_weights.shape[0]) <= BLOCK:
         return random.categorical(ops.expand_dims(log_weights, 0), n, seed=seed)[0]

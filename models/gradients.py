@@ -36,5 +36,5 @@ def either(condition, one, other):
 
         if not isinstance(condition, jax.core.Tracer):
             return one() if condition else other()
-        one, other = jax.checkpoint(one), jax.checkpoint(other)
+        one, other = (jax.checkpoint(jax.checkpoint(branch)) for branch in (one, other))  # of gradients, too
     return keras.ops.cond(condition, one, other)

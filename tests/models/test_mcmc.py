@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import first_on_both, on_tensorflow, slow_on_jax
+from conftest import first_on_both, slow_on_jax
 from keras import ops
 from keras.random import SeedGenerator
 from scipy.stats import multivariate_normal
@@ -263,8 +263,7 @@ def adapted(name, path, z, updates=150):
 
 
 @pytest.mark.slow
-@on_tensorflow
-@pytest.mark.parametrize("name", ["lmcvae", "amcvae"])
+@pytest.mark.parametrize("name", first_on_both("lmcvae", "amcvae"))
 def test_step_sizes_by_dimension_fit_a_gaussian_of_very_different_scales(name):
     """They reach the acceptance that is wanted; held fixed, they keep the law that their chains are stationary in."""
     path, z = gaussian()
