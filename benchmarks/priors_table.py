@@ -99,9 +99,10 @@ def features(data_set, args):
 
 def is_scored(run):
     """Whether the newest score of the run is of its weights and of these images, with FID."""
-    metrics = run.metrics or {"tag": ""}
+    metrics = run.metrics or {}
     wanted = {"weights_sha256": run.weights_sha256, "num_images": IMAGES, "split": "test"}
-    return wanted.items() <= metrics.items() and metrics["tag"].startswith(f"{Scoring.of(run).tag}_F")
+    of_features = f"{Scoring.of(run).tag}_F"  # what follows names the network
+    return wanted.items() <= metrics.items() and metrics["tag"].startswith(of_features)
 
 
 def collected(run, bases, hardware):

@@ -186,9 +186,14 @@ def script():
     return run
 
 
+def as_flags(settings):
+    """A list of command-line words: each name and value of a dict."""
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+
+
 def flags(**settings):
     """A list of command-line words: the tiny settings of the tests, changed and extended by `settings`."""
-    return [word for name, value in (TINY | settings).items() for word in (f"--{name}", str(value))]
+    return as_flags(TINY | settings)
 
 
 def validated(run):

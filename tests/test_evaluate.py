@@ -13,7 +13,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ID, QUICK, called, complaints, files_below, flags, read, refused, save_weights
+from conftest import (
+    ID,
+    QUICK,
+    as_flags,
+    called,
+    complaints,
+    files_below,
+    flags,
+    read,
+    refused,
+    save_weights,
+    slow_on_jax,
+)
 from PIL import Image
 
 import data
@@ -128,7 +140,7 @@ def plane(tmp_path_factory):
     """A run with two latent dimensions whose posteriors are no Gaussians and no priors: it is trained for a while."""
     place = tmp_path_factory.mktemp("plane")
     settings = {"network": "mlp", "model": "hvae", "prior": "vamp", "latent_dim": 2, "epochs": 20, "lr": 2e-3}
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    words = as_flags(settings)
     words += ["--data_set", "digits", "--num_pseudo_inputs", 20, "--batch_size", 100, "--runs_dir", place]
     assert called(train.main, *words) == 0
     return next(place.iterdir())
@@ -520,6 +532,8 @@ def test_a_temperature_is_for_samples_of_deep_models(run, capfd):
     refused(capfd, evaluate.main, words, "--temperature 0.6 goes with ladder and dvp only")
 
 
+@slow_on_jax
+@pytest.mark.keras
 def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, tmp_path, capfd):
     from evaluation import distances
 

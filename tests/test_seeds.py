@@ -4,7 +4,7 @@ import functools
 import shlex
 
 import pytest
-from conftest import ROOT, called
+from conftest import ROOT, as_flags, called
 from test_pages import COMMAND
 
 import evaluate
@@ -56,8 +56,7 @@ def trained(tmp_path_factory):
     def runs(words):
         config, folder = configs_of(parser.parse_args(shlex.split(words)))[0], tmp_path_factory.mktemp("runs")
         flags = FEW | {"runs_dir": folder} | {name: value for name, value in SMALL.items() if config.has(name)}
-        smaller = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        assert called(train.main, *shlex.split(words), *smaller) == 0
+        assert called(train.main, *shlex.split(words), *as_flags(flags)) == 0
         return [experiment.load(path.parent) for path in sorted(folder.rglob("config.json"))]
 
     return runs

@@ -24,6 +24,7 @@ from conftest import (
     ROOT,
     SETTINGS,
     STATES,
+    as_flags,
     called,
     complaints,
     files_below,
@@ -326,14 +327,13 @@ PRESETS = ["staticmnist_vae_vampdata", "staticmnist_pixelhvae_vamp"]  # .ci/run 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains_is_scored_and_drawn(tmp_path, capfd, preset):
     small = {"data_set": "digits", "epochs": 1, "max_train_images": 40, "batch_size": 20, "num_pseudo_inputs": 3}
-    words = ["--preset", preset, *(word for name, value in small.items() for word in (f"--{name}", str(value)))]
-    assert train.main([*words, "--runs_dir", str(tmp_path)]) == 0
+    assert train.main(as_flags({"preset": preset} | small | {"runs_dir": tmp_path})) == 0
     (path,) = tmp_path.iterdir()
     assert experiment.load(path).config.network == presets.preset(preset).settings["network"]
     assert evaluate.main([str(path), "--num_samples", "5", "--max_images", "20"]) == 0
     said = "sampling an image takes 8 x 8 passes through the decoder, one per pixel"
     assert (said in capfd.readouterr().out) == ("pixel" in preset)
-    assert plot.main([str(path), "--figures", "reconmanifold", "samples", "pseudouse"]) == 0
+    assert plot.main([str(path)]) == 0
     assert (path / "figures" / f"{path.name}_samples.png").is_file()
 
 

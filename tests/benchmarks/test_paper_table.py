@@ -172,13 +172,14 @@ def test_priors_are_compared_image_by_image_and_seeds_have_a_spread(monkeypatch,
     assert len(cells) == len(priors_table.HEADER) and "| `mog` | +0.60 ± 0.14 |" in priors_table.best()
 
 
-def test_a_score_is_known_again_by_its_weights_its_estimator_and_its_features(monkeypatch):
-    monkeypatch.setattr(priors_table.Scoring, "of", lambda run: SimpleNamespace(tag="isfitted_S1000"))
-    metrics = {"weights_sha256": "these", "num_images": priors_table.IMAGES, "split": "test"}
-    metrics["tag"] = "isfitted_S1000_F3e669490_G10000"
-    run = SimpleNamespace(weights_sha256="these", metrics=metrics)
+def test_a_score_is_known_again_by_its_weights_and_its_estimator(monkeypatch):
+    metrics = json.loads(priors_table.result_file("staticmnist", 40, "exemplar", 0).read_text())["metrics"]
+    tag, comma, network = metrics["tag"].partition("_F")
+    assert comma
+    monkeypatch.setattr(priors_table.Scoring, "of", lambda run: SimpleNamespace(tag=tag))
+    run = SimpleNamespace(weights_sha256=metrics["weights_sha256"], metrics=metrics)
     assert priors_table.is_scored(run)
-    for change in ({"tag": "isfitted_S1000"}, {"tag": "is_S5000_F3e669490_G10000"}, {"weights_sha256": "those"}):
+    for change in ({"tag": tag}, {"tag": f"is_S5000_F{network}"}, {"weights_sha256": "those"}):
         run.metrics = metrics | change
         assert not priors_table.is_scored(run)
     run.metrics = None

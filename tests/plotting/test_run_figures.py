@@ -109,6 +109,8 @@ def views(runs):
     return {name: View(experiment.load(path), "pca") for name, path in runs.items()}
 
 
+@slow_on_jax
+@pytest.mark.keras
 def test_a_figure_that_a_run_has_not_is_said(runs, tmp_path, capsys):
     path = str(runs["standard2"])
     assert plot.main([path, "--figures", "pseudouse", "curves", "layers", "--out", str(tmp_path)]) == 2

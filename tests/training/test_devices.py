@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, as_flags
 
 import experiment
 import train
@@ -43,7 +43,7 @@ print(compute.lower(np.zeros((5, 6, 4), "float32")).compile().as_text())
 
 def words_of(**settings):
     """The words of a command that trains the run with these settings."""
-    return [word for name, value in (RUN | settings).items() for word in (f"--{name}", str(value))]
+    return as_flags(RUN | settings)
 
 
 def trained(folder, distribute="none", **settings):
@@ -141,7 +141,7 @@ def wait_for(condition, processes, seconds=500):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_and_the_run_can_be_resumed(alone, tmp_path, killed):
-    """The child process that trains is killed, not its guard. Of the first one, two processes then continue the run."""
+    """The child process that trains is killed, not its guard. Two processes continue the run of the first case."""
     both = [started(tmp_path, port, index, epochs=2000) for port in [free_port()] for index in range(2)]
     path = tmp_path / alone.name.replace("epochs2", "epochs2000")
     wait_for((path / "history.csv").exists, both)  # which is written after the state

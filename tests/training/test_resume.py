@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, complaints, first_on_both, slow_on_jax, validated
+from conftest import ROOT, as_flags, complaints, first_on_both, slow_on_jax, validated
 from safetensors.numpy import load_file
 
 import experiment
@@ -49,11 +49,6 @@ PLAIN = {"model": "vae", "prior": "standard"}  # whose steps are traced fastest
 
 def config(folder, **settings):
     return Config(**(SMALL_RUN | {"runs_dir": str(folder)} | settings))
-
-
-def words_of(settings):
-    """The words of a command of these settings."""
-    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 def parsed(words):
@@ -189,6 +184,7 @@ def test_a_run_may_be_interrupted_again_and_again(tmp_path, monkeypatch, whole):
         (1, 2, lambda: ask(signal.SIGTERM), "stopped", (1, 3)),
         (1, 0, lambda: ask(signal.SIGTERM), "stopped", (2, 0)),  # Keras counts from where it goes on
         (2, 3, die, "failed", (2, 0)),
+        (2, 3, lambda: ask(signal.SIGTERM), "stopped", (3, 0)),
         (3, 1, lambda: ask(signal.SIGHUP), "stopped", (3, 2)),
     ):
         run = interrupted(tmp_path, monkeypatch, epoch, step, act, source=run)
@@ -538,12 +534,12 @@ def test_a_request_to_stop_at_the_very_end_of_a_run_is_not_lost(tmp_path, monkey
 
     monkeypatch.setattr(RunWriter, "write_status", asked)
     settings = SMALL_RUN | {"epochs": 1, "runs_dir": tmp_path}
-    assert called(*words_of(settings)) == STOPPED
+    assert called(*as_flags(settings)) == STOPPED
     assert [experiment.load(path.parent).state for path in tmp_path.glob("*/config.json")] == ["finished"]
 
 
 def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
-    assert called(*words_of(SMALL_RUN | {"runs_dir": tmp_path})) == 0
+    assert called(*as_flags(SMALL_RUN | {"runs_dir": tmp_path})) == 0
     printed = capfd.readouterr()
     assert f"resuming {run.path}, failed after 2 epochs\n" in printed.out and not complaints(printed.err)
     assert printed.out.splitlines()[-2].startswith("expected time: ") or printed.out.count("\n") == 2
@@ -553,7 +549,7 @@ def test_the_same_command_resumes_the_run(run, tmp_path, whole, capfd):
 @pytest.mark.slow
 def test_a_grid_resumes_its_unfinished_runs(died, tmp_path, whole, capfd):
     shutil.copytree(died, config(tmp_path, gs_key="key").path)
-    assert called(*words_of(SMALL_RUN | {"runs_dir": tmp_path}), "--gs_key", "key", "--jobs", 1) == 0
+    assert called(*as_flags(SMALL_RUN | {"runs_dir": tmp_path}), "--gs_key", "key", "--jobs", 1) == 0
     assert "failed after 2 epochs\n" in capfd.readouterr().out
     assert numbers_of(config(tmp_path, gs_key="key").path) == whole
 
@@ -619,7 +615,7 @@ def test_a_second_process_on_the_same_run_is_refused(run, capfd):
 # ---------------------------------------------------------------------------------------------- killed for real
 
 KILLED_RUN = SMALL_RUN | {"epochs": 12, "batch_size": 200, "max_train_images": 1000, "beta_warmup": 9, "patience": 11}
-KILLED_RUN |= {"track": "none"}
+KILLED_RUN |= {"track": "none", "steps_per_execution": "auto"}
 DYING = """import os, random, signal, sys, train
 random.seed({seed})
 moment, count = random.randint(1, 60), 0
@@ -643,7 +639,7 @@ sys.exit(train.main(sys.argv[1:]))"""
 def test_kills_at_random_moments_change_nothing(tmp_path):
     """Half of them at any moment of training, half of them before or after a random call that changes the disk."""
     rng, kills = random.Random(5), 0
-    words = words_of(KILLED_RUN | {"runs_dir": tmp_path / "runs", "save_minutes": 1e-4})
+    words = as_flags(KILLED_RUN | {"runs_dir": tmp_path / "runs", "save_minutes": 1e-4})
     path = configs_of(parsed(words))[0].path
     plain = [sys.executable, "train.py", *words]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -665,7 +661,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
             assert experiment.load(path).state == "interrupted"
     assert subprocess.run(plain, check=False, **quiet).returncode == 0
     assert (path / "history.csv").read_text().startswith(done)  # nothing that was done has been done again
-    again = words_of(KILLED_RUN | {"runs_dir": tmp_path / "again"})
+    again = as_flags(KILLED_RUN | {"runs_dir": tmp_path / "again"})
     assert subprocess.run([sys.executable, "train.py", *again], check=False, **quiet).returncode == 0
     assert numbers_of(path) == numbers_of(tmp_path / "again" / path.name)
     assert [float(line.split(",")[0]) for line in without_seconds(path)[1:]] == list(np.arange(1, 13))

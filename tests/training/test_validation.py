@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import complaints
+from conftest import as_flags, complaints
 from test_resume import called, config, die, interrupted, numbers_of
 
 import data
@@ -126,7 +126,7 @@ def test_runs_without_validation_are_compared_by_their_training_alone(run):
 def test_a_finished_run_says_whose_weights_it_kept(tmp_path, capfd):
     words = {**{"data_set": "digits", "network": "mlp", "hidden_units": 5, "epochs": 1, "validation": "none"},
              "batch_size": 499, "runs_dir": tmp_path, "track": "none"}  # fmt: skip
-    assert called(*[word for name, value in words.items() for word in (f"--{name}", value)]) == 0
+    assert called(*as_flags(words)) == 0
     said = capfd.readouterr().err
     assert re.search(r"weights of the last epoch \(train_elbo -[\d.]+ nats\), 1 of 1; ", said)
     assert "digits, 1,497 training, 300 test images" in said
