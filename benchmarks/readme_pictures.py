@@ -79,13 +79,14 @@ def configs_of(args):
 
 
 def scored(config, place):
-    """Scores a run unless it is scored; returns the exit code of evaluate.py."""
-    run = experiment.load(config.path, config.data_dir)
+    """Scores a run in float32, as quadrature needs, unless it is scored; returns the exit code of evaluate.py."""
+    run = experiment.load(config.path, config.data_dir).in_precision("float32")
     wanted = {"num_images": min(MOST_IMAGES, len(run.images("test"))), "split": "test", "tag": Scoring.of(run).tag}
     if wanted.items() <= run.metrics.items() and "selection" in run.metrics:  # without, of the first images
         return 0
     where = ["--data_dir", config.data_dir] if config.data_dir else []
-    return evaluate.main([str(config.path), "--max_images", str(MOST_IMAGES), *where, *place])
+    words = ["--max_images", str(MOST_IMAGES), "--precision", "float32"]
+    return evaluate.main([str(config.path), *words, *where, *place])
 
 
 def collect(config, hardware):

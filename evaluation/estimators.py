@@ -71,7 +71,8 @@ class Estimator(NamedTuple):
 class Scoring(NamedTuple):
     """How log p(x) of a run is estimated: an estimator, its settings by name, the seed, and the most bytes in use.
 
-    `fallback` is the Scoring to use if the estimator raises NotApplicableError, or None.
+    `fallback` is the Scoring to use if the estimator raises NotApplicableError, or None. `precision` is "" or differs
+    from that of the training.
     """
 
     estimator: str
@@ -79,6 +80,7 @@ class Scoring(NamedTuple):
     seed: int
     max_bytes: int | None
     fallback: object = None
+    precision: str = ""
 
     @classmethod
     def of(cls, run, estimator=AUTO, seed=0, max_memory=None, **given):
@@ -99,7 +101,8 @@ class Scoring(NamedTuple):
         settings = entry.complete(run, {name: flag.usual for name, flag in entry.flags.items()} | given)
         if reason := entry.refusal(run, settings):
             raise UserError(reason)
-        return cls(estimator, settings, seed, max_memory and int(min(max_memory * 2**30, sys.maxsize)), fallback)
+        most = max_memory and int(min(max_memory * 2**30, sys.maxsize))
+        return cls(estimator, settings, seed, most, fallback, run.precision * (run.precision != run.config.precision))
 
     @property
     def entry(self):
@@ -108,12 +111,13 @@ class Scoring(NamedTuple):
 
     @property
     def tag(self):
-        """All that changes a score, as a part of file names: is_S5000, isfitted_se0.05, ais_S16_T100_L5_B64."""
+        """All that changes a score, as a part of file names: is_S5000, isfitted_se0.05_float32, ais_S16_T100_L5_B64."""
         words, numbers = [self.estimator], []
         for name, flag in self.entry.flags.items():
             if (value := self.settings[name]) not in (None, flag.untagged):
                 numbers.append(f"_{flag.short}{value}") if flag.short else words.append(value)
-        return "".join([*words, *numbers, f"_seed{self.seed}" * bool(self.seed)])
+        more = [f"_seed{self.seed}"] * bool(self.seed) + [f"_{self.precision}"] * bool(self.precision)
+        return "".join([*words, *numbers, *more])
 
     @property
     def said(self):
@@ -133,7 +137,7 @@ class Scoring(NamedTuple):
 
 def add_arguments(parser):
     """Adds --estimator and the flags of all estimators."""
-    topic, helps = "estimator", f"{AUTO}: quadrature for two latent dimensions of binary pixels, else is; "
+    topic, helps = "estimator", f"{AUTO}: quadrature for two latent dimensions of binary pixels in float32, else is; "
     helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
     options = {"choices": (AUTO, *ESTIMATORS), "default": AUTO, "metavar": "NAME", "topic": topic, "common": True}
     parser.add_argument("--estimator", help=helps, **options)
@@ -269,10 +273,10 @@ QUADRATURE = Estimator(
     {},
     by_quadrature,
     refusal=_refusal_of_quadrature,
-    remedy=lambda run, settings: "try --estimator is",
+    remedy=lambda run, settings: "try " + "--precision float32, or " * (run.precision != "float32") + "--estimator is",
     is_sampled=False,
-    # of other pixels, the probability of each image at each point is no product of matrices: minutes, or hours
-    is_preferred=lambda run: run.config.observation == "bernoulli",
+    # of other pixels, it takes minutes or hours; where hidden layers are rounded, finer grids go on changing the sum
+    is_preferred=lambda run: run.config.observation == "bernoulli" and run.precision == "float32",
 )
 
 

@@ -63,10 +63,10 @@ def evaluate(run, scoring=None, split="test", max_images=None, network=None, cou
     images, index = run.images(split, max_images), run.index(split, max_images)
     names, weights_sha256 = run.image_names(index), run.weights_sha256  # of the weights that are loaded now
     started = time.perf_counter()
-    of_samples, tag = {}, f"_{run.precision}" * (run.precision != run.config.precision)
+    of_samples, tag = {}, ""
     if network:  # first, as the estimate may take hours
         of_samples["distances"] = distances(run, network, split, count, scoring.seed, temperature)
-        tag += f"_F{network.sha256[:8]}_G{count}" + f"_t{temperature:g}" * (temperature != 1)
+        tag = f"_F{network.sha256[:8]}_G{count}" + f"_t{temperature:g}" * (temperature != 1)
     labels = run.dataset.split(split).labels
     labels = None if labels is None else labels[index]
     scoring, estimate, latents, more = estimated(run, images, scoring, split, names, labels)

@@ -28,8 +28,7 @@ def either(condition, one, other):
     """`one()` if the condition, a scalar, holds, else `other()`.
 
     JAX compiles each ops.cond of its own anew. Outside of a compiled function the condition is known, and decides.
-    Inside of one, a gradient would store what both compute, of the branch that is not taken as zeros: so each computes
-    it again, where its gradient needs it.
+    Inside of one, a gradient would store what both compute: so each computes it again where its gradient needs it.
     """
     if keras.backend.backend() == "jax":
         import jax

@@ -301,6 +301,11 @@ def test_an_estimate_is_doubtful_by_its_k_hat_or_for_too_few_samples_that_count(
     np.testing.assert_array_equal(found, expected)
 
 
+def unloaded(config, latent_dim):
+    """What a Scoring needs of a run."""
+    return SimpleNamespace(path="a run", config=config, precision=config.precision, latent_dim=latent_dim)
+
+
 def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
     cases = [
         {},
@@ -309,7 +314,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         {"num_samples": 7},
         {"target_se": 0.1, "max_samples": 9},
     ]
-    run = SimpleNamespace(path="a run", config=Config(), latent_dim=40)
+    run = unloaded(Config(), 40)
     found = [estimators.Scoring.of(run, **case) for case in cases]
     numbers = [(one.settings["num_samples"], one.settings["max_samples"]) for one in found]
     assert numbers == [(1000, None), (5000, None), (None, 100_000), (7, None), (None, 9)]
@@ -324,10 +329,10 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
     assert estimators.Scoring.of(run, "ais", bracket=3, seed=2).tag == "aisfitted_S16_T100_L5_B3_seed2"
     assert estimators.Scoring.of(run, "ais", start="posterior").tag == "ais_S16_T100_L5"
     assert estimators.Scoring.of(run, num_starts=0).tag == "isfitted_S1000_M0"
-    assert estimators.Scoring.of(SimpleNamespace(config=Config(), latent_dim=2), "quadrature").tag == "quadrature"
+    assert estimators.Scoring.of(unloaded(Config(), 2), "quadrature").tag == "quadrature"
     for kind in ({"model": "dvp"}, {"latent_dim": 257}):
         config = Config(**kind)
-        wide = SimpleNamespace(path="a run", config=config, latent_dim=config.latent_dim)
+        wide = unloaded(config, config.latent_dim)
         usual = "is_S1000" if config.is_deep else "is_S5000"
         assert estimators.Scoring.of(wide).tag == usual
 
@@ -343,10 +348,11 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
         ({"model": "ladder"}, 2, {}, "is"),
         ({"network": "pixel", "model": "hvae"}, 2, {}, "is"),
         ({"likelihood": "logistic"}, 2, {}, "is"),
+        ({"precision": "mixed_bfloat16"}, 2, {}, "is"),
     ],
 )
 def test_the_usual_estimator_is_the_first_that_applies(settings, latents, given, expected):
-    run = SimpleNamespace(path="a run", config=Config(**settings), latent_dim=latents)
+    run = unloaded(Config(**settings), latents)
     found = estimators.Scoring.of(run, **given)
     assert found.estimator == expected
     assert found.fallback == (estimators.Scoring.of(run, "is") if expected == "quadrature" else None)
@@ -430,7 +436,7 @@ def test_settings_of_estimators_that_do_not_go_together_are_refused(run, capfd, 
     ],
 )
 def test_what_an_estimator_cannot_score_is_refused(words, settings, latents, expected):
-    run = SimpleNamespace(path="a run", config=Config(**settings), latent_dim=latents)
+    run = unloaded(Config(**settings), latents)
     asked = {"proposal": words} if words == "fitted" else {"estimator": words}
     asked |= {"start": "fitted"} if "--start" in expected else {}
     with pytest.raises(UserError, match=expected):
@@ -438,7 +444,7 @@ def test_what_an_estimator_cannot_score_is_refused(words, settings, latents, exp
 
 
 def test_a_remedy_is_one_that_the_run_can_take():
-    small, wide = (SimpleNamespace(path="a run", config=Config(), latent_dim=size) for size in (40, 257))
+    small, wide = (unloaded(Config(), size) for size in (40, 257))
     cases = {"raise --num_samples": {}, "try --proposal fitted": {"proposal": "posterior"}}
     cases |= {"raise --max_samples": {"target_se": 0.1}, "raise --num_steps": {"estimator": "ais"}}
     for remedy, asked in cases.items():
@@ -488,6 +494,24 @@ def test_a_run_of_half_precision_is_scored_as_trained_or_in_float32(run, capfd):
         assert f"precision         {precision}" in capfd.readouterr().out
     assert found["float32"]["log_px"] == whole["log_px"] and found["float32"]["tag"] == "isfitted_S20_float32"
     assert 0 < abs(found["mixed_bfloat16"]["log_px"] - whole["log_px"]) < 1
+
+
+def test_a_grid_is_the_usual_estimator_in_float32_only(plane, tmp_path, capfd, monkeypatch):
+    """Rounded p(x|z) is no smooth function of z, so that a grid may not resolve it, however fine it is."""
+    run = experiment.load(shutil.copytree(plane, tmp_path / plane.name))
+    record = read(run.path / "config.json")
+    half = {"config": record["config"] | {"precision": "mixed_bfloat16"}}
+    (run.path / "config.json").write_text(json.dumps(record | half))
+    half, whole = experiment.load(run.path), experiment.load(run.path).in_precision("float32")
+    assert (score.Scoring.of(half).tag, score.Scoring.of(whole).tag) == ("isfitted_S1000", "quadrature_float32")
+    words = [run.path, "--max_images", 3]
+    assert called(evaluate.main, *words, "--precision", "float32") == 0
+    assert (run.path / "evaluations" / "test_quadrature_float32_N3.json").exists()
+    monkeypatch.setattr("evaluation.quadrature.MOST_POINTS", 2000)
+    words += ["--estimator", "quadrature"]
+    capfd.readouterr()
+    refused(capfd, evaluate.main, words, "; try --precision float32, or --estimator is")
+    refused(capfd, evaluate.main, [*words, "--precision", "float32"], "; try --estimator is")
 
 
 def test_samples_that_are_no_numbers_are_refused():
@@ -602,7 +626,7 @@ def test_networks_that_do_not_fit_are_refused_before_anything_is_computed(run, c
 def test_little_free_memory_means_small_chunks(free, max_memory, has_gpu, expected, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     monkeypatch.setattr(backend, "has_gpu", lambda: has_gpu)
-    run = SimpleNamespace(path="a run", config=Config(), latent_dim=40)
+    run = unloaded(Config(), 40)
     assert estimators.Scoring.of(run, max_memory=max_memory).bytes_at_once == expected
 
 

@@ -171,12 +171,13 @@ def test_each_number_of_latents_has_a_part_of_its_own(tiny):
 
 def test_scores_of_another_kind_are_made_again(monkeypatch):
     asked = []
-    config = experiment.Config(data_set="digits")
+    config = experiment.Config(data_set="digits", precision="mixed_bfloat16")
     run = SimpleNamespace(path="a run", config=config, latent_dim=2, metrics={}, images=lambda split: [0] * 300)
+    run.in_precision = lambda precision: setattr(run, "precision", precision) or run
     monkeypatch.setattr(readme_pictures.experiment, "load", lambda path, data_dir: run)
     monkeypatch.setattr(readme_pictures.evaluate, "main", lambda words: asked.append(words) or 0)
-    first = {"num_images": 300, "split": "test", "tag": "quadrature"}  # images, of an older version
+    first = {"num_images": 300, "split": "test", "tag": "quadrature_float32"}  # images, of an older version
     fitting = first | {"selection": "all"}
     for run.metrics in ({}, fitting | {"split": "val"}, fitting | {"tag": "isfitted_S1000"}, first, fitting):
         assert readme_pictures.scored(config, []) == 0
-    assert len(asked) == 4 and asked[0] == [str(config.path), "--max_images", "1000"]
+    assert len(asked) == 4 and asked[0] == [str(config.path), "--max_images", "1000", "--precision", "float32"]
