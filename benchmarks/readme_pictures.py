@@ -160,7 +160,7 @@ def about(results):
     """Sentences on what the numbers of a table are."""
     config, result = next(iter(results.items()))
     words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("backend", "note")}
-    words["estimator"] = dict.fromkeys(one["metrics"]["estimator"] for one in results.values())
+    words["estimator"] = dict.fromkeys(scores_of(config, one["metrics"]) for one in results.values())
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
     count, order = result["metrics"]["num_images"], result["metrics"].get("selection", "the first")
     words["note"].pop("", None)
@@ -168,6 +168,12 @@ def about(results):
     said += f"images; log p(x) is by {' and '.join(words['estimator'])}. "
     said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}."
     return " ".join([said, *(f"{note}." for note in words["note"])])
+
+
+def scores_of(config, metrics):
+    """The estimator, and the precision where that of the training was another one, in words."""
+    precision = metrics.get("precision", config.precision)  # which older results lack
+    return metrics["estimator"] + f" in {precision}" * (precision != config.precision)
 
 
 def setting(config):

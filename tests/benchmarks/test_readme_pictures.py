@@ -130,7 +130,7 @@ def result(config, log_px):
     """A result file's content."""
     metrics = dict.fromkeys(("log_px_se", "log_px_se_images", "elbo", "rate", "distortion", "seconds"), 1.0)
     metrics |= {"log_px": log_px, "components_in_use": None, "doubtful": 0, "num_images": 9, "estimator": "quadrature"}
-    metrics |= {"marginal_kl": 0.1, "active_units": [2], "units": [2]}
+    metrics |= {"marginal_kl": 0.1, "active_units": [2], "units": [2], "precision": "float32"}
     settings = {"model": config.model, "prior": config.prior, "data_set": config.data_set}
     settings |= {name: getattr(config, name) for name in plot.README_SETTINGS}
     about = {"status": {"seconds": 60.0}, "note": "", "hardware": "here", "backend": "jax", "git_commit": None}
@@ -163,10 +163,9 @@ def test_each_number_of_latents_has_a_part_of_its_own(tiny):
     write_results(tiny / "results", -150.0, models, latent_dim=2, network_size=4.0)
     two, forty = readme_pictures.part().split("**digits, 40 latents.**")
     assert two.startswith("**digits, 2 latents.**") and "-150.00" in two and "-90.00" not in two
-    assert (
-        "-90.00" in forty
-        and "network size 1, 250 epochs, learning rate 0.0001 (cosine), 4 epochs of warm-up, mixed_bfloat16" in forty
-    )
+    assert "log p(x) is by quadrature." in two and "log p(x) is by quadrature in float32." in forty
+    expected = "network size 1, 250 epochs, learning rate 0.0001 (cosine), 4 epochs of warm-up, mixed_bfloat16"
+    assert expected in forty and "-90.00" in forty
 
 
 def test_scores_of_another_kind_are_made_again(monkeypatch):
