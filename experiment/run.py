@@ -93,7 +93,9 @@ class Run:
         return other
 
     def in_precision(self, precision):
-        """This run, whose model computes in another precision than in training."""
+        """This run, whose model computes in this precision, which may be another one than in training."""
+        if precision == self.precision:
+            return self
         other = copy.copy(self)
         other.__dict__.pop("model", None)
         other.precision = precision

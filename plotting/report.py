@@ -111,6 +111,8 @@ def commands(run):
         estimator = metrics.get("estimator")
         flags = estimators.ESTIMATORS[estimator].flags if estimator in [*estimators.ESTIMATORS] else ()
         names = {name: name for name in (*flags, "split", "seed", "backend")} | {"num_images": "max_images"}
+        if metrics.get("precision") != run.config.precision:
+            names["precision"] = "precision"
         given = {flag: metrics[name] for name, flag in names.items()
                  if isinstance(metrics.get(name), str | int | float)}  # fmt: skip
         words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]

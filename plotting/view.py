@@ -30,10 +30,14 @@ class Embedding(NamedTuple):
 
 
 class View:
-    """What the figures of a run are drawn from. Each part is computed on first use and kept."""
+    """What the figures of a run are drawn from, in float32, as half precision would show in them.
+
+    Each part is computed on first use and kept.
+    """
 
     def __init__(self, run, projection):
-        self.run, self.config, self.model = run, run.config, run.model
+        self.run = run = run.in_precision("float32")
+        self.config, self.model = run.config, run.model
         self.projection = projection
         self.shown = "draw from" if run.config.is_autoregressive else "mean of"
         self.said = "test images" if run.is_own else f"images of {run.data_set}"

@@ -73,7 +73,7 @@ def stub(shape, labels, names, **settings):
     """What plot.py needs of a run: an untrained model and noise for images."""
     config = experiment.Config(**{"data_set": "digits", "network_size": 0.25, "num_pseudo_inputs": 3} | settings)
     split = Split((noise(24, *shape) * 255).astype(np.uint8), labels, 255)
-    return SimpleNamespace(
+    run = SimpleNamespace(
         path=Path("nowhere"),
         config=config,
         history=HISTORY,
@@ -86,6 +86,8 @@ def stub(shape, labels, names, **settings):
         is_own=True,
         snapshots={},
     )
+    run.in_precision = lambda precision: run
+    return run
 
 
 def keep(monkeypatch, *names):

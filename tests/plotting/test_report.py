@@ -118,7 +118,7 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     parser = Parser()
     evaluate.add_arguments(parser)
 
-    shallow = SimpleNamespace(path="a run", config=experiment.Config(), latent_dim=2)
+    shallow = SimpleNamespace(path="a run", config=experiment.Config(), precision="float32", latent_dim=2)
 
     def scoring(flags):
         args = parser.parse_args(["run", *flags])
@@ -136,6 +136,12 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     same = {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
     assert experiment.Config(**same).training_id == run(tmp_path, model="hvae", lr=1e-3).name
     assert plotted.endswith("--report")
+
+
+@pytest.mark.parametrize(("trained", "asks"), [("float32", False), ("mixed_bfloat16", True)])
+def test_the_commands_ask_for_another_precision_than_that_of_the_training(tmp_path, trained, asks):
+    text = report.commands(run(tmp_path, METRICS | {"precision": "float32"}, precision=trained))
+    assert ("--precision float32" in text.splitlines()[-2]) == asks
 
 
 @pytest.mark.parametrize(

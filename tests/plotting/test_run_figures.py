@@ -147,6 +147,12 @@ def test_every_file_is_there_and_printed(plotted):
     assert on_disk == expected and min(path.stat().st_size for path in on_disk) > 3000
 
 
+def test_figures_are_computed_in_float32(runs):
+    run = experiment.load(runs["vamp2"]).in_precision("mixed_bfloat16")
+    rounded, drawn = ({one.compute_dtype for one in m._flatten_layers()} for m in (run.model, View(run, "pca").model))
+    assert "bfloat16" in rounded and drawn == {"float32"}
+
+
 @slow_on_jax
 @pytest.mark.keras
 @pytest.mark.parametrize("name", KINDS)
