@@ -68,11 +68,11 @@ def add_arguments(parser):
     examples = {"topic": "examples"}
     text = "train the two-dimensional example of Thin et al. (2021), in a minute or two, and draw its posteriors"
     parser.add_argument("--toy_posteriors", action="store_true", help=text, **examples)
-    text = "regenerate the eight runs, table and figures of docs/results.md; finished parts are skipped. Without "
-    text += f"--{', --'.join(README_SIZES)}, with network size 1, 10 epochs and learning rate 1e-3"
+    text = "regenerate the eight runs, table and figures of docs/results.md; finished parts are skipped. If "
+    text += f"none of --{', --'.join(README_SIZES)} is given, network size 1, 10 epochs and learning rate 1e-3"
     parser.add_argument("--readme", action="store_true", help=text, **examples)
     for name in README_SETTINGS:
-        text, usual = "of these runs [that of train.py, {}]", getattr(Config, name)
+        text, usual = "of the runs of --readme [see there, else {}]", getattr(Config, name)
         options = {"type": type(usual), "metavar": {float: "X", int: "N"}.get(type(usual), "NAME"), **examples}
         parser.add_argument(f"--{name}", help=text.format(usual), **options)
     text = "name of the machine, which is stored with the results"

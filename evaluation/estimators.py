@@ -137,7 +137,7 @@ class Scoring(NamedTuple):
 
 def add_arguments(parser):
     """Adds --estimator and the flags of all estimators."""
-    topic, helps = "estimator", f"{AUTO}: quadrature for two latent dimensions of binary pixels in float32, else is; "
+    topic, helps = "estimator", f"{AUTO}: quadrature for up to two latents and Bernoulli pixels in float32, else is; "
     helps += "; ".join(f"{name}: {entry.help}" for name, entry in ESTIMATORS.items())
     options = {"choices": (AUTO, *ESTIMATORS), "default": AUTO, "metavar": "NAME", "topic": topic, "common": True}
     parser.add_argument("--estimator", help=helps, **options)
@@ -224,7 +224,7 @@ SAMPLING_FLAGS = {
     "proposal": Flag(OF_PROPOSAL, choices=("fitted", "posterior"), untagged="posterior"),
     "num_starts": Flag(OF_STARTS, "M", whole(0, 1000), untagged=STARTS),
     "target_se": Flag(OF_TARGET, "se", number(1e-4), common=True),
-    "max_samples": Flag(f"with --target_se: at most so many [{MOST}]", "S", whole(2), untagged=MOST),
+    "max_samples": Flag(f"with --target_se: most samples per image [{MOST}]", "S", whole(2), untagged=MOST),
 }
 IMPORTANCE_SAMPLING = Estimator(
     "importance sampling",

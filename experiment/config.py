@@ -76,8 +76,8 @@ class Config(Columns):
                             choices=data.NAMES)
     image_size: int = setting(None, "data", "own images: resize the shorter side to N pixels and crop to a square",
                               tag="size", low=4, high=2048)
-    latent_dim: int = setting(2, "model", "latent dimensions in all; two layers halve them", common=True, tag="", low=1,
-                              high=4096)
+    latent_dim: int = setting(2, "model", "latent dimensions; two layers share them", common=True, tag="",
+                              low=1, high=4096)
     latent_dims: tuple[int, ...] = setting(None, "model", "hvae, markov: those of the top and of the lower layer, "
                                            "where they are not halves", tag="dims", low=1, high=4096)
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",

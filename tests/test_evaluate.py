@@ -342,6 +342,7 @@ def test_the_number_of_samples_is_that_of_the_proposal_or_estimator():
     [
         ({}, 2, {}, "quadrature"),
         ({"model": "hvae"}, 2, {}, "quadrature"),
+        ({"model": "markov"}, 2, {}, "quadrature"),
         ({}, 2, {"num_samples": 10}, "is"),
         ({}, 2, {"proposal": None}, "quadrature"),
         ({}, 3, {}, "is"),
