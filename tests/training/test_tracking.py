@@ -30,7 +30,7 @@ from training import fit
 from training.tracked import Painter, Tracked, sheet
 from training.writer import RunWriter
 
-SCORED = estimators.Scoring.of(SimpleNamespace(config=Config(), latent_dim=3), num_samples=5)
+SCORED = estimators.Scoring.of(SimpleNamespace(config=Config(), precision="float32", latent_dim=3), num_samples=5)
 
 
 @pytest.fixture
