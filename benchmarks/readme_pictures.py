@@ -162,10 +162,11 @@ def about(results):
     words = {name: dict.fromkeys(one[name] for one in results.values()) for name in ("backend", "note")}
     words["estimator"] = dict.fromkeys(scores_of(config, one["metrics"]) for one in results.values())
     commits = dict.fromkeys((one["git_commit"] or "unknown")[:7] for one in results.values())
-    count, order = result["metrics"]["num_images"], result["metrics"].get("selection", "the first")
+    count = f"{result['metrics']['num_images']:,}"
+    which = f"{count} random" if "selection" in result["metrics"] else f"the first {count}"
     words["note"].pop("", None)
-    said = f"All four have {setting(config)}, seed {config.seed}. In nats per image, for {order} {count:,} test "
-    said += f"images; log p(x) is by {' and '.join(words['estimator'])}. "
+    said = f"All four have {setting(config)}, seed {config.seed}. In nats per image, for {which} test images; "
+    said += f"log p(x) is by {' and '.join(words['estimator'])}. "
     said += f"Commit {', '.join(commits)}, {' and '.join(words['backend'])}."
     return " ".join([said, *(f"{note}." for note in words["note"])])
 
