@@ -30,7 +30,8 @@ from experiment.presets import preset
 from runtime import atomic, backend
 
 ROWS = (
-    *("mnist_hvae_vamp_wide_small", "mnist_hvae_vamp_small", "mnist_ladder_small", "mnist_dvp_small"),
+    *("mnist_hvae_vamp_wide_small", "mnist_hvae_vamp_small", "mnist_ladder_small"),
+    *("mnist_dvp_small", "mnist_dvp_context3_small"),
     *("cifar10_dvp_small", "cifar10_vae_gaussian_small"),
 )
 IMAGES = 1000  # whose log p(x) is estimated
