@@ -66,7 +66,7 @@ def test_modes_that_q_does_not_know_are_found():
 def test_scores_of_the_demo_are_those_of_a_fine_grid(tmp_path):
     """A grid of a million points, log p(x|z) and sums in double precision: 0.01 nats is the tolerance of an image."""
     flags = re.search(r"DEMO_FLAGS := (.*)\\\n(.*)\n", (ROOT / "Makefile").read_text())
-    shorter = ("--epochs", 20, "--beta_warmup", 10, "--runs_dir", tmp_path)
+    shorter = ("--epochs", 10, "--beta_warmup", 5, "--runs_dir", tmp_path)
     assert called(train.main, *flags[1].split(), *flags[2].split(), *shorter) == 0
     run = experiment.load(next(tmp_path.iterdir()))
     images, model = run.images("test"), run.model
@@ -82,7 +82,9 @@ def test_scores_of_the_demo_are_those_of_a_fine_grid(tmp_path):
     for some in np.array_split(first, 50):
         z = np.stack(np.meshgrid(some, second, indexing="ij"), axis=-1).reshape(-1, 2).astype("float32")
         logits = ops.convert_to_numpy(model.likelihood(ops.convert_to_tensor(z)).logits).reshape(len(z), -1)
-        log_p = x @ logits.T.astype("float64") - np.logaddexp(0, logits.astype("float64")).sum(axis=1)
+        logits = logits.astype("float64")
+        softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))  # which takes half as long as logaddexp
+        log_p = x @ logits.T - softplus.sum(axis=1)
         log_p += ops.convert_to_numpy(prior.log_prob(ops.convert_to_tensor(z)))
         total = np.logaddexp(total, scipy.special.logsumexp(log_p, axis=1))
     off = np.abs(found.log_px[few] - total - np.log((high - low) / 1000).sum())

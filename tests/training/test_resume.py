@@ -650,7 +650,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     path = configs_of(parsed(words))[0].path
     plain = [sys.executable, "train.py", *words]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    while kills < 6:
+    while kills < 4:
         if kills % 2:
             dying = [sys.executable, "-c", DYING.format(seed=kills), *words]
             assert subprocess.run(dying, check=False, **quiet).returncode == -signal.SIGKILL
