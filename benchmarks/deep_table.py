@@ -44,6 +44,7 @@ HEADER = (
     *(
         "run",
         "weights",
+        "epochs",
         "ELBO",
         "bits/dim by it",
         f"log p(x) of {IMAGES:,} images",
@@ -127,7 +128,7 @@ def cells_of(name):
     """The cells of a row; empty ones where it was not run."""
     path = result_file(name)
     if not path.exists():
-        return [f"`{name}`", "not run here", *[""] * 9]
+        return [f"`{name}`", "not run here", *[""] * 10]
     result = json.loads(path.read_text())
     whole, some = result["elbo"], result["log_px"]
     rates = " + ".join(f"{rate:.1f}" for rate in whole["rates"])
@@ -138,6 +139,7 @@ def cells_of(name):
     return [
         f"`{name}`{note}",
         f"{result['weights']:,}",
+        result["settings"]["epochs"],
         f"{whole['elbo']:.2f}",
         "a density" if whole["bits_per_dim"] is None else f"{bits:.3f}",
         f"{some['log_px']:.2f} ± {some['log_px_se']:.2g}",
@@ -154,8 +156,8 @@ def table():
     """The whole table, with a row for the baseline of each data set."""
     lines = [cells_of(name) for name in ROWS]
     for name, (nats, bits) in json.loads(BASELINES.read_text()).items():
-        lines.append([f"independent pixels, {name}", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 7])
-    return results_page.table(HEADER, "lrrrrrrllrl", lines)
+        lines.append([f"independent pixels, {name}", "", "", f"{nats:.2f}", f"{bits:.3f}", *[""] * 7])
+    return results_page.table(HEADER, "lrrrrrrrllrl", lines)
 
 
 def main():
