@@ -8,15 +8,23 @@ import numpy as np
 
 from runtime.backend import has_gpu
 
+ONE_CALL = threading.Lock()  # on TensorFlow, calls at the same time have given wrong numbers for whole images
+
 
 def predictor(model):
     """A `predict_on_batch` of a compiled Keras model that changes no variable, so that threads may call it at once.
 
-    On JAX, Keras' own hands all variables over to each call and takes them back.
+    On TensorFlow, the calls wait for one another. On JAX, Keras' own hands all variables over to each call and takes
+    them back.
     """
     if keras.backend.backend() != "jax":
         model.make_predict_function()  # before several threads ask for it
-        return lambda x: keras.Model.predict_on_batch(model, x)
+
+        def alone(x):
+            with ONE_CALL:
+                return keras.Model.predict_on_batch(model, x)
+
+        return alone
     import jax
 
     variables = model.trainable_variables, model.non_trainable_variables
