@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.backend import has_gpu
 
-ONE_CALL = threading.Lock()  # on TensorFlow, calls at the same time have given wrong numbers for whole images
+ONE_CALL = threading.Lock()  # TensorFlow's convolutions with a residual sum share memory between calls of a function
 
 
 def predictor(model):

@@ -11,7 +11,7 @@ from runtime import threads
 
 @on_tensorflow
 def test_calls_on_tensorflow_wait_for_one_another(monkeypatch):
-    """Two at once have given wrong numbers for whole images, of which a small network shows nothing."""
+    """Two at once give wrong numbers, or crash, where a convolution and a residual sum are one operation of oneDNN."""
     running, seen = [], []
 
     def call(model, x):
