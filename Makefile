@@ -1,4 +1,4 @@
-# make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in three minutes
+# make demo          train, score and draw a two-layer VampPrior VAE on real handwritten digits, in four minutes
 # make test          the test suite, on TensorFlow and on JAX
 # make test-slow     the tests that take long
 # make test-all      both
