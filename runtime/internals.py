@@ -3,9 +3,14 @@
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 
 
+def place(optimizer, variable):
+    """The place, among the weights that an optimizer was built for, of one, or of its variable of the backend."""
+    return optimizer._get_variable_index(variable)
+
+
 def moments(optimizer, variable):
     """The first and the second moment that an Adam of Keras keeps of a weight: two Keras Variables."""
-    index = optimizer._get_variable_index(variable)
+    index = place(optimizer, variable)
     return optimizer._momentums[index], optimizer._velocities[index]
 
 

@@ -58,9 +58,11 @@ class Guarded:
     A step whose gradient has a norm above `skip_norm` changes no weight, moment or average; it counts for the learning
     rate alone. In the first `first_steps` steps only the weights whose ids are in `of_first` change. To the gradient of
     a weight whose id is in `decaying` comes `l2` times the weight, which the norm does not count. `norms` and `skipped`
-    are the sum of the norms of gradients and the number of steps left out since they were last set to 0. It must be
-    built before its first step.
+    are the sum of the finite norms of gradients and the number of steps left out since they were last set to 0. It must
+    be built before its first step.
     """
+
+    is_later = False  # whether what is being changed rests in the first steps
 
     def guard(self, skip_norm=math.inf, l2=0.0, decaying=(), first_steps=0, of_first=()):
         """Says what is left out; returns the optimizer, which has not been built before."""
@@ -71,6 +73,20 @@ class Guarded:
     def build(self, variables):
         super().build(variables)
         self.norms, self.skipped = (self.add_variable((), name=name) for name in ("norms", "skipped"))
+        counts = (self.add_variable((), dtype="int32", name=name) for name in ("updates", "later_updates"))
+        self.updates, self.later_updates = counts  # the second without those of the first steps
+
+    @property
+    def iterations(self):
+        """The number of updates before this one: moments and averages begin with the first, whichever step that is."""
+        counter = self.later_updates if self.is_later else self.updates
+        return counter // (self.gradient_accumulation_steps or 1)
+
+    def update_step(self, gradient, variable, learning_rate):
+        weight = internals.weights(self)[internals.place(self, variable)]
+        self.is_later = self.first_steps > 0 and id(weight) not in self.of_first
+        super().update_step(gradient, variable, learning_rate)
+        self.is_later = False
 
     def apply(self, grads, trainable_variables=None):
         weights, steps = internals.weights(self), internals.steps(self)
@@ -81,15 +97,21 @@ class Guarded:
         skips = norm > self.skip_norm
         kept = [(one, skips) for one in self.variables if one is not steps]
         kept += [(weight, ops.logical_or(skips, one)) for weight, one in zip(weights, rests, strict=True)]
+        if self.use_ema:  # before the first update, the average is what is averaged
+            for weight, average in zip(weights, internals.averages(self), strict=True):
+                values = map(ops.convert_to_tensor, (weight, average))
+                average.assign(ops.where(self.updates == 0, *values))
         before = [ops.copy(variable) for variable, _ in kept]
         for at, weight in enumerate(weights):
             if self.l2 and id(weight) in self.decaying and grads[at] is not None:
-                grads[at] = grads[at] + self.l2 * weight
+                grads[at] = grads[at] + ops.where(rests[at], 0.0, self.l2 * weight)
         super().apply(grads, trainable_variables)
         for (variable, is_kept), value in zip(kept, before, strict=True):
             variable.assign(ops.where(is_kept, value, ops.convert_to_tensor(variable)))
-        self.norms.assign_add(norm)
+        self.norms.assign_add(ops.where(ops.isfinite(norm), norm, 0.0))
         self.skipped.assign_add(ops.cast(skips, "float32"))
+        self.updates.assign_add(ops.cast(ops.logical_not(skips), "int32"))
+        self.later_updates.assign_add(ops.cast(ops.logical_not(ops.logical_or(skips, is_first)), "int32"))
 
 
 OPTIMIZERS = {"adam": Adam, "adamax": keras.optimizers.Adamax, "adamw": AdamW, "adamnormgrad": AdamNormGrad}
@@ -118,12 +140,13 @@ def learning_rate(config, steps):
     """
     final, warmup = config.lr_final or FINAL * config.lr, config.lr_warmup * steps
     total, alpha = max(1, config.epochs * steps - warmup), final / config.lr
-    falls, rates = [round(part * total) for part in (0.5, 0.75)], [config.lr, (config.lr * final) ** 0.5, final]
-    ends = [end * steps - 1 for end in itertools.accumulate(3**i for i in range(7))]  # the last steps of stages
+    # the last steps of stages
+    falls = [max(0, round(part * total) - 1) for part in (0.5, 0.75)]
+    ends = [end * steps - 1 for end in itertools.accumulate(3**i for i in range(7))]
     rate = {
         "cosine": schedules.CosineDecay(config.lr, total, alpha=alpha),
         "cosine_restarts": schedules.CosineDecayRestarts(config.lr, max(1, math.ceil(total / 7)), t_mul=2, alpha=alpha),
-        "step": schedules.PiecewiseConstantDecay(falls, rates),
+        "step": schedules.PiecewiseConstantDecay(falls, [config.lr, (config.lr * final) ** 0.5, final]),
         "burda": schedules.PiecewiseConstantDecay(ends, [config.lr * 10 ** (-i / 7) for i in range(8)]),
         "quarter": schedules.PiecewiseConstantDecay(
             [10 * i * steps - 1 for i in (1, 2, 3)], [config.lr / 4**i for i in range(4)]

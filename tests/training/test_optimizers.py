@@ -50,7 +50,12 @@ def test_restarts_begin_again_over_periods_of_twice_the_length_and_end_at_the_fi
 
 def test_step_falls_twice_by_the_same_factor():
     found = rates(lr_schedule="step", lr_final=1e-3)
-    np.testing.assert_allclose(found[[0, 99, 102, 149, 152, 199]], [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-5)
+    np.testing.assert_allclose(found, np.repeat([0.1, 0.01, 1e-3], [100, 50, 50]), rtol=1e-5)
+
+
+def test_step_falls_in_the_shortest_training():
+    rate = optimizers.learning_rate(Config(lr=0.1, lr_schedule="step", lr_final=1e-3, epochs=2), 1)
+    np.testing.assert_allclose([rate(0), rate(1)], [0.1, 0.01], rtol=1e-5)
 
 
 def test_burda_is_that_of_the_iwae_paper():
@@ -89,7 +94,8 @@ def first_moments(optimizer, tensors):
 
 
 def model_of(tensors, of_prior=()):
-    return SimpleNamespace(trainable_variables=tensors, top_prior=SimpleNamespace(trainable_weights=list(of_prior)))
+    prior = SimpleNamespace(trainable_weights=list(of_prior))
+    return SimpleNamespace(trainable_variables=tensors, top_prior=prior, weights_of_u=list(of_prior))
 
 
 GRADIENTS = [np.float32([3, 4]), np.float32([0, 0, 1e-3]), np.full((2, 3, 3, 2), -2, "float32")]
@@ -262,9 +268,57 @@ def test_a_step_with_a_large_gradient_changes_nothing_but_the_counts_of_steps(na
     seen, optimizer = guarded(optimizer=name)
     names = ["kernel", "bias", *(one.name for one in optimizer.variables)]
     changed = {n for n, before, after in zip(names, seen[4], seen[5], strict=True) if not np.array_equal(before, after)}
-    assert changed == {"iteration", "norms", "skipped"}
+    assert changed == {"iteration", "norms", "skipped"}  # not `updates`
     assert all(not np.array_equal(before[0], after[0]) for before, after in (seen[3:5], seen[5:7]))
-    assert float(optimizer.skipped) == 1 and float(optimizer.norms) > 1e5 and int(optimizer.iterations) == 8
+    assert float(optimizer.skipped) == 1 and float(optimizer.norms) > 1e5 and int(optimizer.iterations) == 7
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_skipped_first_steps_are_as_if_they_had_not_been(name):
+    """For weights, moments, and averages, which are the weights until there is an update."""
+    found = []
+    for norms in ([9e9, 9e9, 1, 2, 3], [1, 2, 3]):
+        weight = keras.Variable(np.full(4, 5.0, "float32"))
+        settings = {"lr": 0.1, "optimizer": name, "ema": 0.9, "skip_norm": 1e5}
+        optimizer = optimizers.optimizer(Config(**settings), STEPS, model_of([weight]))
+        optimizer.build([weight])
+        for norm in norms:
+            optimizer.apply([np.full(4, norm / 2, "float32")], [weight])
+            if norm > 1e5:
+                np.testing.assert_array_equal(internals.averages(optimizer)[0], weight)
+        counts = ("iteration", "norms", "skipped")
+        found.append([np.array(one) for one in (weight, *optimizer.variables) if one.name not in counts])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one[None], other[None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_weights_that_rest_in_the_first_steps_begin_as_others_do(name):
+    """Without a trace of their decay before; the corrections of Adam count from their first update."""
+    first, later, fresh = (keras.Variable(np.full(3, 2.0, "float32"), name="kernel") for _ in range(3))
+    settings = {"lr": 0.1, "optimizer": name, "weight_decay": 0.1}
+    pretrained = Config(model="dvp", pretrain_prior=5, **settings)
+    resting = optimizers.optimizer(pretrained, STEPS, model_of([first, later], [first]))
+    plain = optimizers.optimizer(Config(**settings), STEPS, model_of([fresh]))
+    resting.build([first, later])
+    plain.build([fresh])
+    for step in range(5 * STEPS):
+        resting.apply([np.full(3, 1.0, "float32"), np.full(3, 1.0 + step, "float32")], [first, later])
+    np.testing.assert_array_equal(later, 2.0)
+    assert np.all(np.asarray(first) < 0)
+    for step in range(3):
+        for optimizer, weights in ((resting, [first, later]), (plain, [fresh])):
+            optimizer.apply([np.full(3, 1.0 + step, "float32")] * len(weights), weights)
+        np.testing.assert_allclose(later, fresh, rtol=1e-5)
+
+
+def test_a_norm_that_is_not_finite_is_not_counted():
+    weight = keras.Variable(np.ones(4, "float32"))
+    optimizer = optimizers.optimizer(Config(skip_norm=1e5), STEPS, model_of([weight]))
+    optimizer.build([weight])
+    for value in (1.0, 3e38):
+        optimizer.apply([np.full(4, value, "float32")], [weight])
+    assert float(optimizer.skipped) == 1 and float(optimizer.norms) == 2
 
 
 def test_an_optimizer_that_leaves_nothing_out_steps_as_without_its_guard():
