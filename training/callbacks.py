@@ -81,7 +81,7 @@ class Watch(keras.callbacks.Callback):
         logs["val_bits_per_dim"] = -logs["val_elbo"] / (math.log(2) * math.prod(images.shape[1:]))
         with self.instead():
             means = np.asarray(keras.ops.convert_to_numpy(self.model.embed(images)), "float64")
-            logs["val_active_units"] = int(np.sum(means.var(axis=0) > ACTIVE))
+            logs["val_active_units"] = float(np.sum(means.var(axis=0) > ACTIVE))  # as all that a state has
             if self.config.has("diffusion_steps"):
                 terms = self.model.bound_by_time(keras.ops.convert_to_tensor(images), TIMES, noise)
                 logs |= dict(zip(BOUND_BY_TIME, map(float, terms), strict=True))
@@ -89,6 +89,8 @@ class Watch(keras.callbacks.Callback):
 
 class StopOnNonFinite(keras.callbacks.Callback):
     """Raises RunError at the first step in which a term is NaN or infinite, before any weight is stored.
+
+    At the end of an epoch, so does every other value of the history, as no run resumes from a state with such a value.
 
     If the loss is scaled (mixed_float16), steps with gradients that are not finite are skipped. That is a failure only
     if the scale becomes smaller than LEAST_SCALE.
@@ -108,6 +110,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._check(logs, "val_", "validation")
         if path := weights.not_finite(self.model):
             self._stop(f": weight {path} is not finite")
+        for name in self.config.columns:
+            if not math.isfinite(value := logs.get(name, logs.get(name.removeprefix("train_"), 0.0))):
+                self._stop(f": {name} is {value}")
         scale = float(getattr(self.model.optimizer, "dynamic_scale", 1.0))
         if scale < LEAST_SCALE:
             self._stop(f": gradients are not finite even with the loss scaled by {scale:.1g}")

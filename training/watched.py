@@ -4,6 +4,8 @@ import keras
 
 import data
 from evaluation.ais import AnnealedSampling, Annealing
+from evaluation.compiled import NotFiniteError
+from runtime.errors import RunError
 
 WATCHED = 20  # images, and as many others that choose the step sizes
 ANNEALING = Annealing(chains=16, temperatures=20, leapfrogs=5)
@@ -13,7 +15,8 @@ class WatchedLogPx(keras.callbacks.Callback):
     """Adds `val_log_px` to the logs: a lower bound in expectation on the mean log p(x) of WATCHED validation images.
 
     By annealed importance sampling from q(z|x), after the first epoch and after every --watch_log_px epochs; in between
-    it is what it was. Images and noise are the same each time, and no noise of the training is used.
+    it is what it was. Images and noise are the same each time, and no noise of the training is used. Raises RunError
+    for a log-weight that is NaN.
     """
 
     def __init__(self, config, images, writer):
@@ -30,4 +33,7 @@ class WatchedLogPx(keras.callbacks.Callback):
             sampling = AnnealedSampling(self.model, ANNEALING, self.config.seed, images=WATCHED)
             if len(self.others):
                 sampling.tune(self.others)
-            logs["val_log_px"] = float(sampling.log_px(self.images).log_px.mean())
+            try:
+                logs["val_log_px"] = float(sampling.log_px(self.images).log_px.mean())
+            except NotFiniteError as error:
+                raise RunError(f"epoch {epoch + 1}: --watch_log_px: {error}; train the run without it") from error

@@ -17,6 +17,7 @@ import experiment
 import models
 from data.dataset import Stored
 from evaluation.ais import Annealing
+from evaluation.compiled import NotFiniteError
 from evaluation.importance import importance_sampling
 from experiment import Config, presets
 from experiment.flags import add_settings
@@ -357,6 +358,36 @@ def test_what_is_not_finite_is_told_with_what_to_try(tmp_path, settings, tried):
     with pytest.raises(RunError, match=r"^epoch 2, step 4: rate, log q\(z\|x\) - log p\(z\), is inf; ") as raised:
         stop.on_train_batch_end(3, {"rate": math.inf})
     assert tried in str(raised.value) and "(--overwrite starts it anew)" in str(raised.value)
+
+
+def test_a_column_that_is_not_finite_stops_the_run_as_no_run_resumes_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks.weights, "not_finite", lambda model: None)
+    one = config(tmp_path, diagnostics="on", objective="amcvae", num_steps=1)
+    stop = callbacks.StopOnNonFinite(one, None)
+    stop.set_model(SimpleNamespace(optimizer=None))
+    stop.on_epoch_begin(1)
+    stop.on_epoch_end(1, dict.fromkeys(one.columns, 1.0))
+    for column, key in (
+        ("train_grad_norm", "train_grad_norm"),
+        ("train_step_1", "step_1"),
+        ("val_step_1", "val_step_1"),
+    ):
+        with pytest.raises(RunError, match=rf"^epoch 2: {column} is inf; try"):
+            stop.on_epoch_end(1, {"elbo": 1.0, key: math.inf})
+
+
+def test_watching_a_weight_that_is_not_a_number_ends_the_run_by_its_name(tmp_path, monkeypatch):
+    def failing(*args):
+        raise NotFiniteError(3)
+
+    monkeypatch.setattr(
+        "training.watched.AnnealedSampling",
+        lambda *args, **options: SimpleNamespace(tune=lambda images: None, log_px=failing),
+    )
+    with pytest.raises(
+        RunError, match=r"^epoch 1: --watch_log_px: what is computed for image 3 is not a number; train"
+    ):
+        train(tmp_path, watch_log_px=3, **DENSE)
 
 
 @pytest.mark.slow
