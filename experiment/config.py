@@ -381,7 +381,10 @@ class Config(Columns):
         return self.data_set, *self.pixels
 
     def stream(self, use, *index):
-        """The NumPy SeedSequence for one use of the seed, independent of every other use's."""
+        """The NumPy SeedSequence for one use of the seed, independent of every other use's.
+
+        An index that ends with 0 is that without it, so that uses with longer and shorter ones must not have both.
+        """
         return np.random.SeedSequence([self.seed, STREAMS.index(use), *index])
 
     @property

@@ -348,8 +348,11 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, 
     ("settings", "tried"),
     [
         ({"lr": 30.0}, "try a lower --lr (now 30), a lower --clip_norm (now None) or a longer --beta_warmup (now 0)"),
-        ({"clip_norm": 5.0, "beta_warmup": 3}, "--clip_norm (now 5.0) or a longer --beta_warmup (now 3), as the same"),
-        ({"precision": "mixed_float16"}, "--beta_warmup (now 0), or --precision float32, as the same command resumes"),
+        (
+            {"clip_norm": 5.0, "beta_warmup": 3},
+            "--clip_norm (now 5.0) or a longer --beta_warmup (now 3), as this run, ",
+        ),
+        ({"precision": "mixed_float16"}, "--beta_warmup (now 0), or --precision float32, as this run, if resumed"),
     ],
 )
 def test_what_is_not_finite_is_told_with_what_to_try(tmp_path, settings, tried):
@@ -650,6 +653,24 @@ def test_exemplars_are_the_nearest_of_half_of_a_step_and_random_ones():
     assert set(which) != set(one.of(np.array([4, 30]), 3)[0])
     many, is_near = one.of(np.arange(20), 0)
     assert is_near.sum() == 6 and len(set(many)) == 12
+
+
+def test_candidates_and_exemplars_are_drawn_from_streams_of_their_own(monkeypatch):
+    """NumPy takes a missing index for 0."""
+    states, stream = [], Config.stream
+
+    def noted(self, *use):
+        found = stream(self, *use)
+        states.append(tuple(found.generate_state(4)))
+        return found
+
+    monkeypatch.setattr(Config, "stream", noted)
+    one = Exemplars(Config(prior="exemplar", num_exemplars=12, batch_size=3), 40)
+    for epoch in (0, 1):
+        one.start_epoch(epoch, np.zeros((40, 2), "float32"))
+        for step in range(3):
+            one.of(np.arange(3), step)
+    assert len(set(states)) == 8
 
 
 @pytest.mark.slow
