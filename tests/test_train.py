@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from conftest import (
@@ -306,6 +307,45 @@ def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd)
     printed = capfd.readouterr()
     assert f"warning: {path} is stopped, not finished; its best weights so far are taken\n" in printed.err
     assert path.name in printed.out
+
+
+def test_what_is_said_after_ctrl_c_is_true_with_overwrite(run, capfd, monkeypatch):
+    """That command would begin again."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras.Model.fit", interrupted)
+    words = flags(runs_dir=run.parent, **SETTINGS)
+    for more, without in ([], ""), (["--overwrite"], " without --overwrite"):
+        shutil.rmtree(run)
+        assert called(train.main, *words, *more) == 130
+        assert capfd.readouterr().out.endswith(f" resumes it, as does the same command{without}\n")
+
+
+def test_ctrl_c_in_the_last_steps_of_a_run_finishes_it(tmp_path, capfd, monkeypatch):
+    """A grid does not go on: the command ends as if it had been stopped."""
+    fit, settings = keras.Model.fit, QUICK | {"epochs": 2}
+
+    class Ask(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, callbacks, **k: fit(*a, callbacks=[Ask(), *callbacks], **k))
+    assert called(train.main, *flags(runs_dir=tmp_path, **settings)) == 130
+    (path,) = tmp_path.iterdir()
+    printed = capfd.readouterr()
+    assert experiment.load(path).state == "finished" and printed.out == f"{path}\n"
+    assert "best validation ELBO: " in printed.err
+
+
+def test_flags_that_have_no_effect_on_a_run_that_has_begun_are_told(run, capfd):
+    words = flags(runs_dir=run.parent, **SETTINGS)
+    atomic.write_json(run / "status.json", read(run / "status.json") | {"state": "stopped"})
+    assert called(train.main, *words, "--jit", "off", "--save_minutes", "5", "--deterministic", "on") == 0
+    said = f"--jit off has no effect: {run} has begun with --jit auto, which stays; --overwrite starts it anew"
+    assert complaints(capfd.readouterr().err) == [f"warning: {said}"]
 
 
 def test_ctrl_c_before_anything_was_written_promises_nothing(tmp_path, capfd, monkeypatch):

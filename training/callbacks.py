@@ -126,7 +126,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         one = self.config
         tried = f"a lower --lr (now {one.lr:g}), a lower --clip_norm (now {one.clip_norm}) or a longer --beta_warmup "
         tried += f"(now {one.beta_warmup}){', or --precision float32' * (one.precision != 'float32')}"
-        again = "as the same command resumes this run and fails again (--overwrite starts it anew)"
+        again = "as this run, if resumed, fails again (--overwrite starts it anew)"
         raise RunError(f"epoch {self.epoch + 1}{what}; try {tried}, {again}")
 
 

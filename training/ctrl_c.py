@@ -33,7 +33,8 @@ class StopOnRequest(keras.callbacks.Callback):
             self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        if processes.any_of(self.asked):
+        is_last = self.model.stop_training or epoch + 1 == self.writer.config.epochs  # then the run is finished
+        if processes.any_of(self.asked) and not is_last:
             self._stop()
 
     def _stop(self):

@@ -82,9 +82,21 @@ def existing(config, args):
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
         raise UserError(f"{run.path} holds the run {run.config.training_id}; give the folder that name again")
+    if run.state != "finished":
+        _warn_of_fixed(run, config, args)
     here = {name: getattr(config, name) for name in HERE}
     here["data_dir"] = config.data_dir or run.data_dir
     return run, dataclasses.replace(run.config, **here)
+
+
+def _warn_of_fixed(run, config, args):
+    """Says which flags have no effect on a Run that has begun with other settings of the machine."""
+    unnamed = {field.name for field in dataclasses.fields(config) if field.metadata["tag"] is None}
+    for name in unnamed.intersection(given_settings(args)).difference(HERE, ("data_dir", "runs_dir", "gs_key")):
+        before, now = getattr(run.config, name), getattr(config, name)
+        if before != now:
+            said = f"{run.path} has begun with --{name} {before}, which stays; --overwrite starts it anew"
+            print(f"warning: --{name} {now} has no effect: {said}", file=sys.stderr)
 
 
 def resume_or_skip(run, config, args):
@@ -114,8 +126,12 @@ def run_and_report(config, path, train, args):
     except KeyboardInterrupt:
         if not path.is_dir():
             raise
+        if (run := experiment.load(path)).state == "finished":  # it was in its last steps
+            messages.say(*messages.closing(run))
+            print(path)
+            return STOPPED
         again = pasted("train.py", "--resume", str(path), *own.words_for(config))
-        print(f"stopped; {again} resumes it, as does the same command")
+        print(f"stopped; {again} resumes it, as does the same command{' without --overwrite' * args.overwrite}")
         if (path / "best.safetensors").is_file():
             print("evaluate.py and plot.py accept it as it is")
         return STOPPED
