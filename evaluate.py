@@ -45,10 +45,15 @@ def add_arguments(parser):
 
 
 def _difference(args):
-    """What is wrong where the images or the likelihood of a run are not those of the first one, else None."""
+    """What is wrong where the images or the likelihood of a run are not those of the first one, else None.
+
+    A data set is another one by its name and its files: a folder of images may have been moved.
+    """
     first, *others = args.runs
     for one in others:
-        if (one.config.pixels, one.image_shape) != (first.config.pixels, first.image_shape):
+        pairs = (one.config.data_set, first.config.data_set), (one.record["data_sha256"], first.record["data_sha256"])
+        is_other = not args.on and all(mine != theirs for mine, theirs in pairs)
+        if is_other or (one.config.pixels, one.image_shape) != (first.config.pixels, first.image_shape):
             return f"needs runs with the same images and likelihood; those of {one.path} and {first.path} differ"
     return None
 

@@ -269,6 +269,20 @@ def test_runs_are_compared_image_by_image(run, tmp_path, capfd):
     refused(capfd, evaluate.main, [run, other, "--compare"], said)
 
 
+def test_runs_of_other_images_are_refused_before_they_are_scored():
+    """A folder that was moved has another name, and a data set with other files the same one."""
+
+    def run_on(name, sha256):
+        record = {"data_sha256": {"train": sha256}}
+        return SimpleNamespace(path=name, config=Config(data_set=name), record=record, image_shape=(28, 28, 1))
+
+    first, other = run_on("mnist", "a"), run_on("fashionmnist", "b")
+    assert "same images" in evaluate._difference(SimpleNamespace(runs=[first, other], on=None))
+    for runs, on in ([first, other], "omniglot"), ([first, run_on("mnist", "b")], None):
+        assert evaluate._difference(SimpleNamespace(runs=runs, on=on)) is None
+    assert evaluate._difference(SimpleNamespace(runs=[first, run_on("fashionmnist", "a")], on=None)) is None
+
+
 def test_one_temperature_and_one_simulated_image_are_stored_too(run, capfd):
     words = ["--estimator", "ais", "--num_steps", 1, "--bracket", 1, "--max_images", 2]
     assert called(evaluate.main, run, *words) == 0
