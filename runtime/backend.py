@@ -65,7 +65,9 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     its defaults, unless `keep_settings` leaves those of the user's keras.json, as in a user's own process.
     Raises UserError if `device` is "gpu" and there is none, or if what the environment says cannot be used.
     """
-    if not keep_settings:  # a device is no folder: there is no keras.json, nor can one be written; it is an empty file
+    home = os.environ.get("KERAS_HOME")  # where Keras keeps data sets, too, which are looked for later
+    if not keep_settings and "keras" not in sys.modules:
+        # a device is no folder: there is no keras.json, nor can one be written; it is an empty file
         os.environ.update(KERAS_HOME=os.devnull, MATPLOTLIBRC=os.devnull, MPLBACKEND="agg")  # Keras imports matplotlib
         for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
             os.environ.pop(name, None)
@@ -82,6 +84,9 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
         except (ValueError, TypeError, AttributeError) as error:
             mend = "unset the variable that says so, or correct keras.json, in ~/.keras or $KERAS_HOME"
             raise UserError(f"Keras cannot be imported: {error}; {mend}") from error
+        finally:
+            os.environ.pop("KERAS_HOME", None)
+            os.environ.update({} if home is None else {"KERAS_HOME": home})
         if not keep_settings:
             _configure(keras, DEFAULTS)
         backend = keras.backend.backend()

@@ -129,6 +129,19 @@ def test_settings_of_the_users_keras_json_change_no_model(tmp_path):
     assert told(code, **there) == "channels_first float64 0.5 1 2\nchannels_last float32 1e-07 None None\n"
 
 
+def test_the_folder_in_which_keras_keeps_data_sets_stays_where_it_is(tmp_path):
+    """So that training finds what `vampvae.py data --list` shows. In a user's own process, all variables stay."""
+    code = (
+        "import os; from data.files import keras_folder; from runtime import backend; backend.settle('tensorflow')\n"
+        "for keep in {}:\n"
+        "    backend.start(keep_settings=keep)\n"
+        "    print(keras_folder(), os.environ['MPLBACKEND'])"
+    )
+    there = {"KERAS_HOME": str(tmp_path), "MPLBACKEND": "svg"}
+    assert told(code.format("[True, False]"), **there) == f"{tmp_path}/datasets svg\n" * 2
+    assert told(code.format("[False]"), **there) == f"{tmp_path}/datasets agg\n"
+
+
 STARTED = (
     "from runtime import backend\nfrom runtime.errors import UserError\nbackend.settle('{}')\n"
     "try:\n    backend.start(keep_settings={})\n    import keras; print(keras.config.epsilon())\n"
