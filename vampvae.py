@@ -36,16 +36,7 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
     plot_script: (),
 }
 LISTS = [field.name for field in dataclasses.fields(Config) if is_list(field)]  # settings that take a tuple
-# flags of evaluate.py
-OF_SPLITS = (
-    "split",
-    "on",
-    "max_images",
-    "data_dir",
-    "features",
-    "num_generated",
-    "temperature",
-)  # flags of evaluate.py
+OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated", "temperature")  # of evaluate.py
 
 
 def _of_disk(name):

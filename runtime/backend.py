@@ -65,12 +65,6 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     its defaults, unless `keep_settings` leaves those of the user's keras.json, as in a user's own process.
     Raises UserError if `device` is "gpu" and there is none, or if what the environment says cannot be used.
     """
-    home = os.environ.get("KERAS_HOME")  # where Keras keeps data sets, too, which are looked for later
-    if not keep_settings and "keras" not in sys.modules:
-        # a device is no folder: there is no keras.json, nor can one be written; it is an empty file
-        os.environ.update(KERAS_HOME=os.devnull, MATPLOTLIBRC=os.devnull, MPLBACKEND="agg")  # Keras imports matplotlib
-        for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
-            os.environ.pop(name, None)
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         if not os.environ.get(name, "0").isdecimal():  # a negative number would end the process
             del os.environ[name]
@@ -80,13 +74,11 @@ def start(device="auto", deterministic=False, join=None, keep_settings=False):
     speaks = _add_xla_flags(deterministic) and os.environ.get("KERAS_BACKEND") == "jax"  # else XLA ends in silence
     with contextlib.nullcontext() if speaks else quiet():
         try:
-            import keras
+            with contextlib.nullcontext() if keep_settings or "keras" in sys.modules else _settings_of_nobody():
+                import keras
         except (ValueError, TypeError, AttributeError) as error:
             mend = "unset the variable that says so, or correct keras.json, in ~/.keras or $KERAS_HOME"
             raise UserError(f"Keras cannot be imported: {error}; {mend}") from error
-        finally:
-            os.environ.pop("KERAS_HOME", None)
-            os.environ.update({} if home is None else {"KERAS_HOME": home})
         if not keep_settings:
             _configure(keras, DEFAULTS)
         backend = keras.backend.backend()
@@ -113,6 +105,24 @@ def seed(number):
     """Seeds the first weights of layers. On JAX, Keras imports TensorFlow for this, whose notes are not shown."""
     with quiet():
         sys.modules["keras"].utils.set_random_seed(number)
+
+
+@contextlib.contextmanager
+def _settings_of_nobody():
+    """Keras, imported in this block, reads and writes no settings of the user's; nor does matplotlib in this process.
+
+    Afterwards $KERAS_HOME is the user's again, where Keras keeps data sets, too.
+    """
+    home = {name: value for name, value in os.environ.items() if name == "KERAS_HOME"}
+    # a device is no folder: there is no keras.json, nor can one be written; it is an empty file
+    os.environ.update(KERAS_HOME=os.devnull, MATPLOTLIBRC=os.devnull, MPLBACKEND="agg")  # Keras imports matplotlib
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        del os.environ["KERAS_HOME"]
+        os.environ.update(home)
 
 
 def _add_xla_flags(deterministic):
