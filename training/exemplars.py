@@ -26,10 +26,8 @@ class Exemplars:
 
     def of(self, chosen, step):
         """The indices (E,) of the exemplars of a step on the images `chosen`, and 1.0 for near ones, 0.0 for others."""
-        rng, total = (
-            np.random.default_rng(self.config.stream("exemplars", self.epoch, step + 1)),
-            self.config.num_exemplars,
-        )
+        stream = self.config.stream("exemplars", self.epoch, step + 1)  # not 0, which is that of the epoch's candidates
+        rng, total = np.random.default_rng(stream), self.config.num_exemplars
         near = rng.permutation(np.unique(self.nearest[chosen]))[: total // 2]
         drawn = rng.choice(self.n, total, replace=False)
         drawn = drawn[~np.isin(drawn, near)][: total - len(near)]
