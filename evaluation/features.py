@@ -25,6 +25,7 @@ from runtime.progress import Progress
 LAYER, NUM_FEATURES = "features", 64  # few enough to estimate their covariance from some hundred images
 TRAINING_BATCH = 64
 BATCH = 500  # images in a network at once
+PIECE = 10 * BATCH  # images in memory at once, of those that stay on disk
 MOST = 1 << 30  # bytes of an unpacked network
 
 
@@ -161,7 +162,9 @@ class Network:
         """The network in words."""
         if not self.record:
             return str(self.path)
-        return "{}, a classifier of {data_set} with test accuracy {test_accuracy:.4f}".format(self.path, **self.record)
+        note = f" ({self.record['note']})" * bool(self.record.get("note"))
+        said = "{}, a classifier of {data_set}{} with test accuracy {test_accuracy:.4f}"
+        return said.format(self.path, note, **self.record)
 
     def check(self, image_shape):
         """Raises UserError unless the network takes images (H, W, C)."""
@@ -170,8 +173,13 @@ class Network:
             raise UserError(f"--features {self.path} takes images {wanted}, but these are {image_shape}")
 
     def of(self, images):
-        """Features of grey images (N, H, W, C): float64 (N, F). Raises UserError where one is not finite."""
-        found = np.asarray(self.model.predict(images, batch_size=BATCH, verbose=0), "float64")
+        """Features of grey images (N, H, W, C), in memory or Stored: float64 (N, F).
+
+        Raises UserError where one is not finite.
+        """
+        pieces = (images[start : start + PIECE] for start in range(0, len(images), PIECE))
+        found = [self.model.predict(piece, batch_size=BATCH, verbose=0) for piece in pieces]
+        found = np.concatenate(found).astype("float64")
         found = found.mean(axis=(1, 2)) if found.ndim == 4 else found
         if not np.isfinite(found).all():
             raise UserError(f"{self.path} computes features that are not finite; it is not usable")

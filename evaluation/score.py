@@ -28,7 +28,7 @@ DRAWN_AT_ONCE = 500  # of these
 FEW = 10  # effective samples, below which an estimate is unreliable whatever k-hat is
 DOUBTFUL = 0.7  # Pareto k-hat, above which estimate and error are unreliable, however many samples there are
 NORMALISING = 1_000_000  # draws that estimate the normaliser of a resampled prior
-PIECE = 500  # images that are hashed at once
+PIECE = 500  # images that are read at once
 
 
 class Scored(NamedTuple):
@@ -167,8 +167,9 @@ def distances(run, network, split, count, seed, temperature=1.0):
         raise UserError(f"{run.path} has fewer than two images in a split, too few for --features")
     with progress(run, count) as bar:
         held_out, real = network.of(images), network.of(other.grey(np.sort(chosen)))
-        is_binary = run.config.observation == "bernoulli" and np.isin(images, (0, 1)).all()
-        batches = draws(run, count, seed, bar, temperature, bool(is_binary))
+        pieces = (images[start : start + PIECE] for start in range(0, len(images), PIECE))
+        is_binary = run.config.observation == "bernoulli" and all(np.isin(piece, (0, 1)).all() for piece in pieces)
+        batches = draws(run, count, seed, bar, temperature, is_binary)
         parts, seconds = zip(*[(network.of(batch), spent) for batch, spent in batches], strict=True)
     found = distance(held_out, np.concatenate(parts), seed) | {"real": distance(held_out, real, seed)}
     found |= {
@@ -176,7 +177,7 @@ def distances(run, network, split, count, seed, temperature=1.0):
         "temperature": temperature,
         "seconds_per_image": sum(seconds) / count,
     }
-    about = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy")}
+    about = {name: network.record.get(name) for name in ("data_set", "layer", "test_accuracy", "note")}
     return found | {"network": about | {"file": network.path.name, "sha256": network.sha256}}
 
 

@@ -13,6 +13,8 @@ from keras import layers
 
 import data
 import vampvae
+from data import OTHER_DATA
+from data.dataset import Stored
 from evaluation import features
 from experiment.record import versions
 from runtime.errors import UserError
@@ -136,6 +138,21 @@ def test_a_network_of_a_users_own_is_taken_by_its_output(saved):
     network = features.load(path)
     assert network.said == str(path) and network.record == {}
     np.testing.assert_allclose(network.of(IMAGES), IMAGES.reshape(7, -1), rtol=1e-3)
+
+
+def test_images_that_stay_on_disk_are_read_in_pieces(saved, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 3)
+    network = features.load(saved(layers.Flatten()))
+    bytes_of = (255 * IMAGES).astype("uint8")
+    stored = Stored(lambda name: bytes_of[name], np.arange(7), (8, 6, 2)).grey(255)
+    np.testing.assert_allclose(network.of(stored), bytes_of.reshape(7, -1) / 255, rtol=1e-6)
+
+
+def test_a_network_of_other_data_says_so(digits):
+    network = features.load(digits)
+    assert f"{digits}, a classifier of digits with test accuracy 0." in network.said
+    network.record["note"] = OTHER_DATA
+    assert f"a classifier of digits ({OTHER_DATA}) with test accuracy 0." in network.said
 
 
 def test_maps_of_features_are_averaged_over_the_image(saved):
