@@ -100,9 +100,13 @@ class Search:
         raise StopIteration
 
     def _config(self, trial):
-        short = {name: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for name, v in trial.params.items()}
-        proposed = {name: self.lists[name].get(value, value) for name, value in short.items()}
-        return Config(**self.fixed, **proposed)
+        return Config(**self.fixed, **{name: self._chosen(name, value) for name, value in trial.params.items()})
+
+    def _chosen(self, name, value):
+        """The value of a setting that the study's `value` stands for: one of a list, or a short number of a Range."""
+        if isinstance(ends := self.free[name][0], Range):
+            return value if isinstance(value, int) else min(max(float(f"{value:.{DIGITS}g}"), ends.low), ends.high)
+        return self.lists[name].get(value, value)
 
     def _value(self, config):
         return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None

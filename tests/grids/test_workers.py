@@ -222,6 +222,15 @@ def study(tmp_path, monkeypatch, trials, value=lambda config: -((np.log10(config
     return search.Search(lists, trials), states
 
 
+def test_values_of_a_list_are_trained_as_they_stand_and_proposed_ones_are_short(tmp_path, monkeypatch):
+    """A proposed number does not leave its range."""
+    lists = {"lr": [0.00031622, 0.0012345], "ema": [Range(0.99, 0.9999)]}
+    found, _ = study(tmp_path, monkeypatch, 30, **lists)
+    configs = list(found)
+    assert {config.lr for config in configs} == set(lists["lr"])
+    assert all(len(f"{config.ema:g}") <= 6 and 0.99 <= config.ema <= 0.9999 for config in configs)
+
+
 def worked_off(found, states):
     """The Configs of a search, each trained before the next is asked for."""
     configs = []
