@@ -37,8 +37,11 @@ def is_finished(config):
 
 
 def order(one, row):
-    """The sort key of a Config or Run and its row: best validation ELBO first, among those that are comparable."""
-    return one.comparable, math.inf if row["val_elbo"] is None else -row["val_elbo"]
+    """The sort key of a Config or Run and its row: best validation ELBO first, among those that are comparable.
+
+    Of what is comparable as texts, since one may be a number and another one a word.
+    """
+    return str(one.comparable), math.inf if row["val_elbo"] is None else -row["val_elbo"]
 
 
 def outcome(run):

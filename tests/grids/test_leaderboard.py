@@ -125,6 +125,10 @@ def test_the_table_of_a_grid_ranks_apart_what_cannot_be_compared_and_has_the_not
     ]
     assert [row[4:] for row in rows] == [[GREY_NOTE]] * 2 + [[], ["already trained"]] and all_finished
 
+    sigmas = [Config(runs_dir=str(tmp_path), likelihood="gaussian", sigma=sigma) for sigma in ("learned", 0.5)]
+    table, _ = leaderboard.standings(sigmas, {})  # a word and a number
+    assert [line.split()[1] for line in table.splitlines()[1:]] == ["none", "none"]
+
     absent = Config(runs_dir=str(tmp_path), lr=3.0)
     made(tmp_path, -1.0, name=Config(lr=4.0).training_id, lr=5.0)
     odd = Config(runs_dir=str(tmp_path), lr=4.0)
