@@ -77,7 +77,8 @@ def of_priors(found):
             continue
         gain = compared(one, base)
         said = f"{one.name} keeps q(z|x) and p(x|z) of {base.name}; its prior alone changes log p(x) by"
-        yield f"{said} {gain['difference']:+.2f} nats (se {gain['se']:.2g})\n"
+        error = "" if gain["se"] is None else f" (se {gain['se']:.2g})"  # of one image there is none
+        yield f"{said} {gain['difference']:+.2f} nats{error}\n"
         for other in others:
             if other.config.prior == one.config.prior and not other.config.refit:
                 gap = compared(other, base)["difference"]
@@ -98,6 +99,9 @@ def shortened(found):
     """What the names of several Scored share, with * for what they do not, and the Scored under the latter alone."""
     if len(found) == 1:
         return found[0].name, found
+    if len({one.name for one in found}) < len(found):  # folders of the same name
+        found = [one._replace(name=str(one.file.parent.parent)) for one in found]
+        return "*", found
 
     def same(names, most):
         columns = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
@@ -148,10 +152,11 @@ def unreliable(one):
     if not (count := one.metrics["doubtful"]):
         return ""
     reason, khat = "too few effective samples", one.estimate.khat
-    if not np.isnan(khat).all():
-        worst = np.nanargmax(khat)
-        limit = highest_khat(one.estimate.samples[worst])
-        reason = f"Pareto k-hat above {limit:.2g}, up to {khat[worst]:.2f} for image {one.names[worst]}, or {reason}"
+    limits = highest_khat(one.estimate.samples)
+    if (above := khat > limits).any():
+        worst = np.argmax(np.where(above, khat, -np.inf))
+        limit = f"{limits[worst]:.2g}, up to {khat[worst]:.2f} for image {one.names[worst]}"
+        reason = f"Pareto k-hat above {limit}, or {reason}"
     return f"{count} of {len(khat)} estimates are unreliable ({reason}); {one.remedy}"
 
 

@@ -201,6 +201,20 @@ def test_doubtful_estimates_are_counted_and_named(plane, capfd):
     assert f"for image {worst}, or too few effective samples); try --proposal fitted" in said
 
 
+@pytest.mark.parametrize(
+    ("khat", "said"),
+    [
+        ([0.3, 0.9, 0.2], "Pareto k-hat above 0.67, up to 0.90 for image b, or too few effective samples"),
+        ([0.3, 0.5, 0.2], "too few effective samples"),
+        ([math.nan] * 3, "too few effective samples"),
+    ],
+)
+def test_only_a_high_khat_is_called_one(khat, said):
+    estimate = SimpleNamespace(khat=np.array(khat), samples=np.full(3, 1000.0))
+    one = score.Scored("a", None, None, {"doubtful": 2}, None, estimate, list("abc"), "draw more")
+    assert tables.unreliable(one) == f"2 of 3 estimates are unreliable ({said}); draw more"
+
+
 def test_a_comparison_is_of_log_px_and_of_the_elbo():
     def scored(log_px, elbo):
         estimate = SimpleNamespace(log_px=np.array(log_px), elbo=np.array(elbo))
@@ -226,11 +240,12 @@ def test_a_comparison_is_of_log_px_and_of_the_elbo():
         (["a_b", "b_b"], "*_b", ["a", "b"]),
         (["a_a", "a_a_a"], "a_*", ["a", "a_a"]),
         (["one", "other"], "*", ["one", "other"]),
-        (["same_run", "same_run"], "same_*", ["run", "run"]),
+        (["same_run", "same_run"], "*", ["g0/same_run", "g1/same_run"]),  # in folders of their own
     ],
 )
 def test_what_names_of_runs_share_is_said_once(names, pattern, rests):
-    found = [score.Scored(name, *[None] * 7) for name in names]
+    file = Path("evaluations", "test.json")
+    found = [score.Scored(name, *[None] * 3, Path(f"g{at}", name, file), *[None] * 3) for at, name in enumerate(names)]
     said, short = tables.shortened(found)
     assert (said, [one.name for one in short]) == (pattern, rests)
 

@@ -180,6 +180,8 @@ def test_a_comparison_says_what_is_the_priors():
         "  c differs by +3.00 nats; the other +2.00 come from training q(z|x) and p(x|z) with this prior\n",
     ]
     assert not list(tables.of_priors([found[0], found[2]]))
+    of_one = [one._replace(estimate=SimpleNamespace(log_px=np.zeros(1), elbo=np.zeros(1))) for one in found[:2]]
+    assert next(tables.of_priors(of_one)).endswith(" changes log p(x) by +0.00 nats\n")
 
 
 def test_a_refit_is_scored_as_any_run(trained, capfd):
