@@ -17,7 +17,7 @@ from plotting.style import PALETTE, decimals, new_figure, style
 
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
-LINES = tuple((colour, dash) for dash in ("-", "--", ":", "-.") for colour in PALETTE)  # of curves, in their order
+DASHES = ("-", "--", ":", "-.")  # of curves, once all colours have been used
 PANELS = 3  # side by side
 INSIDE = 0.95  # of the aggregated posterior; the rest of the plane are holes
 
@@ -39,6 +39,16 @@ class Drawn(NamedTuple):
     def best(self):
         """The index of the epoch whose weights were kept."""
         return self.config.kept(self.history[self.config.monitor])
+
+
+def lines_of(count):
+    """Pairs of a colour and a dash, all different, of `count` curves in their order."""
+    import matplotlib
+
+    colours, needed = PALETTE, -(-count // len(DASHES))
+    if needed > len(PALETTE):
+        colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, needed))
+    return [(colour, dash) for dash in DASHES for colour in colours][:count]
 
 
 def of_priors():
@@ -76,15 +86,13 @@ def draw_overlay(members):
     notes, splits = dict.fromkeys(one.note for one in members), members[0].config.splits
     figure = new_figure(3.8 * len(splits), 3.4)
     panels = dict(zip(splits, figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], strict=True))
-    monitored = f"{splits[-1]}_elbo"
 
     def kept(one):
-        at = one.config.kept(one.history[monitored])
-        return one.history["epoch"][at], one.history[monitored][at]
+        return one.history["epoch"][one.best], one.history[f"{splits[-1]}_elbo"][one.best]
 
-    numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
-    for number, (name, one) in sorted(numbered, key=lambda item: -kept(item[1][1])[1]):
-        colour, dash = LINES[number % len(LINES)]
+    lines = lines_of(len(members))  # before they are sorted, for the same colours as in `draw_curves`
+    named = zip(lines, names_of(members), members, strict=True)
+    for (colour, dash), name, one in sorted(named, key=lambda item: -kept(item[-1])[1]):
         label = f"{name}{f' ({one.note})' * bool(one.note and len(notes) > 1)}: {decimals(kept(one)[1])}"
         for split, axes in panels.items():
             curve = one.history[f"{split}_elbo"]
@@ -95,6 +103,8 @@ def draw_overlay(members):
         curves.by_epoch(panel, "elbo")
         panel.set(title=curves.SPLITS[split], ylabel=panel.get_ylabel() if split == "train" else "")
     title = "best validation ELBO (dot)" if "val" in splits else "training ELBO of the last epoch (dot)"
+    if any(one.config.monitor == "val_bound" for one in members):
+        title = "validation ELBO of the kept epoch (dot)"
     title = "\n".join([title, *(notes if len(notes) == 1 else ())])
     options = {"title": title, "alignment": "left", "title_fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
     axes.legend(handles=panels["train"].get_legend_handles_labels()[0], **options)
@@ -102,7 +112,7 @@ def draw_overlay(members):
 
 
 def draw_comparison(members):
-    blank = np.full_like(members[0].originals, np.nan)
+    blank = np.full_like(members[0].samples[:EACH], np.nan)
     rows = [np.concatenate([members[0].originals, blank])]
     rows += [np.concatenate([one.reconstructions, one.samples[:EACH]]) for one in members]
     breaks = {"row_breaks": (1,), "column_breaks": (len(members[0].originals),)}
@@ -119,8 +129,8 @@ def draw_curves(members):
         found[", ".join(words)] = several
     figure, split = new_figure(9, 3.5, layout="constrained"), members[0].config.splits[-1]
     for axes, name in zip(figure.subplots(1, 3), ("elbo", "rate", "distortion"), strict=True):
-        lines = enumerate(found.items())
-        curves.zoom(axes, [draw_seeds(axes, n, label, several, f"{split}_{name}") for n, (label, several) in lines])
+        lines = zip(lines_of(len(found)), found, found.values(), strict=True)
+        curves.limit(axes, [draw_seeds(axes, *line, f"{split}_{name}") for line in lines])
         curves.by_epoch(axes, name)
     figure.axes[0].set_title(f"{curves.SPLITS[split]}; dots: kept epochs")
     figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in found.values()) else "")
@@ -130,9 +140,9 @@ def draw_curves(members):
     return figure
 
 
-def draw_seeds(axes, number, label, members, column):
+def draw_seeds(axes, line, label, members, column):
     """Draws the mean of a column over seeds, its band, and kept epochs; returns the values that should be visible."""
-    colour, dash = LINES[number % len(LINES)]
+    colour, dash = line
     length = min(len(one.history[column]) for one in members)  # epochs that all have
     values = np.stack([one.history[column][:length] for one in members])
     epochs, mean = members[0].history["epoch"][:length], values.mean(axis=0)
@@ -177,12 +187,12 @@ def draw_densities(members):
 
 @style()
 def draw_likelihoods(members):
-    numbered = enumerate(zip(names_of(members), members, strict=True))  # for the same colours as in `draw_curves`
-    scored = [(number, name, one.evaluation) for number, (name, one) in numbered if one.evaluation]
+    named = zip(lines_of(len(members)), names_of(members), members, strict=True)  # with the colours of `draw_curves`
+    scored = [(line, name, one.evaluation) for line, name, one in named if one.evaluation]
     edges = scores.bin_edges(np.concatenate([stored.log_px for *_, stored in scored]))
     axes = new_figure(5.6, 3.6).add_subplot(xlabel="log p(x) (nats)", ylabel="density (1 / nat)")
-    for number, name, stored in sorted(scored, key=lambda item: -item[-1].log_px.mean()):
-        (colour, dash), label = LINES[number % len(LINES)], f"{name}: {scores.mean_of(stored.log_px)} ({stored.name})"
+    for (colour, dash), name, stored in sorted(scored, key=lambda item: -item[-1].log_px.mean()):
+        label = f"{name}: {scores.mean_of(stored.log_px)} ({stored.name})"
         shares = np.histogram(stored.log_px, edges, density=True)[0]
         axes.stairs(shares, edges, color=colour, linestyle=dash, linewidth=1.2, label=label)
         axes.axvline(stored.log_px.mean(), color=colour, linestyle=":", linewidth=0.8)

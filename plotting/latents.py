@@ -68,8 +68,11 @@ def draw_interpolations(view):
 
 
 def pairs(rows, most=10):
-    """Indices (at most `most`, 2) of the first examples of two neighbouring rows, from `rows` (R, PER_CLASS)."""
-    first = evenly(rows[:, 0], most)
+    """Indices (at most `most`, 2) of the first examples of two neighbouring rows, from `rows` (R, PER_CLASS).
+
+    Of a single row, those of neighbouring examples.
+    """
+    first = evenly(rows[:, 0] if len(rows) > 1 else rows[0], most)
     return np.stack([first, np.roll(first, -1)], axis=1)
 
 

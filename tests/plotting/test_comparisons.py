@@ -137,9 +137,39 @@ def test_overlay_has_a_curve_for_each_run_the_best_first():
         assert lines == [[more - 9, more - 2.5], [more - 9, more - 3]]
 
 
+def test_overlay_marks_the_kept_epoch_of_what_was_trained():
+    """Not that of the best ELBO, where another bound was trained."""
+    bounded = [member(-9.0, -4.0, -5.0, objective="iwae", seed=seed) for seed in (1, 2)]
+    for one, last in zip(bounded, (-1.0, -0.5), strict=True):
+        one.history["val_bound"] = np.array([-9.0, -4.0, last])
+    bounded[1].history["val_elbo"][2] = -6.0
+    legend = comparisons.draw_overlay(bounded).axes[1].get_legend()
+    minus = "\N{MINUS SIGN}"
+    assert texts(legend.get_texts()) == [f"seed 1: {minus}5.00", f"seed 2: {minus}6.00"]
+    assert legend.get_title().get_text().strip() == "validation ELBO of the kept epoch (dot)"
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 40, 41, 95])
+def test_no_two_lines_look_alike(count):
+    found = comparisons.lines_of(count)
+    assert len({(str(colour), dash) for colour, dash in found}) == len(found) == count
+
+
+def test_few_test_images_are_compared_with_as_many_samples_as_otherwise():
+    members = [one._replace(originals=one.originals[:3], reconstructions=one.reconstructions[:3])
+               for one in (member(), member(prior="vamp"))]  # fmt: skip
+    assert style.rendered(comparisons.draw_comparison(members)).startswith(b"\x89PNG")
+
+
 def test_the_steep_start_of_a_long_curve_does_not_flatten_the_rest():
     axes = comparisons.draw_overlay([member(-500.0, *np.linspace(-110, -100, 39))]).axes[0]
     assert -115 < axes.get_ylim()[0] < -105
+
+
+def test_a_band_that_still_rises_is_whole():
+    rising = -200 + 100 * np.linspace(0, 1, 100) ** 0.3
+    axes = comparisons.draw_curves([member(*rising - 3, seed=0), member(*rising + 3, seed=1)]).axes[0]
+    assert axes.get_ylim()[0] < rising[10] - 3 * np.sqrt(2)
 
 
 def test_any_character_may_stand_in_a_label():

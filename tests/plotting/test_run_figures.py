@@ -84,6 +84,10 @@ def test_pairs_join_different_classes(classes, expected):
     assert found.shape == (expected, 2) and (found[:, 0] // 10 != found[:, 1] // 10).all()
 
 
+def test_pairs_of_images_without_classes_join_different_images():
+    assert latents.pairs(np.array([[3, 1, 2]])).tolist() == [[3, 1], [1, 2], [2, 3]]
+
+
 # ---------------------------------------------------------------------------------------------- tiny runs
 
 
