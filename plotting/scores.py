@@ -111,12 +111,14 @@ def draw_pseudouse(view):
 
 @style()
 def draw_estimates(view):
+    from evaluation.estimators import usual_proposal
     from evaluation.importance import log_weights
 
     index, curves = data.subset(len(view.images), ESTIMATED), {}
     images = view.images[index]
     with view.blaming(index):
-        for label, proposal in (("q(z|x)", "posterior"), ("fitted to p(z|x)", "fitted")):
+        proposals = {"q(z|x)": "posterior", "fitted to p(z|x)": "fitted"}
+        for label, proposal in list(proposals.items())[: 1 + (usual_proposal(view.run) == "fitted")]:
             curves[label] = by_samples(log_weights(view.model, images, max(COUNTS), view.config.seed, proposal))
         exact = integrated(view, images)
     first, *others = bands = [mean + np.outer((-2, 2), error) for mean, error in (one.T for one in curves.values())]

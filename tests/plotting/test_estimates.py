@@ -11,6 +11,7 @@ from made import evaluation, keep, small, stub, texts
 
 import experiment
 import plot
+from evaluation import estimators
 from evaluation.latents import joint_of
 from experiment.config import UserError
 from plotting import comparisons, posteriors, run_figures, scores, style
@@ -241,6 +242,9 @@ def test_estimates_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, cap
     assert lines[-1].get_label() == f"quadrature: {style.decimals(scores.integrated(view, view.images))}"
     deep = scores.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
     assert len(deep.axes[0].lines) == 2
+    monkeypatch.setattr(estimators, "MOST_FITTED", 2)
+    wide = scores.draw_estimates(View(stub((8, 8, 1), None, (), latent_dim=3), "pca"))
+    assert [line.get_label().split(":")[0] for line in wide.axes[0].lines] == ["q(z|x)"]
 
 
 def test_estimates_of_a_pixel_network_are_left_out_and_those_of_nan_refused(tmp_path, monkeypatch, capsys):
