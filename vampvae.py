@@ -31,7 +31,7 @@ __all__ = ["DataError", "Run", "RunError", "UserError", "evaluate", "load", "plo
 
 SCRIPTS = {"train": train_script, "eval": evaluate_script, "plot": plot_script, "features": features}
 OF_COMMANDS = {  # the flags that make no sense for one run in Python
-    train_script: ("data_set", "gs_key", "resume", "refit_prior", "list_presets", "worker", "member", *SEVERAL),
+    train_script: ("data_set", "gs_key", "resume", "refit_prior", "list_presets", "worker", "member", "plot", *SEVERAL),
     evaluate_script: ("gs_key", "runs_dir", "compare"),
     plot_script: (),
 }
