@@ -100,7 +100,7 @@ class Config(Columns):
     lr_schedule: str = setting("constant", "optimisation", "constant, cosine, cosine_restarts, step; burda: "
                                "10^(-i/7) of --lr for 3^i epochs, i = 0 to 7, so a tenth after 1,093; quarter: a "
                                "quarter after 10, 20 and 30 epochs; plateau: halved after 10 epochs without a better "
-                               "validation ELBO",
+                               "validation bound",
                                tag="schedule",
                                choices=("constant", "cosine", "cosine_restarts", "step", "burda", "quarter", "plateau"))
     lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
