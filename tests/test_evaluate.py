@@ -606,7 +606,13 @@ def test_samples_are_compared_with_images_by_the_features_of_a_classifier(run, t
     found = read(run / "evaluations" / f"{name}.json")["distances"]
     assert found == read(run / "metrics.json")["distances"]
     test_accuracy = read(file.with_suffix(".json"))["test_accuracy"]
-    about = {"data_set": "digits", "layer": "features", "test_accuracy": test_accuracy, "file": "digits.keras"}
+    about = {
+        "data_set": "digits",
+        "layer": "features",
+        "test_accuracy": test_accuracy,
+        "file": "digits.keras",
+        "note": "",
+    }
     assert found["network"] == about | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
     noise = loaded.model.test_noise.__class__(4)
