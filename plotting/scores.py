@@ -117,8 +117,10 @@ def draw_estimates(view):
     index, curves = data.subset(len(view.images), ESTIMATED), {}
     images = view.images[index]
     with view.blaming(index):
-        proposals = {"q(z|x)": "posterior", "fitted to p(z|x)": "fitted"}
-        for label, proposal in list(proposals.items())[: 1 + (usual_proposal(view.run) == "fitted")]:
+        proposals = {"q(z|x)": "posterior"}
+        if usual_proposal(view.run) == "fitted":
+            proposals["fitted to p(z|x)"] = "fitted"
+        for label, proposal in proposals.items():
             curves[label] = by_samples(log_weights(view.model, images, max(COUNTS), view.config.seed, proposal))
         exact = integrated(view, images)
     first, *others = bands = [mean + np.outer((-2, 2), error) for mean, error in (one.T for one in curves.values())]

@@ -97,7 +97,7 @@ class Guarded:
         skips = norm > self.skip_norm
         kept = [(one, skips) for one in self.variables if one is not steps]
         kept += [(weight, ops.logical_or(skips, one)) for weight, one in zip(weights, rests, strict=True)]
-        if self.use_ema:  # before the first update, the average is what is averaged
+        if self.use_ema and self.skip_norm < math.inf:  # before the first update, the average is what is averaged
             for weight, average in zip(weights, internals.averages(self), strict=True):
                 values = map(ops.convert_to_tensor, (weight, average))
                 average.assign(ops.where(self.updates == 0, *values))
