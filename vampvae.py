@@ -99,7 +99,8 @@ class Run:
         grey = as_grey(images)
         if grey.shape[1:] != self.image_shape:
             raise DataError(f"images are {grey.shape[1:]}, and {self.path} was trained on images {self.image_shape}")
-        return data.binarized(grey, self.config.binarization, np.random.default_rng(data.HELD_OUT_SEED))
+        mode = "dynamic" if self.config.source.is_binary else self.config.binarization
+        return data.binarized(grey, mode, np.random.default_rng(data.HELD_OUT_SEED))
 
 
 def load(path, data_dir=None, code=None):

@@ -72,11 +72,11 @@ def fetch(name, data_dir=None) -> dict[Path, str]:
     """The files of `name`, found, or else downloaded into data_dir/name or the user's cache: paths, with a verdict.
 
     Where a checksum is not known, all splits are read as in training, of images on disk the first one of each. Empty
-    for a user's own images, which are read, too, and for a data set that comes with a package. Raises DataError as
+    for a user's own images, which are read, too, and for digits, which scikit-learn makes. Raises DataError as
     `load` and `Dataset.split` do.
     """
     place, verdicts = as_folder(data_dir) / name if data_dir else cache_folder(name), {}
-    one = source(name)
+    one = folder.source(name, place=data_dir) if folder.is_name(name) else source(name)
     for file in one.files:
         copy = _obtain(file, data_dir, place)
         if copy.difference:
@@ -93,7 +93,7 @@ def fetch(name, data_dir=None) -> dict[Path, str]:
 def found(name, data_dir=None) -> list[tuple[str, Path | None]]:
     """Each file of `name` with the path where it was found, or None; nothing is opened, verified or downloaded.
 
-    Empty for a data set that comes with a package. Raises DataError for an unknown name or a closed folder.
+    Empty for digits, which scikit-learn makes. Raises DataError for an unknown name or a closed folder.
     """
     files, folders = source(name).files, places(name, data_dir)
     return [(file.name, next(chain(candidates(file, folders), copies(file, folders)), None)) for file in files]

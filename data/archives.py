@@ -15,6 +15,7 @@ import numpy as np
 from runtime.errors import DataError
 
 MOST_BYTES = 1 << 30  # of a file, unpacked
+PIECE = 1 << 24  # bytes that are read at once
 
 
 def refuse_page(start, what):
@@ -31,7 +32,7 @@ def unpack(path) -> bytes:
             is_packed = raw.read(2) == b"\x1f\x8b"  # some browsers unpack a .gz and keep its name
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if is_packed else raw as stream:
-                return _within(stream.read(MOST_BYTES + 1), MOST_BYTES, path)
+                return _within(at_most(MOST_BYTES + 1, stream), MOST_BYTES, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is truncated or corrupted: it does not unpack") from error
 
@@ -91,6 +92,14 @@ def reading(complaint):
     except Exception as error:
         reason = str(error).partition(" <_io")[0][:200] or type(error).__name__
         raise DataError(f"{complaint}: {reason}") from error
+
+
+def at_most(count, file) -> bytes:
+    """The next `count` bytes of an open file, or all that it has, in pieces: Python allocates what it is asked for."""
+    content = io.BytesIO()
+    while piece := file.read(min(PIECE, count - content.tell())):
+        content.write(piece)
+    return content.getvalue()
 
 
 def _within(content, most, what):

@@ -34,7 +34,11 @@ def stored(images, place) -> str:
         raise DataError(f"images holds {len(levels)} images, and at least {FEWEST} are needed to split them")
     if not levels.any():
         raise DataError("images are all black; pass bytes from 0 to 255, or floats from 0 to 1")
+    if np.asarray(images).dtype.kind == "f" and levels.max() < 128:  # as bytes, they would be taken for too dark
+        levels = np.divide(levels, 255, dtype=np.float32)
     np.save(buffer, np.ascontiguousarray(levels))
+    if buffer.getbuffer().nbytes > folder.MOST_BYTES:
+        raise DataError(f"images has more than {folder.MOST_BYTES >> 30} GiB")
     path = Path(place, "arrays", f"{hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]}.npy")
     if not path.is_file():
         try:

@@ -45,11 +45,12 @@ def as_bytes(values, what) -> np.ndarray:
     Raises DataError for other values in `what`.
     """
     if values.dtype.kind != "f":
-        raise DataError(f"{what} holds {values.dtype}; make it uint8, 0 to 255, or floats from 0 to 1")
+        raise DataError(f"{what} holds {values.dtype}; make it floats from 0 to 1")
     if not np.isfinite(values).all():
         raise DataError(f"{what} has values that are NaN or infinite")
     if not np.all((values >= 0) & (values <= 1)):
-        raise DataError(f"{what} has floats from {values.min():g} to {values.max():g}; they must lie between 0 and 1")
+        least, most = values.min(), values.max()
+        raise DataError(f"{what} has floats from {least:.9g} to {most:.9g}; they must lie between 0 and 1")
     return np.rint(255 * values).astype(np.uint8)
 
 
@@ -228,7 +229,7 @@ class Dataset:
     def take_other(self, difference, mend=MEND):
         """Takes data that are not the published ones, with one warning. Raises DataError unless `takes_other`."""
         if not self.takes_other:
-            raise DataError(f"{difference}: {mend}, or train with --other_data on to take it as it is")
+            raise DataError(f"{difference}: {mend}; a run that is trained with --other_data on takes it as it is")
         if not self.is_other:
             print(f"warning: {difference}: {OTHER_DATA}", file=sys.stderr)
         self.is_other = True

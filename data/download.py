@@ -36,6 +36,8 @@ def download(file, folder) -> Path:
         except ValueError:
             reasons.append(f"{urlsplit(url).netloc}: it sent other content, expected {file.packed}")
         except OSError as error:
+            if error.errno is None:  # requests' own, of a file of certificates that is not there
+                raise DataError(str(error)) from error
             raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
     raise DataError("; ".join(reasons) or f"only by hand, from {file.page or 'where vampvae.py data --list says'}")
 
@@ -59,7 +61,7 @@ def _receive(file, url, path, _):
 
 def _reason(error):
     """Why a request failed, without the names of the classes that say so."""
-    if isinstance(error, requests.exceptions.InvalidSchema):
+    if isinstance(error, requests.exceptions.InvalidSchema) and "No connection adapters" in str(error):
         return "it leads to an address that is not https"
     cause = getattr(error.args[0] if error.args else None, "reason", error)
     return str(cause).partition(">: ")[2] or str(cause)

@@ -173,7 +173,7 @@ def _pictures(folder, size):
             pages.append((name, page))
             if shape != first:
                 where = f"{folder / name}{f', page {page + 1},' * (page > 0)}"
-                mend = "make all images alike, or resize them with --image_size"
+                mend = "make all images alike, or train with --image_size 64, which resizes all"
                 mend = mend if shape[2] == first[2] else "make all images grey, or all RGB"
                 raise DataError(f"{where} is {words(shape)}, but {folder / pages[0][0]} is {words(first)}: {mend}")
     if not pages:
@@ -270,4 +270,8 @@ def as_images(array, path):
         )
     if images.dtype == np.uint8:
         return images
-    return images * np.uint8(255) if images.dtype == bool else as_bytes(images, path)
+    if images.dtype == bool:
+        return images * np.uint8(255)
+    if images.dtype.kind != "f":
+        raise DataError(f"{path} holds {images.dtype}; make it uint8, 0 to 255, or floats from 0 to 1")
+    return as_bytes(images, path)

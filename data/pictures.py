@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from data.archives import reading
+from data.archives import at_most, reading
 from runtime import atomic
 from runtime.errors import DataError
 
@@ -50,7 +50,7 @@ def stated(image, path, size=None):
 def _check(image, path, size):
     width, height = image.size
     if width * height > MOST_PIXELS and not size:
-        mend = "make it smaller, or resize all with --image_size, as --image_size 64"
+        mend = "make it smaller, or train with --image_size 64, which resizes all"
         raise DataError(f"{path} is {height}x{width}, more than {MOST_PIXELS:,} pixels: {mend}")
     if image.has_transparency_data:
         mend = "lay it on a background, as `magick mogrify -background white -alpha remove -alpha off FILE` does"
@@ -94,11 +94,12 @@ def upright(image, path, size=None):
 
     Raises DataError as `stated` does.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     _check(image, path, size)
     if size:
         image.draft(None, (2 * size, 2 * size))  # large JPEGs are decoded at a half, a quarter or an eighth at once
+    Image.Image.getexif(image)  # kept from here on: what follows the pixels of a PNG has no say, as in `stated`
     picture = ImageOps.exif_transpose(image).convert("L" if CHANNELS[image.mode] == 1 else "RGB")
     return resized(picture, size) if size else picture
 
@@ -122,7 +123,7 @@ def opened(path):
 def file_content(path, most) -> bytes:
     """The content of a regular file. Raises DataError for anything else, and for more than `most` bytes."""
     with opened(path) as file:
-        content = file.read(most + 1)
+        content = at_most(most + 1, file)
     if len(content) > most:
         raise DataError(f"{path} has more than {most:,} bytes")
     return content

@@ -221,8 +221,10 @@ def read_histopathology(dataset, split):
     images = parts.get(key) if isinstance(parts, dict) else None
     if isinstance(images, np.ndarray) and images.ndim:
         images = list(images)
-    if not isinstance(images, list) or len(images) != count:
-        raise DataError(f"{file} has no part {key!r} of {count:,} images")
+    if not isinstance(images, list):
+        raise DataError(f"{file} has no part {key!r} of images")
+    if len(images) != count:
+        dataset.take_other(f"{file} has {len(images):,} images in its part {key!r}, not {count:,}")
     if not all(isinstance(image, np.ndarray) and image.size == 28 * 28 for image in images):
         raise DataError(f"{file} has other images than 28x28 in its part {key!r}")
     patches = np.stack([np.asarray(image).reshape(28, 28, 1) for image in images])

@@ -65,7 +65,7 @@ def _split(splits, classes, has_folders, path):
         rows["train"] = rows["train"][np.lexsort((own, (ranks + 0.5) / counts))]  # rare classes are for training
     for name in missing:
         rows[name], rows["train"] = np.split(rows["train"], [count // 10])
-    return rows, [f"{name} is a tenth of train, as it has no folder" for name in missing if has_folders]
+    return rows, [f"{name} is a tenth of train, as no image is in such a folder" for name in missing if has_folders]
 
 
 def _classes(labels, taken):

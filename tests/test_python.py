@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import cached_property
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -58,7 +59,8 @@ def test_a_run_has_what_is_on_disk_and_inherits_from_nothing(of_array):
     assert vampvae.Run.__bases__ == (object,) and repr(of_array) == f"<Run {of_array.path}, finished>"
     public = {name for name, value in vars(experiment.Run).items() if isinstance(value, property | cached_property)}
     public |= {"path", "config", "status", "backend", "weights", "data_set"}
-    assert public - set(dir(of_array)) == {"binarization", "comparable", "is_own", "weights_sha256", "weights_id"}
+    hidden = {"binarization", "comparable", "has_val", "is_own", "weights_sha256", "weights_id"}
+    assert public - set(dir(of_array)) == hidden
     assert all(getattr(of_array, name) is getattr(of_array.on_disk, name) for name in ("model", "history", "config"))
     assert copy.copy(of_array).path == of_array.path
 
@@ -69,6 +71,13 @@ def test_log_px_of_images_is_what_evaluate_stores(run):
     assert scores == read(run / "metrics.json") and scores["num_images"] == 9
     log_px = one.log_px(one.images("test", 9), **settings)
     assert log_px.shape == (9,) and log_px.mean() == pytest.approx(scores["log_px"])
+
+
+def test_grey_images_are_binarized_for_a_run_of_binary_ones_as_with_on():
+    run = SimpleNamespace(path="x", image_shape=(28, 28, 1), config=experiment.Config(data_set="staticmnist"))
+    binary = np.random.default_rng(0).random((5, 28, 28)) < 0.5
+    np.testing.assert_array_equal(vampvae.Run._as_scored(run, binary)[..., 0], binary)
+    assert set(np.unique(vampvae.Run._as_scored(run, 0.2 + 0.6 * binary))) == {0, 1}
 
 
 def test_a_figure_is_matplotlib_s(of_array):

@@ -34,7 +34,8 @@ def opening(config, path, dataset, counts, sizes, parts):
     dimensions = " + ".join(f"{size:,}" for size in (sizes if len(sizes) < 9 else [sum(sizes)]))
     layers = f"{len(sizes)} latent layer{'s' * (len(sizes) > 1)} of {dimensions} dimensions"
     read = dataset.about or f"{config.data_set}, {images} images of {shape}"
-    used = f"; trained on {counts['training']:,} images" * bool(dataset.about and config.max_train_images)
+    is_other_count = config.max_train_images or config.validation == "none"
+    used = f"; trained on {counts['training']:,} images" * bool(dataset.about and is_other_count)
     yield f"data: {read}{used}; {binarized}, {config.observation} likelihood"
     kept = f" to fit; q(z|x) and p(x|z) are those of {config.refit.rpartition('@')[0]}" if config.refit else ""
     yield f"model: {config.model}, {layers}, {prior}{weights}{kept}"

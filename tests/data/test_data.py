@@ -308,7 +308,7 @@ def test_damaged_file_is_named_and_stays(tiny, tmp_path, cache, damage, complain
     assert str(caught.value).startswith(str(tmp_path / TRAIN_IMAGES))
     mend = "delete it to download it again, or put the published file there"
     if "not the published file" in str(caught.value):
-        mend += ", or train with --other_data on to take it as it is"
+        mend += "; a run that is trained with --other_data on takes it as it is"
     assert str(caught.value).endswith(mend)
     assert (tmp_path / TRAIN_IMAGES).read_bytes() == before
 
@@ -512,6 +512,23 @@ def test_broken_mirror_leaves_nothing_behind(tiny, site, cache, monkeypatch, kin
     assert list((cache / "tiny").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "Could not find a suitable TLS CA certificate bundle"),
+        ("HTTPS_PROXY", "socks5h://127.0.0.1:9", "Missing dependencies for SOCKS support|refused"),
+    ],
+)
+def test_what_is_wrong_with_this_machine_is_not_blamed_on_the_mirror(
+    tiny, site, cache, monkeypatch, variable, value, reason
+):
+    set_mirrors(monkeypatch, tiny, site.offer("good", tiny.packed))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(data.DataError, match=rf"could not be downloaded \(.*({reason})") as error:
+        data.load("tiny").split("train")
+    assert "cannot write" not in str(error.value) and "not https" not in str(error.value)
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_second_mirror_is_tried(tiny, site, cache, monkeypatch, kind):
     mirror, _ = broken_mirrors(site, tiny)[kind]
@@ -610,7 +627,7 @@ def test_other_data_are_refused_unless_they_are_asked_for(tiny, tmp_path, capsys
     images, labels = np.repeat(tiny.arrays[0], 2, axis=0), np.repeat(tiny.arrays[1], 2)
     put(tmp_path, tiny.packed | {TRAIN_IMAGES: idx_bytes(images), TRAIN_LABELS: idx_bytes(labels)})
     said = f"{tmp_path / TRAIN_IMAGES} is not the published file: 100 bytes unpacked, expected 58 bytes with sha256:"
-    with pytest.raises(data.DataError, match=rf"{said}\w+: delete .*, or train with --other_data on to take it as it"):
+    with pytest.raises(data.DataError, match=rf"{said}\w+: delete .*; a run that is trained with --other_data on"):
         data.load("tiny", tmp_path).split("train")
     with pytest.raises(data.DataError, match=rf"{said}\w+: delete it to download it again, or put the published file"):
         data.fetch("tiny", tmp_path)
@@ -734,7 +751,7 @@ def test_a_missing_or_other_mnist5k_names_the_command(cache, tmp_path, monkeypat
         data.load("mnist5k").split("train")
     assert data.found("mnist5k") == [("mnist_5k.csv.gz", None)]
     put(tmp_path, {"mnist_5k.csv": b"0,1\n"})
-    with pytest.raises(data.DataError, match=f"is not the published file: 4 bytes .*: {command}, or train with"):
+    with pytest.raises(data.DataError, match=f"is not the published file: 4 bytes .*: {command}; a run that is"):
         data.load("mnist5k", tmp_path).split("train")
     with pytest.raises(data.DataError, match=r"mnist5k's mnist_5k\.csv\.gz is no table of digits: cannot reshape"):
         data.load("mnist5k", tmp_path, other_data=True).split("train")
@@ -848,7 +865,8 @@ def test_grey_values_are_kept_as_the_nearest_of_256_levels():
         1.1: "x has floats from 1.1",
         math.nan: "x has values that are NaN or infinite",
         math.inf: "x has values that are NaN or infinite",
-        1: "x holds int64; make it uint8, 0 to 255, or floats from 0 to 1",
+        1 + 1e-7: "x has floats from 1.0000001 to 1.0000001; they must",
+        1: "x holds int64; make it floats from 0 to 1",
     }.items():
         with pytest.raises(data.DataError, match=said):
             dataset.as_bytes(np.array([wrong]), "x")
@@ -948,7 +966,7 @@ class Malicious:
         (pickle.dumps(patches((4, 3, 2)), 2)[:-9], "is no pickle that is read: "),
         (b"", "is no pickle that is read: "),
         (b"\n<html>404</html>", "is a web page, as a site sends where a quota is used up"),
-        (patches((5, 3, 2)), "no part 'training' of 4 images"),
+        (patches((5, 3, 2)), "has 5 images in its part 'training', not 4: delete it"),
         ({"train": np.zeros((4, 28, 28))}, "no part 'training'"),
         ([1, 2], "no part 'training'"),
         ({"training": np.float64(3)}, "pickle|no part 'training'"),
@@ -966,6 +984,13 @@ def test_another_histopathology_file_is_refused(tmp_path, monkeypatch, value, co
     with pytest.raises(data.DataError, match=complaint):
         histopathology(monkeypatch, tmp_path, value).split("train")
     assert not (tmp_path / "hit").exists()
+
+
+def test_histopathology_of_other_counts_is_other_data(tmp_path, monkeypatch, capsys):
+    histopathology(monkeypatch, tmp_path, patches((6, 2, 2)))
+    dataset = data.load("histopathology", tmp_path, other_data=True)
+    assert [len(dataset.split(name).images) for name in data.SPLITS] == [6, 2, 2] and dataset.note == data.OTHER_DATA
+    assert "has 6 images in its part 'training', not 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-from data import folder
+from data import arrays, folder
 from data.splits import arranged
 from runtime.errors import DataError
 
@@ -348,6 +349,36 @@ def test_bytes_of_less_than_eight_bits_are_warned_of_with_the_remedy(tmp_path, a
         said = capsys.readouterr().err
         assert said.count("warning: ") == said.count("\n") == (largest is not None)
         assert f"is {largest} of 255" in said and f"images / {largest})" in said if largest else said == ""
+
+
+def test_floats_of_python_have_no_range_to_be_judged_either(tmp_path, capsys):
+    for largest in (0.004, 0.3, 1):
+        dataset = data.load(arrays.stored(GREY / 255 * largest, tmp_path))
+        found = np.concatenate([dataset.split(name).images for name in ("val", "test", "train")])
+        assert found.max() == round(GREY.max() * largest) and capsys.readouterr().err == ""
+
+
+def test_what_is_too_large_to_be_read_is_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "MOST_BYTES", 1000)
+    with pytest.raises(DataError, match="images has more than"):
+        arrays.stored(GREY, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    np.save(tmp_path / "x.npy", GREY)
+    tracemalloc.start()
+    try:
+        load(tmp_path / "x.npy").split("train")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # the limit on its size is 4 GiB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_that_has_moved_is_fetched_where_it_is(tmp_path, capsys):
+    place = write_pictures(tmp_path / "here", GREY)
+    assert data.fetch(f"folder:{tmp_path}/gone", place) == {}
+    assert f"{N} images" in capsys.readouterr().err
 
 
 def test_an_archive_that_is_none_or_a_bomb_is_refused(tmp_path, monkeypatch):

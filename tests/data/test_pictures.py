@@ -47,6 +47,18 @@ def test_photographs_are_turned_upright(tmp_path, orientation, suffix):
     np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY)
 
 
+def test_what_follows_the_pixels_of_a_png_turns_nothing(tmp_path):
+    """As sizes are read from the beginnings of files alone."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in write(tmp_path, GREY[:10]).iterdir():
+        content, chunk = path.read_bytes(), b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(content[:-12] + late + content[-12:])
+    assert Image.open(path).getexif()[0x0112] == 6
+    np.testing.assert_array_equal(everything(tmp_path)[..., 0], GREY[:10])
+
+
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB"])
 def test_transparency_is_refused_by_name_however_it_is_stored(tmp_path, kind):
     image = Image.fromarray(COLOUR[0]).convert(kind)
@@ -199,7 +211,7 @@ def test_photographs_beyond_the_limit_are_taken_where_they_are_resized(tmp_path)
 def test_images_of_other_sizes_are_refused_with_the_way_to_resize_them(tmp_path):
     write(tmp_path, [*GREY, GREY[0].T])
     with pytest.raises(
-        DataError, match=r"023\.png is 8x12 .*: make all images alike, or resize them with --image_size$"
+        DataError, match=r"023\.png is 8x12 .*: make all images alike, or train with --image_size 64, which"
     ):
         split(tmp_path)
     assert sized(tmp_path, 16).shape == (20, 16, 16, 1)

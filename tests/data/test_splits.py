@@ -54,7 +54,7 @@ def test_a_split_without_a_folder_is_a_tenth_of_train(tmp_path):
     dataset, splits = opened(write(tmp_path, *names))
     assert [len(split.images) for split in splits.values()] == [27, 3, 3]
     assert {image.tobytes() for image in splits["test"].images} == grey(range(30, 33))
-    assert dataset.about.endswith("(27 train, 3 val, 3 test); val is a tenth of train, as it has no folder")
+    assert dataset.about.endswith("(27 train, 3 val, 3 test); val is a tenth of train, as no image is in such a folder")
 
 
 def test_images_beside_a_folder_of_test_images_are_for_training(tmp_path):
