@@ -68,6 +68,8 @@ RULES = [
     *rules.excludes("on", "features", reason="which compares samples with the run's own images"),
     Rule("split", lambda args: args.on not in (None, *data.DATA_SETS), "does not go with --on folder:PATH, as all "
          "images there are scored"),
+    Rule("data_dir", lambda args: args.on not in (None, *data.DATA_SETS), "does not go with --on folder:PATH, which "
+         "says where its images lie"),
 ]  # fmt: skip
 
 

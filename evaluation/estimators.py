@@ -289,7 +289,7 @@ def by_annealing(run, images, scoring, split, bar):
     most = max(len(images), count)
     sampling = AnnealedSampling(run.model, annealing, scoring.seed, max_bytes=scoring.bytes_at_once, images=most)
     bar.set_postfix_str("choosing step sizes")
-    others = "train" if split == "val" or "val" not in run.config.splits else "val"
+    others = "train" if split == "val" or not run.has_val else "val"
     sampling.tune(run.images(others))  # images that are not scored
     bar.set_postfix_str("")
     estimate = sampling.log_px(images, bar.update)

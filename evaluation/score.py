@@ -159,7 +159,8 @@ def distances(run, network, split, count, seed, temperature=1.0):
     reach, and the network. Stochastic, a function of `seed`. Raises UserError for too few images, too little memory, or
     unusable weights.
     """
-    other = run.dataset.split("val" if split == "train" else "train")
+    beside_train = "val" if run.has_val else "test"  # otherwise val is a part of train
+    other = run.dataset.split(beside_train if split == "train" else "train")
     chosen = np.random.default_rng(seed).permutation(len(other.images))[:count]  # equally many, as FID is biased
     images = run.dataset.split(split).grey()
     run.check_data(run.dataset)

@@ -71,6 +71,7 @@ class Run:
         trained_from = self.config.data_dir
         origin = self.config.source.origin  # a path, if they are the user's own images
         is_there = trained_from and os.path.exists(trained_from) and not os.path.exists(origin)
+        self.given_data_dir = data_dir
         self.data_dir = data_dir or (trained_from if is_there else None)
         self.data_set = self.config.data_set  # of which `images` are; see `on`
         self.precision = self.config.precision  # in which `model` computes; see `in_precision`
@@ -162,10 +163,17 @@ class Run:
     @cached_property
     def dataset(self):
         """The data set, loaded by name from `data_dir` or wherever it is found."""
-        is_place = self.is_own or {self.data_set, self.config.data_set} <= set(data.DATA_SETS)  # not of own images
-        place = self.data_dir if is_place else None
+        is_public, was_public = self.data_set in data.DATA_SETS, self.config.data_set in data.DATA_SETS
+        place = self.data_dir if self.is_own or (is_public and was_public) else None
+        if is_public and not was_public and os.path.isdir(self.given_data_dir or ""):  # or the run's images are there
+            place = self.given_data_dir
         other_data, size = self.config.other_data == "on", self.config.image_size
-        return data.load(self.data_set, place, other_data, size, not self.is_own, self.config.validation == "none")
+        return data.load(self.data_set, place, other_data, size, not self.is_own, not self.has_val)
+
+    @property
+    def has_val(self):
+        """Whether no image of the split val was trained on."""
+        return not self.is_own or "val" in self.config.splits
 
     @property
     def image_shape(self):
@@ -263,7 +271,7 @@ class Run:
         """
         if self.is_own and self.data_set not in data.DATA_SETS:
             self.dataset.split("val")  # which training read: its checksum tells whether these are its images and split
-        if split == "val" and self.is_own and "val" not in self.config.splits:
+        if split == "val" and not self.has_val:
             raise UserError(f"{self.path} was trained on the split val, too (--validation none); take another one")
         shape = self.dataset.split(split).images.shape[1:]
         self.check_data(self.dataset)

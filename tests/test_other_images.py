@@ -155,6 +155,7 @@ def test_a_named_data_set_is_scored_by_index_and_a_grid_is_not_ranked(run, tmp_p
         ("digits", (), "was trained on images (9, 6, 1), but those of digits are (8, 8, 1)"),
         ("folder:{tmp}/wide", (), "was trained on images (9, 6, 1), but those of folder:"),
         ("folder:{tmp}/wide", ("--split", "val"), "--split val does not go with --on folder:PATH, as all images there"),
+        ("folder:{tmp}/wide", ("--data_dir", "x"), "does not go with --on folder:PATH, which says where its images"),
         ("digits", ("--features", "f.keras"), "--on digits does not go with --features"),
         ("cats", (), "argument --on: invalid choice: 'cats'"),
     ],
@@ -163,6 +164,16 @@ def test_what_cannot_be_scored_is_refused(own, tmp_path, capfd, name, more, expe
     write_pictures(tmp_path / "wide", size=(9, 8))
     name = name.format(cats=own[1], tmp=tmp_path)
     refused(capfd, evaluate.main, [own[0], "--on", name, *more], expected)
+
+
+def test_data_dir_is_for_a_named_data_set_where_the_run_s_own_images_are_a_folder(moved, tmp_path, monkeypatch):
+    run, _ = moved
+    np.save(tmp_path / "x.npy", np.zeros((20, *SIZE)))
+    monkeypatch.setattr(experiment.Run, "_check_fits", lambda *_: None)
+    monkeypatch.setattr("experiment.run.data.load", lambda name, place, *_: (name, place))
+    for given, place in ((None, None), (tmp_path, tmp_path), (tmp_path / "x.npy", None)):  # the run's own, moved
+        assert experiment.load(run, given).on("mnist").dataset == ("mnist", place)
+        assert experiment.load(run, given).on("folder:/cats").dataset == ("folder:/cats", None)
 
 
 def test_others_are_drawn_over_the_run_s_own(moved, tmp_path, capfd):

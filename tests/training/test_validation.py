@@ -12,6 +12,7 @@ import data
 import evaluate
 import experiment
 import plot
+from evaluation import score
 from experiment import Config
 from grids import leaderboard
 from grids.search import Search
@@ -63,6 +64,23 @@ def test_the_last_weights_are_kept_and_the_history_has_training_alone(run):
     for name in [name for name in arrays if name.startswith("best/")]:
         assert arrays[name] == arrays[f"model/{name.removeprefix('best/')}"]
     assert len(run.images("train")) == 1497 and run.index("train").max() == 1496
+
+
+def test_images_that_are_not_its_own_are_not_joined(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((7, 8, 8)))
+    other = run.on(f"folder:{tmp_path}/x.npy")
+    assert [len(other.images(split)) for split in data.SPLITS] == [7, 7, 7] and other.has_val and not run.has_val
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+def test_real_images_for_comparison_are_not_those_of_the_split(run, monkeypatch, split, other):
+    used = []
+    network = SimpleNamespace(of=lambda images: used.append(images) or images.reshape(len(images), -1))
+    network.record, network.path, network.sha256 = {}, run.path, ""
+    score.distances(run, network, split, 20, seed=0)
+    first, second, _ = ({image.tobytes() for image in images} for images in used)
+    assert len(used[0]) == len(run.images(split)) and not first & second
+    assert second <= {image.tobytes() for image in run.dataset.split(other).grey()}
 
 
 @pytest.mark.slow
