@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ import experiment  # first, as it names a module of another program that is in t
 # isort: split
 import data
 import evaluate as evaluate_script
+import models
 import plot as plot_script
 import train as train_script
 from data.arrays import as_grey, stored
@@ -36,6 +38,7 @@ OF_COMMANDS = {  # the flags that make no sense for one run in Python
     plot_script: (),
 }
 LISTS = [field.name for field in dataclasses.fields(Config) if is_list(field)]  # settings that take a tuple
+MAY_BE_NONE = [field.name for field in dataclasses.fields(Config) if field.default is None]  # as a preset's may not be
 OF_SPLITS = ("split", "on", "max_images", "data_dir", "features", "num_generated", "temperature")  # of evaluate.py
 
 
@@ -64,12 +67,11 @@ class Run:
 
     def images(self, split, n=None):
         """The images of a split as the run scores them, or a fixed random n: float32 (N, H, W, C) in [0, 1]."""
-        return self.on_disk.images(split, n)
+        return self.on_disk.images(split, None if n is None else _whole("images", n, 1))
 
     def sample(self, n, seed=0):
         """n images of the model, means of p(x|z) with z from its prior: (n, H, W, C). Stochastic, by the seed."""
-        if not isinstance(n, int) or n < 1:
-            raise UserError(f"sample({n!r}): the number of images must be a whole number from 1")
+        n, seed = _whole("sample", n, 1), _whole("seed", seed, 0)
         with backend.borrowed(), score.progress(self.on_disk, n) as bar:
             return np.concatenate([images for images, _ in score.draws(self.on_disk, n, seed, bar)])
 
@@ -78,7 +80,7 @@ class Run:
         from models.base import generator
 
         with backend.borrowed():
-            noise = generator(seed)
+            noise = generator(_whole("seed", seed, 0))
             return in_batches(lambda x: self.model.reconstruct(x, noise), self._as_scored(images))
 
     def embed(self, images):
@@ -90,12 +92,14 @@ class Run:
         """log p(x) of each image in nats, (N,); the settings are evaluate.py's flags on estimators. Stochastic."""
         args = _flags(evaluate_script, settings, OF_SPLITS)
         with backend.borrowed(args.backend, args.device):
-            scoring = evaluate_script.scoring_of(self.on_disk, args)
-            as_scored = self._as_scored(images)
-            return score.estimated(self.on_disk, as_scored, scoring, "test", range(len(as_scored)))[1].log_px
+            one = self.on_disk.in_precision(args.precision) if args.precision else self.on_disk
+            scoring, as_scored = evaluate_script.scoring_of(one, args), self._as_scored(images)
+            return score.estimated(one, as_scored, scoring, "test", range(len(as_scored)))[1].log_px
 
     def _as_scored(self, images):
         """The images as those of `images` are: float32 (N, H, W, C) in [0, 1], binary if the run binarizes."""
+        if np.shape(images) == self.image_shape:
+            raise DataError(f"images has the shape of one image, {self.image_shape}: pass images[None]")
         grey = as_grey(images)
         if grey.shape[1:] != self.image_shape:
             raise DataError(f"images are {grey.shape[1:]}, and {self.path} was trained on images {self.image_shape}")
@@ -103,10 +107,13 @@ class Run:
         return data.binarized(grey, mode, np.random.default_rng(data.HELD_OUT_SEED))
 
 
-def load(path, data_dir=None, code=None):
-    """The Run in a folder; `code` is the file of your own classes that it has. Raises UserError if it is none."""
-    if code is not None:
-        own.take(str(code))
+def load(path, data_dir=None, code=()):
+    """The Run in a folder; `code` is the file of your own classes that it has, or a list of files.
+
+    Raises UserError if it is none.
+    """
+    for file in _listed(code):
+        own.take(str(file))
     return Run(path, data_dir)
 
 
@@ -117,12 +124,15 @@ def train(images, **settings):
     exists is resumed, or returned if it is finished. Raises UserError or DataError before anything is trained; RunError
     and KeyboardInterrupt leave a run that the same call resumes.
     """
+    if isinstance(images, Path):
+        raise UserError(f"train({images}): pass images, or the name of a data set, as folder:{images}")
     args = _flags(train_script, settings)
     place = getattr(args, "runs_dir", Config.runs_dir)
     args.data_set = [images if isinstance(images, str) else stored(images, place)]
     check(train_script.RULES, args)  # anew, as a data_dir does not go with every data set
-    with backend.borrowed(args.backend, args.device):
-        (config,) = configs_of(args)
+    (config,) = configs_of(args)
+    dense = models.NETWORKS[config.network].is_dense
+    with backend.borrowed(args.backend, args.device, dense, config.deterministic == "on"):
         run, config = start.existing(config, args)
         is_finished = run is not None and run.state == "finished"
         return Run(run.path if is_finished else start.fit(config, args, run))
@@ -141,7 +151,7 @@ def evaluate(run, **settings):
     return scored.metrics
 
 
-def plot(run, name, projection="pca", code=None):
+def plot(run, name, projection="pca", code=()):
     """The matplotlib Figure that `python plot.py RUN --figures NAME` writes, of a Run or the run in a folder."""
     args = _flags(plot_script, {"projection": projection, "code": code})
     with backend.borrowed():
@@ -155,16 +165,31 @@ def _run(run, data_dir=None):
     return experiment.load(getattr(run, "path", run), data_dir)
 
 
+def _listed(code):
+    """The files of your own classes: one, or several."""
+    return [] if code is None else code if isinstance(code, list | tuple) else [code]
+
+
+def _whole(name, value, low):
+    """A whole number of Python or NumPy. Raises UserError for anything else, and for less than `low`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise UserError(f"{name}({shown(value)}): it must be a whole number from {low}")
+    return int(value)
+
+
 def _flags(script, settings, refused=()):
     """The arguments of a script that these settings stand for. Raises UserError with the script's sentence."""
     parser, words = Parser(raises=True), []
     script.add_arguments(parser)
+    if script is not train_script:
+        words += [f"--code={file}" for file in _listed(settings.get("code"))]
+        settings = {name: value for name, value in settings.items() if name != "code"}
     for name, given in settings.items():
         value = word(given) if type(given) is tuple and name in LISTS else given
         is_one = not isinstance(value, list | tuple) and (name, value) != ("distribute", "processes")
         if not is_one or name in (*OF_COMMANDS[script], *refused, "help"):
             raise UserError(f"{name}={shown(value)} is not for one run in Python; see {script.__name__}.py --help")
-        if value is not None and value is not False:
+        if value is not False and (value is not None or name in MAY_BE_NONE):
             words.append(f"--{name}" if value is True else f"--{name}={value}")
     args = parser.parse_args(words)
     check(script.RULES, args)

@@ -157,7 +157,8 @@ def require(path, code):
             _entered(pick, _files[sha256], name)
             continue
         said = f"{path} was trained with {pick} {name:.60} of {file:.60}, of sha256 {sha256:.64}"
-        others = ", ".join(f"{source.path} with sha256 {source.sha256}" for source in _files.values())
+        namesakes = [source for source in _files.values() if Path(source.path).name == file]
+        others = ", ".join(f"{source.path} with sha256 {source.sha256}" for source in namesakes)
         named = f"{others}, is another file; put the former one back"
         raise UserError(f"{said}; {named if others else f'name it with --code {shlex.quote(file[:60])}'}")
 

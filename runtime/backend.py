@@ -142,13 +142,14 @@ def _configure(keras, settings):
 
 
 @contextlib.contextmanager
-def borrowed(name=None, device="auto"):
+def borrowed(name=None, device="auto", dense=False, deterministic=False):
     """Keras with its default settings for the block, in a user's own process, to which its settings come back after it.
 
-    `name` and `device` are as for `settle`; Keras stays on the backend on which it runs there already.
+    The arguments are those of `settle` and `start`; Keras stays on the backend on which it runs there already.
     """
-    settle(name or ("keras" in sys.modules and sys.modules["keras"].backend.backend()) or None, device)
-    start(device, keep_settings=True)
+    running = "keras" in sys.modules and sys.modules["keras"].backend.backend()
+    settle(running if running and name in (None, "auto") else name, device, dense)
+    start(device, deterministic, keep_settings=True)
     keras = sys.modules["keras"]
     before = {setting: getattr(keras.config, setting)() for setting in DEFAULTS}
     _configure(keras, DEFAULTS)

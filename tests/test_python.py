@@ -1,11 +1,13 @@
 """What `import vampvae` gives to Python: the same runs, scores and figures as the commands, and their sentences."""
 
+import contextlib
 import copy
 import re
 import shutil
 import subprocess
 import sys
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -15,8 +17,11 @@ from conftest import ID, ROOT, called, read
 
 import evaluate
 import experiment
+import models
 import train
 import vampvae
+from experiment import own
+from runtime import backend
 from vampvae import DataError, UserError
 
 QUICK = {"network": "mlp", "hidden_units": 8, "epochs": 1, "batch_size": 20, "lr": 1e-3, "track": "none"}
@@ -47,7 +52,7 @@ def test_a_run_samples_reconstructs_embeds_and_scores(trained):
     run = vampvae.load(trained[1])
     grey = run.dataset.split("test").images[:7] * (255 // 16)
     assert run.sample(3).shape == (3, 8, 8, 1) and np.array_equal(run.sample(3), run.sample(3))
-    assert not np.array_equal(run.sample(3), run.sample(3, seed=1))
+    assert not np.array_equal(run.sample(np.int64(3)), run.sample(3, seed=1))
     assert run.embed(grey).shape == (7, 3) and run.reconstruct(grey[..., 0]).shape == (7, 8, 8, 1)
     assert run.embed(np.full((2, 8, 8), 1 / 255)).shape == (2, 3)  # dark, but no bytes of 0 and 1
     seen = run.images("test", 7)
@@ -78,6 +83,61 @@ def test_grey_images_are_binarized_for_a_run_of_binary_ones_as_with_on():
     binary = np.random.default_rng(0).random((5, 28, 28)) < 0.5
     np.testing.assert_array_equal(vampvae.Run._as_scored(run, binary)[..., 0], binary)
     assert set(np.unique(vampvae.Run._as_scored(run, 0.2 + 0.6 * binary))) == {0, 1}
+
+
+def test_log_px_is_computed_in_the_precision_that_is_asked_for(of_array, tmp_path):
+    half = vampvae.train(IMAGES, runs_dir=tmp_path, precision="mixed_bfloat16", **QUICK)
+    settings = {"num_samples": 20, "proposal": "posterior"}
+    before = half.log_px(IMAGES, **settings)
+    full = half.log_px(IMAGES, precision="float32", **settings)
+    assert np.abs(full - before).max() > 1e-4 and np.abs(full - before).max() < 1
+
+
+def test_none_overrides_a_preset_and_auto_knows_dense_networks(tmp_path, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def borrowed(*words):
+        asked.append(words)
+        yield
+
+    monkeypatch.setattr(vampvae.backend, "borrowed", borrowed)
+    monkeypatch.setattr(vampvae.start, "existing", lambda config, args: asked.append(config) or (None, config))
+    monkeypatch.setattr(vampvae.start, "fit", lambda *_: tmp_path)
+    monkeypatch.setattr(vampvae, "Run", lambda path: path)
+    settings = {"preset": "mcvae_mnist_amcvae3", "runs_dir": tmp_path, "backend": "auto"}
+    for more, clip_norm in (({}, 50.0), ({"clip_norm": None, "deterministic": "off"}, None)):
+        vampvae.train("mnist", **settings, **more)
+        (name, _, dense, deterministic), config = asked[-2:]
+        assert config.clip_norm == clip_norm and name == "auto"
+        assert dense == models.NETWORKS[config.network].is_dense and deterministic == (not more)
+    vampvae.train("mnist", network="mlp")
+    assert asked[-2][2]
+
+
+def test_auto_stays_on_the_backend_that_runs(monkeypatch):
+    settled = []
+    monkeypatch.setattr(backend, "settle", lambda *words: settled.append(words))
+    for name in (None, "auto"):
+        with backend.borrowed(name, dense=True):
+            assert settled[-1] == (keras.backend.backend(), "auto", True)
+
+
+def test_classes_of_several_files_are_named_one_by_one(of_array, tmp_path, no_code):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(f"class Mine:\n    name = {name!r}\n")
+    files = [tmp_path / "a.py", str(tmp_path / "b.py")]
+    for call in (lambda code: vampvae.load(of_array.path, code=code),
+                 lambda code: vampvae.plot(of_array, "losshistory", code=code),
+                 lambda code: vampvae.evaluate(of_array, code=code, num_samples=3)):  # fmt: skip
+        own._files.clear()
+        call(files)
+        assert len(own._files) == 2
+    record = {"prior": {"file": "c.py", "class": "Mine", "sha256": "0" * 64}}
+    with pytest.raises(UserError, match=r"of c\.py, of sha256 0+; name it with --code c.py"):
+        own.require(of_array.path, record)
+    with pytest.raises(UserError, match=r"a\.py with sha256 .*, is another file; put the former one back"):
+        own.require(of_array.path, {"prior": record["prior"] | {"file": "a.py"}})
 
 
 def test_a_figure_is_matplotlib_s(of_array):
@@ -174,7 +234,16 @@ def test_a_bad_setting_is_the_sentence_of_its_flag(settings, message, tmp_path):
         (lambda run: vampvae.plot(run, "layers"), "such a run has no layers"),
         (lambda run: vampvae.plot(run, "samples", "tsnee"), "argument --projection: invalid choice: 'tsnee'"),
         (lambda run: run.embed(IMAGES[:, :4]), r"images are \(4, 8, 1\), and .* was trained on images \(8, 8, 1\)"),
-        (lambda run: run.sample(0), "the number of images must be a whole number from 1"),
+        (lambda run: run.sample(0), r"sample\(0\): it must be a whole number from 1"),
+        (lambda run: run.sample(True), r"sample\(True\): it must be a whole number"),
+        (lambda run: run.sample(2, seed=-1), r"seed\(-1\): it must be a whole number from 0"),
+        (lambda run: run.reconstruct(IMAGES, seed=1.5), r"seed\(1.5\): it must be a whole number"),
+        (lambda run: run.images("test", -1), r"images\(-1\): it must be a whole number from 1"),
+        (
+            lambda run: run.embed(IMAGES[..., None][0]),
+            r"the shape of one image, \(8, 8, 1\): pass images\[None\]",
+        ),
+        (lambda run: vampvae.train(Path("cats")), r"pass images, or the name of a data set, as folder:cats"),
         (lambda run: vampvae.load("nowhere"), "nowhere is no run"),
         (lambda run: vampvae.train("cats"), "--data_set 'cats' is unknown; choose from mnist"),
         (lambda run: vampvae.train("folder:cats", data_dir="dogs"), "does not go with --data_set folder:PATH"),
