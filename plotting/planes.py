@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 SHARES = (0.5, 0.8, 0.95)  # of a density's mass, inside its contours
+LEAST = np.float32(0.01)  # margin: where points are the same, axes have a width
 PERCENT = ", ".join(f"{100 * share:.0f}" for share in SHARES)
 
 
@@ -39,7 +40,7 @@ class Density(NamedTuple):
 def window(points, margin=0.04):
     """Lower and upper limits of both axes around points (N, 2): (2, 2), limits by axes."""
     low, high = points.min(axis=0), points.max(axis=0)
-    pad = margin * np.maximum(high - low, 1e-6)
+    pad = np.maximum(margin * (high - low), LEAST)
     return np.stack([low - pad, high + pad])
 
 

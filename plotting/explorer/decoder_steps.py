@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from keras import Sequential, layers, ops
+from keras import Sequential, activations, layers, ops
 
-from models import networks, plain
+from models import convolutions, networks, plain
 from models.pixels import Bernoulli, DiscretizedLogistic, Pixels
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "leaky_relu")
@@ -60,10 +60,9 @@ class Translator:
         self.weights, self.multiplications = [], 0
 
     def steps(self, layer, shape):
-        for kind, translate in TRANSLATIONS.items():
-            if isinstance(layer, kind):
-                return translate(self, layer, shape)
-        raise UnsupportedError(f"the page does not support the layer {type(layer).__name__}")
+        if type(layer) not in TRANSLATIONS:  # a subclass may compute something else
+            raise UnsupportedError(f"the page does not support the layer {type(layer).__name__}")
+        return TRANSLATIONS[type(layer)](self, layer, shape)
 
     def chain(self, chained, shape):
         steps = []
@@ -73,8 +72,10 @@ class Translator:
         return steps, shape
 
     def dense(self, layer, shape):
+        if len(shape) > 1:
+            raise UnsupportedError("the page supports no dense layer over maps")
         kernel = ops.convert_to_numpy(layer.kernel)
-        self.multiplications += kernel.size  # once: no Dense of our decoders is applied to more than a vector
+        self.multiplications += kernel.size
         return [{"kind": "dense"} | self._stored(layer, kernel)], (layer.units,)
 
     def convolution(self, layer, shape):
@@ -88,6 +89,8 @@ class Translator:
             kernel = kernel[::-1, ::-1]
         if layer.padding != "same" and layer.kernel_size != (1, 1):  # 1 x 1 needs no padding
             raise UnsupportedError(f"the page supports no convolution with padding {layer.padding}")
+        if any(len(set(sides)) > 1 for sides in (layer.kernel_size, layer.strides)) or set(layer.dilation_rate) != {1}:
+            raise UnsupportedError("the page supports no convolution with unequal sides or strides, or holes")
         (height, width, _), stride = shape, layer.strides[0]
         self.multiplications += height * width * kernel.size
         step = {"kind": "conv", "height": height, "width": width, "kernel": kernel.shape[0], "stride": stride}
@@ -95,8 +98,12 @@ class Translator:
 
     def _stored(self, layer, kernel):
         """Stores a layer's kernel (..., inputs, units) and bias; returns what its step says of them."""
-        if (name := layer.activation.__name__) not in ACTIVATIONS:
+        name = next((name for name in ACTIVATIONS if layer.activation is activations.get(name)), None)
+        if name is None:
+            name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
             raise UnsupportedError(f"the page does not support the activation {name}")
+        if layer.bias is None:
+            raise UnsupportedError(f"the page supports no {type(layer).__name__} without biases")
         inputs, units = kernel.shape[-2:]
         step = {"inputs": inputs, "units": units, "at": sum(map(len, self.weights)), "activation": name}
         self.weights += [values.astype(np.float32).ravel() for values in (kernel, ops.convert_to_numpy(layer.bias))]
@@ -113,8 +120,8 @@ class Translator:
         return [{"kind": "parts", "parts": parts}], (layer.features,)
 
 
-TRANSLATIONS = {  # the first kind that a layer is an instance of applies
-    (layers.Conv2DTranspose, layers.Conv2D): Translator.convolution,
+CONVOLUTIONS = (layers.Conv2D, layers.Conv2DTranspose, convolutions.Conv2D, convolutions.Conv2DTranspose)
+TRANSLATIONS = dict.fromkeys(CONVOLUTIONS, Translator.convolution) | {
     layers.Dense: Translator.dense,
     layers.Reshape: lambda self, layer, shape: ([], tuple(layer.target_shape)),
     networks.Gated: Translator.gated,

@@ -103,6 +103,7 @@ function roving(group, buttons) {
     button.tabIndex = at === 0 ? 0 : -1;
     button.addEventListener("focus", () => buttons.forEach((one) => (one.tabIndex = one === button ? 0 : -1)));
     button.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
       const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       const ends = { Home: buttons[0], End: buttons.at(-1) };
       const to = ends[event.key] ?? (move && buttons.at((at + move) % buttons.length));

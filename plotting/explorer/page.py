@@ -119,8 +119,10 @@ class Plane:
             rng = np.random.default_rng(0)
             for coordinates in (self.of_images, self.of_components):
                 coordinates[:, 1] = rng.uniform(size=len(coordinates))
-        held = [] if view.density is None else [view.density.held(max(planes.SHARES))]
-        self.limits = squared(planes.window(np.concatenate([self.of_images, self.of_components, *held])))
+        spread = self.of(view.embedding.z) if view.density is None else view.density.held(max(planes.SHARES))
+        if dim == 1:
+            spread[:, 1] = 0.5
+        self.limits = squared(planes.window(np.concatenate([self.of_images, self.of_components, spread])))
 
     def of(self, z):
         """The coordinates of latents (..., D): (..., 2)."""
@@ -185,7 +187,7 @@ def contours(density):
 def sliders(view):
     """A slider for each latent dimension, by falling variance of its posterior mean; its range is that of q(z|x)."""
     order = np.argsort(-view.embedding.mean.var(axis=0), kind="stable")[:SLIDERS]
-    names, low, high = view.latent_names, view.embedding.z.min(axis=0), view.embedding.z.max(axis=0)
+    names, (low, high) = view.latent_names, planes.window(view.embedding.z, margin=0)
     return [{"at": int(k), "name": names[k], "low": float(low[k]), "high": float(high[k])} for k in order]
 
 

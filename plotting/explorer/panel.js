@@ -146,8 +146,14 @@ class Panel {
     this.stage.addEventListener("pointermove", follow);
     this.stage.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
+      this.touched = place(event);
       if (event.pointerType === "touch") follow(event);
-      else this.click(place(event));
+      else this.click(this.touched);
+    });
+    this.stage.addEventListener("pointerup", (event) => {
+      if (event.pointerType !== "touch") return;
+      const [x, y] = place(event).map((value, axis) => value - this.touched[axis]);
+      if (Math.hypot(x, y) < REACH) this.click(place(event)); // a tap, and no drag
     });
     this.stage.addEventListener("pointerleave", () => {
       this.pointer = null;
@@ -160,12 +166,13 @@ class Panel {
   click(pointer) {
     this.pointer = pointer;
     const near = this.nearest(pointer);
-    if (near.distance <= REACH) return pick(this, near.at);
+    if (near && near.distance <= REACH) return pick(this, near.at);
     this.held = !this.held;
     this.move(this.chart.toPlane(pointer));
   }
 
   key(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // as Alt with an arrow, the browser's way back
     const [[left, bottom], [right, top]] = this.limits;
     const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (arrow) {
@@ -174,8 +181,10 @@ class Panel {
       const y = this.point[1] + arrow[1] * step * (top - bottom);
       this.move([clipped(x, left, right), clipped(y, bottom, top)]);
     } else if (event.key === "Home") this.move([(left + right) / 2, (bottom + top) / 2]);
-    else if (event.key === "Enter") pick(this, this.nearest(this.chart.toPixels(this.point)).at);
-    else if (event.key !== "Escape") return;
+    else if (event.key === "Enter") {
+      const near = this.nearest(this.chart.toPixels(this.point));
+      if (near) pick(this, near.at);
+    } else if (event.key !== "Escape") return;
     event.preventDefault();
     this.held = event.key !== "Escape"; // the mouse moves a point that is not held
     this.placeCross();
@@ -183,7 +192,7 @@ class Panel {
   }
 
   announceWhere() {
-    announce(() => `${this.where()}; nearest: ${this.imageName(this.near.at)}`);
+    announce(() => this.where() + (this.near ? `; nearest: ${this.imageName(this.near.at)}` : ""));
   }
 
   imageName(at) {
@@ -191,16 +200,16 @@ class Panel {
     return `${labelled ? `${classes[labels[at]]}, ` : ""}test image ${index[at]}`;
   }
 
-  /** The test image nearest to a place in CSS pixels, among the classes that are shown. */
+  /** The test image nearest to a place in CSS pixels, among the classes that are shown; null where none is. */
   nearest([x, y]) {
-    let [found, least] = [0, Infinity];
+    let [found, least] = [null, Infinity];
     this.plane.forEach((point, at) => {
       if (this.hidden.has(this.images.labels[at])) return;
       const [across, down] = this.chart.toPixels(point);
       const distance = (across - x) ** 2 + (down - y) ** 2;
       if (distance < least) [found, least] = [at, distance];
     });
-    return { at: found, distance: Math.sqrt(least) };
+    return found === null ? null : { at: found, distance: Math.sqrt(least) };
   }
 
   /** The point of the plane at which z is shown. With one latent dimension, its height is 0. */
@@ -302,8 +311,11 @@ class Panel {
     canvas.dataset.z = JSON.stringify(Array.from(this.z));
     this.find(".decoded span").textContent = this.where();
     this.near = this.nearest(this.chart.toPixels(this.point));
-    this.sprite.draw(this.find(".nearest canvas"), this.near.at);
-    this.find(".nearest span").textContent = this.imageName(this.near.at);
+    this.find(".nearest").hidden = !this.near;
+    if (this.near) {
+      this.sprite.draw(this.find(".nearest canvas"), this.near.at);
+      this.find(".nearest span").textContent = this.imageName(this.near.at);
+    }
     for (const { at, input, output } of this.knobs) {
       input.value = this.z[at];
       output.textContent = number(this.z[at]);

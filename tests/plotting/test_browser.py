@@ -280,6 +280,9 @@ def test_keys_move_the_point_and_are_told(driver, tmp_path):
     plane = page.one(".plane")
     page.press(plane, "\ue011")  # Home
     middle = page.z()
+    page.actions().key_down("\ue00a").send_keys("\ue014").key_up("\ue00a").perform()  # Alt with an arrow
+    page.settle()  # is the browser's
+    np.testing.assert_array_equal(page.z(), middle)
     page.press(plane, "\ue014", "\ue014", "\ue013")  # right, right, up
     np.testing.assert_allclose(page.z() - middle, [0.02, 0.01] * spans, rtol=1e-3)
     page.until(lambda: "nearest: " in page.one(".status").get_property("textContent"))
@@ -331,6 +334,11 @@ def test_classes_are_hidden_and_their_names_never_run(driver, tmp_path):
     assert page.one(".legend button").get_attribute("aria-pressed") == "false"
     page.press(page.one(".plane"), "\ue011")
     assert page.one(".nearest span").text.startswith("b, test image")
+    page.press(page.all(".legend button")[1], " ")
+    assert not page.one(".nearest").is_displayed()
+    before = page.z()
+    page.press(page.one(".plane"), "\ue007")  # Enter, where there is nothing to select
+    np.testing.assert_array_equal(page.z(), before)
     assert page.driver.execute_script("return document.title").startswith("</script>")
     assert page.complaints() == []
 
@@ -353,8 +361,22 @@ def test_a_phone_needs_no_scrolling_to_the_side_and_fingers_decode(driver, tmp_p
         seen.append(assert_pictured(page, view.decoded(page.z()[None])[0]))
     page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert min(np.abs(b - a).max() for a, b in itertools.pairwise(seen)) > 2 / 255
+    assert not any((page.z() == mean).all() for mean in view.embedding.mean)  # a drag takes no image
+    where = ((Plane(view).of_images[5] - Plane(view).limits[0]) / np.ptp(Plane(view).limits, axis=0)).tolist()
+    point = {"x": box[0] + 46 + where[0] * (box[2] - 56), "y": box[1] + box[2] - 40 - where[1] * (box[2] - 50)}
+    for kind, points in (("touchStart", [point]), ("touchEnd", [])):
+        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.settle()
+    np.testing.assert_array_equal(page.z(), view.embedding.mean[5])  # a tap does
     sizes = [button.size for button in page.all("button") if button.is_displayed()]
     assert min(min(size.values()) for size in sizes) >= 24  # CSS pixels, WCAG 2.2's target size
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", [(740, 360), (667, 375), (768, 640)])
+def test_beside_the_plane_there_is_room_for_a_finger_that_scrolls(driver, tmp_path, size):
+    page = Page(driver, written(view_of((8, 8, 1), latent_dim=2), tmp_path), *size, mobile=True)
+    assert page.one(".plane").size["height"] <= 0.81 * size[1]
 
 
 @pytest.mark.browser

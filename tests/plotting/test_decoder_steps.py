@@ -1,13 +1,15 @@
 """plotting/explorer/decoder_steps.py: NumPy computes its steps, and the result is that of the decoder."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 from conftest import first_on_both
+from keras import layers
 from test_explore import DECODERS, view_of
 
-from plotting.explorer.decoder_steps import UnsupportedError, decoder_steps
+from plotting.explorer.decoder_steps import Translator, UnsupportedError, decoder_steps
 
 ACTIVATIONS = {
     "linear": lambda h: h,
@@ -100,3 +102,38 @@ def test_multiplications_are_counted():
 def test_what_the_page_cannot_compute_is_said(shape, settings, reason):
     with pytest.raises(UnsupportedError, match=reason):
         decoder_steps(view_of(shape, latent_dim=2, **settings).model)
+
+
+class Doubled(layers.Dense):
+    """A subclass that computes something else."""
+
+    def call(self, h):
+        return 2 * super().call(h)
+
+
+def my_relu(h):
+    return h
+
+
+my_relu.__name__ = "relu"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (lambda: Doubled(3), (2,), "the layer Doubled"),
+        (lambda: layers.Dense(3, use_bias=False), (2,), "no Dense without biases"),
+        (lambda: layers.Dense(3), (4, 2), "no dense layer over maps"),
+        (lambda: layers.Dense(3, activation=my_relu), (2,), "the activation relu"),
+        (lambda: layers.Dense(3, activation=functools.partial(my_relu)), (2,), "the activation partial"),
+        (lambda: layers.Dense(3, activation=layers.LeakyReLU(0.1)), (2,), "the activation LeakyReLU"),
+        (lambda: layers.Conv2DTranspose(3, (3, 1), padding="same"), (4, 4, 2), "unequal sides"),
+        (lambda: layers.Conv2DTranspose(3, 3, (2, 1), padding="same"), (4, 4, 2), "unequal sides"),
+        (lambda: layers.Conv2D(3, 3, dilation_rate=2, padding="same"), (4, 4, 2), "or holes"),
+    ],
+)
+def test_layers_of_a_user_s_own_that_the_page_would_compute_otherwise_are_refused(layer, shape, reason):
+    made = layer()
+    made.build((None, *shape))
+    with pytest.raises(UnsupportedError, match=reason):
+        Translator().steps(made, shape)

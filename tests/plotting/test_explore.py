@@ -130,6 +130,15 @@ def test_two_dimensions_are_their_own_plane_under_the_prior():
     assert np.subtract(high, low)[0] == pytest.approx(np.subtract(high, low)[1])
 
 
+def test_a_plane_has_a_width_where_all_means_are_the_same():
+    view = view_of((8, 8, 1), latent_dim=3)
+    view.embedding = Embedding(*np.full((3, 24, 3), 5, "float32"))
+    view.components = np.full((3, 3), 5, "float32")
+    made = page.panel(view, "mine")
+    assert (np.ptp(made["limits"], axis=0) >= 0.02).all()
+    assert all(one["high"] - one["low"] >= 0.019 for one in made["sliders"])
+
+
 def test_shown_images_are_some_of_all_with_one_of_each_class(monkeypatch):
     monkeypatch.setattr(page, "POINTS", 14)
     view = view_of((8, 8, 1), np.arange(24) // 2, tuple("abcdefghijkl"), latent_dim=2)
@@ -226,6 +235,7 @@ def test_what_cannot_be_explored_is_refused_in_a_sentence(runs, capsys, tmp_path
     refusals = {
         ("--projection", "tsne"): "those of --projection tsne cannot be",
         ("--estimates",): "--explore does not go with --estimates",
+        ("--format", "svg"): "--explore does not go with --format",
         ("--report",): "--explore does not go with --report",
         ("--out", str(tmp_path / "file")): "cannot write",
     }
