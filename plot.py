@@ -26,13 +26,18 @@ FIRST = ("_report.", "_explore.", "_reconmanifold.", "_embedding_mean.")  # in n
 HAS_NO_WAY_BACK = "decodes points of the plane, and those of --projection {} cannot be decoded"
 RULES = (
     Rule("toy_posteriors", lambda args: args.runs, f"does not go with RUN, {DRAWS_EXAMPLE}"),
-    *excludes("toy_posteriors", "readme", *OF_RUNS, reason=DRAWS_EXAMPLE),
+    *excludes("toy_posteriors", "readme", "projection", "data_dir", "code", *OF_RUNS, reason=DRAWS_EXAMPLE),
     Rule("readme", lambda args: args.runs, f"does not go with RUN, {DRAWS_README}"),
-    *excludes("readme", "out", "format", *OF_RUNS, reason=DRAWS_README),
+    *excludes("readme", "out", "format", "projection", "code", *OF_RUNS, reason=DRAWS_README),
     *(needs(name, "readme") for name in (*README_SETTINGS, "hardware")),
-    *excludes("explore", "figures", "estimates", "report", "export", reason="because it writes a page instead"),
-    Rule("explore", lambda args: args.projection != "pca", lambda args: HAS_NO_WAY_BACK.format(args.projection)),
-    *excludes("export", "figures", "estimates", "format", "report", reason="because it draws no figures"),
+    *excludes("explore", "figures", "estimates", "format", "report", "export", reason="as it writes a page instead"),
+    *excludes("figures", "estimates", reason="because it names all that is drawn"),
+    Rule(
+        "explore",
+        lambda args: args.projection in ("tsne", "umap"),
+        lambda args: HAS_NO_WAY_BACK.format(args.projection),
+    ),
+    *excludes("export", "figures", "estimates", "format", "projection", "report", reason="because it draws no figures"),
     *excludes("on", "explore", "figures", "estimates", "report", "export", reason="because it draws its own figures"),
 )
 
@@ -47,10 +52,10 @@ def add_arguments(parser):
     names = run_figures.NAMES
     text = f"draw only these: {', '.join(names)}"
     parser.add_argument("--figures", nargs="+", metavar="NAME ...", choices=names, help=text, **figures)
-    text = "how more than two latent dimensions are shown in the plane: pca; tsne and umap take minutes for 10,000 "
+    text = "how more than two latent dimensions are shown in the plane: [pca]; tsne and umap take minutes for 10,000 "
     text += "images, and umap needs a package"
     projections = tuple(latents.PROJECTIONS)
-    parser.add_argument("--projection", choices=projections, default="pca", metavar="NAME", help=text, **figures)
+    parser.add_argument("--projection", choices=projections, metavar="NAME", help=text, **figures)
     text = "also draw how estimates of log p(x) depend on the number of samples, and embedding_weighted, which takes a "
     text += "minute or more"
     parser.add_argument("--estimates", action="store_true", topic="figures", help=text)
@@ -91,7 +96,8 @@ def chosen(args):
 def run(args):
     """Does what the flags ask for and prints the name of each file; returns the exit code."""
     check(RULES, args)
-    latents.check(args.projection)
+    projection = args.projection or "pca"
+    latents.check(projection)
     if args.readme:  # by another program, which takes the place of this one
         words = [f"--{name}={getattr(args, name)}" for name in README_FLAGS if getattr(args, name) is not None]
         os.execv(sys.executable, [sys.executable, str(README_PICTURES), "--readme", *words])
@@ -109,9 +115,9 @@ def run(args):
     elif args.export:
         export.write(runs, output, args.export)
     elif args.on:
-        run_figures.draw_on(runs, args.on, output, args.projection)
+        run_figures.draw_on(runs, args.on, output, projection)
     else:
-        run_figures.draw_runs(runs, output, args.projection, args.estimates, args.figures)
+        run_figures.draw_runs(runs, output, projection, args.estimates, args.figures)
         if args.report:
             report.write(runs, output)
     best = [str(path) for part in FIRST for path in sorted(output.written) if part in path.name]

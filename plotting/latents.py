@@ -181,7 +181,9 @@ def draw_embedding_mean(view):
     if view.density is None:
         return draw_embedding(view, means)
     if view.config.has_pseudo_inputs:
-        pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), np.argsort(-view.shares, kind="stable")
+        pictures, order = as_numpy(view.model.top_prior.pseudo_inputs), slice(None)
+        if view.shares is not None:
+            order = np.argsort(-view.shares, kind="stable")
         thumbnails, caption = (view.components[order], pictures[order]), "pseudo-inputs"
     else:
         chosen = view.spread(PER_CLASS**2)

@@ -8,6 +8,7 @@ import shlex
 
 import data
 from evaluation import estimators
+from experiment import own
 from experiment.flags import unusual, words_of
 from runtime.text import duration, word
 
@@ -106,7 +107,7 @@ def commands(run):
     commit, _, changes = (run.record.get("git_commit") or "").partition("+")
     moved = run.config.data_set not in data.DATA_SETS  # own images are where their path says, for a new run
     config = dataclasses.replace(run.config, data_dir=None) if moved else run.config
-    lines = [["python", "train.py", *words_of(config), "--backend", run.backend]]
+    lines, code = [["python", "train.py", *words_of(config), "--backend", run.backend]], own.words_for(run.config)
     if metrics := run.metrics:
         estimator = metrics.get("estimator")
         flags = estimators.ESTIMATORS[estimator].flags if estimator in [*estimators.ESTIMATORS] else ()
@@ -116,8 +117,8 @@ def commands(run):
         given = {flag: metrics[name] for name, flag in names.items()
                  if isinstance(metrics.get(name), str | int | float)}  # fmt: skip
         words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
-        lines.append(["python", "evaluate.py", str(run.config.path), "--estimator", str(estimator), *words])
-    lines.append(["python", "plot.py", str(run.config.path), "--report"])
+        lines.append(["python", "evaluate.py", str(run.config.path), "--estimator", str(estimator), *words, *code])
+    lines.append(["python", "plot.py", str(run.config.path), "--report", *code])
     said = f"git checkout {shlex.quote(commit)}{'    # with changes that were not committed' * bool(changes)}\n"
     train, *others = map(shlex.join, lines)
     if first := first_images(run):

@@ -123,7 +123,7 @@ FIGURES = (  # of a View
     Figure("pseudoinputs", "Pseudo-inputs, each above the image decoded at the mean of its posterior.",
            draw_pseudoinputs, lambda view: view.config.has_pseudo_inputs),
     Figure("pseudouse", "The share of the test images that each pseudo-input stands for, with the most and the least "
-           "used ones.", scores.draw_pseudouse, lambda view: view.config.has_pseudo_inputs and not view.config.is_deep),
+           "used ones.", scores.draw_pseudouse, lambda view: not view.config.is_deep and view.shares is not None),
     Figure("temperatures", "Samples from the prior with its variances multiplied by a temperature, one temperature in "
            "each row.", draw_temperatures, lambda view: view.config.is_deep),
     Figure("layers", "Test images, and images of which only the upper layers of latents are inferred from them; the "

@@ -180,10 +180,17 @@ class View:
 
     @cached_property
     def shares(self):
-        """The share of test images that each component of the top prior stands for, as of `responsibilities`: (K,)."""
-        from evaluation.latents import responsibilities
+        """The share of test images that each component of the top prior stands for, as of `responsibilities`: (K,).
 
-        return responsibilities(self.model.prior().top, self.embedding.z[:, : self.model.sizes[0]])
+        None where it is no mixture of the posteriors of pseudo-inputs, as one of the user's own may be.
+        """
+        from evaluation.latents import responsibilities
+        from models.distributions import Mixture
+
+        top = self.model.prior().top
+        if not self.config.has_pseudo_inputs or not isinstance(top.base, Mixture):
+            return None
+        return responsibilities(top, self.embedding.z[:, : self.model.sizes[0]])
 
     @cached_property
     def samples(self):

@@ -66,6 +66,49 @@ def test_a_class_of_the_page_is_trained_scored_and_drawn(folder, capfd, monkeypa
     )
 
 
+PSEUDO = '''
+from keras import layers, ops
+
+from models.distributions import Mixture
+
+
+class Mine:
+    """A mixture that is no models.distributions.Mixture."""
+
+    def __init__(self, *parts):
+        self.mixture = Mixture(*parts)
+        self.sample, self.log_prob = self.mixture.sample, self.mixture.log_prob
+
+
+class Pseudo(layers.Layer):
+    settings = ("num_pseudo_inputs",)
+    has_pseudo_inputs = True
+
+    def __init__(self, latent_dim, encode, pseudo_inputs):
+        super().__init__()
+        self.encode = encode
+        self.pseudo_inputs = self.add_weight(shape=pseudo_inputs.shape, name="pseudo_inputs")
+        self.pseudo_inputs.assign(pseudo_inputs)
+
+    def distribution(self):
+        q = self.encode(self.pseudo_inputs)
+        weights = -ops.log(1.0 * q.mean.shape[0]) * ops.ones(q.mean.shape[0])
+        return Mine(weights, q.mean, q.logvar)
+'''
+
+
+def test_a_prior_of_pseudo_inputs_that_is_no_mixture_of_ours_is_drawn(folder, capfd):
+    (folder / "mine.py").write_text(PSEUDO)
+    words = [*QUICK, "--network", "mlp", "--hidden_units", 16, "--num_pseudo_inputs", 7, "--prior", "mine.py:Pseudo"]
+    assert called(train.main, *words) == 0
+    run = capfd.readouterr().out.strip()
+    assert called(plot.main, run, "--code", "mine.py", "--figures", "embedding_mean", "pseudoinputs") == 0
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 2, printed.err
+    assert called(plot.main, run, "--code", "mine.py", "--figures", "pseudouse") == 2
+    assert capfd.readouterr().err == f"{run}: such a run has no pseudouse\n"
+
+
 def trained(folder, content, *words):
     (folder / "mine.py").write_text(content)
     return [*QUICK, "--network", "mlp", *words, "--prior", "mine.py:Ring", "--runs_dir", folder / "runs"]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ import evaluate
 import experiment
 import plot
 from evaluation import estimators
+from experiment import own
 from experiment.flags import add_settings, given_settings
 from experiment.record import FORMAT
 from plotting import report, run_figures, sheets
@@ -136,6 +138,13 @@ def test_the_commands_ask_for_the_same_again(tmp_path, words):
     same = {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
     assert experiment.Config(**same).training_id == run(tmp_path, model="hvae", lr=1e-3).name
     assert plotted.endswith("--report")
+
+
+def test_the_commands_name_the_files_of_own_classes(tmp_path, no_code):
+    (tmp_path / "mine.py").write_text("class Mine:\n    pass\n")
+    one = run(tmp_path, prior=own.name_of("prior", f"{tmp_path}/mine.py:Mine"))
+    _, *others = report.commands(one).splitlines()[1:]
+    assert all(line.endswith(f" --code {os.path.relpath(tmp_path / 'mine.py')}") for line in others)
 
 
 @pytest.mark.parametrize(("trained", "asks"), [("float32", False), ("mixed_bfloat16", True)])

@@ -72,6 +72,8 @@ def test_plot_draws_it_into_the_folder_that_is_named(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.strip() == str(tmp_path / "toy_posteriors.png")
     assert plot.main(["--toy_posteriors", str(tmp_path)]) == 2
     assert "--toy_posteriors does not go with RUN, because it draws an example of its own" in capsys.readouterr().err
+    assert plot.main(["--toy_posteriors", "--projection", "pca"]) == 2
+    assert "--toy_posteriors does not go with --projection" in capsys.readouterr().err
     assert plot.main(["--toy_posteriors", "--report"]) == 2
     assert (
         "--toy_posteriors does not go with --report, because it draws an example of its own" in capsys.readouterr().err
