@@ -27,6 +27,7 @@ from benchmarks.paper_table import RESULTS
 from benchmarks.train_step import in_turn
 from experiment import presets
 from experiment.presets import preset_names
+from experiment.record import git_commit, versions
 from runtime import atomic, backend
 from runtime.backend import settle, start
 
@@ -114,7 +115,8 @@ def main():
         paper_table.produce(PRESET[row], 0, args, scores=("fitted",))
     if args.cost:
         about = {"backend": args.backend or "tensorflow", "rounds": args.rounds, "hardware": args.hardware}
-        atomic.write_json(COST, about | {"cores": os.cpu_count(), "rows": measured(args)})
+        about |= {"cores": os.cpu_count(), "versions": versions(), "git_commit": git_commit()}
+        atomic.write_json(COST, about | {"rows": measured(args)})
     results_page.write("bounds_table.py", table())
     return 0
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import experiment
-from experiment.record import versions
+from experiment.record import git_commit, versions
 from runtime import atomic, text
 from runtime.backend import BACKENDS
 
@@ -67,13 +67,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="trainings each way")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument("--hardware", default="not stated", help="a word on the machine, stored with the rows")
     args = parser.parse_args()
     with tqdm(total=2 * args.rounds * len(args.backends), disable=not sys.stderr.isatty()) as bar:
         table = [compare(backend, args.rounds, bar) for backend in args.backends]
     print(text.table(table))
     if args.json:
         settings = SETTINGS | {"rounds": args.rounds}
-        atomic.write_json(args.json, {"settings": settings, "versions": versions(), "rows": table})
+        about = {"hardware": args.hardware, "versions": versions(), "git_commit": git_commit()}
+        atomic.write_json(args.json, about | {"settings": settings, "rows": table})
 
 
 if __name__ == "__main__":

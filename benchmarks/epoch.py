@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import results_page
 from benchmarks.train_step import bare_steps
 from experiment.record import git_commit, versions
 from runtime import atomic
@@ -176,6 +177,7 @@ def main():
     if args.worker:
         return worker(rows[0], args.backend[0], args.rounds)
     about = {"hardware": args.hardware, "versions": versions()}
+    results_page.check_same(RESULT, about)
     for row, backend in [(row, backend) for row in rows for backend in args.backend]:
         found = summary(row, backend, measured(row, backend, args.rounds))
         keep(found | {"commit": git_commit()}, about)

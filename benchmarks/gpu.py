@@ -24,9 +24,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from runtime import atomic
+sys.path.insert(0, str(Path(__file__).parent.parent))  # from here on; what it needs may have to be installed first
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -35,6 +33,7 @@ PRECISION = "mixed_bfloat16"
 EPOCHS = 250  # of the runs of docs/results.md
 MODELS = [(model, prior) for prior in ("vamp", "standard") for model in ("vae", "hvae")]
 SEES = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep=';')"
+TORCH_SEES = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"
 
 
 class Sizes(NamedTuple):
@@ -83,16 +82,21 @@ def called(*words, **environment):
 
 
 def machine(sizes, folder):
-    """The device, the processor count and versions. Raises Failed where there is no device of the kind asked for."""
+    """The device, the processor count and versions. Raises Failed where there is no device of the kind asked for.
+
+    So it does where what is here already was measured on another machine, or with other versions.
+    """
     platform, kind = called("-c", SEES).splitlines()[-1].split(";")
-    if platform != sizes.device:
-        raise Failed(f"JAX sees a {platform}, and a {sizes.device} is needed; --tiny tries all of it on a CPU")
+    torch_platform = called("-c", TORCH_SEES).splitlines()[-1]
+    for name, found in (("JAX", platform), ("PyTorch", torch_platform)):
+        if found != sizes.device and (name, sizes.device) != ("PyTorch", "cpu"):
+            raise Failed(f"{name} sees a {found}, and a {sizes.device} is needed; --tiny tries all of it on a CPU")
     names = ("jax", "keras", "torch", "numpy")
-    return {
-        "device": kind,
-        "cores": os.cpu_count(),
-        "versions": {one: importlib.metadata.version(one) for one in names},
-    }
+    versions = {one: importlib.metadata.version(one) for one in names}
+    here = {"device": kind, "cores": os.cpu_count(), "versions": versions}
+    if (before := done(folder).get("machine", here)) != here:
+        raise Failed(f"{folder} has results of {before}, and here are {here}; choose another --results")
+    return here
 
 
 def step(model, prior, sizes, folder):
@@ -115,7 +119,7 @@ def trained(settings, sizes, folder, *words):
 
 def cache(folder):
     """Where JAX keeps what it compiles: a stage that was stopped compiles less the second time."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    return {"JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "compiled" / folder.name)}
 
 
 def epoch(model, prior, sizes, folder):
@@ -167,10 +171,12 @@ def done(folder):
 
 def work(todo, folder):
     """Does the stages that are not done, and says how long each took; returns the names of those that failed."""
+    from runtime import atomic
+
     failed = []
     for name, stage in todo.items():
         path = folder / f"{name}.json"
-        if path.exists():
+        if path.exists() and name != "machine":  # which may be another one now
             continue
         start = time.perf_counter()
         try:
@@ -188,7 +194,9 @@ def table(found):
     """What was found by stages, as Markdown: steps and epochs by model, then log p(x)."""
     about = found.get("machine", {"device": "not known", "cores": "?", "versions": {}})
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines = [f"{about['device']}, {about['cores']} cores, {versions}", ""]
+    said = f"{PRECISION}; epochs and scores with deterministic operations, steps without; a score's seconds include "
+    said += "its rates and what was not compiled yet"
+    lines = [f"{about['device']}, {about['cores']} cores, {versions}, {said}", ""]
     names = ("PyTorch, ms", "JAX, ms", "ratio", "of the bf16 peak", "first step, s", "memory ratio", "epoch, s")
     lines += [
         f"| model | prior | {' | '.join(names)} | {EPOCHS} epochs, min |",

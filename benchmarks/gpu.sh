@@ -5,6 +5,5 @@
 # TensorFlow. What else is missing of requirements.txt is installed by pip, without a network from the wheels in
 # PIP_FIND_LINKS if PIP_NO_INDEX is set. PYTHON chooses the interpreter.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 export KERAS_BACKEND=jax
-exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"
+exec "${PYTHON:-python3}" "$(dirname "$0")/gpu.py" "$@"

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import train_step
+from benchmarks import results_page, train_step
 from experiment.record import git_commit, versions
 from plotting import style
 from runtime import atomic
@@ -74,8 +74,10 @@ def measure(args):
     """Measures the points that are missing, and writes each when it is there."""
     found = kept()
     known = [(point["backend"], point["settings"]) for point in found]
-    about = {"hardware": args.hardware, "versions": versions(), "commit": git_commit()}
+    about = {"hardware": args.hardware, "versions": versions()}
     about |= {"rounds": args.rounds, "steps": args.steps, "usual": USUAL}
+    results_page.check_same(RESULT, about)
+    about["commit"] = git_commit()
     for backend, settings in points(args.backend):
         if (backend, settings) in known:
             continue

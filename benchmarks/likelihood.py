@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import experiment
 from benchmarks.train_step import matmul_peak, multiply_adds
-from experiment.flags import add_backend
 from experiment.record import git_commit, versions
 from runtime import atomic, backend
 from runtime.command import command
@@ -271,7 +270,7 @@ def main():
     parser.add_argument("--data_dir")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     parser.add_argument("--hardware", default="not stated", help="what it runs on, in words, stored with the rows")
-    add_backend(parser)
+    parser.add_argument("--backend", choices=backend.BACKENDS, help="default: $KERAS_BACKEND, else tensorflow")
     return command(run, parser.parse_args())
 
 

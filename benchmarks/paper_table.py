@@ -63,7 +63,9 @@ def produce(name, seed, args, scores=tuple(SCORES)):
     for tag, words in (SCORES[score] for score in scores):
         if not is_scored(run, tag):
             call("evaluate.py", run.path, *words, *with_backend(args.score_backend or backend))
-    atomic.write_json(result_file(name, seed), collected(run, name, args.hardware, scores))
+    path = result_file(name, seed)
+    hardware = results_page.hardware_of(path, run, args.hardware)
+    atomic.write_json(path, collected(run, name, hardware, scores))
 
 
 def call(script, *words):

@@ -77,7 +77,9 @@ def produce(data_set, latent_dim, seed, args):
             network = features(data_set, args)
             call("evaluate.py", run.path, "--max_images", str(IMAGES), "--features", network, *chosen)
         bases = bases_of(data_set, latent_dim, seed, args.runs_dir)
-        atomic.write_json(result_file(data_set, latent_dim, prior, seed), collected(run, bases, args.hardware))
+        path = result_file(data_set, latent_dim, prior, seed)
+        hardware = results_page.hardware_of(path, run, args.hardware)
+        atomic.write_json(path, collected(run, bases, hardware))
         write()
 
 
@@ -126,7 +128,7 @@ def measure(latent_dim, args):
     """Writes the median seconds of a training step of each prior, and their ratios to N(0, I), measured in turn."""
     backend.settle(args.backend)
     backend.start()
-    from experiment.record import versions
+    from experiment.record import git_commit, versions
 
     steppers = {prior: stepper(config_of("staticmnist", latent_dim, prior, 0)) for prior in PRIORS}
     seconds = {prior: [] for prior in PRIORS}
@@ -138,7 +140,7 @@ def measure(latent_dim, args):
     medians = {prior: median(values) for prior, values in seconds.items()}
     ratios = {prior: value / medians["standard"] for prior, value in medians.items()}
     found = {"seconds": medians, "ratios": ratios, "hardware": args.hardware, "backend": args.backend}
-    atomic.write_json(times_file(latent_dim), found | {"versions": versions()})
+    atomic.write_json(times_file(latent_dim), found | {"versions": versions(), "git_commit": git_commit()})
 
 
 def stepper(config):
@@ -169,12 +171,18 @@ def spread(values, error=None, digits=2):
     return f"{mean(values):.{digits}f}" + (f" ± {error:.2g}" if error is not None else "")
 
 
-def difference(results, base):
-    """The mean difference of log p(x) from the runs with the prior `base`; nothing for these themselves."""
-    found = [one["differences"][base] for one in results if base in one["differences"]]
-    if not found:
+def difference(results, bases):
+    """The mean difference of log p(x) from the runs with another prior and the same seeds, on the same images.
+
+    Nothing for these runs themselves, and where one is missing.
+    """
+    same = {(one["settings"]["seed"], one["metrics"]["images_sha256"]): one for one in bases}
+    pairs = [(one, same.get((one["settings"]["seed"], one["metrics"]["images_sha256"]))) for one in results]
+    if not all(base for _, base in pairs) or results == bases:
         return ""
-    said = spread([value for value, _ in found], found[0][1])
+    values = [one["metrics"]["log_px"] - base["metrics"]["log_px"] for one, base in pairs]
+    _, error = results[0]["differences"].get(pairs[0][1]["settings"]["prior"], (None, None))
+    said = spread(values, error)
     return said if said.startswith("-") else f"+{said}"
 
 
@@ -185,7 +193,9 @@ def cells_of(data_set, latent_dim, prior, ratios):
     if not metrics:
         return []
     used = [one["components_in_use"] for one in metrics]
-    cells = [f"`{prior}`", spread([one["log_px"] for one in metrics]), *(difference(results, base) for base in BASES)]
+    bases = [results_of(data_set, latent_dim, base) for base in BASES]
+    gains = [difference(results, base) if prior != BASES[0] else "" for base in bases]
+    cells = [f"`{prior}`", spread([one["log_px"] for one in metrics]), *gains]
     cells += [f"{mean(one['doubtful'] for one in metrics):g}"]
     cells += [f"{mean(one[name] for one in metrics):.2f}" for name in ("elbo", "rate", "marginal_kl")]
     cells += [f"{mean(one['distances']['fid'] for one in metrics):.2f}"]
@@ -218,9 +228,9 @@ def best():
     for prior in [prior for prior in PRIORS if any(prior == name for *_, name in found)]:
         results = [found.get((*column, prior), []) for column in columns]
         scores = [spread([one["metrics"]["log_px"] for one in several]) if several else "" for several in results]
-        lines.append(
-            [f"`{prior}`", *(scores if prior == "standard" else [difference(one, "standard") for one in results])]
-        )
+        bases = [found.get((*column, "standard"), []) for column in columns]
+        gains = [difference(*pair) if pair[0] else "" for pair in zip(results, bases, strict=True)]
+        lines.append([f"`{prior}`", *(scores if prior == "standard" else gains)])
     head, *rows = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([head, "|---|" + "---:|" * len(columns), *rows])
 

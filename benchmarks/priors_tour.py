@@ -66,7 +66,8 @@ def produce(args):
             return code
     base = experiment.load(paths[0]).evaluation("test").log_px
     for prior, config in configs.items():
-        atomic.write_json(result_file(prior), collected(experiment.load(config.path), base, args.hardware))
+        run, path = experiment.load(config.path), result_file(prior)
+        atomic.write_json(path, collected(run, base, results_page.hardware_of(path, run, args.hardware)))
     return 0
 
 

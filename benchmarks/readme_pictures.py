@@ -56,7 +56,7 @@ def produce(args):
             code = train.main([*words_of(config), *place]) or scored(config, place)
             if code:
                 return code  # the same command continues
-            collect(config, args.hardware or "hardware not stated")
+            collect(config, args.hardware or results_page.NOT_STATED)
         print(f"the figures of {data_set}", flush=True)
         runs = [str(config.path) for config in configs]
         if code := plot.main([*runs, "--figures", *FIGURES, "--out", str(IMG), *place]):
@@ -95,9 +95,7 @@ def collect(config, hardware):
     settings = {name: value for name, value in dataclasses.asdict(run.config).items() if not name.endswith("_dir")}
     kept = {name: run.record[name] for name in ("backend", "git_commit", "versions", "data_sha256")}
     file = RESULTS / f"readme_{run.config.training_id}.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
-    if before.get("metrics", {}).get("weights_sha256") == run.weights_sha256 and hardware.endswith("not stated"):
-        hardware = before["hardware"]  # it was trained where it was said to be
+    hardware = results_page.hardware_of(file, run, hardware)
     about = {"settings": settings, "status": run.status, "note": run.note, "hardware": hardware}
     atomic.write_json(file, about | kept | {"metrics": run.metrics, "difference": difference(run)})
 

@@ -1,5 +1,6 @@
 """The parts of pages that scripts write from result files, each between two comments that name its script."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from runtime import atomic
 
 README = Path(__file__).parent.parent / "README.md"
 PAGE = README.parent / "docs" / "results.md"
+NOT_STATED = "not stated"  # of the hardware
 
 
 def replaced(text, script, part):
@@ -24,6 +26,22 @@ def write(script, part, page=None):
     """Writes that part of a page, which is usually docs/results.md."""
     page = page or PAGE
     atomic.write(page, replaced(page.read_text(), script, part).encode())
+
+
+def hardware_of(path, run, stated):
+    """The machine that a result file is to name: as stated, else that of a former result of the same weights."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    scores = [one for one in before.values() if isinstance(one, dict)]
+    is_same = any(one.get("weights_sha256") == run.weights_sha256 for one in scores)
+    return before["hardware"] if is_same and stated == NOT_STATED else stated
+
+
+def check_same(path, about):
+    """Ends the program where a result file has rows for which one of these facts is another one."""
+    before = json.loads(path.read_text()) if path.exists() else about
+    for name, value in about.items():
+        if before.get(name) != value:
+            sys.exit(f"{path} has rows of {name} {before.get(name)}, and these would be of {value}: move it away first")
 
 
 def table(header, alignment, rows):

@@ -177,6 +177,7 @@ def make_steps(model, prior, network, latent_dim, size, batch, k, is_mixed):
     With `is_mixed` convolutions and products of matrices are cast to bfloat16, but for those that are float32 in ours.
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be that of the other side
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     components = k if prior == "vamp" else 0
     net = VAE(network, latent_dim, size, components) if model == "vae" else HVAE(latent_dim, size, components)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import slow_on_jax
+from conftest import ROOT, slow_on_jax
 
 from benchmarks import epoch, gpu, growth, likelihood, train_step
 
@@ -209,9 +209,40 @@ def test_stages_that_are_done_are_not_done_again_and_one_that_fails_stops_no_oth
 
 
 def test_without_its_device_nothing_is_measured(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu, "called", lambda *words: "a note\ncpu;cpu\n")
-    assert gpu.work(gpu.stages(gpu.FULL, tmp_path), tmp_path) == ["machine"]
-    assert "JAX sees a cpu, and a gpu is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    for jax, torch, blamed in (("cpu", "gpu", "JAX"), ("gpu", "cpu", "PyTorch")):
+        sees = {gpu.SEES: f"a note\n{jax};a kind\n", gpu.TORCH_SEES: f"{torch}\n"}
+        monkeypatch.setattr(gpu, "called", lambda _, code, sees=sees: sees[code])
+        assert gpu.work(gpu.stages(gpu.FULL, tmp_path), tmp_path) == ["machine"]
+        assert f"{blamed} sees a cpu, and a gpu is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_results_of_another_device_are_not_gone_on_with(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu.importlib.metadata, "version", lambda name: "1.0")
+    for kind in ("a kind", "another"):
+        sees = {gpu.SEES: f"gpu;{kind}\n", gpu.TORCH_SEES: "gpu\n"}
+        monkeypatch.setattr(gpu, "called", lambda _, code, sees=sees: sees[code])
+        failed = gpu.work({"machine": lambda: gpu.machine(gpu.FULL, tmp_path), "more": lambda: {}}, tmp_path)
+        assert failed == ([] if kind == "a kind" else ["machine"])
+    assert "another" in capsys.readouterr().err and gpu.done(tmp_path)["machine"]["device"] == "a kind"
+
+
+def test_gpu_needs_no_package_before_it_has_installed_what_is_missing():
+    code = "import sys; sys.path = [one for one in sys.path if 'site-packages' not in one]; import benchmarks.gpu"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "ArgumentParser" in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_has_a_command_line(name):
+    command = [sys.executable, f"benchmarks/{name}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "atheris" in done.stderr:
+        pytest.skip("needs atheris")
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 
 
 def test_the_table_has_the_numbers_of_the_stages_and_says_what_is_missing():
@@ -219,7 +250,7 @@ def test_the_table_has_the_numbers_of_the_stages_and_says_what_is_missing():
     found["epoch_hvae_vamp"] = {"run": "x", "epoch s": 6.0, "250 epochs min": 25.0}
     score = {"seconds": 50.0, "process s": 70.0, "log_px": -80.0, "num_images": 10_000, "num_samples": 5000}
     lines = gpu.table(found | {"likelihood_mlp": score}).splitlines()
-    assert lines[0] == "a GPU, 16 cores, jax 1.2"
+    assert lines[0].startswith("a GPU, 16 cores, jax 1.2, mixed_bfloat16; ")
     assert "| hvae | vamp | 100.00 | 10.00 | 0.10 | 50.00 | 8.0 | 2.00 | 6.00 | 25.0 |" in lines
     assert "| vae | standard | not run here |  |  |  |  |  | not run here |  |" in lines
     assert "| mlp | 10,000 | 5,000 | 50.00 | 70.00 | -80.00 |" in lines and "| conv | not run here | | | | |" in lines

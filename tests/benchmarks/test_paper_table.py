@@ -155,21 +155,53 @@ def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
     assert cells[1] == "not run here" and not any([*cells[2:7], *cells[8:]])
 
 
-def test_priors_are_compared_image_by_image_and_seeds_have_a_spread(monkeypatch, tmp_path):
+def test_priors_are_compared_seed_by_seed_and_seeds_have_a_spread(monkeypatch, tmp_path):
     monkeypatch.setattr(priors_table, "RESULTS", tmp_path)
     assert priors_table.cells_of("staticmnist", 2, "mog", {}) == [] and priors_table.best() == "| prior |\n|---|"
     metrics = {"doubtful": 1, "elbo": -141.0, "rate": 6.0, "marginal_kl": 0.9, "distances": {"fid": 3.0}}
-    for seed, (log_px, gain, used) in enumerate([(-135.0, 0.5, 400), (-134.0, 0.7, 402)]):
-        result = {"metrics": metrics | {"log_px": log_px, "components_in_use": used}, "status": {"seconds": 60.0}}
-        result |= {"differences": {"standard": [gain, 0.1], "vamp": [-gain, 0.2]}, "hardware": "a machine"}
-        priors_table.result_file("staticmnist", 2, "mog", seed).write_text(json.dumps(result))
-        if seed == 0:
-            cells = priors_table.cells_of("staticmnist", 2, "mog", {})
-            assert cells[:4] == ["`mog`", "-135.00", "+0.50 ± 0.1", "-0.50 ± 0.2"]
-    cells = priors_table.cells_of("staticmnist", 2, "mog", {"mog": 1.25})
-    assert cells[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", "-0.60 ± 0.14"]
-    assert cells[4:] == ["1", "-141.00", "6.00", "0.90", "3.00", "401", "1.25", 2, "1.0", "a machine"]
-    assert len(cells) == len(priors_table.HEADER) and "| `mog` | +0.60 ± 0.14 |" in priors_table.best()
+
+    def put(prior, seed, log_px, used, images="these", **differences):
+        found = metrics | {"log_px": log_px, "components_in_use": used, "images_sha256": images}
+        about = {"status": {"seconds": 60.0}, "hardware": "a machine", "settings": {"seed": seed, "prior": prior}}
+        path = priors_table.result_file("staticmnist", 2, prior, seed)
+        path.write_text(json.dumps(about | {"metrics": found, "differences": differences}))
+
+    def cells():
+        return priors_table.cells_of("staticmnist", 2, "mog", {"mog": 1.25})
+
+    put("standard", 0, -135.5, None)
+    put("mog", 0, -135.0, 400, standard=[0.5, 0.1])
+    assert cells()[:4] == ["`mog`", "-135.00", "+0.50 ± 0.1", ""]
+    put("mog", 1, -134.0, 402)  # before the others had this seed
+    assert cells()[:4] == ["`mog`", "-134.50 ± 0.71", "", ""]
+    put("standard", 1, -134.7, None)
+    for seed in (0, 1):
+        put("vamp", seed, -134.5, 300, images="these" if seed == 0 else "others")
+    assert cells()[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", ""]
+    put("vamp", 1, -133.3, 300)
+    assert cells()[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", "-0.60 ± 0.14"]
+    assert cells()[4:] == ["1", "-141.00", "6.00", "0.90", "3.00", "401", "1.25", 2, "1.0", "a machine"]
+    assert len(cells()) == len(priors_table.HEADER) and "| `mog` | +0.60 ± 0.14 |" in priors_table.best()
+    assert priors_table.cells_of("staticmnist", 2, "vamp", {})[3] == ""
+    assert priors_table.cells_of("staticmnist", 2, "standard", {})[2:4] == ["", ""]
+
+
+def test_hardware_that_is_not_stated_is_that_of_the_result_of_the_same_weights(tmp_path):
+    path, run = tmp_path / "x.json", SimpleNamespace(weights_sha256="mine")
+    assert results_page.hardware_of(path, run, "not stated") == "not stated"
+    path.write_text(json.dumps({"hardware": "two cores", "fitted": {"weights_sha256": "mine"}, "backend": "jax"}))
+    assert results_page.hardware_of(path, run, "not stated") == "two cores"
+    assert results_page.hardware_of(path, run, "a GPU") == "a GPU"
+    assert results_page.hardware_of(path, SimpleNamespace(weights_sha256="other"), "not stated") == "not stated"
+
+
+def test_rows_of_two_machines_do_not_share_a_heading(tmp_path):
+    path = tmp_path / "x.json"
+    results_page.check_same(path, {"hardware": "here"})
+    path.write_text(json.dumps({"hardware": "here", "rows": []}))
+    results_page.check_same(path, {"hardware": "here"})
+    with pytest.raises(SystemExit, match="has rows of hardware here, and these would be of there: move it away first"):
+        results_page.check_same(path, {"hardware": "there"})
 
 
 def test_a_score_is_known_again_by_its_weights_and_its_estimator(monkeypatch):
