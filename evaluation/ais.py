@@ -56,11 +56,11 @@ class AnnealedSampling:
         each = 6 * annealing.chains * model.bytes_per_sample  # gradients take more memory than values
         self.rows = max(1, min((max_bytes or CHUNK_BYTES) // each, images or CHUNK_BYTES))
         self.seeds = np.random.SeedSequence(seed)
-        self.seed = int(self.seeds.generate_state(1)[0])
+        self.seed, of_fits = map(int, self.seeds.generate_state(2))  # fits must not know the latents of `bracket`
         prior_sd = ops.convert_to_numpy(model.prior().sample(DRAWS, generator(self.seed))).std(axis=0)
         most = (max_bytes or CHUNK_BYTES) // model.bytes_per_sample
         calls = Calls(FIT_SAMPLES, 1, self.rows, most, self.rows)
-        self.fits = FittedProposal(model, calls, seed=self.seed) if annealing.start == "fitted" else None
+        self.fits = FittedProposal(model, calls, seed=of_fits) if annealing.start == "fitted" else None
         self.start = Compiled(model, functools.partial(chain_start, annealing=annealing))
         self.place = Compiled(model, functools.partial(chain_place, annealing=annealing), self.start)
         self.move = Compiled(model, functools.partial(chain_move, annealing=annealing, prior_sd=prior_sd), self.start)
@@ -79,7 +79,7 @@ class AnnealedSampling:
         Images (N, H, W, C); `samples` is M. Sets `acceptance`, the rate of accepted steps. Stochastic. Raises
         NotFiniteError for a weight that is NaN.
         """
-        parts, accepted = [], []
+        parts, accepted, counts = [], [], []
         for first in range(0, len(images), self.rows):
             x = images[first : first + self.rows]
             arrays = self._prepared(x, first)
@@ -87,8 +87,9 @@ class AnnealedSampling:
             NotFiniteError.check(first, log_w)
             parts.append(Sums.none(len(x), log_w.shape[1]).weighed(log_w, np.ones(log_w.shape, bool)).estimate())
             accepted.append(self.acceptance)
+            counts.append(len(x))
             progress(len(x))
-        self.acceptance = float(np.mean(accepted))
+        self.acceptance = float(np.average(accepted, weights=counts))
         return Estimate(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def bracket(self, count):

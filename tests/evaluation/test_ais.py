@@ -9,6 +9,7 @@ from linear_models import IMAGES, NOISE, Linear, assert_lower_bound, exact, many
 
 from evaluation.ais import AnnealedSampling, Annealing
 from evaluation.compiled import NotFiniteError
+from models.base import generator
 from models.mcmc import DIVERGED, Path, hamiltonian
 
 pytestmark = pytest.mark.keras
@@ -86,6 +87,14 @@ def test_the_bracket_holds_the_truth_and_closes():
         assert np.mean(upper - truth) > -3 * error
         gaps.append(np.mean(upper - lower))
     assert gaps[0] > 0.2 and abs(gaps[1]) < gaps[0] / 5
+
+
+def test_fits_do_not_know_the_latents_of_images_that_the_bracket_draws():
+    model = Linear(standard())
+    made = AnnealedSampling(model, Annealing(2, 2, 1, "fitted"), seed=3, images=64)
+    noise, known = generator(made.seed), {z.tobytes() for z in made.fits.search.z}
+    drawn = np.concatenate([np.asarray(model.prior().sample(made.rows, noise)) for _ in range(2)])
+    assert len(known) > 100 and not any(z.tobytes() in known for z in drawn)
 
 
 def test_step_sizes_are_chosen_for_the_acceptance_and_then_stay():
