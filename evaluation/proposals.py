@@ -215,7 +215,7 @@ class FittedMixture(NamedTuple):
     prior: object
 
     def sample(self, n, seed):
-        """`n` draws: (n, B, D). Images share the draws of p(z). Stochastic."""
+        """`n` draws: (n, B, D). Stochastic."""
         (batch, fits, dim), dtype = self.mean.shape, self.mean.dtype
         nu = max(HEAVIEST, dim)
         noise = random.normal((n, batch, dim), dtype=dtype, seed=seed)
@@ -225,11 +225,23 @@ class FittedMixture(NamedTuple):
         others = ops.broadcast_to(ops.convert_to_tensor(np.log([OF_POSTERIOR, OF_PRIOR]), dtype), (batch, 2))
         kind = random.categorical(ops.concatenate([log_shares, others], axis=-1), n, seed=seed)  # (B, n)
         kind = ops.expand_dims(ops.transpose(kind), -1)
-        z = ops.where(kind == fits, self.posterior.sample(n, seed), ops.expand_dims(self.prior.sample(n, seed), 1))
+        z = ops.where(kind == fits, self.posterior.sample(n, seed), self._drawn_from_prior(kind == fits + 1, seed))
         for j in range(fits):
             moved = self.mean[:, j] + by_image(ops.matmul(by_image(noise), ops.transpose(self.scale[:, j], (0, 2, 1))))
             z = ops.where(kind == j, moved, z)
         return z
+
+    def _drawn_from_prior(self, wanted, seed):
+        """A draw of p(z) of its own wherever `wanted`, (n, B, 1), is true: (n, B, D). Stochastic.
+
+        Each row has draws for six standard deviations more than are to be expected, as those of p(z) may be costly;
+        beyond that, it would begin with its own again.
+        """
+        n, batch, _ = wanted.shape
+        each = min(n, math.ceil(OF_PRIOR * n + 6 * math.sqrt(OF_PRIOR * n)))
+        drawn = ops.reshape(self.prior.sample(each * batch, seed), (each, batch, -1))
+        rank = ops.cumsum(ops.cast(wanted, "int32"), axis=0) % each
+        return ops.take_along_axis(drawn, rank, axis=0)
 
     def log_prob(self, z, log_pz=None):
         """log r(z) in nats: (n, B, D) -> (n, B). `log_pz`: log p(z), if it is at hand."""

@@ -106,6 +106,18 @@ def test_the_log_weights_are_of_the_density_that_was_drawn_from(monkeypatch, sta
 
 
 @slow_on_jax
+def test_rows_of_one_image_share_no_draw(monkeypatch):
+    """As an image may fill several rows of a call, which count as draws of their own."""
+    model = Linear(standard())
+    source, arrays = fitted(model)
+    drawn, likelihood = [], model.likelihood
+    monkeypatch.setattr(model, "likelihood", lambda z: drawn.append(z) or likelihood(z))
+    source.draws([*(np.repeat(array[:1], len(IMAGES), axis=0) for array in arrays), np.uint32([1, 2])])
+    z = np.asarray(drawn[0]).reshape(-1, drawn[0].shape[-1])
+    assert len(np.unique(z, axis=0)) == len(z)
+
+
+@slow_on_jax
 @pytest.mark.parametrize(
     ("d", "modes", "apart", "seed"),
     [(3, 3, 6.0, 0), (40, 4, 10.0, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in
