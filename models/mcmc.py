@@ -67,7 +67,8 @@ class Proposal(NamedTuple):
     """A Langevin step from a point towards gamma_b.
 
     `log_kernels` is log l(z|z') - log m(z'|z), of the step back against the step (n, B), and `log_ratio` that plus
-    log gamma_b(z') - log gamma_b(z), but -DIVERGED for a step that leaves the box in which densities are finite.
+    log gamma_b(z') - log gamma_b(z), but -DIVERGED where that is NaN, and for a step that leaves the box in which
+    densities are finite.
     """
 
     point: Point
@@ -99,7 +100,8 @@ def propose(path, point, b, step, seed, drift=Point.gradient):
     h = ops.sqrt(step / 2) * (drift(point, b) + drift(new, b))
     log_kernels = -ops.sum(h * (a + 0.5 * h), axis=-1)
     log_ratio = log_kernels + new.log_density(b) - point.log_density(b)
-    return Proposal(new, log_kernels, ops.where(inside, log_ratio, -DIVERGED))
+    is_known = inside & ops.logical_not(ops.isnan(log_ratio))
+    return Proposal(new, log_kernels, ops.where(is_known, log_ratio, -DIVERGED))
 
 
 def hamiltonian(path, point, b, step, scale, leapfrogs, seed):
@@ -145,10 +147,11 @@ class Walk(NamedTuple):
 def langevin(path, point, betas, steps, seed, skip_below=0.0, drifts=None):
     """Unadjusted Langevin steps from z_0 ~ exp(log_start), the k-th towards gamma_{betas[k]}: a Walk. Stochastic.
 
-    W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T), all of it differentiable
-    (Thin et al. 2021, L-MCVAE). A step that diverged is left out, and one that Metropolis would accept with a
-    probability of at most `skip_below`, it or the step back: W remains valid, as both are left out. `drifts` are those
-    of `propose` for each step; W is valid for any.
+    W = -log_start(z_0) + sum_k [log l_k(z_{k-1}|z_k) - log m_k(z_k|z_{k-1})] + log_end(z_T) (Thin et al. 2021,
+    L-MCVAE), which is differentiable but for the choice of steps. A step that diverged is left out, and one that
+    Metropolis would accept with a probability of at most `skip_below`, it or the step back: W remains valid, as both
+    are left out, and its gradient is not that of its mean. `drifts` are those of `propose` for each step; W is valid
+    for any.
     """
     least = min(DIVERGED, -math.log(skip_below) if skip_below else DIVERGED)
     none = ops.zeros_like(point.log_start)  # before the first step

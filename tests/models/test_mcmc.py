@@ -220,6 +220,18 @@ def test_chains_that_diverge_are_counted_and_stay_finite_and_differentiable(walk
     assert not moved[diverged.sum(axis=0) == 5].any()
 
 
+@pytest.mark.parametrize("walk", [langevin, metropolis])
+def test_a_step_to_where_the_density_is_no_number_is_refused_and_counted(walk):
+    def holed(z):
+        density, _ = log_joint(z)
+        return ops.where(z[..., 0] > POSTERIOR[0] + 1.5, np.nan, density), ()
+
+    path, z = pca(POSTERIOR)
+    made = walked(walk, 0.3, 3, (Path(path.log_start, holed), z[:2000]))
+    assert all(np.isfinite(np.asarray(part)).all() for part in (made.log_accept, made.log_decisions))
+    assert np.asarray(made.diverged).sum() > 0
+
+
 def test_leaving_out_what_diverges_keeps_weights_unbiased(monkeypatch):
     """With a threshold that is met often: the step and the step back are left out together."""
     monkeypatch.setattr("models.mcmc.DIVERGED", 1.0)
