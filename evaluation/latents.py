@@ -14,6 +14,7 @@ from evaluation.proposals import EXPECTED, MOMENTS
 from models.distributions import Mixture, Upward
 
 BATCH = 500  # images, or latents, at once
+PAIRS = 1 << 21  # of a latent and a component, of which temporaries have several numbers, at once
 CHUNK_BYTES = 64 * 2**20  # of activations of weighted draws in one call
 DRAWS = 20_000  # of all images together, but two of each at least, and no more than estimators of the ELBO draw
 ACTIVE = 0.01  # variance over the images of a posterior mean, above which a unit is active (Burda et al. 2016)
@@ -50,13 +51,18 @@ class Latents(NamedTuple):
         return self._replace(rates=[rate], rates_se=None, marginal_kl=rate - self.mutual_information)
 
 
+def at_once(count):
+    """How many latents are compared at once with `count` components or posteriors: at most BATCH."""
+    return max(1, min(BATCH, PAIRS // count))
+
+
 def latents(model, images, seed=0, labels=None):
     """The `Latents` of a model on images (N, H, W, C), of classes `labels` (N,). Stochastic, a function of `seed`."""
     noise, prior, parts, moments = keras.random.SeedGenerator(seed), model.prior(), [], 0.0
     draws = max(2, min(DRAWS // len(images), EXPECTED if model.layer_rates else MOMENTS))  # an error needs two
-    at_once = BATCH // draws
-    for start in range(0, len(images), at_once):
-        x = ops.convert_to_tensor(images[start : start + at_once])
+    rows = BATCH // draws
+    for start in range(0, len(images), rows):
+        x = ops.convert_to_tensor(images[start : start + rows])
         posterior = model.posterior(x)
         top = posterior.top
         z, log_q = (by_image(value) for value in top.sample_and_log_prob(draws // 2, noise))
@@ -88,14 +94,15 @@ def log_aggregate(posterior, z, means, logvars):
     `posterior` is a q(z|x) of this kind, whose flow, if any, is inverted. In double precision, as single precision
     leaves few digits for narrow densities far apart.
     """
-    log_det, starts = 0.0, range(0, len(z), BATCH)
+    log_det, rows = 0.0, at_once(len(means))
+    starts = range(0, len(z), rows)
     if posterior.base is not posterior:
-        y = [posterior.transform.inverse(ops.convert_to_tensor(z[start : start + BATCH])) for start in starts]
+        y = [posterior.transform.inverse(ops.convert_to_tensor(z[start : start + rows])) for start in starts]
         z, log_det = (np.concatenate([ops.convert_to_numpy(one) for one in part]) for part in zip(*y, strict=True))
     z, means, precision = (part.astype("float64") for part in (z, means, np.exp(-logvars)))
     both = np.concatenate([precision, -2 * means * precision], axis=1)  # (N, 2D)
     constant = np.sum(np.log(2 * np.pi) + logvars + means**2 * precision, axis=1)
-    squared = (np.concatenate([z**2, z], axis=1)[start : start + BATCH] @ both.T for start in starts)
+    squared = (np.concatenate([z**2, z], axis=1)[start : start + rows] @ both.T for start in starts)
     parts = [scipy.special.logsumexp(-0.5 * (part + constant), axis=1) for part in squared]
     return np.concatenate(parts) - np.log(len(means)) - log_det
 
@@ -148,7 +155,8 @@ def joint_of(model):
 
 def responsibilities(mixture, z):
     """The mean of p(k|z) over latents z (N, D), the share of each component of a mixture: (K,) float64."""
-    parts = (shares(mixture, z[start : start + BATCH]) for start in range(0, len(z), BATCH))
+    rows = at_once(mixture.base.mean.shape[0])
+    parts = (shares(mixture, z[start : start + rows]) for start in range(0, len(z), rows))
     return sum(part.sum(axis=0, dtype="float64") for part in parts) / len(z)
 
 
@@ -168,9 +176,9 @@ def told_apart(mixture, z, labels):
     """
     from sklearn import metrics
 
-    chosen, owner, highest, at_once = [], 0, 0.0, max(1, BATCH // z.shape[1])
-    for start in range(0, len(z), at_once):
-        part = shares(mixture, z[start : start + at_once]).mean(axis=1)  # (B, K)
+    chosen, owner, highest, rows = [], 0, 0.0, max(1, at_once(mixture.base.mean.shape[0]) // z.shape[1])
+    for start in range(0, len(z), rows):
+        part = shares(mixture, z[start : start + rows]).mean(axis=1)  # (B, K)
         chosen.append(part.argmax(axis=1))
         owner = np.where(part.max(axis=0) > highest, start + part.argmax(axis=0), owner)
         highest = np.maximum(highest, part.max(axis=0))

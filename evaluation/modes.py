@@ -30,9 +30,9 @@ class ModeSearch:
     """Looks for up to `modes` modes of each p(z|x) outside of a Gaussian that was fitted to it.
 
     Draws of p(z) are decoded once for all images. For each image, those with the highest p(x|z) that lie outside
-    of the Gaussian, and of one another, climb to a maximum of log p(x, z) by steps of Adam (Kingma & Ba 2015). What
-    ends outside of the Gaussian may be a mode, unless its share in p(x), by Laplace's approximation with the curvatures
-    of its axes alone, is hopelessly small.
+    of the Gaussian, and of one another, climb towards a maximum of log p(x, z) by steps of Adam (Kingma & Ba 2015).
+    What ends outside of the Gaussian may be a mode, unless its share in p(x), by Laplace's approximation with the
+    curvatures of its axes alone, is hopelessly small.
     """
 
     def __init__(self, model, modes, count, seed, gradients):
