@@ -8,6 +8,7 @@ from conftest import slow_on_jax
 from keras import ops
 from linear_models import posterior_of, two_layers
 
+from evaluation import latents as module
 from evaluation.compiled import NotFiniteError
 from evaluation.latents import latents, told_apart, weighted
 from models.base import LatentModel
@@ -160,3 +161,17 @@ def test_a_weight_that_is_not_a_number_names_its_image():
     images[4] = np.nan
     with pytest.raises(NotFiniteError, match="image 4 "):
         weighted(linear_models.Linear(linear_models.standard()), images, 50, 3)
+
+
+def test_shares_of_many_components_are_computed_in_pieces_and_are_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    parts = (np.log(np.full(9, 1 / 9)), rng.normal(size=(9, 3)), rng.normal(size=(9, 3)))
+    mixture, z = Mixture(*(ops.convert_to_tensor(part.astype("float32")) for part in parts)), rng.normal(size=(20, 3))
+    z, labels, asked = z.astype("float32"), np.arange(5) % 2, []
+    expected = module.responsibilities(mixture, z), module.told_apart(mixture, z.reshape(5, 4, 3), labels)
+    shares = module.shares
+    monkeypatch.setattr(module, "PAIRS", 30)
+    monkeypatch.setattr(module, "shares", lambda mixture, z: asked.append(z.size // 3) or shares(mixture, z))
+    np.testing.assert_allclose(module.responsibilities(mixture, z), expected[0], rtol=1e-5)
+    assert asked == [3] * 6 + [2]
+    assert module.told_apart(mixture, z.reshape(5, 4, 3), labels) == expected[1] and asked[7:] == [4] * 5
