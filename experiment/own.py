@@ -157,10 +157,10 @@ def require(path, code):
             _entered(pick, _files[sha256], name)
             continue
         said = f"{path} was trained with {pick} {name:.60} of {file:.60}, of sha256 {sha256:.64}"
-        namesakes = [source for source in _files.values() if Path(source.path).name == file]
-        others = ", ".join(f"{source.path} with sha256 {source.sha256}" for source in namesakes)
-        named = f"{others}, is another file; put the former one back"
-        raise UserError(f"{said}; {named if others else f'name it with --code {shlex.quote(file[:60])}'}")
+        namesakes = [one for one in _files.values() if Path(one.path).name == file]
+        others = ", ".join(f"{one.path} with sha256 {one.sha256}" for one in namesakes or _files.values())
+        mend = f"name it with --code {shlex.quote(file[:60])}" + f"; {others}, is another file" * bool(others)
+        raise UserError(f"{said}; {f'{others}, is another file; put the former one back' if namesakes else mend}")
 
 
 def flag_of(name):

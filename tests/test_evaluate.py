@@ -565,7 +565,7 @@ def test_samples_of_black_and_white_images_are_black_and_white():
 def test_samples_are_like_the_images_that_they_are_compared_with(shades, likelihood, pixels):
     images = np.random.default_rng(0).integers(0, shades, (40, 4, 1, 1)) / np.float32(shades - 1)
     split = SimpleNamespace(images=images, grey=lambda chosen=slice(None): images[chosen])
-    run = SimpleNamespace(path=Path("run"), config=SimpleNamespace(observation=likelihood), check_data=id)
+    run = SimpleNamespace(path=Path("run"), config=SimpleNamespace(observation=likelihood), check_data=id, has_val=True)
     run.dataset = SimpleNamespace(split=lambda name: split)
     run.model = SimpleNamespace(sample=lambda n, noise: np.full((n, 4, 1, 1), 0.5, "float32"))
     network = SimpleNamespace(of=lambda x: x.reshape(len(x), -1), record={}, path=Path("x.keras"), sha256="")
@@ -741,7 +741,7 @@ def test_scores_on_other_data_say_so_everywhere(tmp_path, capfd, monkeypatch):
     settings = {"data_set": "omniglot", "epochs": 1, "batch_size": 12, "runs_dir": tmp_path / "runs", "gs_key": "key"}
     words = [*flags(data_dir=other_omniglot(tmp_path / "data", seed=0), **settings), "--binarize", "none"]
     assert called(train.main, *words) == 2
-    assert "is not the published file" in (said := capfd.readouterr().err) and "train with --other_data on" in said
+    assert "is not the published file" in (said := capfd.readouterr().err) and "trained with --other_data on" in said
     assert not (tmp_path / "runs").exists()
     assert called(train.main, *words, "--other_data", "on") == 0
     assert capfd.readouterr().err.count("warning: ") == 1

@@ -146,7 +146,9 @@ def test_a_run_is_opened_with_its_file_alone(file, tmp_path, monkeypatch):
         experiment.load(run)
     other = tmp_path / "other.py"
     other.write_text(CODE + "#")
-    with pytest.raises(UserError, match="is another file; put the former one back"):
+    with pytest.raises(
+        UserError, match=r"name it with --code 'my prior\.py'; .*other\.py with sha256 .*, is another file$"
+    ):
         vampvae.load(run, code=str(other))
     assert vampvae.load(run, code=str(file)).config == config
     assert not [name for name in sys.modules if "my prior" in name]
