@@ -84,10 +84,11 @@ def test_the_record_says_what_the_network_is_and_how_good(digits):
     assert sorted(path.name for path in digits.parent.iterdir()) == ["digits.json", "digits.keras"]
 
 
-def test_features_are_those_of_the_layer_before_the_logits(digits):
-    x, network = data.load("digits").split("val").grey(slice(501)), features.load(digits)
+def test_features_are_those_of_the_layer_before_the_logits(digits, monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 100)
+    x, network = data.load("digits").split("val").grey(slice(250)), features.load(digits)
     found = network.of(x)
-    assert found.shape == (300, features.NUM_FEATURES) and found.dtype == np.float64 and found.min() == 0
+    assert found.shape == (250, features.NUM_FEATURES) and found.dtype == np.float64 and found.min() == 0
     weight, bias = keras.saving.load_model(digits).layers[-1].get_weights()
     logits = keras.saving.load_model(digits).predict(x, verbose=0)
     np.testing.assert_allclose(found @ weight + bias, logits, rtol=1e-4, atol=1e-5)

@@ -31,6 +31,9 @@ def test_one_layer_gives_the_known_log_likelihood(wider):
     assert np.isnan(found.ess).all() and np.isnan(found.khat).all()
     np.testing.assert_allclose(found.elbo, -found.rate - found.distortion)
     assert np.all(found.elbo < found.log_px + 0.2)
+    mean, logvar = map(np.asarray, Linear(standard(), wider=wider).posterior(IMAGES))
+    kl = 0.5 * (np.exp(logvar) + mean**2 - 1 - logvar).sum(axis=-1)
+    assert found.rate.mean() == pytest.approx(kl.mean(), abs=0.3)
 
 
 def test_two_layers_give_the_known_log_likelihood():

@@ -922,6 +922,8 @@ def test_the_newest_evaluation_of_a_split_is_read_back(folder):
     assert found.name == "test_ais_S1_T2_N4" and found.log_px.tolist() == [-2.5, -1.5, -0.5, 0.5]
     assert found.index.tolist() == [3, 0, 8, 5] and np.isnan(found.khat).all()
     assert run.evaluation("val").name == "val_is_S9_N4" and run.evaluation("train") is None
+    stored(folder, "test_is_S3_N8", 1, **{name: np.arange(8.0) for name in PER_IMAGE}, index=np.arange(8))
+    assert run.evaluation("test").name == "test_is_S3_N8"  # of more images, though older
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,19 @@ def test_expected_terms_have_the_mean_of_terms_and_vary_less(model, x):
     np.testing.assert_allclose(sum(expected.rates), expected.log_qz_x - expected.log_pz, rtol=1e-3, atol=1e-3)
 
 
+@on_tensorflow
+def test_the_rate_of_u_is_its_kl_divergence_and_what_diffusion_loses():
+    """Under a prior whose denoiser is exact, which loses little: the bound on log p(u) is short of it by its noise."""
+    keras.utils.set_random_seed(1)
+    model = models.build(Config(model="dvp", **SETTINGS["dvp"]), (8, 8, 1))
+    model.context.logvar.assign(np.full((3, 3, 1), -5.0))
+    model.top_prior = SimpleNamespace(distribution=lambda _=None: gaussian(1.0, 4, 9))
+    image = (np.random.default_rng(3).random((1, 8, 8, 1)) < 0.4).astype("float32")
+    rate = array(model.expected_terms(image, 4000, seed()).rates[0])
+    mean, logvar = (array(part) for part in (model.context(image).mean, model.context(image).logvar))
+    assert 0 < rate.mean() - 0.5 * (np.exp(logvar) + mean**2 - 1 - logvar).sum() < 2
+
+
 @slow_on_jax
 @pytest.mark.parametrize("name", first_on_both("dvp", "ladder"))
 def test_weights_have_the_mean_that_draws_of_the_prior_have(name):

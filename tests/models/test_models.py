@@ -352,6 +352,20 @@ def test_a_constant_acceptance_leaves_the_base_as_it_is(bias, proposals):
     assert float(prior.log_z) == pytest.approx(found["log_z"], abs=1e-4)
 
 
+@on_tensorflow
+@pytest.mark.parametrize("proposals", [2, 100])
+def test_a_constant_acceptance_has_no_gradient_whatever_its_bias(proposals):
+    """As that of the normaliser takes away what the acceptance has."""
+    import tensorflow as tf
+
+    prior, z = build(prior="lars", num_proposals=proposals).top_prior, rng.normal(size=(5, 3)).astype("float32")
+    prior.logit.bias.assign([-2.0])
+    prior.renormalise(1000)
+    with tf.GradientTape() as tape, prior.step(keras.random.SeedGenerator(0)):
+        value = ops.sum(prior.distribution().log_prob(ops.convert_to_tensor(z)))
+    assert np.abs(tape.gradient(value, prior.logit.bias.value)).max() < 1e-3
+
+
 def test_many_proposals_are_drawn_alike_one_after_the_other(monkeypatch):
     law = shaken(build(prior="lars").top_prior).distribution()
     drawn = [np.asarray(law.sample(40, keras.random.SeedGenerator(0)))]

@@ -164,6 +164,23 @@ def test_beta_weighs_the_rest_in_the_loss_and_nothing_in_the_bound(name):
         np.testing.assert_allclose(none.loss, -np.mean(np.asarray(none.terms.log_px_z), axis=0), rtol=1e-5)
 
 
+@on_both_backends
+@pytest.mark.parametrize("name", models.OBJECTIVES)
+def test_what_is_logged_knows_no_beta(name):
+    settings = {"num_groups": 3} if name in OF_GROUPS else {}
+    one, other = (outcome(name, 3, training=True, beta=beta, **settings) for beta in (1.0, 0.25))
+    np.testing.assert_allclose(one.bound, other.bound, rtol=1e-5)
+    for key, values in one.logs.items():
+        np.testing.assert_allclose(values, other.logs[key], rtol=1e-4)
+
+
+def test_what_remains_of_lmcvae_at_beta_0_is_log_p_of_x_at_the_last_state():
+    model = Pca(made("lmcvae", 3), ops.convert_to_tensor(THETA))
+    loss = model.objective.outcome(model, X, SeedGenerator(1), 0.0, True).loss
+    last = model.objective.walked(model, X, 3, SeedGenerator(1), training=True).points[-1].more[0]
+    np.testing.assert_allclose(loss, -np.asarray(last).mean(axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["elbo", "lmcvae", "amcvae"])
 def test_the_loss_is_a_line_in_beta_for_means_of_log_weights(name):
     none, one, four = (np.asarray(outcome(name, 3, training=True, beta=beta).loss) for beta in (0.0, 1.0, 4.0))

@@ -81,6 +81,7 @@ def test_a_page_has_settings_scores_with_errors_figures_and_commands(tmp_path):
     assert base64.b64decode(pictures[0]["src"].split(",")[1]) == PNG
     for words in ("-81.23", "0.0012", "0.5", "0.25", "seed", "best one on the validation images", "num_images 30"):
         assert words in page.text
+    assert "log_px-81.230.00120.5" in page.text  # mean, error of the estimator, over images
     assert page.text.count("log_px") == 1 and "Finished after 5 epochs, in 1 min 30 s" in page.text
 
 

@@ -290,3 +290,17 @@ def test_memory_is_that_of_the_machine_or_its_container(monkeypatch):
     for share, expected in (("1000", 1000), ("rubbish", memory())):
         monkeypatch.setenv("VAMPVAE_MEMORY", share)
         assert memory() == expected
+
+
+@pytest.mark.keras
+def test_float32_products_are_not_rounded_on_a_gpu():
+    """As TF32 would round factors to 10 bits."""
+    backend.start()
+    if os.environ["KERAS_BACKEND"] == "jax":
+        import jax
+
+        assert jax.config.jax_default_matmul_precision == "float32"
+    else:
+        import tensorflow as tf
+
+        assert not tf.config.experimental.tensor_float_32_execution_enabled()
