@@ -797,8 +797,8 @@ def test_natural_images_of_ones_own_are_scored_by_their_colours(tmp_path, capfd)
     words = ["--data_set", f"folder:{tmp_path}/cats", "--network", "mlp", "--hidden_units", 8, "--epochs", 1]
     words += ["--batch_size", 9, "--track", "none", "--runs_dir", tmp_path / "runs"]
     assert called(train.main, *words) == 0
-    line = "folder:cats: 40 images 8x8 with 3 channels (27 train, 3 val, 10 test); val is a tenth of train, as it has "
-    line += "no folder; 2 classes; left out: 1 .gif"
+    line = "folder:cats: 40 images 8x8 with 3 channels (27 train, 3 val, 10 test); val is a tenth of train, as no "
+    line += "image is in such a folder; 2 classes; left out: 1 .gif"
     assert f"data: {line}; not binarized, mixlogistic likelihood\n" in capfd.readouterr().err
     (path,) = (tmp_path / "runs").iterdir()
     assert path.name.endswith("_epochs1_units8")
