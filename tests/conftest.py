@@ -231,6 +231,15 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def train_a_step(model, optimizer, batch):
+    """Compiles a model, trains it for one step, and returns its logs.
+
+    On TensorFlow each operation is computed at once, as it would take longer to trace a step than to compute it.
+    """
+    model.compile(optimizer, run_eagerly=os.environ["KERAS_BACKEND"] == "tensorflow")
+    return model.train_on_batch(batch, return_dict=True)
+
+
 def log_joint(model, x, z):
     """log p(x, z) in nats for x (B, H, W, C) and z (..., B, D): (..., B)."""
     return model.likelihood(z).log_prob(x) + model.prior().log_prob(z)
