@@ -27,6 +27,7 @@ from conftest import (
     slow_on_jax,
 )
 from PIL import Image
+from tqdm import tqdm
 
 import data
 import evaluate
@@ -199,6 +200,52 @@ def test_doubtful_estimates_are_counted_and_named(plane, capfd):
     said = capfd.readouterr().err
     assert f"{doubtful} of 100 estimates are unreliable (Pareto k-hat above 0.7, up to " in said
     assert f"for image {worst}, or too few effective samples); try --proposal fitted" in said
+
+
+def test_a_score_has_the_errors_of_its_estimator_and_bits_where_pixels_have_values():
+    values = {"log_px": [-3.0, -5.0], "log_px_se": [0.3, 0.4], "elbo": [-4.0, -6.0], "rate": [1.0, 2.0]}
+    values |= {"distortion": [3.0, 4.0], "ess": [20.0, 30.0], "khat": [0.1, 0.2], "samples": [50.0, 70.0]}
+    estimate = SimpleNamespace(**{name: np.array(value) for name, value in values.items()})
+    drawn, summed = score.summary(estimate, 8, True), score.summary(estimate, math.nan, False)
+    assert drawn["log_px_se"] == pytest.approx(math.hypot(0.3, 0.4) / 2)  # of independent draws
+    assert summed["log_px_se"] == pytest.approx(0.35)  # of a sum that errs in one direction
+    assert drawn["bits_per_dim"] == pytest.approx(4 / 8 / math.log(2)) and summed["bits_per_dim"] is None
+    assert drawn["log_px_se_images"] == pytest.approx(1.0) and drawn["rate"] == 1.5 and drawn["samples_mean"] == 60
+
+
+def test_classes_go_with_the_images_that_are_scored(plane, monkeypatch):
+    run, given = experiment.load(plane), []
+
+    def estimated(run, images, scoring, split, names, labels):
+        given.append(labels)
+        raise UserError("seen")
+
+    monkeypatch.setattr(score, "estimated", estimated)
+    with pytest.raises(UserError, match="seen"):
+        score.evaluate(run, max_images=20)
+    expected = run.dataset.split("test").labels[run.index("test", 20)]
+    assert given[0].tolist() == expected.tolist() != run.dataset.split("test").labels[:20].tolist()
+
+
+@pytest.mark.parametrize(
+    ("split", "has_val", "others"), [("test", True, "val"), ("val", True, "train"), ("test", False, "train")]
+)
+def test_annealing_is_tuned_on_images_that_are_not_scored(monkeypatch, split, has_val, others):
+    class Tuned(Exception):
+        pass
+
+    class Sampling:
+        def __init__(self, *_, **__):
+            pass
+
+        def tune(self, images):
+            raise Tuned(images)
+
+    monkeypatch.setattr("evaluation.ais.AnnealedSampling", Sampling)
+    settings = {"num_samples": 5, "num_steps": 4, "leapfrogs": 3, "start": "prior", "bracket": None}
+    run = SimpleNamespace(model=None, has_val=has_val, images=lambda name: name)
+    with pytest.raises(Tuned, match=f"^{others}$"):
+        estimators.by_annealing(run, "images", estimators.Scoring("ais", settings, 0, None), split, tqdm(disable=True))
 
 
 @pytest.mark.parametrize(

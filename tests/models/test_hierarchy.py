@@ -21,7 +21,7 @@ from evaluation.importance import importance_sampling
 from experiment import Config, presets, weights
 from models.distributions import Mixture, Normal, warmed
 from models.dvp import context_scale, cosines, low_frequencies
-from models.hierarchy import Residual, Scale, resized, resizing, scales_of
+from models.hierarchy import LOGVAR, Residual, Scale, resized, resizing, scales_of
 from models.weight_names import named_weights, weights_by_part
 from runtime.errors import UserError
 from training import fit, optimizers
@@ -491,6 +491,28 @@ def test_the_importance_weighted_bound_trains_it_too():
     history, _, _ = steps(Config(model="dvp", objective="iwae", num_samples=3, **SETTINGS["dvp"]), 30)
     assert history["bound"][-5:].mean() > history["bound"][:5].mean()
     assert np.all(history["bound"] > history["elbo"])
+
+
+def test_features_and_state_are_added_by_the_root_of_two_and_maps_by_that_of_their_number(model):
+    """So that sums of independent maps of variance 1 have it too; log-variances are clipped."""
+    block, (height, width) = model.decoder.blocks[0], model.decoder.blocks[0].scale[1:]
+    draw = np.random.default_rng(5)
+    s, features = draw.normal(size=(2, B, height, width, 4)).astype("float32")
+    q, heads = block.posterior(s, features), array(block.q(((features + s) / 2**0.5).astype("float32")))
+    np.testing.assert_allclose(array(q.mean), heads[..., : block.width].reshape(B, -1), atol=1e-5)
+    logvar = heads[..., block.width :].reshape(B, -1)
+    np.testing.assert_allclose(array(q.logvar), np.clip(logvar, *LOGVAR), atol=1e-5)
+    wild = array(block.posterior(1e4 * s, 1e4 * features).logvar)
+    assert (wild.min(), wild.max()) == LOGVAR
+    given, z = [], draw.normal(size=(B, sum(model.sizes[-2:]))).astype("float32")
+    usual, model.decoder.out = model.decoder.out, lambda maps: given.append(maps) or usual(maps)
+    try:
+        model.likelihood(z if not is_dvp(model) else np.concatenate([np.zeros((B, model.sizes[0]), "float32"), z], 1))
+    finally:
+        model.decoder.out = usual
+    parts = np.split(z, np.cumsum(model.sizes[-2:])[:-1], axis=1)
+    maps = [array(resized(one.maps(part), 8, 8)) for one, part in zip(model.decoder.blocks, parts, strict=True)]
+    np.testing.assert_allclose(array(given[0]), sum(maps) / 2**0.5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- a run

@@ -496,6 +496,16 @@ def test_networks_that_are_not_trained_keep_weights_unbiased():
     assert np.all(np.abs(mean - 1) < 4.5 * error) and np.all(error < 0.05)
 
 
+@pytest.mark.parametrize(("least", "few", "many"), [(0.0, 0.0, 0.0), (0.999, 0.6, 1.0)])
+def test_steps_are_skipped_below_the_probability_that_is_asked_for(least, few, many):
+    settings = {"objective": "lmcvae", "network": "mlp", "prior": "standard", "latent_dim": 2, "skip_below": least}
+    model = models.build(Config(**settings), (8, 8, 1))
+    x = (np.random.default_rng(0).random((4, 8, 8, 1)) < 0.5).astype("float32")
+    points = model.objective.walked(model, x, 3, SeedGenerator(0)).points
+    skipped = [np.mean(np.asarray(one.z) == np.asarray(next_.z)) for one, next_ in itertools.pairwise(points)]
+    assert few <= min(skipped) and max(skipped) <= many
+
+
 @slow_on_jax
 @on_both_backends
 @pytest.mark.parametrize("rule", ["acceptance", pytest.param("variance", marks=pytest.mark.slow)])

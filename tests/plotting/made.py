@@ -71,7 +71,8 @@ def small():
 
 def stub(shape, labels, names, **settings):
     """What plot.py needs of a run: an untrained model and noise for images."""
-    config = experiment.Config(**{"data_set": "digits", "network_size": 0.25, "num_pseudo_inputs": 3} | settings)
+    small = {} if "scales" in settings else {"network_size": 0.25, "num_pseudo_inputs": 3}
+    config = experiment.Config(**{"data_set": "digits"} | small | settings)
     split = Split((noise(24, *shape) * 255).astype(np.uint8), labels, 255)
     run = SimpleNamespace(
         path=Path("nowhere"),

@@ -17,7 +17,7 @@ import experiment
 import models
 import plot
 from experiment.config import UserError
-from plotting import comparisons, latents, run_figures, scores, sheets, style
+from plotting import comparisons, curves, latents, run_figures, scores, sheets, style
 from plotting.view import View, evenly, examples, picked
 
 VAMP = {"latent_dim": 3, "prior": "vamp"}
@@ -267,6 +267,61 @@ def test_reconstructions_have_log_px_under_them_where_it_is_known(views):
     shown = np.asarray(axes.images[0].get_array())
     factor = sheets.enlarged(np.zeros((8, 10, 8, 8, 1), np.float32)).shape[2] // 8
     np.testing.assert_array_equal(shown[: 8 * factor : factor, : 8 * factor : factor], view.images[index[0, 0], ..., 0])
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """A sheet of images is not drawn: it is its grid (R, columns, H, W, C) and the names of its rows."""
+    monkeypatch.setattr(sheets, "sheet", lambda grid, caption="", rows=(), **_: (np.asarray(grid), list(rows)))
+
+
+def test_each_image_lies_above_what_it_becomes(views, laid_out):
+    view = views["vamp2"]
+    (images, of_images), (inputs, of_inputs) = [
+        (grid[::2].reshape(-1, 8, 8, 1), grid[1::2].reshape(-1, 8, 8, 1))
+        for grid, _ in (run_figures.draw_reconmanifold(view), run_figures.draw_pseudoinputs(view))
+    ]
+    assert len(np.unique(images, axis=0)) == 40
+    np.testing.assert_allclose(of_images, view.reconstructed(images), atol=1e-5)
+    np.testing.assert_array_equal(inputs[:12], view.model.top_prior.pseudo_inputs)
+    assert np.isnan(inputs[12:]).all() and np.isnan(of_inputs[12:]).all()
+    np.testing.assert_allclose(of_inputs[:12], view.reconstructed(inputs[:12]), atol=1e-5)
+    of_each = comparisons.drawn_of(view).reconstructions
+    np.testing.assert_allclose(of_each, view.reconstructed(view.images[view.spread(comparisons.EACH)]), atol=1e-5)
+
+
+def test_rows_of_a_deep_model_are_named_by_temperature_and_by_the_lowest_inferred_layer(laid_out):
+    """The stub of a model has a value for each: it is the temperature, or the number of inferred layers."""
+    view = View(stub((8, 8, 1), None, (), model="ladder", scales="2x4,1x2", channels=4, encoder_blocks=1), "pca")
+    view.model = SimpleNamespace(
+        sizes=view.model.sizes,
+        warmer=lambda n, temperature, noise: np.full((n, 1), temperature),
+        mixed=lambda images, kept, noise: np.full((len(images), 1), kept),
+    )
+    view.decoded = lambda z: np.ones((8, 8, 1)) * z[:, :, None, None]
+    grid, rows = run_figures.draw_temperatures(view)
+    assert rows == ["1", "0.8", "0.6", "0.4"] and grid[:, 0, 0, 0, 0].tolist() == pytest.approx([1, 0.8, 0.6, 0.4])
+    grid, rows = run_figures.draw_layers(view)
+    assert rows == ["image", "z1", "z2", "z3", "none"] and grid[1:, 0, 0, 0, 0].tolist() == [3, 2, 1, 0]
+
+
+def test_rates_of_layers_are_beside_their_names():
+    run = stub((8, 8, 1), None, (), model="ladder", scales="2x4,1x2", channels=4, encoder_blocks=1)
+    run.history = {f"val_rate_{layer}": np.array([9.0, layer]) for layer in (3, 2, 1)} | {"epoch": np.array([1.0, 2.0])}
+    left, right = curves.layerrates(View(run, "pca")).axes
+    assert [(line.get_label(), line.get_ydata()[-1]) for line in left.lines] == [("3", 3), ("2", 2), ("1", 1)]
+    assert texts(right.get_yticklabels()) == ["3", "2", "1"] and [bar.get_width() for bar in right.patches] == [3, 2, 1]
+
+
+def test_the_second_density_is_the_prior_s_and_the_first_that_of_encoded_images(views):
+    view = views["vamp2"]
+    aggregate, prior = view.densities
+    at = np.stack([prior.x[[10, 50]], prior.y[[20, 60]]], axis=1)
+    np.testing.assert_allclose(prior.log_p[[20, 60], [10, 50]], view.model.prior().log_prob(at), atol=1e-4)
+    q = view.model.posterior(view.run.images("train"))
+    each = np.asarray([q.log_prob(np.tile(one, (len(q.mean), 1)).astype("float32")) for one in at], "float64")
+    expected = scipy.special.logsumexp(each, axis=1) - np.log(each.shape[1])
+    np.testing.assert_allclose(aggregate.log_p[[20, 60], [10, 50]], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["standard2", pytest.param("hvae3", marks=pytest.mark.slow)])

@@ -528,6 +528,23 @@ def test_pseudo_inputs_start_as_training_images(tmp_path, binarize, values):
     assert 2 <= len(np.unique(split.grey())) <= values and not model.dynamic
 
 
+def test_random_pseudo_inputs_have_the_mean_and_the_deviation_of_their_data_set():
+    settings = Config(prior="vamp", pseudo_init="random", num_pseudo_inputs=100)
+    split = data.Split(np.zeros((1, 10, 10, 1), "uint8"), None, 255)
+    u = fit._first_pseudo_inputs(settings, SimpleNamespace(pseudo_pixels=(0.4, 0.05)), split)
+    assert (u.mean(), u.std()) == (pytest.approx(0.4, abs=0.002), pytest.approx(0.05, abs=0.002))
+    u = fit._first_pseudo_inputs(settings, SimpleNamespace(pseudo_pixels=(0.05, 0.4)), split)
+    assert (u.min(), u.max()) == (0, 1) and u.dtype == np.float32
+
+
+def test_the_norm_of_an_epoch_s_gradients_is_the_mean_over_its_steps(monkeypatch):
+    monkeypatch.setattr(callbacks, "watched", lambda optimizer: (30.0, 2.0))
+    watch = callbacks.Watch(Config(), SimpleNamespace(steps=5), None, None)
+    watch.set_model(SimpleNamespace(optimizer=None))
+    watch.on_epoch_end(0, logs := {})
+    assert logs == {"train_skipped": 2.0, "train_grad_norm": 6.0}
+
+
 def test_held_out_images_come_in_order_and_the_last_batch_is_smaller():
     images = np.random.default_rng(0).random((7, 3, 2, 1))
     batches = InOrder(images, 3)

@@ -21,12 +21,15 @@ from tensorboard.backend.event_processing import event_accumulator
 from test_resume import SMALL_RUN, config, die, interrupted, numbers_of
 
 import experiment
+import models
 import train
 from evaluation import estimators, score
 from experiment import Config, tracking
 from models.weight_names import named_weights
+from plotting import sheets
 from runtime.errors import UserError
 from training import fit
+from training.devices import ONE_DEVICE
 from training.tracked import Painter, Tracked, sheet
 from training.writer import RunWriter
 
@@ -293,6 +296,16 @@ def test_a_sheet_is_a_picture_that_tensorboard_shows(tmp_path, channels, shape):
     (shown,) = accumulated(tmp_path).Images("sheet")
     shown = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
     assert (shown == (picture if channels == 3 else picture[..., None])).all()
+
+
+def test_reconstructions_lie_under_their_images():
+    model = models.build(Config(network="mlp", prior="standard", latent_dim=3), (8, 8, 1))
+    x = (np.random.default_rng(0).random((12, 8, 8, 1)) < 0.5).astype("float32")
+    picture = Painter(model, 0).paint(x, ONE_DEVICE)["reconstructions"]
+    top, left = (sheets.starts(count, 8)[0] for count in (4, 10))
+    for row, column, expected in ((0, 3, x[3]), (1, 3, model.reconstruct(x)[3]), (3, 1, model.reconstruct(x)[11])):
+        tile = picture[top[row] : top[row] + 8, left[column] : left[column] + 8]
+        np.testing.assert_allclose(tile, 255 * np.asarray(expected)[..., 0], atol=0.6)
 
 
 # ---------------------------------------------------------------------------------------------- evaluations
