@@ -34,13 +34,14 @@ from training.progress import Progress, expected_time
 on_both_backends = pytest.mark.keras  # the tests that show something of `fit`, at seconds of compilation each
 
 
+CONV = {"network": "conv", "network_size": 0.25, "hidden_units": None}
+
+
 def config(tmp_path, **settings):
-    """A run that takes a second."""
-    small = {"data_set": "digits", "network_size": 0.25, "batch_size": 100, "epochs": 2, "lr": 3e-3, "prior": "vamp"}
-    return Config(**(small | {"num_pseudo_inputs": 7, "max_train_images": 200, "runs_dir": str(tmp_path)} | settings))
-
-
-DENSE = {"network": "mlp", "network_size": Config.network_size, "hidden_units": 16}  # of a run that is traced sooner
+    """A run that takes a second, of dense layers, whose steps are traced soonest."""
+    small = {"data_set": "digits", "network": "mlp", "hidden_units": 16, "batch_size": 100, "epochs": 2, "lr": 3e-3}
+    small |= {"prior": "vamp", "num_pseudo_inputs": 7, "max_train_images": 200, "runs_dir": str(tmp_path)}
+    return Config(**small | settings)
 
 
 def train(tmp_path, **settings):
@@ -110,7 +111,7 @@ def test_half_of_the_images_are_mirrored_by_seed_and_epoch():
 
 @pytest.mark.parametrize("binarize", ["dynamic", "threshold"])
 def test_plain_dense_networks_start_at_the_mean_of_the_training_images(tmp_path, binarize):
-    one = config(tmp_path, network="dense", network_size=Config.network_size, binarize=binarize)
+    one = config(tmp_path, network="dense", binarize=binarize)
     prepared = fit.prepare(one)
     mean = prepared.batches.split.grey().mean(axis=0)  # of 200 images
     begins = 1 / (1 + np.exp(-np.asarray(prepared.model.decoder.out.bias).reshape(mean.shape)))
@@ -120,9 +121,9 @@ def test_plain_dense_networks_start_at_the_mean_of_the_training_images(tmp_path,
 @on_both_backends
 def test_a_run_is_a_function_of_its_seed(tmp_path):
     """Two trainings of the same config give the same history; another seed gives another."""
-    same = [train(tmp_path / str(i), **DENSE).history["val_elbo"] for i in range(2)]
+    same = [train(tmp_path / str(i)).history["val_elbo"] for i in range(2)]
     np.testing.assert_allclose(same[0], same[1], rtol=1e-5)
-    assert abs(train(tmp_path, seed=1, **DENSE).history["val_elbo"][-1] - same[0][-1]) > 1e-3
+    assert abs(train(tmp_path, seed=1).history["val_elbo"][-1] - same[0][-1]) > 1e-3
 
 
 @slow_on_jax
@@ -160,7 +161,7 @@ def test_history_adds_up_and_beta_weighs_the_rate_in_the_training_loss_alone(tmp
 
 @on_both_backends
 def test_the_history_counts_the_steps_that_are_left_out(tmp_path):
-    run = train(tmp_path, skip_norm=1e-3, network="mlp", network_size=Config.network_size)
+    run = train(tmp_path, skip_norm=1e-3)
     assert run.history["train_skipped"].tolist() == [2, 2]
     assert run.config.columns[-2:] == ("train_skipped", "seconds")
     assert len(set(run.history["val_elbo"])) == 1  # no weight has changed
@@ -241,9 +242,9 @@ def test_the_weight_of_the_gradient_of_decisions_rises_from_0():
 @on_both_backends
 def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
     """More validation batches draw more validation noise, and the training history stays the same."""
-    plain = train(tmp_path / "a", **DENSE).history
+    plain = train(tmp_path / "a").history
     monkeypatch.setattr(batches, "VALIDATION_BATCH", 30)
-    np.testing.assert_allclose(train(tmp_path / "b", **DENSE).history["train_elbo"], plain["train_elbo"], rtol=1e-5)
+    np.testing.assert_allclose(train(tmp_path / "b").history["train_elbo"], plain["train_elbo"], rtol=1e-5)
 
 
 @slow_on_jax
@@ -259,7 +260,7 @@ def test_validation_does_not_touch_the_training_noise(tmp_path, monkeypatch):
 def test_every_objective_trains_and_its_own_bound_is_monitored(tmp_path, name):
     settings = {"num_steps": 1} if models.OBJECTIVES[name].is_annealed else {}
     settings |= {"num_groups": 2} if name in models.owners("num_groups")["objective"] else {}
-    settings |= DENSE | {"hidden_units": None, "prior": "standard", "num_samples": 4, "epochs": 3, "beta_warmup": 2}
+    settings |= {"hidden_units": None, "prior": "standard", "num_samples": 4, "epochs": 3, "beta_warmup": 2}
     run = train(tmp_path, objective=name, **settings)
     history = run.history
     assert tuple(history) == run.config.columns and "val_bound" in history
@@ -317,7 +318,7 @@ def test_log_px_of_validation_images_is_watched_and_changes_no_training(tmp_path
 
 
 def test_patience_stops_and_does_not_count_the_warm_up(tmp_path):
-    settings = {"epochs": 9, "patience": 1, "lr": 1e-30, "prior": "standard"} | DENSE
+    settings = {"epochs": 9, "patience": 1, "lr": 1e-30, "prior": "standard"}
     run = train(tmp_path, **settings)
     assert run.state == "finished" and len(run.history["epoch"]) == 2
     assert len(train(tmp_path, **settings, beta_warmup=4).history["epoch"]) == 5
@@ -337,8 +338,8 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch, 
 
     with_callback(monkeypatch, Interfere(2, spoil))
     with pytest.raises(RunError, match=rf"epoch 3, step 1: {term}"):
-        train(tmp_path, epochs=4)
-    run = experiment.load(config(tmp_path, epochs=4).path)
+        train(tmp_path, epochs=4, **CONV)
+    run = experiment.load(config(tmp_path, epochs=4, **CONV).path)
     assert run.state == "failed" and run.status["message"].startswith("epoch 3, step 1: ")
     assert len(run.history["epoch"]) == 2 and run.status["best_epoch"] in (1, 2)
     assert np.isfinite(run.model.get_weights()[0]).all()
@@ -390,7 +391,7 @@ def test_watching_a_weight_that_is_not_a_number_ends_the_run_by_its_name(tmp_pat
     with pytest.raises(
         RunError, match=r"^epoch 1: --watch_log_px: what is computed for image 3 is not a number; train"
     ):
-        train(tmp_path, watch_log_px=3, **DENSE)
+        train(tmp_path, watch_log_px=3)
 
 
 @pytest.mark.slow
@@ -410,8 +411,8 @@ def test_nan_weights_that_relu_hides_are_found_before_they_are_stored(tmp_path, 
 
     with_callback(monkeypatch, Interfere(1, spoil))
     with pytest.raises(RunError, match=r"epoch 2(: weight .* is not finite|, step 1: )"):
-        train(tmp_path)
-    assert experiment.load(config(tmp_path).path).status["best_epoch"] == 1
+        train(tmp_path, **CONV)
+    assert experiment.load(config(tmp_path, **CONV).path).status["best_epoch"] == 1
 
 
 def test_ctrl_c_keeps_the_finished_epochs(tmp_path, monkeypatch):
@@ -450,7 +451,7 @@ def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, settings, word):
     with pytest.raises(UserError, match=word):
-        train(tmp_path, **settings)
+        train(tmp_path, **CONV | settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -470,8 +471,8 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path, monkeypatch, settin
     with monkeypatch.context() as patch:
         patch.setattr(keras.Model, "fit", exhausted)
         with pytest.raises(RunError, match=f"^out of memory in a training step; lower {flags}$"):
-            train(tmp_path, **settings)
-    status = experiment.load(config(tmp_path, **settings).path).status
+            train(tmp_path, **CONV | settings)
+    status = experiment.load(config(tmp_path, **CONV | settings).path).status
     assert status["state"] == "failed" and status["message"].endswith(flags)
 
 
@@ -484,7 +485,7 @@ def test_out_of_memory_in_validation_does_not_name_the_batch(tmp_path, monkeypat
     with pytest.raises(
         RunError, match=r"^out of memory in a validation step; lower --num_pseudo_inputs 7 or --network"
     ):
-        train(tmp_path)
+        train(tmp_path, **CONV)
 
 
 @on_both_backends
@@ -495,7 +496,7 @@ def test_out_of_memory_while_the_model_is_made_is_an_error_in_one_sentence(tmp_p
     monkeypatch.setattr(fit.models, "build", exhausted)
     monkeypatch.setattr(fit.models, "blank_weights", lambda *_: {})
     with pytest.raises(UserError, match="out of memory before the first step; lower --num_pseudo_inputs 7 or --netw"):
-        train(tmp_path)
+        train(tmp_path, **CONV)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -510,7 +511,7 @@ def test_out_of_memory_while_the_model_is_made_is_an_error_in_one_sentence(tmp_p
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_begins(tmp_path, monkeypatch, memory, message):
     monkeypatch.setattr("training.memory.memory", lambda: memory)
     with pytest.raises(UserError, match=message):
-        train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400)
+        train(tmp_path, batch_size=300 if "training" in message else 100, max_train_images=400, **CONV)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -649,7 +650,7 @@ def test_a_training_prints_a_bar_or_a_line_now_and_then_in_the_same_words(monkey
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_resampled_prior_is_validated_and_kept_with_the_normaliser_of_the_weights_that_are(tmp_path, ema):
-    prior = train(tmp_path, prior="lars", epochs=1, ema=ema, **DENSE).model.top_prior
+    prior = train(tmp_path, prior="lars", epochs=1, ema=ema).model.top_prior
     kept = float(prior.log_z)
     assert prior.renormalise()["log_z"] == pytest.approx(kept, abs=1e-5)
     assert kept != pytest.approx(np.log(0.5), abs=1e-4)
