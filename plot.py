@@ -52,8 +52,8 @@ def add_arguments(parser):
     names = run_figures.NAMES
     text = f"draw only these: {', '.join(names)}"
     parser.add_argument("--figures", nargs="+", metavar="NAME ...", choices=names, help=text, **figures)
-    text = "how more than two latent dimensions are shown in the plane: [pca]; tsne and umap take minutes for 10,000 "
-    text += "images, and umap needs a package"
+    text = "projection of more than two latents to the plane [pca]; tsne and umap take minutes for 10,000 images; "
+    text += "umap needs a package"
     projections = tuple(latents.PROJECTIONS)
     parser.add_argument("--projection", choices=projections, metavar="NAME", help=text, **figures)
     text = "also draw how estimates of log p(x) depend on the number of samples, and embedding_weighted, which takes a "

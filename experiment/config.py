@@ -78,8 +78,8 @@ class Config(Columns):
                               tag="size", low=4, high=2048)
     latent_dim: int = setting(2, "model", "latent dimensions; two layers share them", common=True, tag="",
                               low=1, high=4096)
-    latent_dims: tuple[int, ...] = setting(None, "model", "hvae, markov: those of the top and of the lower layer, "
-                                           "where they are not halves", tag="dims", low=1, high=4096)
+    latent_dims: tuple[int, ...] = setting(None, "model", "hvae, markov: dimensions of the top and the lower layer "
+                                           "[half each]", tag="dims", low=1, high=4096)
     network_size: float = setting(4.0, "model", "factor of the number of filters of conv", common=True, tag="",
                                   above=0, high=64)
     hidden_units: tuple[int, ...] = setting(None, "model", "units of dense layers, one number for all or one for each, "
@@ -106,7 +106,7 @@ class Config(Columns):
     lr_final: float = setting(None, "optimisation", "final learning rate [--lr / 100]", tag="final", above=0)
     lr_warmup: int = setting(0, "optimisation", "epochs in which the learning rate rises", tag="lrwarmup", low=0,
                              high=INT32)
-    clip_norm: float = setting(None, "optimisation", "largest norm of the whole gradient", tag="clip", above=0)
+    clip_norm: float = setting(None, "optimisation", "clip the gradient to this norm", tag="clip", above=0)
     skip_norm: float = setting(None, "optimisation", "leave out steps whose gradient has a larger norm; the history "
                                "counts them", tag="skip", above=0)
     weight_decay: float = setting(None, "optimisation", "decay of the kernels of networks: adamw's own [0.004]; of "
@@ -160,9 +160,9 @@ class Config(Columns):
                            "means of its blocks", tag="by", choices=models.CONTEXTS)
     context_size: int = setting(7, "deep models", "dvp: frequencies or blocks along each side", tag="context",
                                 low=1, high=1024)
-    diffusion_steps: int = setting(25, "deep models", "dvp: steps of the diffusion that draws them", tag="T", low=1,
+    diffusion_steps: int = setting(25, "deep models", "dvp: steps of the diffusion that draws u", tag="T", low=1,
                                    high=1000)
-    gamma_min: float = setting(-6.0, "deep models", "dvp: log of their least noise variance", tag="gamma", low=-12,
+    gamma_min: float = setting(-6.0, "deep models", "dvp: least log noise variance of u", tag="gamma", low=-12,
                                high=-5)
     noise_schedule: str = setting("linear", "deep models", "dvp: how the log noise variance rises: linear; cosine; "
                                   "learned, so that the bound varies little", tag="noise",
@@ -177,7 +177,7 @@ class Config(Columns):
                             common=True, tag="patience", low=0, high=INT32)
     beta: float = setting(1.0, "bound", "weight of the rate in the loss; ELBOs, bounds and scores have weight 1",
                           tag="beta", above=0, high=10_000)
-    beta_warmup: int = setting(0, "bound", "epochs until the weight of the rate is --beta",
+    beta_warmup: int = setting(0, "bound", "epochs in which beta rises from --beta_start",
                                common=True, tag="warmup", low=0, high=INT32)
     beta_start: float = setting(0.0, "bound", "weight of the rate where the warm-up begins", tag="betastart", low=0,
                                 high=10_000)

@@ -30,7 +30,7 @@ def add_settings(parser):
     for field in sorted(dataclasses.fields(Config), key=lambda field: TOPICS.index(field.metadata["topic"])):
         if field.metadata["help"]:
             add_setting(parser, field)
-    text = "settings that belong together; flags beside it override them"
+    text = "settings of a published experiment (--list_presets shows them); flags beside it override them"
     parser.add_argument("--preset", metavar="NAME", topic="runs", common=True, help=text)
 
 

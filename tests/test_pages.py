@@ -11,6 +11,7 @@ import plot
 import train
 import vampvae
 from evaluation import features
+from plotting import comparisons, run_figures
 from runtime.command import Parser
 
 README = ROOT / "README.md"
@@ -114,3 +115,10 @@ def test_there_are_commands_to_try():
 def test_where_a_number_comes_from_is_said_to_a_reader():
     for page in [*PAGES, *ROOT.glob("presets/*.toml")]:
         assert "from memory" not in page.read_text(), page
+
+
+def test_every_figure_is_listed_with_its_caption():
+    text = (ROOT / "docs" / "pictures.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.partition("## All figures")[2], flags=re.MULTILINE)
+    figures = (*run_figures.FIGURES, *comparisons.FIGURES)
+    assert listed == [(figure.name, figure.caption.replace("|", "\\|")) for figure in figures]
