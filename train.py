@@ -114,7 +114,7 @@ def run(args):
     if args.search:
         return launch.train_search(lists, args)
     configs = configs_of(args)
-    if len(configs) == 1 and not (args.jobs or args.cluster):
+    if len(configs) == 1 and not (args.jobs or args.cluster is not None):
         return start.run_one(configs[0], args)
     if args.member:
         return launch.train_here(configs, lambda config: start.run_one(config, args))

@@ -16,13 +16,17 @@ def varying(configs):
     return [name for name in names if len({one[name] for one in settings if name in one}) > 1]
 
 
+def resolved(config, names):
+    """The settings of these names that mean something for the Config, `auto` and the like by what they come to."""
+    values = {"binarize": config.binarization, "likelihood": config.observation}
+    values |= {"num_samples": config.samples, "target_accept": config.acceptance}
+    return {name: values.get(name, value) for name, value in config.settings.items() if name in names}
+
+
 def label(config, names):
     """The settings of these names that mean something for the Config, as "hvae, lr 0.001, K 500"."""
-    values = {name: value for name, value in config.settings.items() if name in names}
-    resolved = {"binarize": config.binarization, "likelihood": config.observation}
-    resolved |= {"num_samples": config.samples, "target_accept": config.acceptance}
     tags = {field.name: field.metadata["tag"] or field.name for field in dataclasses.fields(Config)}
-    words = {name: word(resolved.get(name, value)) for name, value in values.items()}
+    words = {name: word(value) for name, value in resolved(config, names).items()}
     return ", ".join(one if name in SELF_EXPLAINING else f"{tags[name]} {one}" for name, one in words.items())
 
 

@@ -94,6 +94,8 @@ def _set_aside(path):
     """Moves a run out of the way of its successor: the run itself if it is finished, else what it was to replace."""
     if not (path / "config.json").is_file():
         raise UserError(f"{path} exists and is no run, so --overwrite leaves it alone; move it away")
+    if path.is_symlink():  # which would stay in the new run, in the place of its folder `replaced`
+        raise UserError(f"{path} is a link, which --overwrite leaves alone; move it away")
     with held(path):
         if (path / "replaced").is_dir() and read_status(path / "status.json").get("state") != "finished":
             (path / "replaced").rename(_aside(path))
@@ -107,8 +109,8 @@ def _set_aside(path):
 def finish_replacing(path):
     """Puts a run that was set aside where it is kept, or back, where its successor never came to be.
 
-    It still lies aside where a process was killed between the two renames of `create`; where one is between them now,
-    which holds the run, it is left there.
+    It still lies aside where a process was killed between the two renames of `create`. Where another process is between
+    them now, that one finds the run in its place again, and ends with an error.
     """
     if not _aside(path).exists():
         return

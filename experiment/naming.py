@@ -8,8 +8,8 @@ import models
 def settings(config):
     """The settings that change the numbers, by name, without those that mean nothing beside the others.
 
-    What comes to the usual value is written so, as `auto` or None, if it is known before the images are; a checksum by
-    its first 8 digits.
+    A likelihood, a binarization, a number of samples, an acceptance and latent dimensions that come to the usual ones
+    are written so, as `auto` or None, if that is known before the images are; a checksum by its first 8 digits.
     """
     numbers = [field.name for field in dataclasses.fields(config) if field.metadata["tag"] is not None]
     found = {name: getattr(config, name) for name in numbers if config.has(name)}

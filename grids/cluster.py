@@ -44,6 +44,8 @@ class Tasks:
     def _connect(self, address):
         usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            if not address:
+                raise ValueError("no address")
             if ":" in address:  # otherwise Ray would try for minutes
                 host, port = address.removeprefix("ray://").rsplit(":", 1)
                 socket.create_connection((host, int(port)), timeout=CONNECTED).close()

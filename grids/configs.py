@@ -14,15 +14,19 @@ from runtime.errors import UserError
 def lists_of(args):
     """The settings that the flags and the preset give: a dict of name to the list of its values.
 
-    Those of the preset's network are left out where a flag chooses a network that does not have them, and its latent
-    dimensions where a flag gives others.
+    Those of the preset's network are left out where a flag chooses a network that does not have them, as are those of
+    its prior, objective and the like where no chosen one has them, and its latent dimensions where a flag gives others.
     """
     lists = {name: value if isinstance(value, list) else [value] for name, value in given_settings(args).items()}
     settings = {} if args.preset is None else preset(args.preset).settings
-    networks = lists.get("network", [settings.get("network", Config.network)])
     if {"latent_dim", "latent_dims"} <= lists.keys():
         raise UserError("--latent_dim does not go with --latent_dims, whose sum it is")
-    dropped = [name for name in settings if not set(networks) <= set(models.owners(name).get("network", networks))]
+    dropped = []
+    for name in settings:
+        for pick, having in models.owners(name).items():
+            lacking = set(lists.get(pick, having)).difference(having)
+            if lacking and (pick == "network" or lacking == set(lists[pick])):
+                dropped.append(name)
     dropped += [name for name, other in itertools.permutations(("latent_dim", "latent_dims")) if other in lists]
     return {name: [value] for name, value in settings.items() if name not in dropped} | lists
 

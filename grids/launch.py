@@ -19,10 +19,12 @@ TRIALS = 20  # of a search
 
 def launcher(args):
     """A context with what starts the runs: Ray tasks on a cluster, or Workers here."""
-    name = args.backend if args.cluster else os.environ["KERAS_BACKEND"]  # nodes choose their own for "auto"
-    words = [f"--device={args.device}"] + ([f"--backend={name}"] if name else []) + ["--overwrite"] * args.overwrite
+    on_nodes = args.cluster is not None
+    name = args.backend if on_nodes and args.backend == "auto" else os.environ["KERAS_BACKEND"]  # nodes choose theirs
+    words = [f"--device={args.device}", f"--backend={name}"] + ["--overwrite"] * args.overwrite
     words += ["--plot"] * args.plot
-    if args.cluster:
+    words += [f"--code={os.path.abspath(os.path.expanduser(file))}" for file in args.code or ()]
+    if on_nodes:
         cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
         return cluster.Tasks(args.cluster, cpus, args.gpus_per_run or 0, words)
     return contextlib.nullcontext(workers.Workers(args.jobs or 1, words))
@@ -65,7 +67,7 @@ def train_search(lists, args):
     """Trains the runs that Optuna proposes; returns the exit code, 0 if at least one is finished."""
     trials = args.trials or TRIALS
     study = search.Search(lists, trials)
-    left, named = trials - study.done, functools.partial(label, names=study.free)
+    left, named = study.to_train, functools.partial(label, names=study.free)
     with launcher(args) as starter, GridView(named, left, starter.slots > 1) as view:
         stopped = workers.work_off(study, starter, view, study.ended)
     if study.configs:

@@ -6,7 +6,7 @@ import math
 import statistics
 
 import experiment
-from experiment.differences import groups, varying
+from experiment.differences import groups, resolved, varying
 from runtime import atomic, text
 from runtime.errors import UserError
 
@@ -143,7 +143,7 @@ def group_row(group, scores, names):
 
 def settings(run, names):
     """The settings of these names as texts with every digit; empty for one that means nothing for this run."""
-    values = run.config.settings
+    values = resolved(run.config, names)
     return {name: "" if values.get(name) is None else text.word(values[name]) for name in names}
 
 

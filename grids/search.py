@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sqlite3
 from pathlib import Path
 
-from experiment import Config
+from experiment import Config, own
 from experiment.flags import Range, is_one_value
 from experiment.settings import checked
 from grids import leaderboard
@@ -16,6 +17,7 @@ from runtime.text import word
 INCOMPARABLE = ("data_set", "image_size", "binarize", "likelihood", "sigma")  # ELBOs are not comparable across these
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
+MOST_TRIED = 1000  # combinations, before a search in which none of them can be a run is refused
 WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
 
 
@@ -43,10 +45,11 @@ class Search:
         check_free(self.free)
         self.lists = {name: {word(value): value for value in values} for name, values in self.free.items()}
         self.distributions = {name: self._distribution(values) for name, values in self.free.items()}
+        self._check_together()
         self.study = self._study(**self.fixed)
         states, trials = optuna.trial.TrialState, self.study.trials
         self.left = [trial for trial in trials if trial.state == states.RUNNING]
-        self.done = len(trials) - len(self.left)
+        self.to_train = len(self.left) + max(0, self.total - len(trials))
         self.configs = {self._config(trial): trial.number for trial in trials if trial.state == states.COMPLETE}
         self.notes = dict.fromkeys(self.configs, leaderboard.ALREADY)  # Config to text
 
@@ -57,6 +60,17 @@ class Search:
         low, high = values[0]
         kind = kinds.IntDistribution if isinstance(low, int) else kinds.FloatDistribution
         return kind(low, high, log=low > 0 and high >= WIDE * low)
+
+    def _check_together(self):
+        """Raises the first UserError if no combination of the ends of the ranges, and of the lists, can be a run."""
+        errors, ends = [], [values[0] if isinstance(values[0], Range) else values for values in self.free.values()]
+        for choice in itertools.islice(itertools.product(*ends), MOST_TRIED):
+            try:
+                Config(**self.fixed, **dict(zip(self.free, choice, strict=True)))
+                return
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")
@@ -109,12 +123,12 @@ class Search:
         return self.lists[name].get(value, value)
 
     def _value(self, config):
-        return leaderboard.status_of(config)["best_val_elbo"] if leaderboard.is_finished(config) else None
+        return leaderboard.status_of(config).get("best_val_elbo") if leaderboard.is_finished(config) else None
 
     def _tell(self, number, value):
         state = self.optuna.trial.TrialState.FAIL if value is None else None
         with self._stored():
-            self.study.tell(number, value, state=state)
+            self.study.tell(number, value, state=state, skip_if_finished=True)  # by another process
 
     @contextlib.contextmanager
     def _stored(self):
@@ -136,7 +150,8 @@ class Search:
         if not (done := self.study.get_trials(states=[self.optuna.trial.TrialState.COMPLETE])):
             return ""
         config = self._config(max(done, key=lambda trial: trial.value))
-        return " ".join(f"--{name} {word(getattr(config, name))}" for name in self.free)
+        texts = {name: word(getattr(config, name)) for name in self.free}
+        return " ".join(f"--{name} {own.flag_of(text) if name in own.PICKS else text}" for name, text in texts.items())
 
 
 def check_free(free):

@@ -5,6 +5,7 @@ import time
 import rich.console
 import rich.live
 import rich.table
+import rich.text
 
 from grids.leaderboard import status_of
 from runtime.text import duration
@@ -59,5 +60,5 @@ class GridView:
             best = (status := status_of(config)).get("best_val_elbo")
             epochs = f"{status.get('epochs_done', 0)} of {config.epochs}"
             spent = duration(time.monotonic() - self.began[config])
-            found.add_row(self.names(config), epochs, "" if best is None else f"{best:.2f}", spent)
+            found.add_row(rich.text.Text(self.names(config)), epochs, "" if best is None else f"{best:.2f}", spent)
         return found

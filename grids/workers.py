@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiment.flags import words_of
 from grids.leaderboard import status_of
-from runtime.command import STOPPED
+from runtime.command import STOPPED, stoppable
 from runtime.errors import UserError
 from runtime.memory import gpus, memory
 from runtime.text import bounded
@@ -147,13 +147,17 @@ def work_off(wanted, launcher, view, ended=lambda config, note: None):
 
 
 def stop(running):
-    """Ends processes, a dict of Config to (slot, process), between two steps, on Ctrl-C at once; returns the codes."""
+    """Ends processes, a dict of Config to (slot, process), between two steps, on Ctrl-C at once; returns the codes.
+
+    A closed terminal sends its signal twice, and a scheduler may, too: these do not end them at once.
+    """
     processes = [process for _, process in running.values()]
     try:
-        for process in processes:
-            process.terminate()
-        while any(process.poll() is None for process in processes):
-            time.sleep(TICK)
+        with stoppable(lambda number, frame: number == signal.SIGINT and signal.default_int_handler(number, frame)):
+            for process in processes:
+                process.terminate()
+            while any(process.poll() is None for process in processes):
+                time.sleep(TICK)
     except KeyboardInterrupt:
         for process in processes:
             process.kill()

@@ -166,7 +166,7 @@ def test_figures_are_drawn_when_a_run_is_finished(tmp_path, capfd, monkeypatch):
     *printed, folder = capfd.readouterr().out.splitlines()
     names = [Path(folder, "figures", name) for name in ("digits_input.png", f"{Path(folder).name}_losshistory.png")]
     assert printed[-2:] == list(map(str, names)) and all(path.is_file() for path in names)
-    asked = SimpleNamespace(backend=None, device="cpu", overwrite=False, plot=True, cluster=None, jobs=2)
+    asked = SimpleNamespace(backend=None, device="cpu", overwrite=False, plot=True, cluster=None, jobs=2, code=[])
     with launch.launcher(asked) as starter:
         assert "--plot" in starter.words  # of each run of a grid
 
@@ -307,6 +307,24 @@ def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path, capfd)
     printed = capfd.readouterr()
     assert f"warning: {path} is stopped, not finished; its best weights so far are taken\n" in printed.err
     assert path.name in printed.out
+
+
+def test_overwrite_leaves_a_link_alone(run, capfd):
+    moved = run.rename(run.with_name("moved"))
+    run.symlink_to(moved)
+    assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS), "--overwrite") == 2
+    assert f"{run} is a link, which --overwrite leaves alone; move it away" in capfd.readouterr().err
+    assert experiment.load(run).state == "finished" and run.is_symlink()
+
+
+def test_ctrl_c_before_a_run_is_made_says_nothing_of_the_one_that_it_was_to_replace(run, capfd, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.start.fit", interrupted)
+    assert called(train.main, *flags(runs_dir=run.parent, **SETTINGS), "--overwrite") == 130
+    printed = capfd.readouterr()
+    assert "best validation ELBO" not in printed.err and str(run) not in printed.out
 
 
 def test_what_is_said_after_ctrl_c_is_true_with_overwrite(run, capfd, monkeypatch):

@@ -44,7 +44,7 @@ def opening(config, path, dataset, counts, sizes, parts):
 
 def closing(run):
     """Lines on a finished Run: its best epoch and its time, and the commands that come next, to be pasted."""
-    status, note = run.status, f"; {run.status['note']}" * bool(run.status.get("note"))
+    status, note = run.status, f"; {run.status['note']}" if run.status.get("note") else ""
     best = f"weights of the last epoch ({run.config.monitor} {run.history[run.config.monitor][-1]:.2f} nats), "
     if "best_val_elbo" in status:
         best = f"best validation ELBO: {status['best_val_elbo']:.2f} nats, in epoch "

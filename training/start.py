@@ -9,6 +9,7 @@ import experiment
 from experiment import own, sources
 from experiment.flags import given_settings, pasted
 from experiment.folder import finish_replacing
+from experiment.record import read_status
 from plotting import run_figures
 from plotting.output import Output
 from runtime import backend
@@ -77,7 +78,8 @@ def existing(config, args):
     """
     with contextlib.suppress(OSError):  # if nobody may look there, `experiment.create` says why
         finish_replacing(config.path)
-    if args.overwrite or not os.path.exists(config.path):
+    is_done = args.worker and read_status(config.path / "status.json").get("state") == "finished"  # by another grid
+    if not os.path.exists(config.path) or (args.overwrite and not is_done):
         return None, config
     run = experiment.load(config.path)
     if run.config.training_id != config.training_id:
@@ -118,13 +120,21 @@ def draw(path, args):
         run_figures.draw_runs([experiment.load(path)], Output(), "pca")
 
 
+def _identity(path):
+    """What tells the run in a folder from one that is made in its place; None where there is none."""
+    with contextlib.suppress(OSError):
+        record = os.stat(path / "config.json")
+        return record.st_ino, record.st_mtime_ns
+
+
 def run_and_report(config, path, train, args):
     """Calls `train` and prints the folder that it returns, or why it ended and how to resume; returns the exit code."""
+    before = _identity(path)
     try:
         folder = train()
         messages.say(*messages.closing(experiment.load(folder)))
     except KeyboardInterrupt:
-        if not path.is_dir():
+        if not path.is_dir() or (args.overwrite and _identity(path) == before):  # the run was not made
             raise
         if (run := experiment.load(path)).state == "finished":  # it was in its last steps
             messages.say(*messages.closing(run))

@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path):
     runs += [made(tmp_path, -lr / 10, lr=lr, data_set="digits", files={}) for lr in (1.0, 2.0)]
     runs += [made(tmp_path, -lr / 100, lr=lr, binarize="none", note="grey") for lr in (1.0, 2.0)]
     rows, _ = leaderboard.ranking(runs, scores_of(runs, range(6)))
-    blocks = [("digits", "auto"), ("mnist", "auto"), ("mnist", "none")]
+    blocks = [("digits", "dynamic"), ("mnist", "dynamic"), ("mnist", "none")]
     assert [(row["data_set"], row["binarize"]) for row in rows] == [block for block in blocks for _ in range(2)]
     assert column(rows, "rank") == [1, 2] * 3 and column(rows, "lr") == ["1.0", "2.0"] * 3
 
@@ -216,3 +216,8 @@ def test_what_is_no_run_is_passed_over_and_a_folder_that_cannot_be_written_is_sa
     monkeypatch.setattr(atomic, "write_csv", full)
     with pytest.raises(UserError, match=f"cannot write the ranking to {tmp_path}: No space left on device"):
         leaderboard.report([run], scores_of([run], [-2.0]))
+
+
+def test_a_value_that_was_given_is_shown_also_where_it_is_the_usual_one(tmp_path):
+    runs = [made(tmp_path, -one, objective="iwae", num_samples=one) for one in (5, 50)]
+    assert column(leaderboard.ranking(runs, scores_of(runs, range(2)))[0], "num_samples") == ["5", "50"]

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,10 @@ from experiment.flags import Range, words_of
 from experiment.presets import preset, preset_names
 from grids import leaderboard, search
 from grids.configs import configs_of
-from grids.launch import ALREADY, train_here
+from grids.launch import ALREADY, launcher, train_here
 from grids.view import GridView
-from grids.workers import Workers, log_of, note_of, was_killed, work_off
-from runtime.command import STOPPED, Parser
+from grids.workers import Workers, log_of, note_of, stop, was_killed, work_off
+from runtime.command import STOPPED, Parser, stoppable
 from runtime.errors import UserError
 from runtime.memory import gpus, memory
 
@@ -149,6 +150,21 @@ def test_no_run_outlives_its_grid(tmp_path, number, jobs):
         assert "not started" in out and not seen(tmp_path, 1)
 
 
+def test_a_closed_terminal_lets_runs_finish_their_step(tmp_path):
+    """It sends SIGHUP twice."""
+    code = "import signal, sys, time\n"
+    code += "signal.signal(15, lambda *_: (time.sleep(1), print('saved', flush=True), sys.exit(130)))\n"
+    code += "print(flush=True); time.sleep(60)"
+    busy = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    busy.stdout.readline()
+    with stoppable(signal.default_int_handler):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP))
+        timer.start()
+        assert list(stop({"run": (0, busy)}).values()) == [130]
+        timer.join()
+    assert busy.stdout.read() == "saved\n"
+
+
 def test_a_second_ctrl_c_ends_runs_at_once(tmp_path, monkeypatch):
     """It comes while the first one waits for the runs to stop, and those that it ends are not said to be killed."""
     asleep = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); "
@@ -258,12 +274,23 @@ def test_a_killed_search_goes_on_with_what_it_was_training(tmp_path, monkeypatch
     found.ended(second, "")
     found.ended(third, "stopped; the same command resumes it")
     again, states = study(tmp_path, monkeypatch, 6)
-    assert again.notes == {second: "already trained"} and again.done == 1
+    assert again.notes == {second: "already trained"} and again.to_train == 5
     configs = worked_off(again, states)
     assert configs[:2] == [first, third] and len(configs) == 5
     assert {trial.state.name for trial in again.study.trials} == {"COMPLETE"} and len(again.study.trials) == 6
     assert worked_off(*study(tmp_path, monkeypatch, 6)) == []
     assert len(worked_off(*study(tmp_path, monkeypatch, 8))) == 2
+
+
+def test_two_searches_of_one_name_may_tell_the_same_trial(tmp_path, monkeypatch):
+    found, states = study(tmp_path, monkeypatch, 2)
+    config = next(found)
+    again, again_states = study(tmp_path, monkeypatch, 2)
+    assert next(again) == config
+    states[config] = again_states[config] = "finished"
+    found.ended(config, "")
+    again.ended(config, "")
+    assert again.study.trials[0].state.name == "COMPLETE"
 
 
 def test_what_was_stopped_before_it_had_a_folder_and_what_failed_are_tried_again(tmp_path, monkeypatch):
@@ -297,7 +324,8 @@ def test_a_search_over_what_changes_no_number_is_refused(tmp_path, monkeypatch):
         study(tmp_path, monkeypatch, 2, save_minutes=[Range(1.0, 2.0)])
 
 
-def test_a_search_of_which_nothing_could_be_a_run_says_so(tmp_path, capfd):
+def test_a_search_of_which_nothing_could_be_a_run_says_so(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(search.Search, "_check_together", lambda self: None)  # which would see it beforehand
     given = ["--model", "hvae", "--latent_dim", "1", "--lr", "1..4", "--gs_key", "key", "--runs_dir", str(tmp_path)]
     given += ["--data_set", "digits", "--search", "optuna", "--trials", "2"]
     for _ in range(2):
@@ -383,6 +411,41 @@ def test_a_search_in_what_is_no_database_is_refused(tmp_path, capfd):
     assert "optuna.db cannot be used" in capfd.readouterr().err
 
 
+def test_a_search_in_which_nothing_can_be_a_run_writes_nothing(tmp_path, capfd):
+    given = ["--lr", "1e-5..1e-2", "--prior", "flow", "--latent_dim", "1", "--trials", "3", "--search", "optuna"]
+    assert train.main([*given, "--gs_key", "best", "--runs_dir", str(tmp_path)]) == 2
+    assert "--prior flow" in capfd.readouterr().err and not any(tmp_path.iterdir())
+    assert (
+        train.main(["--lr", "1e-5..1e-2", "--search", "optuna", "--gs_key", "../x", "--runs_dir", str(tmp_path)]) == 2
+    )
+    assert not (tmp_path.parent / "x").exists()
+
+
+def test_a_flag_beside_a_preset_takes_settings_of_the_other_objective_away():
+    parser = Parser()
+    train.add_arguments(parser)
+    preset_of_chains = ["--preset", "mcvae_mnist_lmcvae5", "--gs_key", "key"]
+    (one,) = configs_of(parser.parse_args([*preset_of_chains, "--objective", "elbo"]))
+    assert one.objective == "elbo" and one.step_rule == Config.step_rule and one.network == "mcvae"
+    of_chains = configs_of(parser.parse_args([*preset_of_chains, "--objective", "lmcvae", "amcvae"]))
+    assert [other.step_rule for other in of_chains] == ["variance"] * 2
+
+
+def test_processes_of_a_grid_know_the_files_of_classes(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("x = 1\n")
+    parser = Parser()
+    train.add_arguments(parser)
+    with launcher(parser.parse_args(["--code", str(file), "--gs_key", "key", "--seed", "0", "1"])) as starter:
+        assert f"--code={file}" in starter.words
+
+
+def test_an_address_of_a_cluster_is_no_empty_text(tmp_path, capfd):
+    pytest.importorskip("ray")
+    assert train.main([*words(tmp_path, 1, 2), "--cluster", ""]) == 2
+    assert "--cluster : no address" in capfd.readouterr().err
+
+
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     shares = [Workers(3).environment(slot) for slot in range(3)]
@@ -397,11 +460,11 @@ def test_a_live_table_says_what_is_running(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     config = Config(runs_dir=str(tmp_path), gs_key="key", epochs=7)
     config.path.mkdir(parents=True)
-    with GridView({config: "lr 0.1"}.get, 3) as view:
+    with GridView({config: "[lr] 0.1"}.get, 3) as view:
         view.started(config)
         shown = view.shown()
         assert shown.title == "1 running, 0 ended, of 3"
-        assert [next(iter(column.cells)) for column in shown.columns][:2] == ["lr 0.1", "0 of 7"]
+        assert [str(next(iter(column.cells))) for column in shown.columns][:2] == ["[lr] 0.1", "0 of 7"]
         view.ended(config, "no luck")
         assert view.shown().row_count == 0
     assert "none, val_elbo unknown after 0 s; no luck" in json.dumps(capfd.readouterr().out)
