@@ -14,6 +14,7 @@ from experiment.differences import alike, groups, labels
 from plotting import curves, planes, scores, sheets
 from plotting.output import Figure
 from plotting.style import PALETTE, decimals, new_figure, style
+from plotting.view import AGGREGATED
 
 EACH = 10  # test images of a run, and samples beside them
 SAMPLES = (4, 8)  # rows and columns of samples of one prior beside those of others
@@ -133,7 +134,9 @@ def draw_curves(members):
         curves.limit(axes, [draw_seeds(axes, *line, f"{split}_{name}") for line in lines])
         curves.by_epoch(axes, name)
     figure.axes[0].set_title(f"{curves.SPLITS[split]}; dots: kept epochs")
-    figure.axes[1].set_title("bands: mean ± sd over seeds" if any(len(seeds) > 1 for seeds in found.values()) else "")
+    figure.axes[1].set_title(
+        "bands: mean ± sd over seeds, as far as all go" if any(len(seeds) > 1 for seeds in found.values()) else ""
+    )
     figure.axes[2].set_title("; ".join(dict.fromkeys(one.note for one in members if one.note)))
     handles = figure.axes[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
@@ -160,6 +163,9 @@ def draw_seeds(axes, line, label, members, column):
 
 def draw_priors(members):
     rows = [{one.config.prior: one for one in reversed(several)} for several in groups(members, *of_priors())]
+    for one in members:
+        if not any(one is drawn for row in rows for drawn in row.values()):
+            print(f"priors: {one.path} is left out, as another run has this prior", file=sys.stderr)
     priors = [name for name in models.PRIORS if any(name in row for row in rows)]
     blank, (height, width) = np.full_like(members[0].samples, np.nan), SAMPLES
     samples = [[row[name].samples if name in row else blank for name in priors] for row in rows]
@@ -212,9 +218,10 @@ FIGURES = (  # of a list of Drawn
     Figure("priors", "Samples of runs that differ in their prior only, the priors side by side.", draw_priors,
            lambda members: any(len({one.config.prior for one in several}) > 1
                                for several in groups(members, *of_priors()))),
-    Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of training images in grey, and lines around "
-           f"{planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) lies outside of the region that holds "
-           f"{INSIDE:.0%} of the aggregated posterior; {1 - INSIDE:.0%} where both are the same.", draw_densities,
+    Figure("densities", f"The aggregated posterior (1/N) sum_n q(z|x_n) of at most {AGGREGATED:,} training images "
+           f"in grey, and lines around {planes.PERCENT} % of the mass of the prior p(z). Holes: where p(z) is outside "
+           f"the region that holds {INSIDE:.0%} of the aggregated posterior; they hold {1 - INSIDE:.0%} if both are "
+           f"the same, and more if posteriors are so narrow that there are gaps between them.", draw_densities,
            lambda members: sum(one.densities is not None for one in members) > 1),
     Figure("likelihoods", "The distributions of log p(x) over the test images that each run was scored on, the best "
            "run first in the legend.", draw_likelihoods,

@@ -72,7 +72,7 @@ def pairs(rows, most=10):
 
     Of a single row, those of neighbouring examples.
     """
-    first = evenly(rows[:, 0] if len(rows) > 1 else rows[0], most)
+    first = evenly(rows[:, 0] if len(rows) > 1 else rows[0][rows[0] >= 0], most)  # -1 stands for no image
     return np.stack([first, np.roll(first, -1)], axis=1)
 
 
@@ -90,7 +90,8 @@ def draw_embedding(view, points, chosen=slice(None)):
     if view.density is not None:
         planes.draw_levels(axes, view.density, planes.SHARES, linewidths=0.8)
         axes.plot([], [], color="black", linewidth=0.8, label=PRIOR)
-        axes.set(xlim=view.density.limits[:, 0], ylim=view.density.limits[:, 1])
+        both = np.concatenate([view.density.limits, points])  # weighted means may lie outside of the density's grid
+        axes.set(xlim=(both[:, 0].min(), both[:, 0].max()), ylim=(both[:, 1].min(), both[:, 1].max()))
     if len(components):
         label = f"{len(components)} pseudo-inputs"
         axes.scatter(*components.T, s=28, c="black", marker="+", linewidths=0.9, label=label)

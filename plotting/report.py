@@ -13,6 +13,7 @@ from experiment.flags import unusual, words_of
 from runtime.text import duration, word
 
 SCORES = ("log_px", "elbo", "rate", "distortion", "bits_per_dim")
+UNITS = "bits_per_dim in bits, the others in nats per image"
 ABOUT = ("split", "num_images", "selection", "estimator", "proposal", "num_samples", "seed", "ess_median", "doubtful")
 STYLE = """
 :root { color-scheme: light dark; --line: #c8ccd1; --soft: #f3f4f6; --link: #0b5cad; }
@@ -58,7 +59,7 @@ def overview(runs, compared):
         values = [rounded(run.metrics.get(key)) for name in SCORES for key in (name, f"{name}_se_images")]
         values += [escaped(run.status.get("best_epoch", "")), f"{run.status.get('seconds', 0) / 60:.1f}"]
         rows.append([f'<a href="#run{number}">{escaped(run.name)}</a>', escaped(run.note), *values])
-    words = "In nats per image; ± is the standard error over images. The section of each run says how it was scored."
+    words = f"{UNITS}; ± is the standard error over images. The section of each run says how it was scored."
     return [table(head, rows, texts=2), f"<p>{words}</p>", *map(figure, compared)]
 
 
@@ -91,7 +92,7 @@ def scores(run):
     about = {name: metrics[name] for name in ABOUT if metrics.get(name) is not None}
     about |= {"selection": f"first {first} images"} if (first := first_images(run)) else {}
     about = [f"{name} {rounded(value) if isinstance(value, float) else value}" for name, value in about.items()]
-    words = f"{', '.join(about)}; bits_per_dim in bits, the others in nats per image"
+    words = f"{', '.join(about)}; {UNITS}"
     return [table(["", "mean", "± estimator", "± images"], rows, texts=1), f"<p>{escaped(words)}</p>"]
 
 

@@ -112,7 +112,9 @@ FIGURES = (  # of a View
     Figure("embedding_mean", "The posterior mean of each test image; for two latent dimensions over the density of the "
            "prior, with images at their latents.", latents.draw_embedding_mean),
     Figure("embedding_weighted", "For at most a thousand test images, the mean of draws of q(z|x) weighted by p(x, z) "
-           "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted, costly=True),
+           "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted,
+           lambda view: not (view.config.is_autoregressive or view.config.is_deep), costly=True,
+           missing="embedding_weighted is not drawn for deep models and for --network pixel: it would take hours"),
     Figure("snapshots", "The posterior means of the test images, in one plane, with the weights of each epoch that "
            "--snapshot_epochs kept.", latents.draw_snapshots, lambda view: bool(view.run.snapshots)),
     Figure("activeunits", "Latent dimensions by the log of the variance of their posterior mean over test images; "

@@ -101,7 +101,7 @@ def draw_pseudouse(view):
     axes.legend(loc="upper right")
     rows, inputs, count = {}, as_numpy(view.model.top_prior.pseudo_inputs), max(1, min(USED, len(shares) // 2))
     for name, chosen in (("most used", order[:count]), ("least used", order[::-1][:count])):
-        percent = [f"{100 * share:.2g} %" if share >= 1e-4 else "< 0.01 %" for share in shares[chosen]]
+        percent = [f"{100 * share:.3g} %" if share >= 1e-4 else "< 0.01 %" for share in shares[chosen]]
         rows[f"{name} pseudo-inputs"] = inputs[chosen], percent
         decoded = view.decoded(view.components[chosen])
         rows[f"{name}: decoded at the means of their posteriors"] = decoded, [""] * count

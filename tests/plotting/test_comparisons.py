@@ -190,6 +190,13 @@ def test_priors_stand_side_by_side_and_a_missing_one_stays_white():
     np.testing.assert_allclose(corners, [0.1, 0.2, 1.0, 0.4])
 
 
+def test_a_second_run_of_a_prior_is_left_out_with_a_word(capsys):
+    members = [member(), member(prior="mog", num_pseudo_inputs=10), member(prior="mog", num_pseudo_inputs=100)]
+    comparisons.draw_priors(members)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"priors: {members[2].path} is left out, as another run has this prior"
+
+
 def test_samples_of_one_model_have_no_names_beside_them():
     members = [member(prior=prior, num_pseudo_inputs=count) for prior, count in (("standard", 500), ("vamp", 12))]
     axes = comparisons.draw_priors(members).axes[0]

@@ -86,6 +86,7 @@ def test_pairs_join_different_classes(classes, expected):
 
 def test_pairs_of_images_without_classes_join_different_images():
     assert latents.pairs(np.array([[3, 1, 2]])).tolist() == [[3, 1], [1, 2], [2, 3]]
+    assert latents.pairs(np.array([[2, 0, 1, -1, -1, -1]])).tolist() == [[2, 0], [0, 1], [1, 2]]  # -1 is no image
 
 
 # ---------------------------------------------------------------------------------------------- tiny runs
