@@ -27,6 +27,8 @@ class Tasks:
     log = staticmethod(workers.log_of)
 
     def __init__(self, address, cpus, gpus, words=()):
+        if not address:
+            raise UserError("--cluster has an empty address; write auto for the cluster of this machine")
         try:
             import ray
         except ImportError as error:
@@ -44,8 +46,6 @@ class Tasks:
     def _connect(self, address):
         usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if not address:
-                raise ValueError("no address")
             if ":" in address:  # otherwise Ray would try for minutes
                 host, port = address.removeprefix("ray://").rsplit(":", 1)
                 socket.create_connection((host, int(port)), timeout=CONNECTED).close()

@@ -17,7 +17,7 @@ from runtime.text import word
 INCOMPARABLE = ("data_set", "image_size", "binarize", "likelihood", "sigma")  # ELBOs are not comparable across these
 NO_NUMBERS = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["tag"] is None)
 DIGITS = 3  # of a proposed number, as it becomes part of a folder's name
-MOST_TRIED = 1000  # combinations, before a search in which none of them can be a run is refused
+MOST_TRIED = 1000  # combinations of settings, of which a search needs one that can be a run
 WIDE = 10  # times as large: from here on a range of positive numbers is searched by its logarithm
 
 
@@ -62,15 +62,26 @@ class Search:
         return kind(low, high, log=low > 0 and high >= WIDE * low)
 
     def _check_together(self):
-        """Raises the first UserError if no combination of the ends of the ranges, and of the lists, can be a run."""
-        errors, ends = [], [values[0] if isinstance(values[0], Range) else values for values in self.free.values()]
-        for choice in itertools.islice(itertools.product(*ends), MOST_TRIED):
+        """Raises the first UserError if no combination of lists, whole numbers and ends of ranges can be a run.
+
+        Where there are more than MOST_TRIED, the others may well be runs.
+        """
+        errors, values = [], [self._tried(found) for found in self.free.values()]
+        for choice in itertools.islice(itertools.product(*values), MOST_TRIED + 1):
             try:
                 Config(**self.fixed, **dict(zip(self.free, choice, strict=True)))
                 return
             except UserError as error:
                 errors.append(error)
-        raise errors[0]
+        if len(errors) <= MOST_TRIED:
+            raise errors[0]
+
+    @staticmethod
+    def _tried(values):
+        if not isinstance(values[0], Range):
+            return values
+        low, high = values[0]
+        return range(low, high + 1)[: MOST_TRIED + 1] if isinstance(low, int) else (low, high)
 
     def _study(self, gs_key, runs_dir=Config.runs_dir, seed=Config.seed, **_):
         path = Path(runs_dir, gs_key, "optuna.db")

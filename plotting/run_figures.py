@@ -97,6 +97,11 @@ def draw_denoising(view):
     return sheets.sheet(pictures, caption, columns=[*times, "u"], axis_names=("t", ""))
 
 
+def decodes_quickly(view):
+    """Whether hundreds of draws of an image can be decoded in seconds, not hours."""
+    return not (view.config.is_autoregressive or view.config.is_deep)
+
+
 FIGURES = (  # of a View
     Figure("input", "Test images of each class in grey, before they are binarized.", draw_input,
            stem="{data_set}_{name}"),
@@ -104,8 +109,7 @@ FIGURES = (  # of a View
            "known.", draw_reconmanifold),
     Figure("reconweighted", "Test images, and images decoded at the mean of q(z|x), at the mean of draws of q(z|x) "
            "weighted by p(x, z) / q(z|x), and at draws chosen by these weights, which tend to p(z|x); below, the "
-           "effective sample size.", draw_reconweighted,
-           lambda view: not (view.config.is_autoregressive or view.config.is_deep)),
+           "effective sample size.", draw_reconweighted, decodes_quickly),
     Figure("manifold", "Images decoded on a grid of latents or, for more than two latent dimensions, on lines between "
            "the posterior means of two test images.", latents.draw_manifold),
     Figure("embedding_z", "One sample of q(z|x) for each test image.", latents.draw_embedding_z),
@@ -113,7 +117,7 @@ FIGURES = (  # of a View
            "prior, with images at their latents.", latents.draw_embedding_mean),
     Figure("embedding_weighted", "For at most a thousand test images, the mean of draws of q(z|x) weighted by p(x, z) "
            "/ q(z|x), which tends to the mean of p(z|x).", latents.draw_embedding_weighted,
-           lambda view: not (view.config.is_autoregressive or view.config.is_deep), costly=True,
+           decodes_quickly, costly=True,
            missing="embedding_weighted is not drawn for deep models and for --network pixel: it would take hours"),
     Figure("snapshots", "The posterior means of the test images, in one plane, with the weights of each epoch that "
            "--snapshot_epochs kept.", latents.draw_snapshots, lambda view: bool(view.run.snapshots)),
@@ -143,8 +147,7 @@ FIGURES = (  # of a View
            "the most likely images.", scores.draw_likelihood, lambda view: view.evaluation is not None,
            missing="likelihood is not drawn: these weights have no score on test images yet; run evaluate.py first"),
     Figure("estimates", "Estimates of the mean log p(x) of some test images by the number of samples, and its value by "
-           "quadrature where there is one.", scores.draw_estimates,
-           lambda view: not (view.config.is_autoregressive or view.config.is_deep), costly=True,
+           "quadrature where there is one.", scores.draw_estimates, decodes_quickly, costly=True,
            missing="estimates are not drawn for deep models and for --network pixel: it would take hours"),
 )  # fmt: skip
 FIGURES_ON = (  # of two Views of a run, on its own images and on others

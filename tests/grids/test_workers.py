@@ -431,6 +431,13 @@ def test_a_flag_beside_a_preset_takes_settings_of_the_other_objective_away():
     assert [other.step_rule for other in of_chains] == ["variance"] * 2
 
 
+def test_a_search_may_have_ends_that_are_no_run(tmp_path, monkeypatch):
+    """8 groups need a number of samples that they divide."""
+    lists = {"objective": ["piwae"], "num_samples": [Range(10, 100)], "lr": [1e-3]}
+    found, _ = study(tmp_path, monkeypatch, 40, **lists)
+    assert next(found).num_samples % 8 == 0
+
+
 def test_processes_of_a_grid_know_the_files_of_classes(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("x = 1\n")
@@ -441,9 +448,8 @@ def test_processes_of_a_grid_know_the_files_of_classes(tmp_path):
 
 
 def test_an_address_of_a_cluster_is_no_empty_text(tmp_path, capfd):
-    pytest.importorskip("ray")
     assert train.main([*words(tmp_path, 1, 2), "--cluster", ""]) == 2
-    assert "--cluster : no address" in capfd.readouterr().err
+    assert "--cluster has an empty address" in capfd.readouterr().err
 
 
 def test_gpus_are_shared_out(monkeypatch):
