@@ -1,5 +1,6 @@
 """Runs of a grid on a Ray cluster: each is a task that asks for CPUs and GPUs and survives the loss of its node."""
 
+import os
 import signal
 import socket
 import time
@@ -66,24 +67,31 @@ class Tasks:
     def start(self, config, slot, again=False):
         """Starts a run and returns its Task."""
         words, path = [*words_of(config), *self.words], config.path.absolute()
-        return Task(self.ray, self.remote.remote(words, self.environment, self.log(config), path))
+        log = self.log(config)
+        return Task(self.ray, self.remote.remote(words, self.environment, log, path, os.getcwd()), log)
 
 
 class Task:
-    """The task of a run, with the methods of a Popen that grids use: poll, terminate, kill and wait."""
+    """The task of a run, with the methods of a Popen that grids use: poll, terminate, kill and wait.
 
-    def __init__(self, ray, reference):
-        self.ray, self.reference, self.code = ray, reference, None
+    Where Ray could not run it, or lost its node, process or memory more than RETRIES times, its log ends with why.
+    """
+
+    def __init__(self, ray, reference, log):
+        self.ray, self.reference, self.log, self.code = ray, reference, log, None
 
     def poll(self):
         if self.code is None and self.ray.wait([self.reference], timeout=0)[0]:  # it no longer runs or waits for room
             errors = self.ray.exceptions
             try:
                 self.code = self.ray.get(self.reference)
-            except (errors.TaskCancelledError, errors.RayTaskError):
+            except errors.TaskCancelledError:
                 self.code = STOPPED
-            except errors.RayError:  # node, process or memory was lost more than RETRIES times
-                self.code = -signal.SIGKILL
+            except errors.RayError as error:
+                said = str(getattr(error, "cause", None) or error).strip().splitlines()
+                with open(self.log, "a", encoding="utf-8") as log:
+                    print(f"error: {said[0] if said else type(error).__name__}", file=log)
+                self.code = 1
         return self.code
 
     def terminate(self):
@@ -97,15 +105,15 @@ class Task:
             time.sleep(workers.TICK)
 
 
-def trained(words, environment, log, path):
-    """Trains a run on a node, with these words, and returns the exit code.
+def trained(words, environment, log, path, folder):
+    """Trains a run on a node, with these words, in the folder where the command was given, and returns the exit code.
 
     `path` is the run's folder: if another process still holds it, as one that has lost its node, that must end first.
     """
     deadline = time.monotonic() + RELEASED
     while is_held(path) and time.monotonic() < deadline:
         time.sleep(1)
-    process = workers.train(words, environment, log=log)
+    process = workers.train(words, environment, log=log, folder=folder)
     try:
         while (code := process.poll()) is None:
             time.sleep(workers.TICK)

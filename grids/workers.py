@@ -35,14 +35,17 @@ def log_of(config):
     return path
 
 
-def train(words, environment=None, cores=(), log=None):
+def train(words, environment=None, cores=(), log=None, folder=None):
     """Starts `train.py` with these words and returns the Popen. Its output is appended to `log`, or shown here.
+
+    `folder`: where relative paths begin, here by default.
 
     The process gets a session of its own, so that Ctrl-C in the terminal reaches it only through `terminate`. Its
     standard input is a pipe: when this process dies, the pipe closes, and the training ends as with SIGTERM.
     """
     command = [sys.executable, "-u", str(TRAIN), "--worker", *words]  # -u: the log of a killed process is complete
     options = {"stdin": subprocess.PIPE, "env": os.environ | (environment or {}), "start_new_session": True}
+    options["cwd"] = folder
     with open(log, "ab") if log else contextlib.nullcontext() as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)
     if cores and hasattr(os, "sched_setaffinity"):  # before the process starts threads, which inherit this

@@ -25,7 +25,7 @@ SOURCES = {
     for room in MAY_IMPORT
     for path in ([ROOT / f"{room}.py"] if room in SCRIPTS else (ROOT / room).rglob("*.py"))
 }
-MOST_LINES, MOST_IN_FUNCTION, MOST_IN_ALL = 400, 40, 18_040
+MOST_LINES, MOST_IN_FUNCTION, MOST_IN_ALL = 400, 40, 18_070
 
 
 def imported(source, module):
