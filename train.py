@@ -46,6 +46,8 @@ RULES = [
       for name in SEVERAL],
     Rule("plot", lambda args: getattr(args, "distribute", "none") == "processes",
          "does not go with --distribute processes, as one of them would draw alone; run plot.py afterwards"),
+    *excludes("gs_key", "refit_prior", reason="whose run lies beside RUN"),
+    *excludes("runs_dir", "refit_prior", reason="whose run lies beside RUN"),
     *excludes("overwrite", "cluster", reason="as a run that loses its node would begin again instead of resuming"),
 ]  # fmt: skip
 

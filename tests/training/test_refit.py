@@ -110,6 +110,8 @@ def test_a_stopped_refit_resumes_without_its_source(source, tmp_path, monkeypatc
         (["mog", "RUN", "--precision", "mixed_float16"], "cannot be given with --refit_prior"),
         (["mog", "RUN", "--init_from", "RUN"], "cannot be given with --refit_prior"),
         (["mog", "RUN", "--jobs", 2], "--jobs 2 cannot be given with --refit_prior"),
+        (["mog", "RUN", "--gs_key", "key"], "does not go with --refit_prior, whose run lies beside RUN"),
+        (["mog", "RUN", "--runs_dir", "new"], "--runs_dir new does not go with --refit_prior"),
         (["mog", "RUN", "--resume", "RUN"], "cannot be given with --resume"),
         (["mog", "RUN", "--lr", 1, 2], "--lr 1.0 2.0 is more than the one value that --refit_prior takes"),
         (["mog", "RUN", "--num_couplings", 8], "--num_couplings 8 does not go with --prior mog, but with flow"),
@@ -118,7 +120,8 @@ def test_a_stopped_refit_resumes_without_its_source(source, tmp_path, monkeypatc
 )
 def test_what_cannot_be_fitted_is_refused(source, tmp_path, capfd, words, expected):
     words = [source.path if word == "RUN" else word for word in words]
-    refused(capfd, train.main, ["--refit_prior", *words, "--runs_dir", tmp_path / "new"], expected, tmp_path / "new")
+    refused(capfd, train.main, ["--refit_prior", *words], expected)
+    assert list(tmp_path.iterdir()) == [source.path]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +137,8 @@ def test_a_source_that_is_not_whole_is_refused(source, tmp_path, capfd, file, ch
         (source.path / file).unlink()
     else:
         (source.path / file).write_text(json.dumps(read(source.path / file) | change))
-    words = ["--refit_prior", "mog", source.path, "--runs_dir", tmp_path / "new"]
-    refused(capfd, train.main, words, expected, tmp_path / "new")
+    refused(capfd, train.main, ["--refit_prior", "mog", source.path], expected)
+    assert list(tmp_path.iterdir()) == [source.path]
 
 
 def test_a_deep_run_is_refused(tmp_path):
