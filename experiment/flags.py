@@ -196,11 +196,16 @@ def chosen_runs(args):
     if bool(args.runs) == bool(args.gs_key):
         raise UserError("name either the folders of runs or a grid search with --gs_key")
     if args.runs:
-        return [_with_weights(path, args.data_dir) for path in _without_others(args.runs)]
+        runs = [Run(path, args.data_dir) for path in _without_others(args.runs)]
+        without = [str(run.path) for run in runs if not run.weights.is_file()]
+        if 0 < len(without) < len(runs):  # as in RUNS_DIR/*
+            print(f"warning: left out, as they have no weights yet: {', '.join(without)}", file=sys.stderr)
+            runs = [run for run in runs if run.weights.is_file()]
+        return [_with_weights(run) for run in runs]
     runs = []
     for folder in grid_folders(args):
         try:
-            runs.append(_with_weights(folder, args.data_dir))
+            runs.append(_with_weights(Run(folder, args.data_dir)))
         except UserError as error:  # the others of the group are worth having
             print(f"warning: left out: {error}", file=sys.stderr)
     if not runs:
@@ -223,10 +228,9 @@ def grid_folders(args):
     return [config.parent for config in sorted(Path(args.runs_dir, args.gs_key).glob("[!.]*/config.json"))]
 
 
-def _with_weights(path, data_dir):
-    run = Run(path, data_dir)
+def _with_weights(run):
     if not run.weights.is_file():
-        raise UserError(f"{path} has no weights yet (it is {run.state}); train it for at least one epoch")
+        raise UserError(f"{run.path} has no weights yet (it is {run.state}); train it for at least one epoch")
     if run.state != "finished":
-        print(f"warning: {path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
+        print(f"warning: {run.path} is {run.state}, not finished; its best weights so far are taken", file=sys.stderr)
     return run

@@ -239,6 +239,12 @@ def test_what_is_no_run_is_left_out_where_runs_are_named_beside_it(tmp_path, cap
     assert len(chosen_runs(parser.parse_args(names))) == 2
     said = f"left out, as no config.json is found in them: {tmp_path / 'logs'}, {tmp_path / 'ranking.csv'}\n"
     assert capsys.readouterr().err.startswith(f"warning: {said}")
+    new = Config(data_set="digits", runs_dir=str(tmp_path), seed=2)  # whose first epoch is still to come
+    experiment.create(new, new.path, data.load("digits"))
+    assert [run.config.seed for run in chosen_runs(parser.parse_args([str(new.path), *names]))] == [0, 1]
+    assert f"warning: left out, as they have no weights yet: {new.path}\n" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"seed2 has no weights yet \(it is "):
+        chosen_runs(parser.parse_args([str(new.path)]))
     for words, no_run in ((names[-2:], "logs"), ([*names, str(tmp_path / "typo")], "typo")):
         with pytest.raises(UserError, match=f"{no_run} is no run: it has no readable config.json"):
             chosen_runs(parser.parse_args(words))
