@@ -12,6 +12,7 @@ import experiment
 import models
 from experiment.differences import alike, groups, labels
 from plotting import curves, planes, scores, sheets
+from plotting.latents import PRIOR
 from plotting.output import Figure
 from plotting.style import PALETTE, decimals, new_figure, style
 from plotting.view import AGGREGATED
@@ -183,11 +184,14 @@ def draw_densities(members):
     figure = new_figure(3.1 * min(PANELS, len(shown)), 3.1 * rows, layout="constrained")
     for number, (name, one) in enumerate(shown, 1):
         aggregate, prior = one.densities
-        axes = figure.add_subplot(rows, min(PANELS, len(shown)), number)
+        axes = figure.add_subplot(rows, min(PANELS, len(shown)), number, xlabel="z[0]", ylabel="z[1]")
         axes.set_title(f"{name}\n{prior.outside(aggregate, INSIDE):.0%} of p(z) in holes")
         level = planes.mass_levels(aggregate.log_p, (0.5,))[0]
         planes.shade(axes, aggregate, 2 * np.exp(level - aggregate.log_p.max()), levels=())  # peaks may be black
         planes.draw_levels(axes, prior, planes.SHARES, colors=PALETTE[3])
+    axes.fill_between([], [], color="0.6", label="aggregated posterior")
+    axes.plot([], [], color=PALETTE[3], linewidth=0.7, label=PRIOR)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -65,8 +65,11 @@ def test_densities_are_drawn_of_runs_that_have_a_plane():
     members = [member(prior=prior)._replace(densities=(one, one)) for prior in ("standard", "vamp", "mog")]
     members.append(member(model="hvae"))
     assert figure.applies(members) and not figure.applies(members[2:])
-    titles = [axes.get_title(loc="left") for axes in figure.draw(members).axes]
+    drawn = figure.draw(members)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes]
     assert titles == [f"{name}\n5% of p(z) in holes" for name in ("vae, standard", "vae, vamp", "vae, mog")]
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn.axes} == {("z[0]", "z[1]")}
+    assert texts(drawn.legends[0].get_texts()) == ["aggregated posterior", "prior (50, 80, 95 %)"]
 
 
 def test_distributions_of_log_px_are_drawn_of_runs_with_scores():
