@@ -75,17 +75,26 @@ class Tracked(keras.callbacks.Callback):
             with self.writer.instead():
                 named = weights.values(named_weights(self.model))
             self.trackers.tell("histograms", {f"weights/{name}": one for name, one in named.items()}, epoch + 1)
-        if self._is_drawn(epoch + 1):
-            self.draws = False  # from now on, if they cannot be drawn
-            with tracking.leaving_out("pictures"), self.writer.instead():
-                self.painter = self.painter or Painter(self.model, self.config.seed)
-                pictures = self.painter.paint(self.validation[:COPIES], self.placement)
-                self.trackers.tell("pictures", pictures, epoch + 1)
-                self.draws = True
+        if self._is_due(epoch + 1):
+            self._draw(epoch + 1)
 
-    def _is_drawn(self, epoch):
+    def on_train_end(self, logs=None):
+        last = len(self.writer.rows)
+        if self.trackers.active and self.model.stop_training and not self._is_due(last):  # --patience is over
+            self._draw(last)
+
+    def _is_due(self, epoch):
         often = max(1, round(self.config.epochs / 10))
-        return self.draws and (epoch in (1, self.config.epochs) or epoch % often == 0)
+        return epoch in (1, self.config.epochs) or epoch % often == 0
+
+    def _draw(self, epoch):
+        if not self.draws:
+            return
+        self.draws = False  # from now on, if they cannot be drawn
+        with tracking.leaving_out("pictures"), self.writer.instead():
+            self.painter = self.painter or Painter(self.model, self.config.seed)
+            self.trackers.tell("pictures", self.painter.paint(self.validation[:COPIES], self.placement), epoch)
+            self.draws = True
 
     def __exit__(self, kind, error, _):
         if kind is None:

@@ -280,11 +280,19 @@ def test_pictures_are_drawn_at_both_ends_and_some_ten_times_between(tmp_path):
     def drawn(**settings):
         writer = RunWriter(tmp_path, Config(**settings), None)
         one = Tracked(writer, None)
-        return [epoch for epoch in range(1, writer.config.epochs + 1) if one._is_drawn(epoch)]
+        return [epoch for epoch in range(1, writer.config.epochs + 1) if one.draws and one._is_due(epoch)]
 
     assert drawn(epochs=1) == [1] and drawn(epochs=12) == list(range(1, 13))
     assert drawn(epochs=250) == [1, *range(25, 251, 25)]
     assert drawn(epochs=3, network="pixel", prior="vamp", model="hvae") == []
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+def test_pictures_are_drawn_of_the_epoch_after_which_patience_stops(on, tmp_path):
+    path = fit.train(config(tmp_path, epochs=100, patience=1, lr=1e-12))
+    last = len(experiment.load(path).history["epoch"])
+    assert 1 < last < 10 and [one.step for one in accumulated(path).Images("samples")] == [1, last]
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (8, 6)), (2, (8, 6)), (3, (8, 6, 3))])
