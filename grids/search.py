@@ -117,6 +117,7 @@ class Search:
                 continue
             if config in self.configs:  # proposed before, as whole numbers often are
                 self._tell(trial.number, self._value(config))
+                print(f"trial {trial.number} repeats trial {self.configs[config]}", flush=True)
                 continue
             self.configs[config] = trial.number
             if not leaderboard.is_finished(config):

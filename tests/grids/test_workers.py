@@ -341,7 +341,9 @@ def test_what_fails_counts_and_what_cannot_be_is_left_out(tmp_path, monkeypatch,
     assert len(trials) == 16 and set(trials) == {"COMPLETE", "FAIL", "RUNNING"}
     assert {t.params["latent_dim"] for t in found.study.trials if t.state.name == "RUNNING"} == {3}  # to be tried again
     assert 3 not in {t.params["latent_dim"] for t in found.study.trials if t.state.name == "COMPLETE"}
-    assert "is too small: hvae needs at least 2" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "is too small: hvae needs at least 2" in out
+    assert out.count(" repeats trial ") == 16 - out.count(" is skipped: ") - len(found.configs)
     assert {config.latent_dim for config in found.configs} <= {1, 2, 3} and len(found.configs) <= 5
     assert found.best in ("--latent_dim 1 --model vae", "--latent_dim 2 --model vae", "--latent_dim 2 --model hvae")
 
