@@ -48,7 +48,7 @@ def cells_of(row, costs):
     if results:
         scores = [one["fitted"] for one in results]
         cells = [paper_table.log_px(scores, "bernoulli"), paper_table.elbo(scores), paper_table.active_units(scores)]
-        trained = [f"{mean(paper_table.minutes_of(results)):.0f}", results[0]["hardware"]]
+        trained = [f"{mean(paper_table.minutes_of(results)):.0f}", results_page.machines_of(results)]
     spent = [""] * 3
     if cost := costs.get(row):
         spent = [f"{cost['seconds']:.3f}", f"{cost['seconds'] / costs['elbo']['seconds']:.1f}", f"{cost['mib']:.0f}"]

@@ -149,7 +149,7 @@ def cells_of(name):
         rates,
         units,
         f"{result['status']['seconds'] / 60:.0f}",
-        result["hardware"],
+        results_page.machines_of([result]),
     ]
 
 

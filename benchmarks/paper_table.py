@@ -135,7 +135,7 @@ def cells_of(name):
     scores = [log_px([one.get(score) for one in results], config.observation) for score in SCORES]
     scores += [doubtful([one.get("fitted") for one in results]), elbo(metrics), active_units(metrics)]
     scores.append(f"{mean(one['ess_median'] for one in metrics):.0f}")
-    trained = [len(results), backends(results), f"{mean(minutes_of(results)):.0f}", results[0]["hardware"]]
+    trained = [len(results), backends(results), f"{mean(minutes_of(results)):.0f}", results_page.machines_of(results)]
     return [*what, *scores, preset.expected, *trained]
 
 

@@ -201,7 +201,7 @@ def cells_of(data_set, latent_dim, prior, ratios):
     cells += [f"{mean(one['distances']['fid'] for one in metrics):.2f}"]
     cells += [f"{mean(used):.0f}" if None not in used and not any(map(math.isnan, used)) else ""]
     cells += [f"{ratios[prior]:.2f}" if ratios else "", len(results)]
-    return [*cells, f"{mean(one['status']['seconds'] for one in results) / 60:.1f}", results[0]["hardware"]]
+    return [*cells, f"{mean(one['status']['seconds'] for one in results) / 60:.1f}", results_page.machines_of(results)]
 
 
 def part(data_set, latent_dim):

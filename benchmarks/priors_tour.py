@@ -92,7 +92,7 @@ def cells_of(prior):
     cells = [f"`{prior}`", f"{metrics['log_px']:.2f}", difference, f"{metrics['elbo']:.2f}", f"{metrics['rate']:.2f}"]
     cells += [f"{metrics['marginal_kl']:.2f}", f"{result['in_holes']:.0%}"]
     cells += [f"{used:.0f} of {SETTINGS['num_pseudo_inputs']}" if used and not math.isnan(used) else ""]
-    return [*cells, f"{result['seconds'] / 60:.1f}", result["hardware"]]
+    return [*cells, f"{result['seconds'] / 60:.1f}", results_page.machines_of([result])]
 
 
 def part():

@@ -151,7 +151,7 @@ def cells_of(config, result):
     cells += [f"{metrics[name]:.2f}" for name in ("elbo", "rate", "marginal_kl")]
     cells += [active_units([metrics]), metrics["doubtful"]]
     cells += [f"{used:.0f} of {config.num_pseudo_inputs}" if used else "", f"{minutes_of(result):.1f}"]
-    return [*cells, f"{metrics['seconds'] / 60:.1f}", result["hardware"]]
+    return [*cells, f"{metrics['seconds'] / 60:.1f}", results_page.machines_of([result])]
 
 
 def about(results):

@@ -44,14 +44,21 @@ def check_same(path, about):
             sys.exit(f"{path} has rows of {name} {before.get(name)}, and these would be of {value}: move it away first")
 
 
-def table(header, alignment, rows):
-    """A Markdown table whose last column is the hardware: a letter in each row, and a line that explains the letters.
+def machines_of(results):
+    """The machines of the results of a row, which may be several seeds: a tuple, each once."""
+    return tuple(dict.fromkeys(one["hardware"] for one in results))
 
-    `alignment` has a letter for each column: l (left) or r (right).
+
+def table(header, alignment, rows):
+    """A Markdown table whose last column is the hardware, and a line that explains its letters.
+
+    `alignment` has a letter for each column: l (left) or r (right). A row ends with its `machines_of`, or something
+    empty.
     """
-    machines = list(dict.fromkeys(row[-1] for row in rows if row[-1]))
+    machines = dict.fromkeys(machine for row in rows for machine in row[-1])
     letters = {machine: chr(ord("a") + index) for index, machine in enumerate(machines)}
     lines = [f"| {' | '.join(header)} |", f"|{''.join('---:|' if one == 'r' else '---|' for one in alignment)}"]
-    lines += [f"| {' | '.join(map(str, [*cells, letters.get(machine, '')]))} |" for *cells, machine in rows]
+    named = [[*cells, ", ".join(sorted(letters[machine] for machine in several))] for *cells, several in rows]
+    lines += [f"| {' | '.join(map(str, cells))} |" for cells in named]
     said = "; ".join(f"{letter}: {machine}" for machine, letter in letters.items())
     return "\n".join([*lines, "", f"Hardware {said}.", ""])

@@ -86,7 +86,7 @@ def test_several_seeds_become_mean_and_standard_deviation(monkeypatch, tmp_path)
         (tmp_path / f"paper_staticmnist_vae_vamp_seed{seed}.json").write_text(json.dumps(result))
     cells = paper_table.cells_of("staticmnist_vae_vamp")
     assert cells[:6] == ["`staticmnist_vae_vamp`", 500, "-86.00 ± 1.4", "-85.00 ± 1.4", "3.5 of 9", "-90.00"]
-    assert cells[6:8] == ["20.5 + 7 of 80", "12"] and cells[9:] == [2, "jax", "10", "a machine"]
+    assert cells[6:8] == ["20.5 + 7 of 80", "12"] and cells[9:] == [2, "jax", "10", ("a machine",)]
 
 
 def test_what_was_not_scored_is_left_empty(monkeypatch):
@@ -103,10 +103,11 @@ def test_a_row_names_where_it_was_scored_if_that_was_elsewhere():
 
 
 def test_a_machine_is_named_once_below_a_table():
-    rows = [["x", "here"], ["y", ""], ["z", "there"], ["w", "here"]]
+    seeds = results_page.machines_of([{"hardware": "there"}, {"hardware": "here"}, {"hardware": "there"}])
+    rows = [["x", ("here",)], ["y", ""], ["z", ("there",)], ["w", seeds]]
     lines = results_page.table(("row", "hardware"), "lr", rows).splitlines()
     assert lines[:2] == ["| row | hardware |", "|---|---:|"]
-    assert lines[2:] == ["| x | a |", "| y |  |", "| z | b |", "| w | a |", "", "Hardware a: here; b: there."]
+    assert lines[2:] == ["| x | a |", "| y |  |", "| z | b |", "| w | a, b |", "", "Hardware a: here; b: there."]
 
 
 def test_a_score_of_other_weights_is_none(monkeypatch, tmp_path):
@@ -150,7 +151,7 @@ def test_a_row_of_bounds_says_what_was_measured(monkeypatch, tmp_path):
     (tmp_path / "paper_bounds_iwae5_seed0.json").write_text(json.dumps(result))
     cells = bounds_table.cells_of("iwae5", costs)
     assert cells[:5] == ["`iwae5`", "-85.50 ± 0.02", "-90.00", "20 of 50", "0.050"]
-    assert cells[5:7] == ["2.5", "912"] and cells[8:] == ["2", "a machine"]
+    assert cells[5:7] == ["2.5", "912"] and cells[8:] == ["2", ("a machine",)]
     cells = bounds_table.cells_of("elbo", {})
     assert cells[1] == "not run here" and not any([*cells[2:7], *cells[8:]])
 
@@ -180,7 +181,7 @@ def test_priors_are_compared_seed_by_seed_and_seeds_have_a_spread(monkeypatch, t
     assert cells()[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", ""]
     put("vamp", 1, -133.3, 300)
     assert cells()[:4] == ["`mog`", "-134.50 ± 0.71", "+0.60 ± 0.14", "-0.60 ± 0.14"]
-    assert cells()[4:] == ["1", "-141.00", "6.00", "0.90", "3.00", "401", "1.25", 2, "1.0", "a machine"]
+    assert cells()[4:] == ["1", "-141.00", "6.00", "0.90", "3.00", "401", "1.25", 2, "1.0", ("a machine",)]
     assert len(cells()) == len(priors_table.HEADER) and "| `mog` | +0.60 ± 0.14 |" in priors_table.best()
     assert priors_table.cells_of("staticmnist", 2, "vamp", {})[3] == ""
     assert priors_table.cells_of("staticmnist", 2, "standard", {})[2:4] == ["", ""]
