@@ -169,13 +169,13 @@ def doubtful(scores):
     """How many images have no log p(x) that can be trusted, the mean over seeds, of how many; or nothing."""
     if None in scores:
         return ""
-    return f"{mean(one['doubtful'] for one in scores):g} of {scores[0]['num_images']}"
+    return f"{round(mean(one['doubtful'] for one in scores), 1):g} of {scores[0]['num_images']}"
 
 
 def active_units(metrics):
     """The active units of each layer, the top one first, the mean over seeds, of how many there are: 38 + 25 of 80."""
     layers = zip(*(one["active_units"] for one in metrics), strict=True)
-    return f"{' + '.join(f'{mean(layer):g}' for layer in layers)} of {sum(metrics[0]['units'])}"
+    return f"{' + '.join(f'{round(mean(layer), 1):g}' for layer in layers)} of {sum(metrics[0]['units'])}"
 
 
 def table():
