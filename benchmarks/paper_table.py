@@ -185,10 +185,11 @@ def table():
 
 
 def best():
-    """The README's table: of the rows BEST, the scores, the reference and the minutes of training."""
-    columns = [HEADER.index(name) for name in ("ROW", "log p(x) by q", "log p(x)", "reference", "training, min")]
+    """The README's table: of the rows BEST, the scores, the reference, the seeds and the minutes of training."""
+    shown = ("ROW", "log p(x) by q", "log p(x)", "reference", "seeds", "training, min")
+    columns = [HEADER.index(name) for name in shown]
     lines = [[cells_of(name)[column] for column in (*columns, -1)] for name in BEST]
-    return results_page.table([*(HEADER[column] for column in columns), "hardware"], "lrrlrl", lines)
+    return results_page.table([*(HEADER[column] for column in columns), "hardware"], "lrrlrrl", lines)
 
 
 def write():
